@@ -1,0 +1,99 @@
+"""What runs cells: the port. ``docker`` and ``process`` stand behind it.
+
+A runtime keeps the *order* (the contract's message, whole) beside each cell it makes, in a label or a file, so
+that an agent that starts again finds its cells with everything it needs to know about them.
+
+All methods are idempotent by cell id, none blocks the event loop, and each is bounded in time.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from galactica.v1 import cell_pb2, link_pb2
+
+LAST_LINES = 50
+LINE_CHARACTERS = 1_000
+
+
+class RuntimeFailure(Exception):
+    """The runtime could not do it; the message is for people and names what to do where that is known."""
+
+
+class StartFailed(RuntimeFailure):
+    """The cell could not be started: no such image, port taken, command not found. Nothing of it is left behind."""
+
+
+class RuntimeUnavailable(RuntimeFailure):
+    """The engine does not answer. Says nothing about the cells."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A cell that was started. ``endpoints``: port name to "host:port". ``started_at``: Unix seconds."""
+
+    runtime_id: str
+    endpoints: dict[str, str]
+    started_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A cell that the runtime has: running, or ended and not yet removed (then with its autopsy)."""
+
+    order: link_pb2.Order
+    running: Running | None
+    autopsy: cell_pb2.Autopsy | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """A cell ended by itself. It still exists, as a corpse, until it is removed."""
+
+    cell_id: str
+    autopsy: cell_pb2.Autopsy
+
+
+@dataclass(frozen=True, slots=True)
+class Relisted:
+    """The watch was interrupted (an engine went away and came back); this is everything there is now."""
+
+    found: tuple[Found, ...] = field(default_factory=tuple)
+
+
+class Progress(Protocol):
+    """Called with a line for people while a start takes its time."""
+
+    def __call__(self, text: str, /) -> None: ...
+
+
+class Runtime(Protocol):
+    kind: cell_pb2.RuntimeKind
+
+    async def list(self) -> Sequence[Found]:
+        """Every cell of this fleet that exists here. Raises RuntimeUnavailable."""
+
+    async def start(self, order: link_pb2.Order, progress: Progress) -> Running:
+        """Make and start the cell. Where it runs already, tell of it. Raises StartFailed, RuntimeUnavailable."""
+
+    async def stop(self, cell_id: str, signal: str, grace_seconds: float) -> None:
+        """Ask the cell to end, end it after the grace, remove all of it. Fine where there is none.
+
+        Raises RuntimeUnavailable."""
+
+    def watch(self) -> AsyncIterator[Exited | Relisted]:
+        """Deaths as they happen, without polling. Cells that ``stop`` ended are not told of."""
+
+    def logs(self, cell_id: str, tail: int, *, follow: bool) -> AsyncIterator[bytes]:
+        """What the cell wrote (stdout and stderr): the last ``tail`` lines, then what comes. Raises RuntimeFailure."""
+
+    async def execute(self, cell_id: str, command: Sequence[str], timeout_seconds: float) -> tuple[int, str]:
+        """Run a command inside the cell: exit code and the last line of its output.
+
+        Raises TimeoutError (the command was ended), RuntimeFailure."""
+
+    async def ping(self) -> float | None:
+        """Round trip to the engine in seconds; None where there is no engine. Raises RuntimeUnavailable."""
+
+    async def close(self) -> None:
+        """Let go of engine and files. Cells live on."""

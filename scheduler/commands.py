@@ -1,0 +1,30 @@
+"""Intents: what goes out to an agent once the facts behind it are durable. There are two verbs.
+
+Both are idempotent by cell id and may be sent any number of times.
+"""
+
+from msgspec import Struct
+
+from scheduler.model import Spec
+
+
+class Order(Struct, frozen=True):
+    server: str
+    cell: str
+    digest: str
+    spec: Spec
+
+
+class Decommission(Struct, frozen=True):
+    server: str
+    cell: str
+    reason: str
+
+
+class Resync(Struct, frozen=True):
+    """Ask an agent to report everything: something that it sent did not arrive."""
+
+    server: str
+
+
+Command = Order | Decommission | Resync

@@ -1,0 +1,419 @@
+"""The values that the scheduler thinks with.
+
+Everything here is frozen. ``Fleet`` is the fold of the journal's events (``transitions.apply``) and holds what
+was *decided*; what is merely *observed* right now is in ``sight``. Maps are persistent (``rpds.HashTrieMap``),
+so that a new fleet shares all but the changed path with the one before it.
+
+Times are Unix seconds as floats on a clock that never goes back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from enum import StrEnum
+
+import msgspec
+from msgspec import Struct
+from rpds import HashTrieMap, HashTrieSet
+
+NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+"""A group's or label-like name: RFC 1123's label, so that it can be a DNS name."""
+
+SERVER_ID = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9._/]{0,126}[A-Za-z0-9])?")
+
+_CELL_ID = re.compile(r"(?P<group>[a-z0-9][-a-z0-9]{0,62})/(?P<slot>\d{1,9})\.(?P<generation>\d{1,9})")
+
+REVISIONS_KEPT = 100
+"""How many specs of a group are remembered; a cell of an older one is outdated whatever it says."""
+
+GRAVES_KEPT = 2_000
+"""How many decommissioned cells stay in memory (and in snapshots); the journal knows more."""
+
+
+class GroupKind(StrEnum):
+    SERVICE = "service"
+
+
+class CellKind(StrEnum):
+    CONTAINER = "container"
+
+
+class RuntimeKind(StrEnum):
+    PROCESS = "process"
+    DOCKER = "docker"
+
+
+class Phase(StrEnum):
+    """Recorded, and only ever advances (skips allowed)."""
+
+    ORDERED = "ORDERED"
+    BOOTING = "BOOTING"
+    READY = "READY"
+    CONDEMNED = "CONDEMNED"
+    DRAINING = "DRAINING"
+    DECOMMISSIONED = "DECOMMISSIONED"
+
+
+PHASE_RANK = {phase: rank for rank, phase in enumerate(Phase)}
+
+
+class Health(StrEnum):
+    """What a verdict says. Derived from evidence at a moment, never recorded as a phase."""
+
+    HEALTHY = "healthy"
+    SUSPECT = "suspect"
+    SICK = "sick"
+    DEAD = "dead"
+
+
+class Resources(Struct, frozen=True, omit_defaults=True):
+    """Limits of a cell, or a server's size. 0 means none stated."""
+
+    cpu_millis: int = 0
+    memory_bytes: int = 0
+    pids: int = 0
+
+
+class HttpProbe(Struct, frozen=True, tag="http"):
+    port: str
+    path: str = "/"
+
+
+class TcpProbe(Struct, frozen=True, tag="tcp"):
+    port: str
+
+
+class ExecProbe(Struct, frozen=True, tag="exec"):
+    command: tuple[str, ...]
+
+
+class GrpcProbe(Struct, frozen=True, tag="grpc"):
+    port: str
+    service: str = ""
+
+
+Probe = HttpProbe | TcpProbe | ExecProbe | GrpcProbe
+
+
+class HealthSpec(Struct, frozen=True):
+    """How a cell is probed. ``probe`` None: a cell that runs is healthy."""
+
+    probe: Probe | None = None
+    every_seconds: float = 1.0
+    timeout_seconds: float = 1.0
+    sick_after: int = 3
+    boot_within_seconds: float = 60.0
+
+
+class Stop(Struct, frozen=True):
+    signal: str = "SIGTERM"
+    grace_seconds: float = 10.0
+
+
+class Placement(Struct, frozen=True):
+    """``spread``: "server" (fewest cells of the group first) or "none" (pack)."""
+
+    spread: str = "server"
+    require: dict[str, str] = {}
+
+
+class Spec(Struct, frozen=True):
+    """The immutable description of a cell. Dictionaries are never changed once they are in here."""
+
+    runtime: RuntimeKind
+    image: str = ""
+    command: tuple[str, ...] = ()
+    ports: dict[str, int] = {}
+    env: dict[str, str] = {}
+    resources: Resources = Resources()
+    health: HealthSpec = HealthSpec()
+    stop: Stop = Stop()
+    writable: tuple[str, ...] = ()
+    placement: Placement = Placement()
+
+
+def digest_of(spec: Spec) -> str:
+    """SHA-256 (hex) over the canonical form: JSON, every field, keys sorted."""
+    return hashlib.sha256(msgspec.json.encode(spec, order="deterministic")).hexdigest()
+
+
+class Group(Struct, frozen=True):
+    """A wanted set of identical cells."""
+
+    kind: GroupKind
+    name: str
+    replicas: int
+    spec: Spec
+
+
+class Evidence(Struct, frozen=True):
+    """One observed fact: who says it, what, and when it was so."""
+
+    source: str
+    says: str
+    at: float
+
+
+class Autopsy(Struct, frozen=True, omit_defaults=True):
+    """How a cell died. ``lived_seconds`` counts from its start."""
+
+    reason: str
+    exit_code: int | None = None
+    signal: str = ""
+    oom_killed: bool = False
+    last_lines: tuple[str, ...] = ()
+    lived_seconds: float = 0.0
+
+
+class Verdict(Struct, frozen=True):
+    """A judgement: the name of the rule that matched, what it rests on, and when to look again (None: on news)."""
+
+    health: Health
+    rule: str
+    reason: str
+    evidence: tuple[Evidence, ...] = ()
+    next_look_at: float | None = None
+
+
+class CellId(Struct, frozen=True, order=True):
+    """``group/slot.generation``; never reused."""
+
+    group: str
+    slot: int
+    generation: int
+
+    def __str__(self) -> str:
+        return f"{self.group}/{self.slot}.{self.generation}"
+
+
+def parse_cell_id(text: str) -> CellId | None:
+    """The id that ``text`` spells, None where it spells none. ``01`` is no number here: an id has one spelling."""
+    match = _CELL_ID.fullmatch(text)
+    if match is None:
+        return None
+    parsed = CellId(match["group"], int(match["slot"]), int(match["generation"]))
+    return parsed if str(parsed) == text else None
+
+
+class Cell(Struct, frozen=True):
+    """One disposable unit and its recorded life."""
+
+    id: str
+    group: str
+    slot: int
+    generation: int
+    phase: Phase
+    digest: str
+    revision: int
+    server: str
+    ordered_at: float
+    resources: Resources = Resources()
+    kind: CellKind = CellKind.CONTAINER
+    ready_at: float | None = None
+    condemned_at: float | None = None
+    decommissioned_at: float | None = None
+    condemned_by: str = ""
+    """The rule that condemned it; empty while it is not condemned."""
+    condemned_health: Health | None = None
+    replaces: str = ""
+    replaced_by: str = ""
+    endpoints: dict[str, str] = {}
+    runtime_id: str = ""
+    last_position: int = 0
+    """Journal position of the newest event about it: the cause of what follows from it."""
+
+    @property
+    def is_condemned(self) -> bool:
+        return PHASE_RANK[self.phase] >= PHASE_RANK[Phase.CONDEMNED]
+
+    @property
+    def was_ready(self) -> bool:
+        return self.ready_at is not None
+
+
+class Slot(Struct, frozen=True):
+    """The n-th place of a group: its cells that are not decommissioned, oldest first."""
+
+    cells: tuple[Cell, ...] = ()
+    next_generation: int = 1
+
+    @property
+    def wanted_cell(self) -> Cell | None:
+        """The one cell of the slot that is not condemned, if any."""
+        for cell in reversed(self.cells):
+            if not cell.is_condemned:
+                return cell
+        return None
+
+
+class Tally(Struct, frozen=True):
+    """Counts over a group's slots, kept current by ``transitions`` so that no rule has to count."""
+
+    ready: int = 0
+    """Cells in READY."""
+    booting: int = 0
+    """Cells in ORDERED or BOOTING."""
+    condemned: int = 0
+    """Cells in CONDEMNED or DRAINING."""
+    replacing: int = 0
+    """Slots with a condemned cell that may still run beside its successor or while it waits for one."""
+    outdated: int = 0
+    """Cells that are not condemned and whose digest is not the group's."""
+
+
+class Revision(Struct, frozen=True):
+    number: int
+    digest: str
+    spec: Spec
+
+
+class Backoff(Struct, frozen=True):
+    """Repeated early deaths of one digest. ``not_before`` 0: no hold."""
+
+    digest: str = ""
+    early_deaths: int = 0
+    last_at: float = 0.0
+    not_before: float = 0.0
+
+
+class GroupState(Struct, frozen=True):
+    """A group, its history of specs and its slots. A deleted group stays until its last cell is gone."""
+
+    group: Group
+    digest: str
+    revision: int
+    revisions: tuple[Revision, ...]
+    first_generation: int = 1
+    """Generations of a name that was deleted and applied again go on above the old ones."""
+    slots: HashTrieMap[int, Slot] = HashTrieMap()
+    tally: Tally = Tally()
+    backoff: Backoff = Backoff()
+    per_server: HashTrieMap[str, int] = HashTrieMap()
+    """How many cells of the group that are not decommissioned each server has; zeros are left out."""
+    deleted: bool = False
+    last_position: int = 0
+
+    @property
+    def wanted_slots(self) -> int:
+        return 0 if self.deleted else self.group.replicas
+
+    def spec_of(self, digest: str) -> Spec | None:
+        for revision in reversed(self.revisions):
+            if revision.digest == digest:
+                return revision.spec
+        return None
+
+
+class Server(Struct, frozen=True):
+    """A host whose agent enrolled. A self-joined one that was lost may join again, empty, as its next generation."""
+
+    id: str
+    generation: int
+    phase: Phase
+    labels: dict[str, str] = {}
+    capacity: Resources = Resources()
+    disk_bytes: int = 0
+    runtimes: tuple[RuntimeKind, ...] = ()
+    agent_version: str = ""
+    joined_at: float = 0.0
+    condemned_at: float | None = None
+    condemned_by: str = ""
+    used: Resources = Resources()
+    cells: HashTrieSet[str] = HashTrieSet()
+    """Ids of the cells that are not decommissioned and were placed here."""
+    last_position: int = 0
+
+    @property
+    def takes_cells(self) -> bool:
+        return self.phase is Phase.READY
+
+    @property
+    def is_drained(self) -> bool:
+        """Drained by an operator: it may come back only by enrolling anew."""
+        return self.condemned_by == "operator"
+
+
+class Token(Struct, frozen=True):
+    """A join token. Only the SHA-256 of its secret is kept."""
+
+    id: str
+    secret_sha256: str
+    uses_left: int
+    expires_at: float
+
+
+class Fleet(Struct, frozen=True):
+    """All that was decided: the fold of the journal up to ``position``."""
+
+    position: int = 0
+    at: float = 0.0
+    epoch: int = 0
+    groups: HashTrieMap[str, GroupState] = HashTrieMap()
+    servers: HashTrieMap[str, Server] = HashTrieMap()
+    tokens: HashTrieMap[str, Token] = HashTrieMap()
+    generations: HashTrieMap[str, int] = HashTrieMap()
+    """First unused generation of the names of deleted groups."""
+    graves: HashTrieMap[int, Cell] = HashTrieMap()
+    """The newest decommissioned cells: number of the burial modulo GRAVES_KEPT to cell."""
+    burials: int = 0
+
+    def cell(self, cell_id: str) -> Cell | None:
+        """The cell of that id, if it exists and is not decommissioned."""
+        parsed = parse_cell_id(cell_id)
+        if parsed is None:
+            return None
+        state = self.groups.get(parsed.group)
+        slot = state.slots.get(parsed.slot) if state else None
+        if slot is None:
+            return None
+        for cell in slot.cells:
+            if cell.generation == parsed.generation:
+                return cell
+        return None
+
+
+class SlotKey(Struct, frozen=True, order=True):
+    """The unit of work of a container group."""
+
+    group: str
+    slot: int
+
+
+class ServerKey(Struct, frozen=True, order=True):
+    """The unit of work of a server."""
+
+    server: str
+
+
+Key = SlotKey | ServerKey
+
+
+class Hold(Struct, frozen=True):
+    """Something that would be done but for a rule. ``next_look_at`` None: when news comes."""
+
+    key: Key
+    rule: str
+    reason: str
+    next_look_at: float | None = None
+
+
+class Policy(Struct, frozen=True):
+    """The numbers behind the rules. One value for the whole fleet."""
+
+    beat_seconds: float = 1.0
+    lease_seconds: float = 5.0
+    servers_per_beat_second: int = 1_000
+    """The beat stretches so that no more than about this many beats come in each second."""
+    early_seconds: float = 5.0
+    """A cell that dies before it was READY for so long died early."""
+    backoff_first_seconds: float = 1.0
+    backoff_limit_seconds: float = 60.0
+    backoff_reset_seconds: float = 600.0
+    resend_seconds: float = 3.0
+    """An order or decommission that an attached agent does not show is sent again after so long."""
+    drain_margin_seconds: float = 30.0
+    sick_surge_fraction: float = 0.25
+    """Share of a group's replicas (at least 1) that may be replaced at once while the old cell still runs."""
+    outdated_surge: int = 1
+    """How many cells of a group are replaced at once because they are outdated or on a draining server."""
