@@ -2,10 +2,12 @@
 rebuilt from what agents say when they attach. ``observe`` folds one observation into a sight.
 """
 
+from __future__ import annotations
+
 from enum import StrEnum
 
 from msgspec import Struct
-from rpds import HashTrieMap
+from rpds import HashTrieMap, HashTrieSet
 
 from scheduler.model import Autopsy, Resources, RuntimeKind
 
@@ -96,3 +98,26 @@ class Detached(Struct, frozen=True):
 
 
 Observation = Attached | Reported | Detached
+
+
+class ServerSight(Struct, frozen=True):
+    """One agent's session. ``closed_at`` None: its stream is open."""
+
+    session: str
+    attached_at: float
+    heard_at: float
+    sequence: int = 0
+    closed_at: float | None = None
+    vitals: Vitals | None = None
+    facts: ServerFacts = ServerFacts()
+
+
+class Sight(Struct, frozen=True):
+    """``trusted_since``: silence before this instant (start, a stall of the scheduler itself) counts for nothing."""
+
+    trusted_since: float = 0.0
+    servers: HashTrieMap[str, ServerSight] = HashTrieMap()
+    cells: HashTrieMap[str, CellReport] = HashTrieMap()
+    """The newest report of each cell that exists somewhere, orphans too."""
+    cells_of: HashTrieMap[str, HashTrieSet[str]] = HashTrieMap()
+    """Server id to the ids of the cells that it reports."""
