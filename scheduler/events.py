@@ -6,7 +6,7 @@ added with a default, never renamed or removed, so that every schema ever writte
 
 from msgspec import Struct
 
-from scheduler.model import Autopsy, Evidence, Group, Health, Resources, RuntimeKind
+from scheduler.model import Autopsy, Backoff, Evidence, Group, Health, Resources, RuntimeKind
 
 SCHEMA_VERSION = 1
 
@@ -54,7 +54,7 @@ class CellReady(Event, frozen=True):
 
 
 class CellCondemned(Event, frozen=True):
-    """The decision that a cell must go, with all that it rests on. ``early`` counts towards the group's backoff."""
+    """The decision that a cell must go, with all that it rests on. ``backoff``: where it died early."""
 
     cell: str
     health: Health
@@ -63,7 +63,7 @@ class CellCondemned(Event, frozen=True):
     evidence: tuple[Evidence, ...] = ()
     budget: str = ""
     autopsy: Autopsy | None = None
-    early: bool = False
+    backoff: Backoff | None = None
 
 
 class CellDraining(Event, frozen=True):

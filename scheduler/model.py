@@ -257,7 +257,9 @@ class Tally(Struct, frozen=True):
     condemned: int = 0
     """Cells in CONDEMNED or DRAINING."""
     replacing: int = 0
-    """Slots with a condemned cell that may still run beside its successor or while it waits for one."""
+    """Slots whose condemned cell still runs and waits for a READY successor."""
+    surging: int = 0
+    """Those of them whose successor is ORDERED or BOOTING: cells beyond what is wanted."""
     outdated: int = 0
     """Cells that are not condemned and whose digest is not the group's."""
 
@@ -269,10 +271,11 @@ class Revision(Struct, frozen=True):
 
 
 class Backoff(Struct, frozen=True):
-    """Repeated early deaths of one digest. ``not_before`` 0: no hold."""
+    """Repeated early deaths of one digest. ``level`` grows with each round of them; ``not_before``: hold until then."""
 
     digest: str = ""
     early_deaths: int = 0
+    level: int = 0
     last_at: float = 0.0
     not_before: float = 0.0
 
@@ -319,6 +322,8 @@ class Server(Struct, frozen=True):
     joined_at: float = 0.0
     condemned_at: float | None = None
     condemned_by: str = ""
+    condemned_health: Health | None = None
+    """DEAD: its cells are dead with it. Else it is drained: they are replaced first."""
     used: Resources = Resources()
     cells: HashTrieSet[str] = HashTrieSet()
     """Ids of the cells that are not decommissioned and were placed here."""
@@ -327,6 +332,11 @@ class Server(Struct, frozen=True):
     @property
     def takes_cells(self) -> bool:
         return self.phase is Phase.READY
+
+    @property
+    def is_lost(self) -> bool:
+        """Judged dead; what ran here is dead for the fleet, and an orphan should it ever show up again."""
+        return self.condemned_health is Health.DEAD
 
     @property
     def is_drained(self) -> bool:
@@ -386,7 +396,14 @@ class ServerKey(Struct, frozen=True, order=True):
     server: str
 
 
-Key = SlotKey | ServerKey
+class OrphanKey(Struct, frozen=True, order=True):
+    """A cell that a server shows and that should not be there."""
+
+    server: str
+    cell: str
+
+
+Key = SlotKey | ServerKey | OrphanKey
 
 
 class Hold(Struct, frozen=True):
@@ -396,6 +413,13 @@ class Hold(Struct, frozen=True):
     rule: str
     reason: str
     next_look_at: float | None = None
+
+
+class Tempo(Struct, frozen=True):
+    """How often agents beat, and how long their silence is tolerated."""
+
+    beat_seconds: float
+    lease_seconds: float
 
 
 class Policy(Struct, frozen=True):
@@ -412,8 +436,14 @@ class Policy(Struct, frozen=True):
     backoff_reset_seconds: float = 600.0
     resend_seconds: float = 3.0
     """An order or decommission that an attached agent does not show is sent again after so long."""
-    drain_margin_seconds: float = 30.0
+    relook_seconds: float = 60.0
+    """What is held until news comes is looked at again after so long all the same."""
     sick_surge_fraction: float = 0.25
     """Share of a group's replicas (at least 1) that may be replaced at once while the old cell still runs."""
     outdated_surge: int = 1
     """How many cells of a group are replaced at once because they are outdated or on a draining server."""
+
+    def tempo(self, servers: int) -> Tempo:
+        """Beat and lease for a fleet of that many servers."""
+        beat = max(self.beat_seconds, servers / self.servers_per_beat_second)
+        return Tempo(beat, beat * self.lease_seconds / self.beat_seconds)

@@ -7,9 +7,13 @@ from __future__ import annotations
 from enum import StrEnum
 
 from msgspec import Struct
-from rpds import HashTrieMap, HashTrieSet
+from msgspec.structs import replace
+from rpds import HashTrieMap
 
 from scheduler.model import Autopsy, Resources, RuntimeKind
+
+SILENCE_WORTH_A_LOOK_SECONDS = 2.0
+"""A report that ends a silence this long makes its server news again."""
 
 
 class CellState(StrEnum):
@@ -100,6 +104,13 @@ class Detached(Struct, frozen=True):
 Observation = Attached | Reported | Detached
 
 
+class Told(Struct, frozen=True):
+    """The newest command about a cell in this session."""
+
+    verb: str
+    at: float
+
+
 class ServerSight(Struct, frozen=True):
     """One agent's session. ``closed_at`` None: its stream is open."""
 
@@ -110,6 +121,13 @@ class ServerSight(Struct, frozen=True):
     closed_at: float | None = None
     vitals: Vitals | None = None
     facts: ServerFacts = ServerFacts()
+    reports: HashTrieMap[str, CellReport] = HashTrieMap()
+    """The newest report of each cell that it shows, orphans too."""
+    told: HashTrieMap[str, Told] = HashTrieMap()
+
+    @property
+    def is_open(self) -> bool:
+        return self.closed_at is None
 
 
 class Sight(Struct, frozen=True):
@@ -117,7 +135,94 @@ class Sight(Struct, frozen=True):
 
     trusted_since: float = 0.0
     servers: HashTrieMap[str, ServerSight] = HashTrieMap()
-    cells: HashTrieMap[str, CellReport] = HashTrieMap()
-    """The newest report of each cell that exists somewhere, orphans too."""
-    cells_of: HashTrieMap[str, HashTrieSet[str]] = HashTrieMap()
-    """Server id to the ids of the cells that it reports."""
+
+    def report_of(self, server: str, cell: str) -> CellReport | None:
+        """What that server's agent said last of the cell. No agent is heard about another server's cells."""
+        seen = self.servers.get(server)
+        return None if seen is None else seen.reports.get(cell)
+
+
+class Observed(Struct, frozen=True):
+    """What an observation brought: the new sight, the cells to look at, and whether the server itself is news.
+
+    ``everything``: the whole inventory came, so every cell of the server is news. ``gap``: something that the
+    agent sent is missing and must be asked for.
+    """
+
+    sight: Sight
+    cells: tuple[str, ...] = ()
+    server: bool = False
+    everything: bool = False
+    gap: bool = False
+
+
+def observe(sight: Sight, observation: Observation) -> Observed:
+    """Fold one observation in. Stale sessions and repeated sequence numbers change nothing."""
+    match observation:
+        case Attached():
+            return _attached(sight, observation)
+        case Reported():
+            return _reported(sight, observation)
+        case Detached():
+            return _detached(sight, observation)
+
+
+def _attached(sight: Sight, attached: Attached) -> Observed:
+    seen = ServerSight(
+        session=attached.session,
+        attached_at=attached.at,
+        heard_at=attached.at,
+        facts=attached.facts,
+        reports=HashTrieMap((report.cell, report) for report in attached.inventory),
+    )
+    cells = tuple(report.cell for report in attached.inventory)
+    return Observed(_with(sight, attached.server, seen), cells, server=True, everything=True)
+
+
+def _reported(sight: Sight, reported: Reported) -> Observed:
+    seen = sight.servers.get(reported.server)
+    if seen is None or seen.session != reported.session or not seen.is_open or reported.sequence <= seen.sequence:
+        return Observed(sight)
+    gap = reported.sequence > seen.sequence + 1 and not reported.complete
+    reports = HashTrieMap() if reported.complete else seen.reports
+    for report in reported.cells:
+        reports = reports.insert(report.cell, report)
+    was_silent = reported.at - seen.heard_at > SILENCE_WORTH_A_LOOK_SECONDS
+    seen = replace(
+        seen,
+        heard_at=reported.at,
+        sequence=reported.sequence,
+        vitals=reported.vitals or seen.vitals,
+        reports=reports,
+    )
+    cells = tuple(report.cell for report in reported.cells)
+    sight = _with(sight, reported.server, seen)
+    return Observed(sight, cells, server=was_silent, everything=reported.complete, gap=gap)
+
+
+def _detached(sight: Sight, detached: Detached) -> Observed:
+    seen = sight.servers.get(detached.server)
+    if seen is None or seen.session != detached.session or not seen.is_open:
+        return Observed(sight)
+    return Observed(_with(sight, detached.server, replace(seen, closed_at=detached.at)), server=True)
+
+
+def tell(sight: Sight, server: str, cell: str, verb: str, now: float) -> Sight:
+    """Remember that the cell's agent was told something, so that it is not told again at once."""
+    seen = sight.servers.get(server)
+    if seen is None:
+        return sight
+    return _with(sight, server, replace(seen, told=seen.told.insert(cell, Told(verb, now))))
+
+
+def forget(sight: Sight, server: str, cell: str) -> Sight:
+    """Drop what was seen and told of a cell that is no more."""
+    seen = sight.servers.get(server)
+    if seen is None or (cell not in seen.reports and cell not in seen.told):
+        return sight
+    reports, told = seen.reports.discard(cell), seen.told.discard(cell)
+    return _with(sight, server, replace(seen, reports=reports, told=told))
+
+
+def _with(sight: Sight, server: str, seen: ServerSight) -> Sight:
+    return replace(sight, servers=sight.servers.insert(server, seen))

@@ -1,0 +1,409 @@
+"""``apply(fleet, record) -> fleet``: the only way a fleet comes about, and the one table of phase changes.
+
+Pure and deterministic: replaying a journal gives the same fleet. An illegal transition raises; it means that a
+decision was wrong, and no fleet may be built on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from msgspec.structs import replace
+from rpds import HashTrieMap
+
+from scheduler import events as e
+from scheduler.model import (
+    GRAVES_KEPT,
+    REVISIONS_KEPT,
+    Cell,
+    Fleet,
+    GroupState,
+    Health,
+    Phase,
+    Resources,
+    Revision,
+    Server,
+    Slot,
+    Tally,
+    Token,
+    parse_cell_id,
+)
+
+ALIVE = (Phase.ORDERED, Phase.BOOTING, Phase.READY)
+
+CELL_MOVES: dict[type[e.Event], tuple[tuple[Phase, ...], Phase]] = {
+    e.CellBooting: ((Phase.ORDERED,), Phase.BOOTING),
+    e.CellReady: ((Phase.ORDERED, Phase.BOOTING), Phase.READY),
+    e.CellCondemned: (ALIVE, Phase.CONDEMNED),
+    e.CellDraining: ((Phase.CONDEMNED,), Phase.DRAINING),
+    e.CellDecommissioned: ((Phase.CONDEMNED, Phase.DRAINING), Phase.DECOMMISSIONED),
+}
+"""Event to the phases it may come from and the one it leads to."""
+
+
+class IllegalTransition(Exception):
+    """An event that cannot follow from the fleet as it is."""
+
+
+def apply(fleet: Fleet, record: e.Record) -> Fleet:
+    """The fleet after one more fact. Raises IllegalTransition."""
+    if record.position != fleet.position + 1:
+        raise IllegalTransition(f"record {record.position} does not follow position {fleet.position}")
+    after = _APPLY[type(record.event)](fleet, record, record.event)
+    return replace(after, position=record.position, at=max(fleet.at, record.at))
+
+
+def apply_all(fleet: Fleet, records: Iterable[e.Record]) -> Fleet:
+    for record in records:
+        fleet = apply(fleet, record)
+    return fleet
+
+
+# --- the fleet itself -------------------------------------------------------------------------------------------
+
+
+def _started(fleet: Fleet, record: e.Record, event: e.SchedulerStarted) -> Fleet:
+    if event.epoch <= fleet.epoch:
+        raise IllegalTransition(f"epoch {event.epoch} is not above {fleet.epoch}")
+    return replace(fleet, epoch=event.epoch)
+
+
+def _token_created(fleet: Fleet, record: e.Record, event: e.TokenCreated) -> Fleet:
+    token = Token(event.token, event.secret_sha256, event.uses, event.expires_at)
+    return replace(fleet, tokens=_without_expired(fleet.tokens, record.at).insert(token.id, token))
+
+
+def _without_expired(tokens: HashTrieMap[str, Token], now: float) -> HashTrieMap[str, Token]:
+    for token in list(tokens.values()):
+        if token.expires_at <= now:
+            tokens = tokens.discard(token.id)
+    return tokens
+
+
+def _nothing(fleet: Fleet, record: e.Record, event: e.Event) -> Fleet:
+    """A fact worth keeping that changes no state."""
+    return fleet
+
+
+# --- groups -----------------------------------------------------------------------------------------------------
+
+
+def _group_applied(fleet: Fleet, record: e.Record, event: e.GroupApplied) -> Fleet:
+    name = event.group.name
+    before = fleet.groups.get(name)
+    revision = Revision(event.revision, event.digest, event.group.spec)
+    if before is None:
+        state = GroupState(
+            group=event.group,
+            digest=event.digest,
+            revision=event.revision,
+            revisions=(revision,),
+            first_generation=fleet.generations.get(name) or 1,
+            last_position=record.position,
+        )
+        generations = fleet.generations.discard(name)
+        return replace(fleet, groups=fleet.groups.insert(name, state), generations=generations)
+    revisions = before.revisions
+    if event.revision != before.revision:
+        revisions = (*revisions, revision)[-REVISIONS_KEPT:]
+    state = replace(
+        before,
+        group=event.group,
+        digest=event.digest,
+        revision=event.revision,
+        revisions=revisions,
+        deleted=False,
+        last_position=record.position,
+    )
+    if event.digest != before.digest:
+        state = replace(state, tally=_recount(state))
+    return replace(fleet, groups=fleet.groups.insert(name, state))
+
+
+def _group_deleted(fleet: Fleet, record: e.Record, event: e.GroupDeleted) -> Fleet:
+    state = _group(fleet, event.name, record)
+    return _put_group(fleet, replace(state, deleted=True, last_position=record.position))
+
+
+def _group(fleet: Fleet, name: str, record: e.Record) -> GroupState:
+    state = fleet.groups.get(name)
+    if state is None:
+        raise IllegalTransition(f"{_name(record)}: there is no group {name}")
+    return state
+
+
+def _put_group(fleet: Fleet, state: GroupState) -> Fleet:
+    """Store a group; a deleted one goes with its last cell, leaving only its first unused generation."""
+    name = state.group.name
+    if state.deleted and not (state.tally.ready or state.tally.booting or state.tally.condemned):
+        unused = max((slot.next_generation for slot in state.slots.values()), default=state.first_generation)
+        generations = fleet.generations.insert(name, unused)
+        return replace(fleet, groups=fleet.groups.discard(name), generations=generations)
+    return replace(fleet, groups=fleet.groups.insert(name, state))
+
+
+# --- tallies ----------------------------------------------------------------------------------------------------
+
+
+def _recount(state: GroupState) -> Tally:
+    total = Tally()
+    for slot in state.slots.values():
+        total = _add(total, _tally(slot, state.digest), 1)
+    return total
+
+
+def _tally(slot: Slot, digest: str) -> Tally:
+    ready = booting = condemned = outdated = 0
+    waiting = False
+    for cell in slot.cells:
+        if cell.is_condemned:
+            condemned += 1
+            waiting = waiting or still_waits(cell)
+            continue
+        if cell.phase is Phase.READY:
+            ready += 1
+        else:
+            booting += 1
+        outdated += cell.digest != digest
+    return Tally(ready, booting, condemned, int(waiting), int(waiting and booting > 0), outdated)
+
+
+def still_waits(cell: Cell) -> bool:
+    """Condemned while it served, alive, and kept until its successor is READY."""
+    return cell.phase is Phase.CONDEMNED and cell.condemned_health is not Health.DEAD and cell.was_ready
+
+
+def _add(left: Tally, right: Tally, sign: int) -> Tally:
+    return Tally(
+        left.ready + sign * right.ready,
+        left.booting + sign * right.booting,
+        left.condemned + sign * right.condemned,
+        left.replacing + sign * right.replacing,
+        left.surging + sign * right.surging,
+        left.outdated + sign * right.outdated,
+    )
+
+
+# --- cells ------------------------------------------------------------------------------------------------------
+
+
+def _cell_ordered(fleet: Fleet, record: e.Record, event: e.CellOrdered) -> Fleet:
+    parsed = parse_cell_id(event.cell)
+    if parsed is None:
+        raise IllegalTransition(f"{event.cell!r} is no cell id")
+    state = _group(fleet, parsed.group, record)
+    slot = state.slots.get(parsed.slot) or Slot(next_generation=state.first_generation)
+    if parsed.generation != slot.next_generation:
+        raise IllegalTransition(f"{event.cell}: the slot's next generation is {slot.next_generation}")
+    current = slot.wanted_cell
+    if current is not None:
+        raise IllegalTransition(f"{event.cell}: {_story(current)} still holds the slot")
+    cell = Cell(
+        id=event.cell,
+        group=parsed.group,
+        slot=parsed.slot,
+        generation=parsed.generation,
+        phase=Phase.ORDERED,
+        digest=event.digest,
+        revision=event.revision,
+        server=event.server,
+        ordered_at=record.at,
+        resources=event.resources,
+        replaces=event.replaces,
+        last_position=record.position,
+    )
+    older = tuple(replace(c, replaced_by=cell.id) if c.id == event.replaces else c for c in slot.cells)
+    fleet = _on_server(fleet, cell, 1)
+    state = replace(state, per_server=_counted(state.per_server, cell.server, 1))
+    return _put_slot(fleet, state, parsed.slot, Slot((*older, cell), slot.next_generation + 1))
+
+
+def _cell_moved(fleet: Fleet, record: e.Record, event: Any) -> Fleet:
+    state, slot, cell = _find(fleet, event.cell, record)
+    allowed, phase = CELL_MOVES[type(event)]
+    if cell.phase not in allowed:
+        raise IllegalTransition(f"{_name(record)} cannot follow: {_story(cell)}")
+    moved = replace(cell, phase=phase, last_position=record.position, **_details(event, record.at))
+    if isinstance(event, e.CellCondemned) and event.backoff is not None:
+        state = replace(state, backoff=event.backoff)
+    if phase is Phase.DECOMMISSIONED:
+        return _bury(fleet, state, slot, moved)
+    cells = tuple(moved if c.id == cell.id else c for c in slot.cells)
+    return _put_slot(fleet, state, cell.slot, replace(slot, cells=cells))
+
+
+def _details(event: e.Event, at: float) -> dict[str, Any]:
+    match event:
+        case e.CellReady():
+            return {"ready_at": at, "endpoints": event.endpoints, "runtime_id": event.runtime_id}
+        case e.CellCondemned():
+            return {"condemned_at": at, "condemned_by": event.rule, "condemned_health": event.health}
+        case e.CellDecommissioned():
+            return {"decommissioned_at": at}
+    return {}
+
+
+def _bury(fleet: Fleet, state: GroupState, slot: Slot, cell: Cell) -> Fleet:
+    fleet = _on_server(fleet, cell, -1)
+    graves = fleet.graves.insert(fleet.burials % GRAVES_KEPT, cell)
+    fleet = replace(fleet, graves=graves, burials=fleet.burials + 1)
+    state = replace(state, per_server=_counted(state.per_server, cell.server, -1))
+    cells = tuple(c for c in slot.cells if c.id != cell.id)
+    return _put_slot(fleet, state, cell.slot, replace(slot, cells=cells))
+
+
+def _put_slot(fleet: Fleet, state: GroupState, number: int, slot: Slot) -> Fleet:
+    before = state.slots.get(number)
+    tally = state.tally if before is None else _add(state.tally, _tally(before, state.digest), -1)
+    tally = _add(tally, _tally(slot, state.digest), 1)
+    return _put_group(fleet, replace(state, slots=state.slots.insert(number, slot), tally=tally))
+
+
+def _find(fleet: Fleet, cell_id: str, record: e.Record) -> tuple[GroupState, Slot, Cell]:
+    cell = fleet.cell(cell_id)
+    if cell is None:
+        raise IllegalTransition(f"{_name(record)}: {cell_id} does not exist or is decommissioned")
+    state = fleet.groups[cell.group]
+    return state, state.slots[cell.slot], cell
+
+
+def _story(cell: Cell) -> str:
+    times = [f"ordered at {cell.ordered_at:.3f}"]
+    for word, at in (("ready", cell.ready_at), ("condemned", cell.condemned_at), ("gone", cell.decommissioned_at)):
+        if at is not None:
+            times.append(f"{word} at {at:.3f}")
+    return f"{cell.id} on {cell.server} is {cell.phase} ({', '.join(times)})"
+
+
+def _name(record: e.Record) -> str:
+    return f"{type(record.event).__name__} at position {record.position}"
+
+
+def _counted(counts: HashTrieMap[str, int], key: str, by: int) -> HashTrieMap[str, int]:
+    count = (counts.get(key) or 0) + by
+    return counts.insert(key, count) if count > 0 else counts.discard(key)
+
+
+# --- servers ----------------------------------------------------------------------------------------------------
+
+
+def _on_server(fleet: Fleet, cell: Cell, sign: int) -> Fleet:
+    """Account for a cell's place on its server: +1 when it is ordered, -1 when it is decommissioned."""
+    server = fleet.servers.get(cell.server)
+    if server is None:
+        raise IllegalTransition(f"{cell.id}: there is no server {cell.server}")
+    used = Resources(
+        server.used.cpu_millis + sign * cell.resources.cpu_millis,
+        server.used.memory_bytes + sign * cell.resources.memory_bytes,
+        server.used.pids + sign * cell.resources.pids,
+    )
+    cells = server.cells.insert(cell.id) if sign > 0 else server.cells.discard(cell.id)
+    return _put_server(fleet, replace(server, used=used, cells=cells))
+
+
+def _put_server(fleet: Fleet, server: Server) -> Fleet:
+    return replace(fleet, servers=fleet.servers.insert(server.id, server))
+
+
+def _server(fleet: Fleet, server_id: str, record: e.Record, *phases: Phase) -> Server:
+    server = fleet.servers.get(server_id)
+    if server is None:
+        raise IllegalTransition(f"{_name(record)}: there is no server {server_id}")
+    if server.phase not in phases:
+        raise IllegalTransition(f"{_name(record)} cannot follow: server {server_id} is {server.phase}")
+    return server
+
+
+def _server_enrolled(fleet: Fleet, record: e.Record, event: e.ServerEnrolled) -> Fleet:
+    token = fleet.tokens.get(event.token)
+    if token is not None:
+        tokens = fleet.tokens.insert(token.id, replace(token, uses_left=token.uses_left - 1))
+        if token.uses_left <= 1:
+            tokens = tokens.discard(token.id)
+        fleet = replace(fleet, tokens=tokens)
+    known = fleet.servers.get(event.server)
+    if known is not None and known.phase in (Phase.READY, Phase.CONDEMNED):
+        return fleet
+    generation = known.generation if known else 0
+    return _put_server(
+        fleet, Server(event.server, generation, phase=Phase.ORDERED, last_position=record.position)
+    )
+
+
+def _server_joined(fleet: Fleet, record: e.Record, event: e.ServerJoined) -> Fleet:
+    before = _server(fleet, event.server, record, Phase.ORDERED, Phase.DECOMMISSIONED)
+    if event.generation != before.generation + 1:
+        raise IllegalTransition(f"{_name(record)}: server {event.server} is of generation {before.generation}")
+    joined = Server(
+        id=event.server,
+        generation=event.generation,
+        phase=Phase.READY,
+        labels=event.labels,
+        capacity=event.capacity,
+        disk_bytes=event.disk_bytes,
+        runtimes=event.runtimes,
+        agent_version=event.agent_version,
+        joined_at=record.at,
+        last_position=record.position,
+    )
+    return _put_server(fleet, joined)
+
+
+def _server_changed(fleet: Fleet, record: e.Record, event: e.ServerChanged) -> Fleet:
+    before = _server(fleet, event.server, record, Phase.READY)
+    changed = replace(
+        before,
+        labels=event.labels,
+        capacity=event.capacity,
+        disk_bytes=event.disk_bytes,
+        runtimes=event.runtimes,
+        agent_version=event.agent_version,
+        last_position=record.position,
+    )
+    return _put_server(fleet, changed)
+
+
+def _server_condemned(fleet: Fleet, record: e.Record, event: e.ServerCondemned) -> Fleet:
+    """From READY; and once more where a server that is drained dies before it is empty."""
+    before = _server(fleet, event.server, record, Phase.READY, Phase.CONDEMNED)
+    if before.phase is Phase.CONDEMNED and (before.is_lost or event.health is not Health.DEAD):
+        raise IllegalTransition(f"{_name(record)}: server {event.server} is condemned already")
+    condemned = replace(
+        before,
+        phase=Phase.CONDEMNED,
+        condemned_at=before.condemned_at or record.at,
+        condemned_by=before.condemned_by or event.rule,
+        condemned_health=event.health,
+        last_position=record.position,
+    )
+    return _put_server(fleet, condemned)
+
+
+def _server_decommissioned(fleet: Fleet, record: e.Record, event: e.ServerDecommissioned) -> Fleet:
+    before = _server(fleet, event.server, record, Phase.CONDEMNED)
+    if len(before.cells):
+        raise IllegalTransition(f"{_name(record)}: server {event.server} still has {len(before.cells)} cells")
+    return _put_server(fleet, replace(before, phase=Phase.DECOMMISSIONED, last_position=record.position))
+
+
+_APPLY: dict[type[e.Event], Callable[[Fleet, e.Record, Any], Fleet]] = {
+    e.SchedulerStarted: _started,
+    e.GroupApplied: _group_applied,
+    e.GroupDeleted: _group_deleted,
+    e.CellOrdered: _cell_ordered,
+    e.CellBooting: _cell_moved,
+    e.CellReady: _cell_moved,
+    e.CellCondemned: _cell_moved,
+    e.CellDraining: _cell_moved,
+    e.CellDecommissioned: _cell_moved,
+    e.OrphanRemoved: _nothing,
+    e.ServerEnrolled: _server_enrolled,
+    e.ServerJoined: _server_joined,
+    e.ServerChanged: _server_changed,
+    e.ServerCondemned: _server_condemned,
+    e.ServerDecommissioned: _server_decommissioned,
+    e.TokenCreated: _token_created,
+    e.OperatorEnrolled: _nothing,
+    e.CallRefused: _nothing,
+}
