@@ -427,6 +427,8 @@ class Policy(Struct, frozen=True):
 
     beat_seconds: float = 1.0
     lease_seconds: float = 5.0
+    stall_seconds: float = 2.0
+    """A scheduler that did not look for so long was itself stalled and trusts no silence from before."""
     servers_per_beat_second: int = 1_000
     """The beat stretches so that no more than about this many beats come in each second."""
     early_seconds: float = 5.0

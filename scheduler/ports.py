@@ -33,6 +33,8 @@ class View(Struct, frozen=True):
     holds: tuple[Hold, ...]
     policy: Policy
     now: float
+    trouble: str = ""
+    """Why the journal takes nothing at the moment; empty while it does."""
 
 
 class Mind(Protocol):

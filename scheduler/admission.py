@@ -1,0 +1,187 @@
+"""Admission: turns what is asked into facts, or refuses it with the rule that refuses. All or nothing."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from scheduler import events as e
+from scheduler.draft import Draft
+from scheduler.model import Group, Health, Key, Phase, ServerKey, SlotKey, digest_of
+from scheduler.reconcile import cells_of
+from scheduler.requests import (
+    Accepted,
+    ApplyGroups,
+    CondemnCell,
+    CreateToken,
+    DeleteGroup,
+    DrainServer,
+    Enrol,
+    EnrolOperator,
+    GroupChange,
+    RecordRefusal,
+    Refused,
+    Request,
+)
+
+MAX_GROUPS = 10_000
+MAX_CELLS = 1_000_000
+MAX_TOKENS = 1_000
+
+
+class Admitted(Struct, frozen=True):
+    accepted: Accepted
+    dirty: Mapping[Key, str] = {}
+
+
+def admit(draft: Draft, request: Request, by: str) -> Admitted:
+    """Decide a request on top of the draft. Raises Refused, and then has decided nothing."""
+    match request:
+        case ApplyGroups():
+            return _apply_groups(draft, request, by)
+        case DeleteGroup():
+            return _delete_group(draft, request, by)
+        case CondemnCell():
+            return _condemn_cell(draft, request, by)
+        case DrainServer():
+            return _drain_server(draft, request, by)
+        case CreateToken():
+            return _create_token(draft, request, by)
+        case Enrol():
+            return _enrol(draft, request, by)
+        case EnrolOperator():
+            draft.emit(e.OperatorEnrolled(request.operator, request.role, request.expires_at), by)
+        case RecordRefusal():
+            draft.emit(e.CallRefused(request.caller, request.role, request.call), by)
+    return Admitted(Accepted(draft.fleet.position))
+
+
+def _apply_groups(draft: Draft, request: ApplyGroups, by: str) -> Admitted:
+    _check_size(draft, request)
+    changes = []
+    dirty: dict[Key, str] = {}
+    for group in request.groups:
+        change = change_of(draft, group)
+        changes.append(change)
+        if change.change == "unchanged":
+            continue
+        before = draft.fleet.groups.get(group.name)
+        record = draft.emit(e.GroupApplied(group, change.digest, change.revision), by)
+        known = max(before.slots, default=-1) + 1 if before else 0
+        for slot in range(max(known, group.replicas)):
+            dirty[SlotKey(group.name, slot)] = f"event:{record.position}"
+    return Admitted(Accepted(draft.fleet.position, len(dirty), tuple(changes)), dirty)
+
+
+def _check_size(draft: Draft, request: ApplyGroups) -> None:
+    replicas = {name: state.wanted_slots for name, state in draft.fleet.groups.items()}
+    replicas.update((group.name, group.replicas) for group in request.groups)
+    if len(replicas) > MAX_GROUPS:
+        raise Refused("too_many_groups", f"{len(replicas)} groups; one scheduler takes at most {MAX_GROUPS}")
+    cells = sum(replicas.values())
+    if cells > MAX_CELLS:
+        raise Refused("too_many_cells", f"{cells} cells wanted; one scheduler takes at most {MAX_CELLS}")
+
+
+def change_of(draft: Draft, group: Group) -> GroupChange:
+    """What applying the group would mean."""
+    before = draft.fleet.groups.get(group.name)
+    digest = digest_of(group.spec)
+    if before is None:
+        return GroupChange(group.name, "created", 1, digest)
+    if before.group == group and not before.deleted:
+        return GroupChange(group.name, "unchanged", before.revision, digest)
+    revision = before.revision if digest == before.digest else before.revision + 1
+    return GroupChange(group.name, "changed", revision, digest, differences(before.group, group))
+
+
+def differences(before: Group, after: Group) -> tuple[str, ...]:
+    """Each field that differs, as "path: old -> new". Values of the environment may be secrets and are not shown."""
+    old, new = _flat(msgspec.to_builtins(before)), _flat(msgspec.to_builtins(after))
+    lines = []
+    for path in sorted({**old, **new}):
+        left, right = old.get(path, "-"), new.get(path, "-")
+        if left != right:
+            hidden = path.startswith("spec.env.")
+            lines.append(f"{path}: changed" if hidden else f"{path}: {left} -> {right}")
+    return tuple(lines)
+
+
+def _flat(value: Any, path: str = "") -> dict[str, str]:
+    if not isinstance(value, dict):
+        return {path: " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)}
+    flat: dict[str, str] = {}
+    for key, inner in value.items():
+        flat.update(_flat(inner, f"{path}.{key}" if path else str(key)))
+    return flat
+
+
+def _delete_group(draft: Draft, request: DeleteGroup, by: str) -> Admitted:
+    state = draft.fleet.groups.get(request.name)
+    if state is None or state.deleted:
+        raise Refused("no_such_group", f"there is no service {request.name}", missing=True)
+    record = draft.emit(e.GroupDeleted(request.name), by)
+    dirty: dict[Key, str] = {
+        SlotKey(request.name, number): f"event:{record.position}"
+        for number, slot in state.slots.items()
+        if slot.cells
+    }
+    return Admitted(Accepted(draft.fleet.position, len(dirty)), dirty)
+
+
+def _condemn_cell(draft: Draft, request: CondemnCell, by: str) -> Admitted:
+    cell = draft.fleet.cell(request.cell)
+    if cell is None:
+        raise Refused(
+            "no_such_cell", f"there is no cell {request.cell}, or it is decommissioned already", missing=True
+        )
+    if cell.is_condemned:
+        raise Refused("condemned", f"{cell.id} was condemned before, by rule {cell.condemned_by}")
+    name = by.removeprefix("operator:")
+    reason = f"condemned by {name}" + (f": {request.reason}" if request.reason else "")
+    budget = "an operator's word needs none; replaced before it goes"
+    draft.emit(e.CellCondemned(cell.id, Health.HEALTHY, "operator", reason, budget=budget), by)
+    return Admitted(Accepted(draft.fleet.position, 1), {SlotKey(cell.group, cell.slot): by})
+
+
+def _drain_server(draft: Draft, request: DrainServer, by: str) -> Admitted:
+    server = draft.fleet.servers.get(request.server)
+    if server is None:
+        raise Refused("no_such_server", f"there is no server {request.server}", missing=True)
+    if server.phase is not Phase.READY:
+        raise Refused("not_ready", f"server {server.id} is {server.phase}; only a READY server can be drained")
+    name = by.removeprefix("operator:")
+    draft.emit(e.ServerCondemned(server.id, Health.HEALTHY, "operator", f"drained by {name}"), by)
+    dirty = cells_of(server, by)
+    return Admitted(Accepted(draft.fleet.position, len(dirty)), {ServerKey(server.id): by, **dirty})
+
+
+def _create_token(draft: Draft, request: CreateToken, by: str) -> Admitted:
+    live = sum(1 for token in draft.fleet.tokens.values() if token.expires_at > draft.now)
+    if live >= MAX_TOKENS:
+        raise Refused("too_many_tokens", f"{live} join tokens are open; wait until some are used or expire")
+    draft.emit(e.TokenCreated(request.token, request.secret_sha256, request.uses, request.expires_at), by)
+    return Admitted(Accepted(draft.fleet.position))
+
+
+def _enrol(draft: Draft, request: Enrol, by: str) -> Admitted:
+    """The answer does not tell a wrong secret from an unknown token."""
+    token = draft.fleet.tokens.get(request.token)
+    stored = token.secret_sha256 if token else "0" * 64
+    matches = hmac.compare_digest(stored, request.secret_sha256)
+    if token is None or not matches:
+        raise Refused("token", "the join token is unknown, wrong or used up; ask an operator for a new one")
+    if token.expires_at <= draft.now:
+        raise Refused("token", "the join token has expired; ask an operator for a new one")
+    server = draft.fleet.servers.get(request.server)
+    if server is not None and server.phase in (Phase.READY, Phase.CONDEMNED):
+        raise Refused(
+            "server_exists",
+            f"server {request.server} is {server.phase} in this fleet; choose another id with --id, or wait until it is lost",
+        )
+    draft.emit(e.ServerEnrolled(request.server, request.token), by)
+    return Admitted(Accepted(draft.fleet.position), {ServerKey(request.server): by})

@@ -1,0 +1,223 @@
+"""The core's memory between turns: fleet, sight, and the agenda of what to look at.
+
+A *turn* takes what came in, decides, and hands out a ``Turn``: records to make durable, commands to send and
+answers to give once they are. The driver then calls ``commit``, or ``abandon`` where the journal refused; nothing of
+an abandoned turn was seen outside, and the same is decided again later. Still pure: no clock, no IO, no tasks.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from scheduler.admission import admit
+from scheduler.commands import Command
+from scheduler.draft import Draft
+from scheduler.events import Record, SchedulerStarted
+from scheduler.model import Fleet, Hold, Key, OrphanKey, Policy, ServerKey, SlotKey
+from scheduler.ports import View
+from scheduler.reconcile import Plan, cells_of, finish
+from scheduler.requests import Accepted, Refused, Request
+from scheduler.sight import Observation, Sight, observe
+
+KEYS_PER_TURN = 1_000
+"""A turn stays short, so that beats and operators wait for no long plan; the rest is dealt with in the next one."""
+
+WOKEN_PER_TURN = 64
+"""How many held keys of a group are looked at again when something came free; more follow while that helps."""
+
+ABANDONED_LOOK_SECONDS = 1.0
+"""When to try again what the journal refused."""
+
+
+class Asked(Struct, frozen=True):
+    """A request with its ticket, by which its answer finds the asker. ``by``: "operator:NAME" or "server:ID"."""
+
+    ticket: int
+    request: Request
+    by: str
+
+
+class Turn(Struct, frozen=True):
+    plan: Plan
+    answers: tuple[tuple[int, Accepted | Refused], ...]
+    at: float
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        return self.plan.records
+
+    @property
+    def commands(self) -> tuple[Command, ...]:
+        return self.plan.commands
+
+
+class Core:
+    """The one owner of the scheduler's state."""
+
+    def __init__(self, fleet: Fleet, policy: Policy, now: float, sight: Sight | None = None) -> None:
+        """A core that starts has seen nothing and looks at everything; one that is given a sight goes on from it."""
+        self.fleet = fleet
+        self.policy = policy
+        self.sight = sight or Sight(trusted_since=now)
+        self.trouble = ""
+        """Why the journal takes nothing at the moment; empty while it does."""
+        self._dirty: dict[Key, str] = {}
+        self._looks: list[tuple[float, int, Key]] = []
+        self._look_at: dict[Key, float] = {}
+        self._looks_made = 0
+        self._holds: dict[Key, Hold] = {}
+        self._held_in: dict[str, dict[Key, None]] = {}
+        self._gaps: dict[str, None] = {}
+        self._turned_at = now
+        if sight is None:
+            self._dirty_all("start")
+
+    def _dirty_all(self, cause: str) -> None:
+        for server in self.fleet.servers:
+            self._dirty[ServerKey(server)] = cause
+        for name, state in self.fleet.groups.items():
+            numbers = set(range(state.wanted_slots)).union(state.slots)
+            for number in sorted(numbers):
+                self._dirty[SlotKey(name, number)] = cause
+
+    # --- in -------------------------------------------------------------------------------------------------------
+
+    def start(self, epoch: int, version: str, now: float) -> Turn:
+        """The first turn: this scheduler is now the one."""
+        draft = Draft(self.fleet, self.sight, now, self.policy)
+        draft.emit(SchedulerStarted(epoch, version), "start")
+        return Turn(finish(draft, {}), (), now)
+
+    def take(self, observation: Observation) -> None:
+        """Fold one observation into the sight and note what to look at."""
+        observed = observe(self.sight, observation)
+        self.sight = observed.sight
+        server_id = observation.server
+        cause = f"report:{server_id}"
+        if observed.server:
+            self._dirty.setdefault(ServerKey(server_id), cause)
+        if observed.everything:
+            server = self.fleet.servers.get(server_id)
+            for key in cells_of(server, cause) if server else ():
+                self._dirty.setdefault(key, cause)
+        for cell_id in observed.cells:
+            self._dirty.setdefault(self._key_of(server_id, cell_id), cause)
+        if observed.gap:
+            self._gaps[server_id] = None
+
+    def _key_of(self, server_id: str, cell_id: str) -> Key:
+        cell = self.fleet.cell(cell_id)
+        if cell is None or cell.server != server_id:
+            return OrphanKey(server_id, cell_id)
+        return SlotKey(cell.group, cell.slot)
+
+    # --- decide ---------------------------------------------------------------------------------------------------
+
+    def turn(self, asked: Sequence[Asked], now: float) -> Turn:
+        """Decide on what came in and on what is due at ``now``."""
+        if now - self._turned_at > self.policy.stall_seconds:
+            self.sight = replace(self.sight, trusted_since=now)
+        self._turned_at = now
+        draft = Draft(self.fleet, self.sight, now, self.policy)
+        answers: list[tuple[int, Accepted | Refused]] = []
+        dirty: dict[Key, str] = {}
+        for one in asked:
+            try:
+                admitted = admit(draft, one.request, one.by)
+            except Refused as refused:
+                answers.append((one.ticket, refused))
+            else:
+                answers.append((one.ticket, admitted.accepted))
+                dirty.update(admitted.dirty)
+        for key, cause in dirty.items():
+            self._dirty[key] = cause
+        for server in self._gaps:
+            draft.resync(server)
+        self._gaps.clear()
+        return Turn(finish(draft, self._take_dirty(now)), tuple(answers), now)
+
+    def _take_dirty(self, now: float) -> Mapping[Key, str]:
+        while self._looks and self._looks[0][0] <= now:
+            at, _, key = heapq.heappop(self._looks)
+            if self._look_at.get(key) == at:
+                del self._look_at[key]
+                self._dirty.setdefault(key, "look")
+        chosen = dict(list(self._dirty.items())[:KEYS_PER_TURN]) if len(self._dirty) > KEYS_PER_TURN else self._dirty
+        if chosen is self._dirty:
+            self._dirty = {}
+        else:
+            for key in chosen:
+                del self._dirty[key]
+        return chosen
+
+    # --- out ------------------------------------------------------------------------------------------------------
+
+    def commit(self, turn: Turn) -> None:
+        """The turn's records are durable: it is so."""
+        plan = turn.plan
+        self.fleet = plan.fleet
+        self.sight = plan.sight
+        self.trouble = ""
+        released = self._take_holds(plan)
+        for at, key in plan.looks:
+            self._schedule(key, at)
+        self._wake(plan, released)
+
+    def abandon(self, turn: Turn, reason: str) -> None:
+        """The journal refused: nothing happened. Look at the same keys again soon."""
+        self.trouble = reason
+        for key in turn.plan.looked:
+            self._schedule(key, turn.at + ABANDONED_LOOK_SECONDS)
+
+    def _take_holds(self, plan: Plan) -> set[str]:
+        """Note what is held; groups of which a key is no longer held are returned."""
+        released = set()
+        for key in plan.looked:
+            if key in plan.holds:
+                self._holds[key] = plan.holds[key]
+                line = self._held_in.setdefault(_group_of(key), {})
+                line.pop(key, None)  # to the end of the line, so that each held key gets its turn
+                line[key] = None
+            elif key in self._holds:
+                del self._holds[key]
+                group = _group_of(key)
+                released.add(group)
+                self._held_in[group].pop(key, None)
+                if not self._held_in[group]:
+                    del self._held_in[group]
+        return released
+
+    def _wake(self, plan: Plan, released: set[str]) -> None:
+        groups = set(self._held_in) if plan.room else (plan.freed | released) & set(self._held_in)
+        for group in groups:
+            for key in list(self._held_in[group])[:WOKEN_PER_TURN]:
+                self._dirty.setdefault(key, "look")
+
+    def _schedule(self, key: Key, at: float) -> None:
+        """Look at ``key`` not later than ``at``."""
+        known = self._look_at.get(key)
+        if known is not None and known <= at:
+            return
+        self._look_at[key] = at
+        self._looks_made += 1
+        heapq.heappush(self._looks, (at, self._looks_made, key))
+
+    def next_look_at(self) -> float | None:
+        """When the next turn is due without news; 0 where work is left."""
+        if self._dirty or self._gaps:
+            return 0.0
+        while self._looks and self._look_at.get(self._looks[0][2]) != self._looks[0][0]:
+            heapq.heappop(self._looks)
+        return self._looks[0][0] if self._looks else None
+
+    def view(self, now: float) -> View:
+        return View(self.fleet, self.sight, tuple(self._holds.values()), self.policy, now, self.trouble)
+
+
+def _group_of(key: Key) -> str:
+    return key.group if isinstance(key, SlotKey) else ""
+

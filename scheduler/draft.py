@@ -1,0 +1,75 @@
+"""The working copy of one reconciliation: what is decided is applied at once, so that the next decision sees it.
+
+Nothing leaves a draft before its records are durable; a draft that the journal refuses is simply dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from scheduler.commands import Command, Decommission, Order, Resync
+from scheduler.events import AnyEvent, Record
+from scheduler.model import Fleet, Hold, Key, Policy
+from scheduler.placement import Placer
+from scheduler.sight import Sight, forget, tell
+from scheduler.transitions import apply
+
+
+class Draft:
+    """Collects records, commands, holds and next looks on top of a fleet and a sight."""
+
+    def __init__(self, fleet: Fleet, sight: Sight, now: float, policy: Policy) -> None:
+        self.fleet = fleet
+        self.sight = sight
+        self.now = now
+        self.policy = policy
+        self.records: list[Record] = []
+        self.commands: list[Command] = []
+        self.holds: dict[Key, Hold] = {}
+        self.looks: list[tuple[float, Key]] = []
+        self.more: dict[Key, str] = {}
+        """Keys that became dirty while deciding, each with its cause."""
+        self.freed: set[str] = set()
+        """Groups in which something that was held may go on now."""
+        self.freed_servers: set[str] = set()
+        """Servers on which there is room again, or that are new."""
+        self.cause = "look"
+        self.placer = Placer(lambda: self.fleet, sight, now, policy)
+
+    def emit(self, event: AnyEvent, cause: str = "") -> Record:
+        """Decide a fact. ``cause`` defaults to what made the current key dirty."""
+        record = Record(self.fleet.position + 1, self.now, cause or self.cause, event)
+        self.fleet = apply(self.fleet, record)
+        self.records.append(record)
+        return record
+
+    def command(self, command: Order | Decommission) -> None:
+        """Send once, and again only when the agent does not show it for a while."""
+        self.commands.append(command)
+        verb = type(command).__name__
+        self.sight = tell(self.sight, command.server, command.cell, verb, self.now)
+
+    def resync(self, server: str) -> None:
+        self.commands.append(Resync(server))
+
+    def was_told(self, server: str, cell: str, verb: str) -> float | None:
+        """When the agent was told this in the running session, if it was."""
+        seen = self.sight.servers.get(server)
+        told = seen.told.get(cell) if seen else None
+        return told.at if told is not None and told.verb == verb else None
+
+    def forget(self, server: str, cell: str) -> None:
+        self.sight = forget(self.sight, server, cell)
+
+    def hold(self, key: Key, rule: str, reason: str, next_look_at: float | None = None) -> None:
+        at = next_look_at if next_look_at is not None else self.now + self.policy.relook_seconds
+        self.holds[key] = Hold(key, rule, reason, at)
+        self.look(key, at)
+
+    def look(self, key: Key, at: float | None) -> None:
+        if at is not None:
+            self.looks.append((at, key))
+
+    def dirty(self, keys: Mapping[Key, str]) -> None:
+        for key, cause in keys.items():
+            self.more.setdefault(key, cause)

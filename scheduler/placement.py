@@ -1,0 +1,138 @@
+"""Placement: container cell to server, by filter and rank.
+
+``Placer`` lives for one reconciliation. It filters the servers once for each distinct need and then keeps them in a
+heap whose entries are checked when they are taken (an entry is stale once a cell was placed since), so that a
+wave of births costs a logarithm each and not a walk over all servers.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Callable
+
+from msgspec import Struct
+
+from scheduler.health import BEATS_MISSED
+from scheduler.model import Fleet, GroupState, Policy, Resources, Server, Spec
+from scheduler.sight import Sight
+
+Rank = tuple[int, float, int, str]
+
+
+class Unplaceable(Struct, frozen=True):
+    """Why no server can carry the cell: filter to the number of servers that it excludes."""
+
+    servers: int
+    excluded: tuple[tuple[str, int], ...]
+
+    def explain(self) -> str:
+        if self.servers == 0:
+            return "no server has joined"
+        parts = ", ".join(f"{count} {why}" for why, count in self.excluded)
+        return f"none of {self.servers} servers can take it: {parts}"
+
+
+class _Need(Struct, frozen=True):
+    """What cells of one spec ask of a server. Servers are filtered and heaped once for each."""
+
+    group: str
+    digest: str
+
+
+class Placer:
+    """Chooses servers for one reconciliation. ``fleet`` is asked anew each time, so placed cells count at once."""
+
+    def __init__(self, fleet: Callable[[], Fleet], sight: Sight, now: float, policy: Policy) -> None:
+        self._fleet = fleet
+        self._sight = sight
+        self._now = now
+        self._silence_limit = BEATS_MISSED * policy.tempo(len(fleet().servers)).beat_seconds
+        self._queues: dict[_Need, list[tuple[Rank, str]]] = {}
+
+    def place(self, state: GroupState, spec: Spec) -> str | Unplaceable:
+        """The best server's id, or why there is none."""
+        need = _Need(state.group.name, state.digest)
+        queue = self._queues.get(need)
+        if queue is None:
+            queue = self._queues[need] = self._queue(state, spec)
+        servers = self._fleet().servers
+        while queue:
+            rank, server_id = queue[0]
+            server = servers[server_id]
+            if not _fits(server, spec.resources) or _ports_taken(state, server, spec):
+                heapq.heappop(queue)
+                continue
+            current = _rank(state, server, spec)
+            if current == rank:
+                return server_id
+            heapq.heapreplace(queue, (current, server_id))
+        return self._explain(state, spec)
+
+    def _queue(self, state: GroupState, spec: Spec) -> list[tuple[Rank, str]]:
+        queue = [
+            (_rank(state, server, spec), server.id)
+            for server in self._fleet().servers.values()
+            if self._exclude(server, state, spec) is None
+        ]
+        heapq.heapify(queue)
+        return queue
+
+    def _explain(self, state: GroupState, spec: Spec) -> Unplaceable:
+        servers = self._fleet().servers
+        reasons = Counter(self._exclude(server, state, spec) or "refuse it" for server in servers.values())
+        return Unplaceable(len(servers), tuple(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))))
+
+    def _exclude(self, server: Server, state: GroupState, spec: Spec) -> str | None:
+        """The first filter that excludes the server, in words; None where it may carry the cell."""
+        if not server.takes_cells:
+            return "take no new cells (condemned or not attached)"
+        seen = self._sight.servers.get(server.id)
+        if seen is None or not seen.is_open or self._now - seen.heard_at > self._silence_limit:
+            return "are silent"
+        if spec.runtime not in server.runtimes:
+            return f"lack the {spec.runtime} runtime"
+        for key, value in spec.placement.require.items():
+            if server.labels.get(key) != value:
+                return f"lack the label {key}={value}"
+        if _ports_taken(state, server, spec):
+            return "have its fixed port in use by another cell of the group"
+        if not _fits(server, spec.resources):
+            return f"lack room for {_words(spec.resources)}"
+        return None
+
+
+def _fits(server: Server, need: Resources) -> bool:
+    """A capacity of 0 was not stated and does not limit."""
+    size, used = server.capacity, server.used
+    return (size.cpu_millis == 0 or used.cpu_millis + need.cpu_millis <= size.cpu_millis) and (
+        size.memory_bytes == 0 or used.memory_bytes + need.memory_bytes <= size.memory_bytes
+    )
+
+
+def _ports_taken(state: GroupState, server: Server, spec: Spec) -> bool:
+    """Two processes cannot listen on one fixed port; containers have ports of their own."""
+    if spec.runtime != "process" or not any(spec.ports.values()):
+        return False
+    return bool(state.per_server.get(server.id))
+
+
+def _rank(state: GroupState, server: Server, spec: Spec) -> Rank:
+    """Smallest first. Spread: fewest cells of the group, then the emptiest. Pack: the fullest that fits."""
+    load = max(
+        server.used.cpu_millis / server.capacity.cpu_millis if server.capacity.cpu_millis else 0.0,
+        server.used.memory_bytes / server.capacity.memory_bytes if server.capacity.memory_bytes else 0.0,
+    )
+    cells = len(server.cells)
+    if spec.placement.spread == "none":
+        return (0, -load, -cells, server.id)
+    return (state.per_server.get(server.id) or 0, load, cells, server.id)
+
+
+def _words(need: Resources) -> str:
+    parts = []
+    if need.cpu_millis:
+        parts.append(f"{need.cpu_millis / 1000:g} cpu")
+    if need.memory_bytes:
+        parts.append(f"{need.memory_bytes / 2**20:g} MiB memory")
+    return " and ".join(parts) or "another cell"

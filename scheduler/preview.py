@@ -1,0 +1,100 @@
+"""What an apply would bring about: the real core, run ahead in a world where every order succeeds at once.
+
+Pure, and takes as long as the change is large; call it in a thread. Fleet and sight are immutable, so the real core
+goes on meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from scheduler import events as e
+from scheduler.commands import Command, Decommission, Order
+from scheduler.core import Asked, Core, Turn
+from scheduler.model import Fleet, Group, Hold, SlotKey, parse_cell_id
+from scheduler.ports import View
+from scheduler.requests import Accepted, ApplyGroups, GroupChange
+from scheduler.sight import CellReport, CellState, ProbeStatus, Reported
+
+MAX_TURNS = 200_000
+MAX_BIRTHS = 20_000
+
+
+class Birth(Struct, frozen=True):
+    cell: str
+    server: str
+    replaces: str
+
+
+class Death(Struct, frozen=True):
+    cell: str
+    server: str
+    rule: str
+
+
+class Preview(Struct, frozen=True):
+    """``complete`` False: the list of births was cut off at MAX_BIRTHS."""
+
+    changes: tuple[GroupChange, ...]
+    births: tuple[Birth, ...]
+    deaths: tuple[Death, ...]
+    held: tuple[Hold, ...]
+    complete: bool = True
+
+
+def preview(view: View, groups: Sequence[Group]) -> Preview:
+    """Births and deaths that applying the groups leads to, in order. Raises Refused as the apply would."""
+    core = Core(view.fleet, view.policy, view.now, view.sight)
+    names = {group.name for group in groups}
+    births: list[Birth] = []
+    deaths: list[Death] = []
+    turn = core.turn([Asked(0, ApplyGroups(tuple(groups)), "operator:plan")], view.now)
+    answer = turn.answers[0][1]
+    if not isinstance(answer, Accepted):
+        raise answer
+    for _ in range(MAX_TURNS):
+        before = core.fleet
+        core.commit(turn)
+        _note(before, turn, names, births, deaths)
+        if len(births) > MAX_BIRTHS:
+            break
+        for command in turn.commands:
+            _imagine(core, command, view.now)
+        next_look_at = core.next_look_at()
+        if next_look_at is None or next_look_at > view.now:
+            break
+        turn = core.turn([], view.now)
+    held = tuple(h for h in core.view(view.now).holds if isinstance(h.key, SlotKey) and h.key.group in names)
+    return Preview(answer.changes, tuple(births[:MAX_BIRTHS]), tuple(deaths), held, len(births) <= MAX_BIRTHS)
+
+
+def _note(before: Fleet, turn: Turn, names: set[str], births: list[Birth], deaths: list[Death]) -> None:
+    for record in turn.records:
+        match record.event:
+            case e.CellOrdered(cell=cell, server=server, replaces=replaces) if _group(cell) in names:
+                births.append(Birth(cell, server, replaces))
+            case e.CellCondemned(cell=cell, rule=rule) if _group(cell) in names:
+                condemned = before.cell(cell) or turn.plan.fleet.cell(cell)
+                deaths.append(Death(cell, condemned.server if condemned else "", rule))
+
+
+def _group(cell_id: str) -> str:
+    parsed = parse_cell_id(cell_id)
+    return parsed.group if parsed else ""
+
+
+def _imagine(core: Core, command: Command, now: float) -> None:
+    """The agent did at once what it was told."""
+    match command:
+        case Order(server=server, cell=cell, digest=digest):
+            probe = ProbeStatus(has_passed=True)
+            report = CellReport(cell, digest, CellState.RUNNING, probe=probe)
+        case Decommission(server=server, cell=cell):
+            report = CellReport(cell, "", CellState.GONE)
+        case _:
+            return
+    seen = core.sight.servers.get(server)
+    if seen is not None:
+        core.take(Reported(server, seen.session, seen.sequence + 1, now, (report,)))
