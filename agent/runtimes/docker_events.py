@@ -1,0 +1,139 @@
+"""The engine's event stream: one thread that tells of deaths and, after a break, lists everything anew."""
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from agent.runtimes import Found, RuntimeUnavailable
+from agent.runtimes.docker_engine import Engine
+
+BACKOFF_FIRST_SECONDS = 0.1
+BACKOFF_LIMIT_SECONDS = 2.0
+OVERLAP_SECONDS = 2
+"""The engine answers a moment before it has subscribed us; asking from a little earlier covers that
+moment."""
+JOIN_SECONDS = 2.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """A container ended. ``lived_seconds``: 0 where the engine does not say (older than 23.0)."""
+
+    container_id: str
+    exit_code: int
+    lived_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Hearers:
+    """What the thread calls, in the thread. ``connected``: an attempt succeeded (None) or failed."""
+
+    death: Callable[[Death], None]
+    relisted: Callable[[Sequence[Found]], None]
+    connected: Callable[[RuntimeUnavailable | None], None]
+
+
+class EventThread:
+    """Reads for as long as it is not closed. After each break of the stream: subscribe first, then list."""
+
+    def __init__(self, engine: Engine, hearers: Hearers) -> None:
+        self._engine = engine
+        self._hearers = hearers
+        self._closed = threading.Event()
+        self._lock = threading.Lock()
+        self._stream: Any = None
+        self._thread = threading.Thread(target=self._run, name="docker-events", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def interrupt(self) -> None:
+        """Break the stream: the thread connects again and lists everything."""
+        with self._lock:
+            if self._stream is not None:
+                with contextlib.suppress(OSError):
+                    self._stream.close()
+
+    def close(self) -> None:
+        """Ends the thread; blocks for a moment."""
+        self._closed.set()
+        self.interrupt()
+        self._thread.join(JOIN_SECONDS)
+
+    def _run(self) -> None:
+        backoff_seconds, attempts = BACKOFF_FIRST_SECONDS, 0
+        while not self._closed.is_set():
+            try:
+                with self._subscribed() as events:
+                    if attempts:
+                        self._hearers.relisted(self._engine.found())
+                    self._hearers.connected(None)
+                    backoff_seconds = BACKOFF_FIRST_SECONDS
+                    self._read(events)
+                self._part("the event stream ended", 0.0)
+            except RuntimeUnavailable as error:
+                self._hearers.connected(error)
+                self._part(str(error), backoff_seconds)
+                backoff_seconds = min(2 * backoff_seconds, BACKOFF_LIMIT_SECONDS)
+            except Exception:  # noqa: BLE001 - the thread's outermost edge: without it deaths would go unseen
+                _log.exception("reading the Docker engine's events failed; connecting anew")
+                self._part("see above", backoff_seconds)
+                backoff_seconds = min(2 * backoff_seconds, BACKOFF_LIMIT_SECONDS)
+            attempts += 1
+
+    def _part(self, why: str, wait_seconds: float) -> None:
+        if not self._closed.is_set():
+            _log.warning("no events from the Docker engine (%s); connecting in %.1f s", why, wait_seconds)
+            self._engine.forget_client()
+            self._closed.wait(wait_seconds)
+
+    @contextlib.contextmanager
+    def _subscribed(self) -> Iterator[Any]:
+        filters = {"type": ["container"], "event": ["die"], **self._engine.scope.filters()}
+        client = self._engine.client()
+        with self._engine.errors("tell of events"):
+            stream = client.events(since=int(time.time()) - OVERLAP_SECONDS, filters=filters, decode=True)
+        with self._lock:
+            self._stream = stream
+        if self._closed.is_set():  # close() came before there was a stream to break
+            self.interrupt()
+        try:
+            yield stream
+        finally:
+            with self._lock:
+                self._stream = None
+            with contextlib.suppress(OSError):
+                stream.close()
+
+    def _read(self, events: Iterator[Any]) -> None:
+        with self._engine.errors("tell of events"):
+            for event in events:
+                death = death_of(event)
+                if death is not None:
+                    self._hearers.death(death)
+
+
+def death_of(event: Any) -> Death | None:
+    """None for what is no death, or does not say whose: engines send events without an id, and errors as
+    events."""
+    if not isinstance(event, dict):
+        return None
+    actor = event.get("Actor") or {}
+    container_id = actor.get("ID") or event.get("id")
+    if not container_id or (event.get("Action") or event.get("status")) != "die":
+        return None
+    told = actor.get("Attributes") or {}
+    return Death(container_id, _number(told.get("exitCode"), -1), float(_number(told.get("execDuration"), 0)))
+
+
+def _number(text: Any, otherwise: int) -> int:
+    try:
+        return int(text)
+    except (TypeError, ValueError):
+        return otherwise
