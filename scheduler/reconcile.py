@@ -147,6 +147,8 @@ def _admit_server(draft: Draft, server: Server, key: ServerKey) -> None:
         )
     )
     draft.freed_servers.add(server.id)
+    if seen.sequence:  # it went on in its old session, so what it showed may be old too
+        draft.resync(server.id)
     draft.dirty({OrphanKey(server.id, cell): f"report:{server.id}" for cell in seen.reports})
     _judge_server(draft, draft.fleet.servers[server.id], key)
 
@@ -218,11 +220,11 @@ def _look_slot(draft: Draft, key: SlotKey) -> None:
         if not cell.is_condemned:
             _judge_cell(draft, key, cell)
     _fill(draft, key)
-    for cell in _cells(draft, key):
-        _retire(draft, key, cell)
     wanted = _slot(draft, key).wanted_cell
     if wanted is not None and wanted.phase is Phase.ORDERED:
         _deliver(draft, key, wanted)
+    for cell in _cells(draft, key):
+        _retire(draft, key, cell)
 
 
 def _slot(draft: Draft, key: SlotKey) -> Slot:
@@ -425,7 +427,8 @@ def _decommissioned(draft: Draft, cell: Cell, proof: str) -> None:
     report = draft.sight.report_of(cell.server, cell.id)
     autopsy = report.autopsy if report else None
     draft.emit(e.CellDecommissioned(cell.id, proof, autopsy))
-    draft.forget(cell.server, cell.id)
+    if proof == "agent":  # what a lost server showed last is where its orphans are looked for when it returns
+        draft.forget(cell.server, cell.id)
     draft.freed.add(cell.group)
     draft.freed_servers.add(cell.server)
     _bury_server(draft, cell.server)
