@@ -8,6 +8,7 @@ an abandoned turn was seen outside, and the same is decided again later. Still p
 from __future__ import annotations
 
 import heapq
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
@@ -18,6 +19,7 @@ from scheduler.commands import Command
 from scheduler.draft import Draft
 from scheduler.events import Record, SchedulerStarted
 from scheduler.model import Fleet, Hold, Key, OrphanKey, Policy, ServerKey, SlotKey
+from scheduler.placement import Placer
 from scheduler.ports import View
 from scheduler.reconcile import Plan, cells_of, finish
 from scheduler.requests import Accepted, Refused, Request
@@ -65,7 +67,8 @@ class Core:
         self.sight = sight or Sight(trusted_since=now)
         self.trouble = ""
         """Why the journal takes nothing at the moment; empty while it does."""
-        self._dirty: dict[Key, str] = {}
+        self._placer = Placer()
+        self._dirty: OrderedDict[Key, str] = OrderedDict()
         self._looks: list[tuple[float, int, Key]] = []
         self._look_at: dict[Key, float] = {}
         self._looks_made = 0
@@ -100,6 +103,7 @@ class Core:
         cause = f"report:{server_id}"
         if observed.server:
             self._dirty.setdefault(ServerKey(server_id), cause)
+            self._placer.touch(server_id)
         if observed.everything:
             server = self.fleet.servers.get(server_id)
             for key in cells_of(server, cause) if server else ():
@@ -122,7 +126,7 @@ class Core:
         if now - self._turned_at > self.policy.stall_seconds:
             self.sight = replace(self.sight, trusted_since=now)
         self._turned_at = now
-        draft = Draft(self.fleet, self.sight, now, self.policy)
+        draft = Draft(self.fleet, self.sight, now, self.policy, self._placer)
         answers: list[tuple[int, Accepted | Refused]] = []
         dirty: dict[Key, str] = {}
         for one in asked:
@@ -146,12 +150,10 @@ class Core:
             if self._look_at.get(key) == at:
                 del self._look_at[key]
                 self._dirty.setdefault(key, "look")
-        chosen = dict(list(self._dirty.items())[:KEYS_PER_TURN]) if len(self._dirty) > KEYS_PER_TURN else self._dirty
-        if chosen is self._dirty:
-            self._dirty = {}
-        else:
-            for key in chosen:
-                del self._dirty[key]
+        chosen: dict[Key, str] = {}
+        while self._dirty and len(chosen) < KEYS_PER_TURN:
+            key, cause = self._dirty.popitem(last=False)
+            chosen[key] = cause
         return chosen
 
     # --- out ------------------------------------------------------------------------------------------------------
@@ -162,6 +164,8 @@ class Core:
         self.fleet = plan.fleet
         self.sight = plan.sight
         self.trouble = ""
+        for server_id in plan.roomier:
+            self._placer.touch(server_id)
         released = self._take_holds(plan)
         for at, key in plan.looks:
             self._schedule(key, at)
@@ -170,6 +174,7 @@ class Core:
     def abandon(self, turn: Turn, reason: str) -> None:
         """The journal refused: nothing happened. Look at the same keys again soon."""
         self.trouble = reason
+        self._placer = Placer()
         for key in turn.plan.looked:
             self._schedule(key, turn.at + ABANDONED_LOOK_SECONDS)
 
@@ -192,7 +197,7 @@ class Core:
         return released
 
     def _wake(self, plan: Plan, released: set[str]) -> None:
-        groups = set(self._held_in) if plan.room else (plan.freed | released) & set(self._held_in)
+        groups = set(self._held_in) if plan.roomier else (plan.freed | released) & set(self._held_in)
         for group in groups:
             for key in list(self._held_in[group])[:WOKEN_PER_TURN]:
                 self._dirty.setdefault(key, "look")

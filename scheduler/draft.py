@@ -18,7 +18,9 @@ from scheduler.transitions import apply
 class Draft:
     """Collects records, commands, holds and next looks on top of a fleet and a sight."""
 
-    def __init__(self, fleet: Fleet, sight: Sight, now: float, policy: Policy) -> None:
+    def __init__(
+        self, fleet: Fleet, sight: Sight, now: float, policy: Policy, placer: Placer | None = None
+    ) -> None:
         self.fleet = fleet
         self.sight = sight
         self.now = now
@@ -34,7 +36,8 @@ class Draft:
         self.freed_servers: set[str] = set()
         """Servers on which there is room again, or that are new."""
         self.cause = "look"
-        self.placer = Placer(lambda: self.fleet, sight, now, policy)
+        self.placer = placer or Placer()
+        self.placer.begin(lambda: self.fleet, sight, now, policy)
 
     def emit(self, event: AnyEvent, cause: str = "") -> Record:
         """Decide a fact. ``cause`` defaults to what made the current key dirty."""

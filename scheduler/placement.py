@@ -1,8 +1,8 @@
 """Placement: container cell to server, by filter and rank.
 
-``Placer`` lives for one reconciliation. It filters the servers once for each distinct need and then keeps them in a
-heap whose entries are checked when they are taken (an entry is stale once a cell was placed since), so that a
-wave of births costs a logarithm each and not a walk over all servers.
+``Placer`` filters the servers once for each distinct need and then keeps them in a heap whose entries are checked when
+they are taken (an entry is stale once a cell was placed since), so that a birth costs a logarithm and not a walk over
+all servers. It is a cache and may live across turns: servers that became better since are told to ``touch``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from scheduler.model import Fleet, GroupState, Policy, Resources, Server, Spec
 from scheduler.sight import Sight
 
 Rank = tuple[int, float, int, str]
+
+QUEUES_KEPT = 32
+"""Needs remembered across turns; each costs about 150 bytes for each server."""
 
 
 class Unplaceable(Struct, frozen=True):
@@ -40,43 +43,72 @@ class _Need(Struct, frozen=True):
     digest: str
 
 
-class Placer:
-    """Chooses servers for one reconciliation. ``fleet`` is asked anew each time, so placed cells count at once."""
+class _Queue(Struct):
+    spec: Spec
+    heap: list[tuple[Rank, str]]
 
-    def __init__(self, fleet: Callable[[], Fleet], sight: Sight, now: float, policy: Policy) -> None:
+
+class Placer:
+    """Chooses servers. ``begin`` each turn; dropping it loses nothing but time."""
+
+    def __init__(self) -> None:
+        self._queues: dict[_Need, _Queue] = {}
+        self._touched: dict[str, None] = {}
+
+    def begin(self, fleet: Callable[[], Fleet], sight: Sight, now: float, policy: Policy) -> None:
+        """``fleet`` is asked anew at each placement, so that cells placed in this turn count at once."""
         self._fleet = fleet
         self._sight = sight
         self._now = now
         self._silence_limit = BEATS_MISSED * policy.tempo(len(fleet().servers)).beat_seconds
-        self._queues: dict[_Need, list[tuple[Rank, str]]] = {}
+        for need, queue in list(self._queues.items()):
+            state = fleet().groups.get(need.group)
+            if state is None or state.digest != need.digest or len(queue.heap) > 4 * len(fleet().servers) + 64:
+                del self._queues[need]
+                continue
+            for server_id in self._touched:
+                self._offer(queue, state, server_id)
+        self._touched.clear()
+
+    def touch(self, server_id: str) -> None:
+        """The server has more room, other labels, or is heard again."""
+        self._touched[server_id] = None
 
     def place(self, state: GroupState, spec: Spec) -> str | Unplaceable:
         """The best server's id, or why there is none."""
-        need = _Need(state.group.name, state.digest)
-        queue = self._queues.get(need)
-        if queue is None:
-            queue = self._queues[need] = self._queue(state, spec)
+        queue = self._queue(state, spec)
         servers = self._fleet().servers
-        while queue:
-            rank, server_id = queue[0]
-            server = servers[server_id]
-            if not _fits(server, spec.resources) or _ports_taken(state, server, spec):
-                heapq.heappop(queue)
+        while queue.heap:
+            rank, server_id = queue.heap[0]
+            server = servers.get(server_id)
+            if server is None or self._exclude(server, state, spec) is not None:
+                heapq.heappop(queue.heap)
                 continue
             current = _rank(state, server, spec)
             if current == rank:
                 return server_id
-            heapq.heapreplace(queue, (current, server_id))
+            heapq.heapreplace(queue.heap, (current, server_id))
         return self._explain(state, spec)
 
-    def _queue(self, state: GroupState, spec: Spec) -> list[tuple[Rank, str]]:
-        queue = [
-            (_rank(state, server, spec), server.id)
-            for server in self._fleet().servers.values()
-            if self._exclude(server, state, spec) is None
-        ]
-        heapq.heapify(queue)
+    def _queue(self, state: GroupState, spec: Spec) -> _Queue:
+        need = _Need(state.group.name, state.digest)
+        queue = self._queues.get(need)
+        if queue is None:
+            heap = [
+                (_rank(state, server, spec), server.id)
+                for server in self._fleet().servers.values()
+                if self._exclude(server, state, spec) is None
+            ]
+            heapq.heapify(heap)
+            if len(self._queues) >= QUEUES_KEPT:
+                del self._queues[next(iter(self._queues))]
+            queue = self._queues[need] = _Queue(spec, heap)
         return queue
+
+    def _offer(self, queue: _Queue, state: GroupState, server_id: str) -> None:
+        server = self._fleet().servers.get(server_id)
+        if server is not None and self._exclude(server, state, queue.spec) is None:
+            heapq.heappush(queue.heap, (_rank(state, server, queue.spec), server_id))
 
     def _explain(self, state: GroupState, spec: Spec) -> Unplaceable:
         servers = self._fleet().servers

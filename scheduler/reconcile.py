@@ -64,8 +64,8 @@ class Plan(Struct, frozen=True):
     looked: tuple[Key, ...]
     freed: frozenset[str]
     """Groups in which something that is held may go on now."""
-    room: bool
-    """Some server has room that it had not before."""
+    roomier: frozenset[str]
+    """Servers that have room that they had not before, or that changed."""
 
 
 def reconcile(fleet: Fleet, sight: Sight, dirty: Mapping[Key, str], now: float, policy: Policy) -> Plan:
@@ -94,7 +94,7 @@ def finish(draft: Draft, dirty: Mapping[Key, str]) -> Plan:
         tuple(draft.looks),
         tuple(looked),
         frozenset(draft.freed),
-        bool(draft.freed_servers),
+        frozenset(draft.freed_servers),
     )
 
 
@@ -176,6 +176,7 @@ def _take_facts(draft: Draft, server: Server) -> None:
     known = (server.labels, server.capacity, server.disk_bytes, server.runtimes, server.agent_version)
     if said != known:
         draft.emit(e.ServerChanged(server.id, *said))
+        draft.freed_servers.add(server.id)
 
 
 def _bury_server(draft: Draft, server_id: str) -> None:
