@@ -5,8 +5,8 @@
 The host does not know the scheduler yet; all it trusts is its join token, which holds the digest of the CA.
 So it first looks, unverified, at the certificates which the other side presents, takes the one that has this
 digest, and only then opens the connection over which it tells the token, with that CA as its only root. It
-makes its own key, which never leaves it. The token comes from a file or from GALACTICA_TOKEN where ``ps`` must
-not show it.
+makes its own key, which never leaves it. The token comes from a file or from GALACTICA_TOKEN where ``ps``
+must not show it.
 
 Exit codes: 0 enrolled, 1 refused or failed, 2 wrong usage, 3 scheduler not reachable or busy: try again.
 """
@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Never
 
 import grpc
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from galactica.v1 import link_pb2, link_pb2_grpc
@@ -120,7 +121,9 @@ def _presented_chain(address: str, deadline: float) -> list[x509.Certificate]:
         message = f"the scheduler at {address} cannot be reached: {error.strerror or error}"
         raise EnrolmentError(message, EXIT_UNREACHABLE) from error
     except SSL.Error as error:
-        raise EnrolmentError(f"{address} does not speak TLS; is it the enrolment's port?") from error
+        raise EnrolmentError(
+            f"{address} does not speak TLS as a scheduler does; is it the enrolment's port?"
+        ) from error
 
 
 def _handshake(connection: SSL.Connection, plain: socket.socket, deadline: float) -> None:
@@ -140,11 +143,23 @@ def _handshake(connection: SSL.Connection, plain: socket.socket, deadline: float
 def _pinned(chain: Sequence[x509.Certificate], ca_digest: str, address: str) -> x509.Certificate:
     for certificate in chain:
         if certificate.fingerprint(hashes.SHA256()).hex() == ca_digest:
+            _check_leaf(chain[0], certificate, address)
             return certificate
     raise EnrolmentError(
         f"the scheduler at {address} does not hold the CA that the token is pinned to; "
         "check the address, or make a token with this scheduler"
     )
+
+
+def _check_leaf(leaf: x509.Certificate, ca: x509.Certificate, address: str) -> None:
+    """TLS checks this again, and more. Here it is for the message: somebody shows a CA that is not theirs."""
+    try:
+        leaf.verify_directly_issued_by(ca)
+    except (ValueError, TypeError, InvalidSignature) as error:
+        raise EnrolmentError(
+            f"the scheduler at {address} shows the CA of the token but is not certified by it: "
+            "somebody may stand in between; the token was not sent"
+        ) from error
 
 
 def _request_for(key: ec.EllipticCurvePrivateKey) -> bytes:
@@ -266,8 +281,6 @@ def _say(message: str, exit_code: int) -> int:
 
 
 def main() -> Never:
-    # What gRPC's core itself logs about failed handshakes says less than our message and looks like a crash.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     sys.exit(run(sys.argv[1:]))
 
 
