@@ -68,7 +68,7 @@ class Progress(Protocol):
 
 
 class Runtime(Protocol):
-    kind: cell_pb2.RuntimeKind
+    kind: cell_pb2.RuntimeKind.ValueType
 
     async def list(self) -> Sequence[Found]:
         """Every cell of this fleet that exists here. Raises RuntimeUnavailable."""
