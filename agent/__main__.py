@@ -1,0 +1,386 @@
+"""``galactica-agent``: the daemon of one host. Arguments in, exit code out; everything else is wired up here.
+
+Exit codes: 0 ended by a signal, 1 refused or failed, 2 wrong usage, 3 the scheduler cannot be reached to enrol.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Never
+
+from galactica.v1 import cell_pb2
+
+from agent import __version__, wire
+from agent.daemon import Daemon
+from agent.identity import Identity, IdentityError
+from agent.runtimes import RuntimeUnavailable
+from agent.session import Link, Refused
+from agent.vitals import VitalsTaker, capacity
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from agent.runtimes import Runtime
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_UNREACHABLE = 3
+
+TOKEN_VARIABLE = "GALACTICA_TOKEN"  # noqa: S105 - a name, no token
+DEFAULT_DATA = Path("/var/lib/galactica-agent")
+ENGINE_SECONDS = 3.0
+LABELS_LIMIT = 64
+
+log = logging.getLogger("agent")
+
+
+class StartError(Exception):
+    """The agent cannot begin; the message is one line for people."""
+
+    def __init__(self, message: str, exit_code: int = EXIT_FAILED) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the command line says. ``runtimes`` empty: what this host offers."""
+
+    scheduler: str
+    enrolment: str
+    server_id: str
+    data: Path
+    runtimes: tuple[str, ...]
+    labels: Mapping[str, str]
+    stops_cells: bool
+    host: str
+    token: str
+    token_file: str
+
+
+def main() -> Never:
+    # What gRPC's core itself logs about failed handshakes says less than our messages do.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(argv: Sequence[str]) -> int:
+    """The whole life of the agent; answers the exit code."""
+    arguments = _parser().parse_args(argv)
+    _log_to_stderr(arguments.log_level)
+    try:
+        settings = _settings(arguments)
+        with _own(settings.data):
+            identity = _identity(settings)
+            asyncio.run(_serve(settings, identity))
+    except StartError as error:
+        return _complain(str(error), error.exit_code)
+    except IdentityError as error:
+        return _complain(str(error), EXIT_FAILED)
+    except BaseExceptionGroup as group:
+        refusal = _refusal_in(group)
+        if refusal is None:
+            raise
+        return _complain(str(refusal), EXIT_FAILED)
+    return EXIT_DONE
+
+
+def _refusal_in(group: BaseExceptionGroup[BaseException]) -> Refused | None:
+    """The task groups wrap what ends them; this is what ended them, if it was the scheduler's no."""
+    for error in group.exceptions:
+        found = _refusal_in(error) if isinstance(error, BaseExceptionGroup) else error
+        if isinstance(found, Refused):
+            return found
+    return None
+
+
+async def _serve(settings: Settings, identity: Identity) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    runtimes = await _runtimes(settings, identity)
+    facts = wire.ServerFacts(
+        labels=settings.labels,
+        capacity=capacity(settings.data),
+        runtimes=tuple(cell_pb2.RuntimeKind.ValueType(kind) for kind in runtimes),
+        agent_version=__version__,
+    )
+    daemon = Daemon(
+        runtimes=runtimes,
+        link_to=lambda deliver: Link(
+            settings.scheduler, _identity_directory(settings.data), identity, deliver
+        ),
+        vitals_of=lambda link: VitalsTaker(
+            settings.data, tuple(runtimes.values()), lambda: link.clock_offset_ms
+        ),
+        facts=facts,
+        epoch=_epoch(settings.data),
+        remember_epoch=lambda epoch: _remember_epoch(settings.data, epoch),
+    )
+    log.info(
+        "started version=%s server=%s fleet=%s scheduler=%s runtimes=%s pid=%d",
+        __version__,
+        identity.server_id,
+        identity.fleet,
+        settings.scheduler,
+        ",".join(cell_pb2.RuntimeKind.Name(kind) for kind in facts.runtimes),
+        os.getpid(),
+    )
+    try:
+        await daemon.run(stop, stops_cells=settings.stops_cells)
+    finally:
+        for runtime in runtimes.values():
+            await runtime.close()
+    log.info("ended cells=%s", "stopped" if settings.stops_cells else "live on")
+
+
+# What the agent needs before it can begin.
+
+
+@contextlib.contextmanager
+def _own(data: Path) -> Iterator[None]:
+    """One data directory belongs to one agent at a time."""
+    try:
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with (data / "agent.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+    except BlockingIOError as error:
+        raise StartError(
+            f"another agent runs with the data directory {data}; give this one its own with --data"
+        ) from error
+    except PermissionError as error:
+        raise StartError(
+            f"no access to {error.filename}: run as its owner, or give another directory with --data"
+        ) from error
+
+
+def _identity(settings: Settings) -> Identity:
+    """Who this agent is; enrols first where it is nobody yet, or where its certificate has ended."""
+    directory = _identity_directory(settings.data)
+    identity = Identity.load(directory)
+    if identity is not None and settings.server_id not in {"", identity.server_id}:
+        raise StartError(
+            f"{settings.data} belongs to the server {identity.server_id}, not {settings.server_id}; "
+            "give each server a directory of its own with --data",
+            EXIT_USAGE,
+        )
+    if identity is None or identity.has_expired(time.time()):
+        _enrol(settings, directory, identity)
+        identity = Identity.load(directory)
+    os.environ.pop(TOKEN_VARIABLE, None)
+    if identity is None:
+        raise StartError(f"enrolment left no identity in {directory}")
+    return identity
+
+
+def _enrol(settings: Settings, directory: Path, before: Identity | None) -> None:
+    """In a process of its own, so that the memory that cryptography takes is given back."""
+    token = settings.token or os.environ.get(TOKEN_VARIABLE, "")
+    if not token and not settings.token_file:
+        why = "this server's certificate has ended" if before else "this server has not enrolled yet"
+        raise StartError(
+            f"{why}: a join token is needed. Make one with 'galactica token create' at the scheduler and give it "
+            f"as --token-file FILE, {TOKEN_VARIABLE} or --token",
+            EXIT_USAGE,
+        )
+    command = [sys.executable, "-m", "agent.enrol", "--scheduler-enrol", settings.enrolment]
+    command += ["--scheduler", settings.scheduler, "--directory", str(directory)]
+    command += ["--server-id", settings.server_id or (before.server_id if before else socket.gethostname())]
+    environment = dict(os.environ)
+    if settings.token_file:
+        command += ["--token-file", settings.token_file]
+    else:
+        environment[TOKEN_VARIABLE] = token
+    done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        words = done.stderr.strip().splitlines()
+        message = words[-1].removeprefix("error: ") if words else f"enrolment ended with {done.returncode}"
+        exit_code = done.returncode if done.returncode in {EXIT_USAGE, EXIT_UNREACHABLE} else EXIT_FAILED
+        raise StartError(message, exit_code)
+    log.info("enrolled scheduler=%s", settings.enrolment)
+
+
+async def _runtimes(settings: Settings, identity: Identity) -> dict[int, Runtime]:
+    """The wanted runtimes by kind; where none is named, processes, and docker if an engine answers."""
+    wanted = settings.runtimes
+    found: dict[int, Runtime] = {}
+    if "docker" in wanted or (not wanted and _may_have_engine()):
+        docker = _docker(settings, identity)
+        if docker is not None and (wanted or await _answers(docker)):
+            found[cell_pb2.RUNTIME_KIND_DOCKER] = docker
+    if "process" in wanted or not wanted:
+        from agent.runtimes.process import ProcessRuntime  # noqa: PLC0415 - only what is used is loaded
+
+        directory = settings.data / "cells"
+        found[cell_pb2.RUNTIME_KIND_PROCESS] = ProcessRuntime(directory, identity.fleet, settings.host)
+    return found
+
+
+def _may_have_engine() -> bool:
+    return bool(os.environ.get("DOCKER_HOST")) or Path("/var/run/docker.sock").exists()
+
+
+def _docker(settings: Settings, identity: Identity) -> Runtime | None:
+    try:
+        from agent.runtimes.docker import DockerRuntime  # noqa: PLC0415 - its library is large
+    except ModuleNotFoundError as error:
+        if "docker" in settings.runtimes:
+            raise StartError(
+                "the docker runtime needs its library: pip install 'galactica[docker]'"
+            ) from error
+        return None
+    return DockerRuntime(identity.fleet, host=settings.host, server=identity.server_id)
+
+
+async def _answers(runtime: Runtime) -> bool:
+    try:
+        async with asyncio.timeout(ENGINE_SECONDS):
+            await runtime.ping()
+    except (RuntimeUnavailable, TimeoutError):
+        await runtime.close()
+        return False
+    return True
+
+
+def _identity_directory(data: Path) -> Path:
+    return data / "identity"
+
+
+def _epoch(data: Path) -> int:
+    try:
+        return int((data / "epoch").read_text("ascii"))
+    except (FileNotFoundError, ValueError):
+        return 0
+
+
+def _remember_epoch(data: Path, epoch: int) -> None:
+    """Whole or not at all. Epochs only grow, so an older writer that comes late must not win."""
+    if epoch > _epoch(data):
+        whole = data / f"epoch.{epoch}"
+        whole.write_text(f"{epoch}\n", "ascii")
+        whole.replace(data / "epoch")
+
+
+# Command line and log.
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="galactica-agent",
+        description="Run the cells that the scheduler orders on this server, watch them and report.",
+        epilog="Exit codes: 0 ended by a signal, 1 refused or failed, 2 wrong usage, "
+        "3 the scheduler cannot be reached to enrol.",
+    )
+    add = parser.add_argument
+    add("--scheduler", required=True, metavar="HOST:PORT", help="where the scheduler listens for agents")
+    add(
+        "--enrol",
+        default="",
+        metavar="HOST:PORT",
+        help="its enrolment port (the next one after --scheduler's)",
+    )
+    token = parser.add_mutually_exclusive_group()
+    token.add_argument("--token-file", default="", metavar="FILE", help="a file that holds the join token")
+    token.add_argument("--token", default="", help=f"the join token; {TOKEN_VARIABLE} does not show in ps")
+    add("--id", default="", metavar="NAME", help="what this server is called (its host name)")
+    add(
+        "--data",
+        type=Path,
+        default=DEFAULT_DATA,
+        metavar="DIR",
+        help=f"where it keeps things ({DEFAULT_DATA})",
+    )
+    add(
+        "--runtime",
+        action="append",
+        default=[],
+        choices=("process", "docker"),
+        help="what runs cells here; may be given twice (process, and docker where an engine answers)",
+    )
+    add("--host", default="127.0.0.1", metavar="ADDRESS", help="the address on which cells are published")
+    add(
+        "--label", action="append", default=[], metavar="KEY=VALUE", help="a label of this server; repeatable"
+    )
+    add("--stop-cells", action="store_true", help="end the cells too when the agent is told to end")
+    add("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    add("--version", action="version", version=f"galactica-agent {__version__}")
+    return parser
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    """Raises StartError (wrong usage)."""
+    host, port = _host_and_port(arguments.scheduler)
+    _host_and_port(arguments.enrol or arguments.scheduler)
+    return Settings(
+        scheduler=arguments.scheduler,
+        enrolment=arguments.enrol or f"{host}:{port + 1}",
+        server_id=arguments.id,
+        data=arguments.data.absolute(),
+        runtimes=tuple(dict.fromkeys(arguments.runtime)),
+        labels=_labels(arguments.label),
+        stops_cells=arguments.stop_cells,
+        host=arguments.host,
+        token=arguments.token,
+        token_file=arguments.token_file,
+    )
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
+        raise StartError(f"'{address}' is not HOST:PORT", EXIT_USAGE)
+    return host, int(port)
+
+
+def _labels(pairs: Sequence[str]) -> dict[str, str]:
+    labels: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not key or not equals:
+            raise StartError(f"the label '{pair}' is not KEY=VALUE", EXIT_USAGE)
+        labels[key] = value
+    if len(labels) > LABELS_LIMIT:
+        raise StartError(f"{len(labels)} labels were given, at most {LABELS_LIMIT} are carried", EXIT_USAGE)
+    return labels
+
+
+class _Line(logging.Formatter):
+    """One line per record: time, level, logger, then the message's own key=value pairs."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        text = record.getMessage()
+        if record.exc_info:
+            text += f" traceback={self.formatException(record.exc_info)!r}"
+        level, name = record.levelname.lower(), record.name
+        return f"at={moment}.{int(record.msecs):03d}Z level={level} logger={name} event={text}"
+
+
+def _log_to_stderr(level: str) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Line())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+def _complain(message: str, exit_code: int) -> int:
+    sys.stderr.write(f"error: {message}\n")
+    return exit_code
+
+
+if __name__ == "__main__":
+    main()

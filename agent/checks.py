@@ -1,0 +1,268 @@
+"""How one attempt of a probe is made: http and tcp over plain sockets, grpc over a channel of its own.
+
+Sockets rather than streams: an agent probes each of its cells every second for its whole life, and this is most of
+what it does. A socket check never blocks: ``begin`` sets out, ``collect`` is called until it has an outcome.
+An outcome is an error for people, empty for a success; None means not yet.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+from typing import TYPE_CHECKING, Protocol
+
+import grpc
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from galactica.v1 import cell_pb2
+
+ANSWER_BYTES = 64 * 1024
+"""How much of an answer is read at most; its first line is what counts."""
+USES_OF_A_CONNECTION = 10
+"""A kept connection is given up after so many probes, so that a server that accepts no more is found out."""
+
+_HEAD = re.compile(rb"HTTP/1\.[01] (\d{3})[ \r]")
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,12})[ \t]*\r\n", re.IGNORECASE)
+_KEEPS = re.compile(rb"\r\nconnection:[ \t]*keep-alive[ \t]*[\r,]", re.IGNORECASE)
+_UNDER_WAY = {0, errno.EINPROGRESS}
+_SERVING = b"\x08\x01"
+"""HealthCheckResponse{status: SERVING}: field 1, varint 1 (grpc.health.v1)."""
+
+
+class BadProbe(Exception):
+    """The probe cannot be made at all; the message is for people."""
+
+
+class SocketCheck(Protocol):
+    """One kind of attempt, over and over, for one cell."""
+
+    wants_write: bool
+    """Whether the socket is waited for to be writable rather than readable."""
+
+    def begin(self) -> str | None: ...
+
+    def collect(self) -> str | None: ...
+
+    def fileno(self) -> int: ...
+
+    def close(self) -> None:
+        """Give the attempt up. Fine at any time."""
+
+
+class TcpCheck:
+    """A connection must be accepted."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self._address = address
+        self._socket: socket.socket | None = None
+        self.wants_write = True
+
+    def begin(self) -> str | None:
+        self._socket = _socket_for(self._address)
+        code = self._socket.connect_ex(self._address)
+        if code not in _UNDER_WAY:
+            self.close()
+            return _refusal(code, self._address)
+        return self.collect()
+
+    def collect(self) -> str | None:
+        if self._socket is None:
+            return "closed"
+        code = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code == 0:
+            try:
+                self._socket.getpeername()
+            except OSError:
+                return None
+        self.close()
+        return _refusal(code, self._address) if code else ""
+
+    def fileno(self) -> int:
+        return self._socket.fileno() if self._socket else -1
+
+    def close(self) -> None:
+        if self._socket:
+            self._socket.close()
+            self._socket = None
+
+
+class HttpCheck:
+    """GET must answer 200..399.
+
+    Each probe makes a connection of its own unless the server says that it likes to keep connections: a server that
+    serves one connection at a time would be blocked by one that idles."""
+
+    def __init__(self, address: tuple[str, int], path: str) -> None:
+        self._address = address
+        host, port = address
+        spelt = f"[{host}]" if ":" in host else host
+        self._request = (
+            f"GET {path or '/'} HTTP/1.1\r\nHost: {spelt}:{port}\r\nUser-Agent: galactica-agent\r\n"
+            "Accept: */*\r\nConnection: %s\r\n\r\n"
+        )
+        self._keep = (self._request % "keep-alive").encode("ascii", "replace")
+        self._last = (self._request % "close").encode("ascii", "replace")
+        self._socket: socket.socket | None = None
+        self._uses = 0
+        self._answer = b""
+        self.wants_write = False
+
+    def begin(self) -> str | None:
+        self._answer = b""
+        if self._socket is None:
+            return self._connect()
+        self._uses += 1
+        return self._send()
+
+    def _connect(self) -> str | None:
+        self.close()
+        self._uses = 1
+        self._socket = _socket_for(self._address)
+        code = self._socket.connect_ex(self._address)
+        if code not in _UNDER_WAY:
+            self.close()
+            return _refusal(code, self._address)
+        return self._send()
+
+    def _send(self) -> str | None:
+        if self._socket is None:
+            return "closed"
+        self.wants_write = False
+        try:
+            # A request is smaller than any socket's buffer: it is sent whole or not at all.
+            self._socket.send(self._last if self._uses >= USES_OF_A_CONNECTION else self._keep)
+        except BlockingIOError:
+            self.wants_write = True
+        except OSError as error:
+            return self._broken(error.errno or errno.EIO)
+        return None
+
+    def collect(self) -> str | None:
+        if self.wants_write:
+            return self._send()
+        if self._socket is None:
+            return "closed"
+        try:
+            data = self._socket.recv(16 * 1024)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            return self._broken(error.errno or errno.EIO)
+        self._answer += data
+        return self._judge(is_over=not data or len(self._answer) > ANSWER_BYTES)
+
+    def _broken(self, code: int) -> str | None:
+        """A kept connection may be closed by the server at any time, which says nothing: set out afresh."""
+        if self._uses > 1 and not self._answer:
+            return self._connect()
+        self.close()
+        return _refusal(code, self._address)
+
+    def _judge(self, *, is_over: bool) -> str | None:
+        head, blank, body = self._answer.partition(b"\r\n\r\n")
+        if not blank and not is_over:
+            return None
+        if not self._answer:
+            return self._broken(errno.ECONNRESET)
+        match = _HEAD.match(head + b"\r")
+        if match is None:
+            self.close()
+            return f"no HTTP answer from {_spell(self._address)}"
+        length = _LENGTH.search(head + b"\r\n")
+        if length and len(body) < int(length[1]) and not is_over:
+            return None
+        is_whole = length is not None and len(body) == int(length[1])
+        if not (is_whole and self._uses < USES_OF_A_CONNECTION and _KEEPS.search(head + b"\r")):
+            self.close()
+        status = int(match[1])
+        return "" if 200 <= status <= 399 else f"answered {status}"
+
+    def fileno(self) -> int:
+        return self._socket.fileno() if self._socket else -1
+
+    def close(self) -> None:
+        if self._socket:
+            self._socket.close()
+            self._socket = None
+
+
+class GrpcCheck:
+    """grpc.health.v1.Health/Check must answer SERVING. Its two messages are tiny, so they are spelt by hand."""
+
+    def __init__(self, address: tuple[str, int], service: str) -> None:
+        host, port = address
+        name = service.encode()
+        if len(name) > 127:
+            raise BadProbe("the service name of a grpc probe may have 127 bytes")
+        self._channel = grpc.aio.insecure_channel(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+        self._request = b"\x0a" + bytes([len(name)]) + name if name else b""
+        self._check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(
+            "/grpc.health.v1.Health/Check"
+        )
+
+    async def attempt(self, timeout_seconds: float) -> str:
+        try:
+            answer = await self._check(self._request, timeout=timeout_seconds, wait_for_ready=False)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                return timed_out(timeout_seconds)
+            return f"{error.code().name}: {error.details()}"
+        return "" if answer.startswith(_SERVING) else "answered not SERVING"
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+
+def timed_out(timeout_seconds: float) -> str:
+    return f"no answer within {timeout_seconds * 1_000:.0f} ms"
+
+
+def address_of(endpoints: Mapping[str, str], port: str) -> tuple[str, int]:
+    """Where a named port is reached. Raises BadProbe where there is no such port."""
+    endpoint = endpoints.get(port)
+    if endpoint is None:
+        known = ", ".join(sorted(endpoints)) or "none"
+        raise BadProbe(f"the probe names port {port!r}, but the cell's ports are: {known}")
+    host, _, number = endpoint.rpartition(":")
+    host = host.strip("[]")
+    if not _is_numeric(host):
+        raise BadProbe(f"the endpoint {endpoint} must have an IP address to be probed")
+    return host, int(number)
+
+
+def socket_check(health: cell_pb2.Health, endpoints: Mapping[str, str]) -> SocketCheck | None:
+    """The check of an http or tcp probe, None for the other kinds. Raises BadProbe."""
+    match health.WhichOneof("probe"):
+        case "http":
+            return HttpCheck(address_of(endpoints, health.http.port), health.http.path)
+        case "tcp":
+            return TcpCheck(address_of(endpoints, health.tcp.port))
+        case _:
+            return None
+
+
+def _is_numeric(host: str) -> bool:
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.inet_pton(family, host)
+        except OSError:
+            continue
+        return True
+    return False
+
+
+def _socket_for(address: tuple[str, int]) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    return socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+
+
+def _refusal(code: int, address: tuple[str, int]) -> str:
+    return f"{os.strerror(code)} by {_spell(address)}" if code else ""
+
+
+def _spell(address: tuple[str, int]) -> str:
+    return f"{address[0]}:{address[1]}"

@@ -1,0 +1,299 @@
+"""The driver: owns the agent's state, feeds it events one at a time and carries out what it says.
+
+Everything runs in one event loop. Runtime calls, probes and the link run beside each other and put what comes of
+them into one bounded queue; a single task takes events from it and steps the state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import time
+from typing import TYPE_CHECKING, assert_never
+
+from agent import wire
+from agent.logs import LogStreams
+from agent.messages import (
+    CloseSession,
+    ClosingDown,
+    Died,
+    Disconnected,
+    Event,
+    FetchLogs,
+    Instruction,
+    ProbeFinished,
+    Progressed,
+    RefuseLogs,
+    Relisted,
+    RememberEpoch,
+    SendHello,
+    SendReport,
+    StartCell,
+    StartDeferred,
+    Started,
+    StartFailed,
+    StartProbing,
+    StopCell,
+    StopFailed,
+    StopLogs,
+    Stopped,
+    StopProbing,
+    Tick,
+    VitalsTaken,
+)
+from agent.probes import Prober
+from agent.runtimes import Exited, RuntimeFailure, RuntimeUnavailable
+from agent.state import State, next_look, step
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+
+    from galactica.v1 import link_pb2
+
+    from agent.runtimes import Progress, Runtime
+    from agent.session import Link
+    from agent.vitals import VitalsTaker
+
+QUEUE_LIMIT = 10_000
+STARTS_AT_ONCE = 16
+RELIST_SECONDS = 30.0
+RELIST_AGAIN_SECONDS = 1.0
+VITALS_SECONDS = 5.0
+STOP_MARGIN_SECONDS = 15.0
+"""How much longer than the longest grace the end of all cells may take."""
+
+log = logging.getLogger(__name__)
+
+
+class Daemon:
+    """``link_to`` makes the link once it is known where its events go. ``remember_epoch`` may block (a small file)."""
+
+    def __init__(
+        self,
+        *,
+        runtimes: Mapping[int, Runtime],
+        link_to: Callable[[Callable[[Event], Awaitable[None]]], Link],
+        vitals_of: Callable[[Link], VitalsTaker],
+        facts: wire.ServerFacts,
+        epoch: int,
+        remember_epoch: Callable[[int], None],
+    ) -> None:
+        self._runtimes = runtimes
+        self._facts = facts
+        self._remember_epoch = remember_epoch
+        self._state = State(epoch=epoch)
+        self._queue: asyncio.Queue[Event] = asyncio.Queue(QUEUE_LIMIT)
+        self._link = link_to(self.deliver)
+        self._vitals = vitals_of(self._link)
+        self._prober = Prober(self._execute, self._probed)
+        self._starts = asyncio.Semaphore(STARTS_AT_ONCE)
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
+        self._all_gone = asyncio.Event()
+        self._workers: set[asyncio.Task[None]] = set()
+
+    async def deliver(self, event: Event) -> None:
+        await self._queue.put(event)
+
+    async def run(self, stop: asyncio.Event, *, stops_cells: bool) -> None:
+        """Work until ``stop`` is set, then detach; cells live on unless they are to be stopped too.
+
+        Raises session.Refused."""
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            self._logs = LogStreams(self._runtimes, self._link, tasks)
+            owned = [tasks.create_task(self._consume()), tasks.create_task(self._prober.run())]
+            recovered = [asyncio.Event() for _ in self._runtimes]
+            for kind, listed in zip(self._runtimes, recovered, strict=True):
+                owned.append(tasks.create_task(self._watch(kind)))
+                owned.append(tasks.create_task(self._relist(kind, listed)))
+            owned.append(tasks.create_task(self._take_vitals()))
+            owned.append(tasks.create_task(self._attach(recovered)))
+            await stop.wait()
+            if stops_cells:
+                await self._stop_cells()
+            await self._link.leave()
+            # What is under way in a runtime is found by the agent's next life.
+            for task in (*owned, *self._workers):
+                task.cancel()
+            self._logs.stop_all()
+            if self._timer:
+                self._timer.cancel()
+
+    async def _attach(self, recovered: Sequence[asyncio.Event]) -> None:
+        """A Hello that leaves out cells says that they are gone, so every runtime is listed before the first."""
+        for listed in recovered:
+            await listed.wait()
+        await self._link.run()
+
+    # The state.
+
+    async def _consume(self) -> None:
+        while True:
+            self._take(await self._queue.get())
+            while not self._queue.empty():
+                self._take(self._queue.get_nowait())
+            self._arm()
+
+    def _take(self, event: Event) -> None:
+        if isinstance(event, Disconnected):
+            self._logs.stop_all_of(event.link)
+        self._state, instructions = step(self._state, event)
+        for instruction in instructions:
+            self._carry_out(instruction)
+        session = self._state.session
+        if not self._state.cells and not (session and session.unsent):
+            self._all_gone.set()
+
+    def _arm(self) -> None:
+        look_at = next_look(self._state)
+        if look_at == self._timer_at:
+            return
+        if self._timer:
+            self._timer.cancel()
+        self._timer_at = look_at
+        loop = asyncio.get_running_loop()
+        # loop.time() is time.monotonic()
+        self._timer = loop.call_at(look_at, self._tick) if look_at < math.inf else None
+
+    def _tick(self) -> None:
+        self._timer_at = math.inf
+        self._offer(Tick(time.monotonic()))
+
+    def _offer(self, event: Event) -> None:
+        """For what will come again by itself: dropped when the queue is full."""
+        with contextlib.suppress(asyncio.QueueFull):
+            self._queue.put_nowait(event)
+
+    def _carry_out(self, instruction: Instruction) -> None:  # noqa: C901 - one table: instruction to who does it
+        match instruction:
+            case StartCell():
+                self._work(self._start(instruction.order))
+            case StopCell():
+                self._work(self._stop(instruction))
+            case StartProbing():
+                self._prober.start(instruction.order, instruction.endpoints)
+            case StopProbing():
+                self._prober.stop(instruction.cell_id)
+            case SendHello():
+                self._link.send(instruction.link, wire.hello(instruction, self._facts))
+            case SendReport():
+                self._link.send(instruction.link, wire.report(instruction, time.time()))
+            case FetchLogs():
+                self._logs.fetch(instruction)
+            case RefuseLogs():
+                self._logs.refuse(instruction.link, instruction.stream, instruction.reason)
+            case StopLogs():
+                self._logs.stop(instruction.link, instruction.stream)
+            case CloseSession():
+                self._link.close(instruction.link, instruction.reason)
+            case RememberEpoch():
+                self._work(asyncio.to_thread(self._remember_epoch, instruction.epoch))
+            case _:
+                assert_never(instruction)
+
+    def _work(self, work: Coroutine[None, None, None]) -> None:
+        """Do it beside everything else; the daemon's task group owns it."""
+        task = self._tasks.create_task(work)
+        self._workers.add(task)
+        task.add_done_callback(self._workers.discard)
+
+    # The runtimes.
+
+    async def _start(self, order: link_pb2.Order) -> None:
+        cell_id = order.cell_id
+
+        def progress(text: str, /) -> None:
+            self._offer(Progressed(cell_id, text, time.monotonic()))
+
+        event: Event
+        async with self._starts:
+            try:
+                event = await self._started(order, progress)
+            except RuntimeUnavailable as failure:
+                event = StartDeferred(cell_id, str(failure), time.monotonic())
+            except RuntimeFailure as failure:
+                event = StartFailed(cell_id, str(failure), time.monotonic())
+            except Exception as error:
+                log.exception("start failed in an unexpected way cell=%s", cell_id)
+                event = StartFailed(cell_id, f"the agent failed: {error!r}", time.monotonic())
+        await self.deliver(event)
+
+    async def _started(self, order: link_pb2.Order, progress: Progress) -> Started | StartFailed:
+        runtime = self._runtimes.get(order.spec.runtime)
+        if runtime is None:
+            reason = "this server does not have the runtime that the cell needs"
+            return StartFailed(order.cell_id, reason, time.monotonic())
+        running = await runtime.start(order, progress)
+        return Started(order.cell_id, running.runtime_id, running.endpoints, time.monotonic())
+
+    async def _stop(self, asked: StopCell) -> None:
+        runtime = self._runtimes.get(asked.kind)
+        event: Event
+        try:
+            if runtime is not None:
+                await runtime.stop(asked.cell_id, asked.signal, asked.grace_seconds)
+            event = Stopped(asked.cell_id, time.monotonic())
+        except RuntimeFailure as failure:
+            event = StopFailed(asked.cell_id, str(failure), time.monotonic())
+        except Exception as error:
+            log.exception("stop failed in an unexpected way cell=%s", asked.cell_id)
+            event = StopFailed(asked.cell_id, f"the agent failed: {error!r}", time.monotonic())
+        await self.deliver(event)
+
+    async def _watch(self, kind: int) -> None:
+        while True:
+            try:
+                async for seen in self._runtimes[kind].watch():
+                    if isinstance(seen, Exited):
+                        await self.deliver(Died(seen.cell_id, seen.autopsy, time.monotonic()))
+                    else:
+                        # Our own list instead of theirs: it is known when it was asked for.
+                        await self._list(kind)
+            except RuntimeFailure as failure:
+                log.warning("watch interrupted reason=%r", str(failure))
+            await asyncio.sleep(RELIST_AGAIN_SECONDS)
+
+    async def _relist(self, kind: int, listed: asyncio.Event) -> None:
+        """From time to time compare with what there is: nothing stays unseen because one event was lost."""
+        while True:
+            if await self._list(kind):
+                listed.set()
+                await asyncio.sleep(RELIST_SECONDS)
+            else:
+                await asyncio.sleep(RELIST_AGAIN_SECONDS)
+
+    async def _list(self, kind: int) -> bool:
+        asked_at = time.monotonic()
+        try:
+            found = tuple(await self._runtimes[kind].list())
+        except RuntimeFailure as failure:
+            log.warning("cells not listed reason=%r", str(failure))
+            return False
+        await self.deliver(Relisted(kind, found, asked_at, time.monotonic()))
+        return True
+
+    async def _execute(
+        self, kind: int, cell_id: str, command: Sequence[str], timeout_seconds: float
+    ) -> tuple[int, str]:
+        return await self._runtimes[kind].execute(cell_id, command, timeout_seconds)
+
+    def _probed(self, cell_id: str, error: str) -> None:
+        self._offer(ProbeFinished(cell_id, error, time.monotonic()))
+
+    async def _take_vitals(self) -> None:
+        while True:
+            await self.deliver(VitalsTaken(await self._vitals.take(), time.monotonic()))
+            await asyncio.sleep(VITALS_SECONDS)
+
+    async def _stop_cells(self) -> None:
+        grace_ms = [cell.order.spec.stop.grace_ms for cell in self._state.cells.values()]
+        self._all_gone.clear()
+        await self.deliver(ClosingDown(time.monotonic()))
+        try:
+            async with asyncio.timeout(max(grace_ms, default=0) / 1_000 + STOP_MARGIN_SECONDS):
+                await self._all_gone.wait()
+        except TimeoutError:
+            log.error("some cells did not end cells=%s", ",".join(self._state.cells))  # noqa: TRY400 - for people

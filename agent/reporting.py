@@ -1,0 +1,169 @@
+"""When to tell the scheduler what: the part of the agent's pure half that fills reports and beats.
+
+A change goes out at once; those that follow within ``WINDOW_SECONDS`` share the next report. Vitals ride along when
+they are due or markedly different. When nothing was sent for a beat, an empty report is the beat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from agent.messages import CellReport, CellState, Death, ProbeStatus, SendReport
+
+if TYPE_CHECKING:
+    from galactica.v1 import cell_pb2, link_pb2
+
+WINDOW_SECONDS = 0.005
+VITALS_SECONDS = 10.0
+MARKED_FRACTION = 0.15
+"""Change of a fraction (cpu, memory, disk) that is told before the vitals are due."""
+MARKED_PRESSURE = 20.0
+"""The same for pressure, in percentage points."""
+ECHO_SHARE = 0.25
+"""Silence of this share of the lease makes the next report ask for an echo."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One cell on this server, from its order until nothing of it is left."""
+
+    order: link_pb2.Order
+    id: str
+    digest: str
+    kind: int
+    """The runtime that carries it, by the contract's number."""
+    sick_after: int
+    """0: it has no probe."""
+    state: CellState = CellState.STARTING
+    start_in_flight: bool = False
+    """The runtime was told to start it and has not answered."""
+    runtime_id: str = ""
+    endpoints: Mapping[str, str] = field(default_factory=dict)
+    running_since: float = 0.0
+    probe: ProbeStatus | None = None
+    autopsy: cell_pb2.Autopsy | Death | None = None
+    progress: str = ""
+    progress_at: float = float("-inf")
+    tries: int = 0
+    """How often the engine did not answer, in a row."""
+    tried_since: float = 0.0
+
+    @property
+    def is_probed(self) -> bool:
+        return self.sick_after > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """The session in force."""
+
+    link: int
+    id: str
+    beat_seconds: float
+    lease_seconds: float
+    heard_at: float
+    sent_at: float
+    taken: int = 0
+    """The highest sequence of instructions that was obeyed."""
+    sent: int = 0
+    """The sequence of the newest report."""
+    unsent: Mapping[str, CellReport | None] = field(default_factory=dict)
+    """What waits for the next report; None: the cell as it is by then."""
+    owes_everything: bool = False
+    """A resync was asked for and not answered yet."""
+    vitals: cell_pb2.Vitals | None = None
+    """The vitals that were sent last."""
+    vitals_at: float = float("-inf")
+
+
+def report(cell: Cell) -> CellReport:
+    return CellReport(
+        cell_id=cell.id,
+        digest=cell.digest,
+        state=cell.state,
+        runtime_id=cell.runtime_id,
+        endpoints=cell.endpoints,
+        probe=cell.probe,
+        autopsy=cell.autopsy,
+        progress=cell.progress,
+    )
+
+
+def gone(cell_id: str, digest: str) -> CellReport:
+    return CellReport(cell_id=cell_id, digest=digest, state=CellState.GONE)
+
+
+def next_look(session: Session) -> float:
+    """When a report or beat is due, or the scheduler's silence has lasted too long."""
+    due = session.sent_at + (WINDOW_SECONDS if session.unsent else session.beat_seconds)
+    return min(due, session.heard_at + session.lease_seconds)
+
+
+def flush(
+    session: Session,
+    news: Mapping[str, CellReport | None],
+    cells: Mapping[str, Cell],
+    vitals: cell_pb2.Vitals | None,
+    now: float,
+) -> tuple[Session, SendReport | None]:
+    """The session with the news taken in, and the report that is due, if one is."""
+    if news:
+        session = replace(session, unsent={**session.unsent, **news} if session.unsent else news)
+    has_vitals = vitals is not None and vitals is not session.vitals
+    is_marked = has_vitals and _differs_markedly(session.vitals, vitals)
+    if not session.owes_everything and now < _due(session, is_marked=is_marked):
+        return session, None
+    with_vitals = has_vitals and (is_marked or now - session.vitals_at >= VITALS_SECONDS)
+    message = SendReport(
+        link=session.link,
+        session=session.id,
+        sequence=session.sent + 1,
+        cells=_contents(session, cells),
+        vitals=vitals if with_vitals else None,
+        complete=session.owes_everything,
+        wants_echo=now - session.heard_at >= session.lease_seconds * ECHO_SHARE,
+    )
+    session = replace(
+        session,
+        sent=message.sequence,
+        sent_at=now,
+        unsent={},
+        owes_everything=False,
+        vitals=vitals if with_vitals else session.vitals,
+        vitals_at=now if with_vitals else session.vitals_at,
+    )
+    return session, message
+
+
+def _due(session: Session, *, is_marked: bool) -> float:
+    """The first change goes out at once; those right behind a report share the next one."""
+    if session.unsent or is_marked:
+        return session.sent_at + WINDOW_SECONDS if session.sent else 0.0
+    return session.sent_at + session.beat_seconds
+
+
+def _contents(session: Session, cells: Mapping[str, Cell]) -> tuple[CellReport, ...]:
+    """What to say: GONE of a cell that is not here any more stays in a complete report, which is its last mention."""
+    said = {
+        cell_id: words
+        for cell_id, words in session.unsent.items()
+        if words is not None and cell_id not in cells
+    }
+    ids = cells if session.owes_everything else [one for one in session.unsent if one in cells]
+    return (*(report(cells[one]) for one in ids), *said.values())
+
+
+def _differs_markedly(before: cell_pb2.Vitals | None, after: cell_pb2.Vitals | None) -> bool:
+    if before is None or after is None:
+        return False
+    if before.HasField("engine_latency_ms") and (before.engine_latency_ms < 0) != (
+        after.engine_latency_ms < 0
+    ):
+        return True
+    fractions = ("cpu_fraction", "memory_fraction", "disk_fraction")
+    pressures = ("pressure_cpu", "pressure_memory", "pressure_io")
+    return any(
+        abs(getattr(after, one) - getattr(before, one)) >= MARKED_FRACTION for one in fractions
+    ) or any(abs(getattr(after, one) - getattr(before, one)) >= MARKED_PRESSURE for one in pressures)

@@ -1,0 +1,276 @@
+"""A scheduler's end of the agents' link, real gRPC with mTLS on loopback, that tests can order about."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psutil
+from galactica.v1 import cell_pb2, link_pb2, link_pb2_grpc
+
+from agent.identity import Identity, store
+from scheduler.ca import CertificateAuthority, identity_of, new_key_and_csr
+
+FLEET = "testfleet"
+DEADLINE_SECONDS = 20.0
+ROOT = Path(__file__).parents[2]
+TOKEN_ID = "aa11"
+
+
+async def until(condition: Callable[[], Any], what: str, seconds: float = DEADLINE_SECONDS) -> Any:
+    """Wait for a condition; its value. Fails with what was waited for."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        await asyncio.sleep(0.01)
+    return value
+
+
+@dataclass(eq=False)
+class Session:
+    """One stream, as the scheduler sees it."""
+
+    id: str
+    server: str
+    hello: link_pb2.Hello
+    context: grpc.aio.ServicerContext
+    certificate: bytes
+    outgoing: asyncio.Queue[link_pb2.AttachResponse | None] = field(default_factory=asyncio.Queue)
+    reports: list[link_pb2.Report] = field(default_factory=list)
+    heard_at: list[float] = field(default_factory=list)
+    logs: list[link_pb2.LogChunk] = field(default_factory=list)
+    cells: dict[str, cell_pb2.CellReport] = field(default_factory=dict)
+    sequence: int = 0
+    is_over: bool = False
+
+    def instruct(self, *instructions: link_pb2.Instruction, sequence: int | None = None, session: str = "") -> None:
+        self.sequence = self.sequence + 1 if sequence is None else sequence
+        batch = link_pb2.Instructions(
+            session=session or self.id, sequence=self.sequence, instructions=instructions
+        )
+        self.outgoing.put_nowait(link_pb2.AttachResponse(instructions=batch))
+
+    def state_of(self, cell_id: str) -> int:
+        return self.cells[cell_id].state if cell_id in self.cells else 0
+
+    async def until_state(self, cell_id: str, state: int) -> cell_pb2.CellReport:
+        name = cell_pb2.CellState.Name(state)
+        await until(lambda: self.state_of(cell_id) == state, f"{cell_id} {name}, is {self.cells.get(cell_id)}")
+        return self.cells[cell_id]
+
+
+class FakeScheduler(link_pb2_grpc.AgentLinkServiceServicer, link_pb2_grpc.EnrolmentServiceServicer):
+    """Set the public attributes to change how it answers."""
+
+    def __init__(self, directory: Path) -> None:
+        self.ca = CertificateAuthority.open_or_create(directory, FLEET)
+        self.sessions: list[Session] = []
+        self.epoch = 1
+        self.beat_ms = 100
+        self.lease_ms = 2_000
+        self.ttl_seconds = 3_600.0
+        self.answers_echo = True
+        self.refusal: tuple[grpc.StatusCode, str] | None = None
+        self.port = 0
+        self.enrol_port = 0
+        self.token = f"gal1.{TOKEN_ID}.c2VjcmV0.{self.ca.digest}"
+        self._servers: list[grpc.aio.Server] = []
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def session(self) -> Session:
+        return self.sessions[-1]
+
+    async def start(self) -> None:
+        key, certificate = self.ca.issue_scheduler()
+        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        link_pb2_grpc.add_AgentLinkServiceServicer_to_server(self, server)
+        mutual = grpc.ssl_server_credentials([(key, certificate)], self.ca.certificate_pem, True)
+        self.port = server.add_secure_port(f"127.0.0.1:{self.port}", mutual)
+        await server.start()
+        enrolment = grpc.aio.server()
+        link_pb2_grpc.add_EnrolmentServiceServicer_to_server(self, enrolment)
+        chain = certificate + self.ca.certificate_pem
+        self.enrol_port = enrolment.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(key, chain)]))
+        await enrolment.start()
+        self._servers = [server, enrolment]
+
+    async def stop(self) -> None:
+        for session in self.sessions:
+            session.outgoing.put_nowait(None)
+        for server in self._servers:
+            await server.stop(0)
+
+    def identity(self, directory: Path, server_id: str, ttl_seconds: float | None = None) -> Identity:
+        """Enrol without the network; the identity is stored in ``directory``."""
+        key, csr = new_key_and_csr()
+        issued = self.ca.issue_server(csr, server_id, ttl_seconds or self.ttl_seconds)
+        identity = Identity(
+            server_id=server_id,
+            fleet=FLEET,
+            scheduler=self.address,
+            issued_at=time.time(),
+            expires_at=issued.expires_at,
+            key_pem=key,
+            csr_pem=csr,
+            certificate_pem=issued.certificate_pem,
+            ca_pem=self.ca.certificate_pem,
+        )
+        store(directory, identity)
+        return identity
+
+    async def until_sessions(self, number: int) -> Session:
+        await until(lambda: len(self.sessions) >= number, f"{number} sessions")
+        return self.sessions[number - 1]
+
+    async def Enrol(self, request: link_pb2.EnrolRequest, context: Any) -> link_pb2.EnrolResponse:
+        if request.token != self.token:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is unknown, used up or expired")
+        issued = self.ca.issue_server(request.csr_pem, request.server_id, self.ttl_seconds)
+        return link_pb2.EnrolResponse(
+            certificate_pem=issued.certificate_pem,
+            ca_pem=self.ca.certificate_pem,
+            fleet=FLEET,
+            expires_at=issued.expires_at,
+        )
+
+    async def RenewCertificate(
+        self, request: link_pb2.RenewCertificateRequest, context: Any
+    ) -> link_pb2.RenewCertificateResponse:
+        server = identity_of(context.auth_context()).server_id
+        issued = self.ca.issue_server(request.csr_pem, server, 3_600.0)
+        return link_pb2.RenewCertificateResponse(
+            certificate_pem=issued.certificate_pem, expires_at=issued.expires_at
+        )
+
+    async def Attach(
+        self, requests: AsyncIterator[link_pb2.AttachRequest], context: Any
+    ) -> AsyncIterator[link_pb2.AttachResponse]:
+        if self.refusal:
+            await context.abort(*self.refusal)
+        first = await anext(requests)
+        session = Session(
+            id=f"s{len(self.sessions) + 1}",
+            server=identity_of(context.auth_context()).server_id,
+            hello=first.hello,
+            context=context,
+            certificate=context.auth_context()["x509_pem_cert"][0],
+        )
+        session.cells.update((one.cell_id, one) for one in first.hello.inventory)
+        tempo = link_pb2.Tempo(beat_ms=self.beat_ms, lease_ms=self.lease_ms)
+        yield link_pb2.AttachResponse(
+            welcome=link_pb2.Welcome(session=session.id, epoch=self.epoch, tempo=tempo, fleet=FLEET)
+        )
+        self.sessions.append(session)
+        async with asyncio.TaskGroup() as tasks:
+            reader = tasks.create_task(self._read(session, requests))
+            try:
+                while (response := await session.outgoing.get()) is not None:
+                    yield response
+            finally:
+                session.is_over = True
+                reader.cancel()
+
+    async def _read(self, session: Session, requests: AsyncIterator[link_pb2.AttachRequest]) -> None:
+        async for request in requests:
+            if request.HasField("log_chunk"):
+                session.logs.append(request.log_chunk)
+                continue
+            report = request.report
+            session.heard_at.append(time.monotonic())
+            session.reports.append(report)
+            session.cells.update((one.cell_id, one) for one in report.cells)
+            if report.sent_at and self.answers_echo:
+                echo = link_pb2.Echo(sent_at=report.sent_at, received_at=time.time())
+                session.outgoing.put_nowait(link_pb2.AttachResponse(echo=echo))
+        session.outgoing.put_nowait(None)
+
+
+@contextlib.asynccontextmanager
+async def fake_scheduler(directory: Path) -> AsyncIterator[FakeScheduler]:
+    scheduler = FakeScheduler(directory)
+    await scheduler.start()
+    try:
+        yield scheduler
+    finally:
+        await scheduler.stop()
+
+
+def order(cell_id: str, *command: str, **spec: Any) -> link_pb2.Instruction:
+    """An order for a process cell; by default one that sleeps."""
+    whole = cell_pb2.Spec(
+        runtime=cell_pb2.RUNTIME_KIND_PROCESS,
+        command=command or ("sleep", "600"),
+        stop=cell_pb2.Stop(signal="SIGTERM", grace_ms=2_000),
+        **spec,
+    )
+    return link_pb2.Instruction(order=link_pb2.Order(cell_id=cell_id, digest=f"digest of {cell_id}", spec=whole))
+
+
+def decommission(cell_id: str) -> link_pb2.Instruction:
+    return link_pb2.Instruction(decommission=link_pb2.Decommission(cell_id=cell_id, reason="a test wants it"))
+
+
+def http_server(answer: str = "HTTP/1.1 200 OK") -> tuple[str, ...]:
+    """The command of a cell that answers each GET on $PORT_HTTP so, one connection at a time."""
+    program = (
+        "import os,socket\n"
+        "s=socket.create_server(('127.0.0.1',int(os.environ['PORT_HTTP'])),backlog=64)\n"
+        "while True:\n"
+        " c,_=s.accept()\n"
+        " c.recv(4096)\n"
+        f" c.sendall(b'{answer}\\r\\nContent-Length: 2\\r\\nConnection: close\\r\\n\\r\\nok')\n"
+        " c.close()\n"
+    )
+    return (sys.executable, "-S", "-c", program)
+
+
+class AgentProcess:
+    """``python -m agent`` as a process of its own, with its data in ``data``."""
+
+    def __init__(self, scheduler: FakeScheduler, data: Path, *arguments: str, **environment: str) -> None:
+        self._command = [sys.executable, "-m", "agent", "--scheduler", scheduler.address]
+        self._command += ["--enrol", f"127.0.0.1:{scheduler.enrol_port}", "--data", str(data)]
+        self._command += ["--runtime", "process", *arguments]
+        paths = os.pathsep.join([str(ROOT), str(ROOT / "proto")])
+        self._environment = {**os.environ, "PYTHONPATH": paths, **environment}
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self) -> subprocess.Popen[str]:
+        self.process = subprocess.Popen(
+            self._command, env=self._environment, stderr=subprocess.PIPE, text=True, cwd="/"
+        )
+        return self.process
+
+    async def ended(self, number: int | None = signal.SIGTERM) -> tuple[int, str]:
+        """Send it the signal, if any; its exit code and what it wrote."""
+        assert self.process
+        if number is not None:
+            self.process.send_signal(number)
+        _, said = await asyncio.to_thread(self.process.communicate, timeout=DEADLINE_SECONDS)
+        return self.process.returncode, said
+
+    def dispose(self) -> None:
+        if self.process and self.process.poll() is None:
+            self.process.kill()
+            self.process.communicate()
+
+
+def pid_of(report: cell_pb2.CellReport) -> int:
+    """The main process of a process cell."""
+    return int(report.runtime_id.partition(":")[0].rpartition(" ")[2])
+
+
+def is_alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
