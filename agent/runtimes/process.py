@@ -25,8 +25,6 @@ from pathlib import Path
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
-from galactica.v1 import cell_pb2, link_pb2
-
 from agent.runtimes import (
     Exited,
     Found,
@@ -44,6 +42,7 @@ from agent.runtimes import (
 from agent.runtimes.logs import LOG_LIMIT_BYTES
 from agent.runtimes.process_cell import Cell, sweep
 from agent.runtimes.process_launch import Folder, folder_name
+from galactica.v1 import cell_pb2, link_pb2
 
 TRIM_EVERY_SECONDS = 1.0
 SET_ASIDE = ".corrupt"
@@ -211,7 +210,7 @@ class ProcessRuntime:
         async with self._adopting:
             if self._has_adopted:
                 return
-            for folder, record in await asyncio.to_thread(_scan, self._home):
+            for folder, record in await asyncio.to_thread(_scan, self._home, self._limiter):
                 cell = Cell(folder, record, self._log_limit_bytes)
                 self._cells[cell.id] = cell
                 self._claims.update(dict.fromkeys(record.ports.values(), cell.id))
@@ -271,7 +270,7 @@ class ProcessRuntime:
                     log.warning("cannot trim the log of %s: %s", cell.id, error)
 
 
-def _scan(home: Path) -> list[tuple[Folder, process_record.Record]]:
+def _scan(home: Path, limiter: process_limits.Limiter) -> list[tuple[Folder, process_record.Record]]:
     """The cells that were left here. What has no record never ran and goes; what cannot be read is set
     aside."""
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -283,16 +282,25 @@ def _scan(home: Path) -> list[tuple[Folder, process_record.Record]]:
         try:
             found.append((folder, process_record.read(folder.record)))
         except FileNotFoundError:
+            _remove_groups(folder, limiter)
             process_launch.remove(folder)
         except (process_record.CorruptRecordError, OSError) as error:
             _set_aside(folder, error)
+            _remove_groups(folder, limiter)
     return found
+
+
+def _remove_groups(folder: Folder, limiter: process_limits.Limiter) -> None:
+    groups = limiter.existing(folder.group_name)
+    process_limits.kill_all(groups)
+    process_limits.remove(groups)
 
 
 def _set_aside(folder: Folder, error: Exception) -> None:
     """A cell that nobody can know any more is ended; its folder is kept for a person to look at."""
     aside = folder.path.parent / SET_ASIDE / f"{folder.path.name}.{time.time_ns()}"
-    process_table.kill_marked(process_plan.marker_of(folder.scratch))
+    for marker in (process_plan.marker_of(folder.scratch), process_plan.keeper_marker_of(folder.scratch)):
+        process_table.kill_marked(marker)
     aside.parent.mkdir(mode=0o700, exist_ok=True)
     folder.path.rename(aside)
     log.error(

@@ -18,9 +18,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from galactica.v1 import cell_pb2
-
 from agent.runtimes import RuntimeFailure
+from galactica.v1 import cell_pb2
 
 CONTROLLERS = ("cpu", "memory", "pids")
 PERIOD_MICROSECONDS = 100_000
@@ -66,6 +65,11 @@ class Limiter:
             remove(made)
             raise
         return tuple(made)
+
+    def existing(self, name: str) -> tuple[Path, ...]:
+        """The groups of that name that there are."""
+        parents = [*self.separate.values(), *([self.unified] if self.unified else [])]
+        return tuple(parent / name for parent in parents if (parent / name).exists())
 
     def holds_memory(self) -> bool:
         return "memory" in self.separate or "memory" in self.controllers

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from galactica.v1 import link_pb2
 
 from agent.runtimes import StartFailed
+from galactica.v1 import link_pb2
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DEFAULT_LANG = "C.UTF-8"
@@ -67,6 +67,15 @@ def environment_of(order: link_pb2.Order, ports: Mapping[str, int], scratch: Pat
 def marker_of(scratch: Path) -> bytes:
     """The entry of the environment that only this cell's processes have."""
     return b"CELL_DIRECTORY=" + os.fsencode(scratch)
+
+
+def keeper_environment(scratch: Path) -> dict[str, str]:
+    """Tells whose keeper it is. Not by the cell's own entry, for it has to outlive the cell's processes."""
+    return {"KEEPER_OF": str(scratch)}
+
+
+def keeper_marker_of(scratch: Path) -> bytes:
+    return b"KEEPER_OF=" + os.fsencode(scratch)
 
 
 def fill_all(texts: Iterable[str], ports: Mapping[str, int]) -> list[str]:
