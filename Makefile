@@ -1,0 +1,83 @@
+# Everything that is done to this repository by hand, by its name. `make` alone tells what there is.
+SHELL := /bin/bash
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+READY := $(VENV)/.ready
+PYTEST_WORKERS ?= 2
+PYTEST_ARGS ?=
+
+.PHONY: help venv proto lint lint-style lint-types lint-imports lint-dependencies lint-contract lint-generated \
+	test demo bench constraints clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+venv: $(READY) ## the virtual environment in .venv, with pinned versions; redone when the needs change
+
+$(READY): pyproject.toml constraints.txt .ci/packages
+	@.ci/packages python3-venv
+	@echo "making $(VENV) …"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Galactica needs Python 3.11 or newer: make PYTHON=python3.11")'
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt pip
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --root-user-action ignore \
+		-c constraints.txt --build-constraint constraints.txt \
+		--editable '.[scheduler,docker,enrol]' --group dev
+	@touch $@
+
+proto: venv ## make the Python code beside the .proto files anew
+	@PYTHON=$(CURDIR)/$(BIN)/python sh proto/generate.sh
+
+lint: lint-style lint-types lint-imports lint-dependencies lint-contract lint-generated ## every check that reads the code without running it
+
+lint-style: venv
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet . || { echo "not formatted as above: run $(BIN)/ruff format ."; exit 1; }
+
+lint-types: venv
+	@$(BIN)/mypy --strict
+
+lint-imports: venv
+	@$(BIN)/lint-imports --no-cache
+
+lint-dependencies: venv
+	@$(BIN)/deptry .
+
+lint-contract: venv
+	@$(BIN)/buf lint
+
+lint-generated: venv
+	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && cp -r proto "$$fresh" \
+		&& PYTHON=$(CURDIR)/$(BIN)/python sh "$$fresh/proto/generate.sh" \
+		&& diff -r -x __pycache__ proto "$$fresh/proto" \
+		|| { echo "the generated code is stale: run make proto and commit it"; exit 1; }
+
+# The engine and what images and hosts are made from; the rest is in the environment.
+TEST_PACKAGES := docker.io docker-registry iproute2 iptables busybox-static procps
+
+test: venv ## the whole suite, on a real Docker Engine (the one that runs, else one for the time of the tests)
+	@.ci/packages $(TEST_PACKAGES)
+	@$(BIN)/python -m tests.with_engine \
+		$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup $(PYTEST_ARGS)
+
+demo: venv ## watch a fleet of nine cells heal itself, for about half a minute
+	@$(BIN)/python deploy/demo.py
+
+bench: venv ## measure what the README's table of numbers says
+	@.ci/packages $(TEST_PACKAGES)
+	@$(BIN)/python -m tests.with_engine $(BIN)/python -m tests.bench
+
+constraints: ## take the newest versions that fit pyproject.toml into constraints.txt
+	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(PYTHON) -m venv "$$fresh" \
+		&& "$$fresh/bin/pip" install --quiet --upgrade pip \
+		&& "$$fresh/bin/pip" install --quiet --editable '.[scheduler,docker,enrol]' --group dev hatchling \
+		&& { sed -n '/^#/p' constraints.txt; "$$fresh/bin/pip" freeze --all --exclude-editable; } > "$$fresh/constraints.txt" \
+		&& cp "$$fresh/constraints.txt" constraints.txt
+
+clean: ## remove what the other targets have made
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist *.egg-info
+	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

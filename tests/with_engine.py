@@ -1,0 +1,66 @@
+"""Run a command beside a Docker Engine: ``python -m tests.with_engine pytest tests/integration``.
+
+An engine that runs is used as it is. Else one is started, named to the command by ``DOCKER_HOST``, and stopped when
+the command ends, however it ends. Exits with the command's code; 1 where no engine can be had.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+from tests.support.engine import NoEngine, an_engine
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+_GRACE_SECONDS = 30.0
+
+
+class _Ended(Exception):
+    """We were asked to end."""
+
+
+def main(command: list[str]) -> int:
+    if not command:
+        print(__doc__, file=sys.stderr)
+        return 2
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
+    try:
+        with an_engine() as host:
+            return _run(command, host)
+    except NoEngine as missing:
+        print(f"with_engine: {missing}", file=sys.stderr)
+        return 1
+    except _Ended as ended:
+        return 128 + int(ended.args[0])
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    # Once is enough: what follows is the clean-up, which must not be cut short.
+    for again in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(again, signal.SIG_IGN)
+    raise _Ended(number)
+
+
+def _run(command: list[str], host: str) -> int:
+    process = subprocess.Popen(command, env=os.environ | {"DOCKER_HOST": host}, restore_signals=True)
+    try:
+        return process.wait()
+    except _Ended:
+        # Like Ctrl-C, so that the tests take down what they have made.
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(_GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        raise
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
