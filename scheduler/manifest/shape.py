@@ -1,0 +1,256 @@
+"""The shape of a service's manifest: which keys there are and what kind of value each takes. What the values may be
+is ``group_rules``' business. Every key has a default here, so that one mistake does not hide the others.
+"""
+
+# ruff: noqa: TRY004 - pydantic collects ValueErrors; a TypeError would end the reading
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+from scheduler.group_rules import Path, did_you_mean
+from scheduler.manifest.tree import Scalar
+from scheduler.model import (
+    ExecProbe,
+    Group,
+    GroupKind,
+    GrpcProbe,
+    HealthSpec,
+    HttpProbe,
+    Placement,
+    Probe,
+    Resources,
+    RuntimeKind,
+    Spec,
+    Stop,
+    TcpProbe,
+)
+from scheduler.units import parse_duration, parse_memory
+
+DEFAULT_TIMEOUT_SECONDS = 1.0
+
+
+def _scalar(data: Any) -> Scalar:
+    if not isinstance(data, Scalar):
+        raise ValueError(f"must be one value, not a {'mapping' if isinstance(data, dict) else 'list'}")
+    if data.value is None:
+        raise ValueError('is empty; give it a value, or leave the key out ("" is an empty text)')
+    return data
+
+
+def _text(data: Any) -> str:
+    return _scalar(data).text
+
+
+def _whole(data: Any) -> int:
+    scalar = _scalar(data)
+    if isinstance(scalar.value, bool) or not isinstance(scalar.value, int):
+        raise ValueError(f"must be a whole number, not {scalar.text!r}")
+    return scalar.value
+
+
+def _count(data: Any) -> int:
+    number = _whole(data)
+    if number <= 0:
+        raise ValueError(f"must be above 0, not {number}; leave it out for no limit")
+    return number
+
+
+def _cpu(data: Any) -> int:
+    scalar = _scalar(data)
+    if isinstance(scalar.value, bool) or not isinstance(scalar.value, int | float):
+        meant = f"; did you mean {int(scalar.text[:-1]) / 1_000:g}?" if _is_millicores(scalar.text) else ""
+        raise ValueError(f"must be a number of cores such as 0.5, not {scalar.text!r}{meant}")
+    if not math.isfinite(scalar.value) or round(scalar.value * 1_000) < 1:
+        raise ValueError(f"must be at least 0.001 cores, not {scalar.text}; leave it out for no limit")
+    return round(scalar.value * 1_000)
+
+
+def _is_millicores(text: str) -> bool:
+    return text.endswith("m") and text[:-1].isdecimal() and len(text) < 10
+
+
+def _memory(data: Any) -> int:
+    amount = parse_memory(_text(data))
+    if amount <= 0:
+        raise ValueError("must be above 0; leave it out for no limit")
+    return amount
+
+
+def _duration(data: Any) -> float:
+    return parse_duration(_text(data))
+
+
+def _port(data: Any) -> int:
+    scalar = _scalar(data)
+    if scalar.text == "auto":
+        return 0
+    number = scalar.value
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise ValueError(f"must be a number from 1 to 65535, or auto, not {scalar.text!r}")
+    if not 1 <= number <= 65_535:
+        hint = "; for a free one write auto" if number == 0 else ""
+        raise ValueError(f"{number} is not between 1 and 65535{hint}")
+    return number
+
+
+def _words(data: Any) -> list[Scalar]:
+    if isinstance(data, list):
+        return data
+    if isinstance(data, Scalar) and data.value is not None:
+        try:
+            words = shlex.split(data.text)
+        except ValueError:
+            words = [data.text]
+        example = ", ".join(f'"{word}"' for word in words[:20])
+        raise ValueError(f"must be a list of words; write [{example}]")
+    raise ValueError("must be a list")
+
+
+def _one_of(*known: str) -> Callable[[Any], str]:
+    def check(data: Any) -> str:
+        text = _text(data)
+        if text not in known:
+            hint = did_you_mean(text, known) or f"; write {' or '.join(known)}"
+            raise ValueError(f"{text!r} is not known{hint}")
+        return text
+
+    return check
+
+
+Text = Annotated[str, BeforeValidator(_text)]
+Whole = Annotated[int, BeforeValidator(_whole)]
+Count = Annotated[int, BeforeValidator(_count)]
+Cpu = Annotated[int, BeforeValidator(_cpu)]
+Memory = Annotated[int, BeforeValidator(_memory)]
+Duration = Annotated[float, BeforeValidator(_duration)]
+Port = Annotated[int, BeforeValidator(_port)]
+Words = Annotated[list[Text], BeforeValidator(_words)]
+Kind = Annotated[str, BeforeValidator(_one_of("service"))]
+Runtime = Annotated[str, BeforeValidator(_one_of("docker", "process"))]
+
+
+class _Shape(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class HttpShape(_Shape):
+    port: Text = ""
+    path: Text = "/"
+
+
+class TcpShape(_Shape):
+    port: Text = ""
+
+
+class ExecShape(_Shape):
+    command: Words = []
+
+
+class GrpcShape(_Shape):
+    port: Text = ""
+    service: Text = ""
+
+
+class HealthShape(_Shape):
+    http: HttpShape | None = None
+    tcp: TcpShape | None = None
+    exec: ExecShape | None = None
+    grpc: GrpcShape | None = None
+    every: Duration = 1.0
+    timeout: Duration | None = None
+    sick_after: Whole = 3
+    boot_within: Duration = 60.0
+
+
+class ResourcesShape(_Shape):
+    cpu: Cpu = 0
+    memory: Memory = 0
+    pids: Count = 0
+
+
+class StopShape(_Shape):
+    signal: Text = "SIGTERM"
+    grace: Duration = 10.0
+
+
+class PlacementShape(_Shape):
+    spread: Text = "server"
+    require: dict[str, Text] = {}
+
+
+class ServiceShape(_Shape):
+    kind: Kind = "service"
+    name: Text = ""
+    replicas: Whole = 1
+    runtime: Runtime | None = None
+    image: Text = ""
+    command: Words = []
+    ports: dict[str, Port] = {}
+    env: dict[str, Text] = {}
+    resources: ResourcesShape = ResourcesShape()
+    health: HealthShape | None = None
+    stop: StopShape = StopShape()
+    placement: PlacementShape = PlacementShape()
+    writable: list[Text] = []
+
+
+SECTIONS: dict[Path, type[BaseModel]] = {
+    (): ServiceShape,
+    ("resources",): ResourcesShape,
+    ("health",): HealthShape,
+    ("health", "http"): HttpShape,
+    ("health", "tcp"): TcpShape,
+    ("health", "exec"): ExecShape,
+    ("health", "grpc"): GrpcShape,
+    ("stop",): StopShape,
+    ("placement",): PlacementShape,
+}
+"""Path to its model: where keys are known, and so can be misspelt."""
+
+PROBES = ("http", "tcp", "exec", "grpc")
+
+
+def group_of(shape: ServiceShape) -> Group:
+    """The group that a manifest of this shape means."""
+    runtime = shape.runtime or (RuntimeKind.DOCKER if shape.image else RuntimeKind.PROCESS)
+    spec = Spec(
+        runtime=RuntimeKind(runtime),
+        image=shape.image,
+        command=tuple(shape.command),
+        ports=dict(shape.ports),
+        env=dict(shape.env),
+        resources=Resources(shape.resources.cpu, shape.resources.memory, shape.resources.pids),
+        health=_health(shape.health) if shape.health else HealthSpec(),
+        stop=Stop(shape.stop.signal, shape.stop.grace),
+        writable=tuple(shape.writable),
+        placement=Placement(shape.placement.spread, dict(shape.placement.require)),
+    )
+    return Group(GroupKind(shape.kind), shape.name, shape.replicas, spec)
+
+
+def _health(shape: HealthShape) -> HealthSpec:
+    timeout = shape.timeout
+    return HealthSpec(
+        probe=_probe(shape),
+        every_seconds=shape.every,
+        timeout_seconds=min(DEFAULT_TIMEOUT_SECONDS, shape.every) if timeout is None else timeout,
+        sick_after=shape.sick_after,
+        boot_within_seconds=shape.boot_within,
+    )
+
+
+def _probe(shape: HealthShape) -> Probe | None:
+    if shape.http:
+        return HttpProbe(shape.http.port, shape.http.path)
+    if shape.tcp:
+        return TcpProbe(shape.tcp.port)
+    if shape.exec:
+        return ExecProbe(tuple(shape.exec.command))
+    if shape.grpc:
+        return GrpcProbe(shape.grpc.port, shape.grpc.service)
+    return None

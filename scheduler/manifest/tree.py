@@ -1,0 +1,255 @@
+"""YAML text to plain data with the place of every key and value. Nothing in it is ever executed or imported.
+
+Documents are composed to nodes only (``ruamel.yaml``'s pure composer), and the nodes are turned into dictionaries,
+lists and ``Scalar`` here: so each mistake has its place, and tags, duplicate keys and aliases are dealt with in
+one room.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, StringMark, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.reader import ReaderError
+
+from scheduler.group_rules import Path
+
+FILE_BYTES_LIMIT = 2**20
+DOCUMENTS_LIMIT = 1_000
+NODES_LIMIT = 100_000
+"""Of one document once its aliases are written out: more is a bomb, no manifest."""
+DEPTH_LIMIT = 50
+
+_TAG = "tag:yaml.org,2002:"
+_DIGITS_LIMIT = 30
+_NUMBER = re.compile(r"[-+]?[0-9_]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where something stands, lines and columns from 1, and how it is written there."""
+
+    line: int
+    column: int
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    """One value as written. ``value`` is what YAML's core schema makes of it; ``text`` is the source's own spelling,
+    so that ``1.10`` stays ``1.10`` where text is wanted."""
+
+    text: str
+    value: str | int | float | bool | None
+
+
+Data = dict[str, "Data"] | list["Data"] | Scalar
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What YAML itself does not allow, or this reader."""
+
+    place: Place
+    message: str
+    path: Path = ()
+
+
+@dataclass(slots=True)
+class Document:
+    """One document. ``values`` and ``keys``: path to place."""
+
+    data: Data
+    values: dict[Path, Place] = field(default_factory=dict)
+    keys: dict[Path, Place] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+
+    def place_of(self, path: Path, *, at_key: bool = False) -> Place:
+        """Where ``path`` is; what does not exist is placed where it would be looked for."""
+        for length in range(len(path), -1, -1):
+            known = path[:length]
+            if known == path and at_key and known in self.keys:
+                return self.keys[known]
+            if known != path and known in self.keys:
+                return self.keys[known]
+            if known in self.values:
+                return self.values[known]
+        return Place(1, 1)
+
+
+class Unreadable(Exception):
+    """The text is no YAML from ``fault`` on; documents before it were read."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.message)
+        self.fault = fault
+
+
+def documents(text: str) -> Iterator[Document]:
+    """The documents that are not empty, in order. Raises Unreadable, after the last readable one."""
+    composed = _nodes(text)
+    for count, node in enumerate(composed, 1):
+        if count > DOCUMENTS_LIMIT:
+            message = f"there are more than {DOCUMENTS_LIMIT:,} documents; split the file"
+            raise Unreadable(Fault(_place(node), message))
+        document = _Builder(text).build(node)
+        if document.data != Scalar("", None):
+            yield document
+
+
+def _nodes(text: str) -> Iterator[Node]:
+    try:
+        for node in YAML(typ="safe", pure=True).compose_all(text):
+            if node is not None:
+                yield node
+    except ReaderError as error:
+        raise Unreadable(Fault(_place_of_offset(text, error.position), _reader_message(error))) from error
+    except MarkedYAMLError as error:
+        raise Unreadable(Fault(_place_of_mark(text, error), _marked_message(error))) from error
+    except RecursionError as error:
+        raise Unreadable(Fault(Place(1, 1), "it is nested too deeply")) from error
+    except (YAMLError, ValueError) as error:
+        raise Unreadable(Fault(Place(1, 1), f"it is no YAML: {str(error).splitlines()[0]}")) from error
+
+
+def _reader_message(error: ReaderError) -> str:
+    return f"the character #x{ord(error.character):02x} is not allowed in YAML"
+
+
+def _marked_message(error: MarkedYAMLError) -> str:
+    parts = [part for part in (error.context, error.problem) if part]
+    return f"it is no YAML: {', '.join(parts)}"
+
+
+def _place_of_mark(text: str, error: MarkedYAMLError) -> Place:
+    mark = error.problem_mark or error.context_mark
+    if mark is None:
+        return Place(1, 1)
+    lines = text.splitlines()
+    shown = lines[mark.line].strip() if mark.line < len(lines) else ""
+    return Place(mark.line + 1, mark.column + 1, shown[:80])
+
+
+def _place_of_offset(text: str, offset: int) -> Place:
+    before = text[:offset]
+    return Place(before.count("\n") + 1, offset - (before.rfind("\n") + 1) + 1)
+
+
+def _place(node: Node, text: str = "") -> Place:
+    mark: StringMark = node.start_mark
+    return Place(mark.line + 1, mark.column + 1, text)
+
+
+class _Builder:
+    """Turns one document's nodes into data."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._nodes = 0
+        self._open: set[int] = set()
+
+    def build(self, node: Node) -> Document:
+        document = Document(Scalar("", None))
+        document.data = self._data(document, node, ())
+        return document
+
+    def _data(self, document: Document, node: Node, path: Path) -> Data:
+        place = _place(node, self._text(node))
+        document.values[path] = place
+        self._nodes += 1
+        if self._nodes > NODES_LIMIT or len(path) > DEPTH_LIMIT:
+            what = "too many values" if self._nodes > NODES_LIMIT else "too many levels"
+            raise Unreadable(Fault(place, f"the document holds {what}, counting what its aliases stand for"))
+        if id(node) in self._open:
+            raise Unreadable(Fault(place, f"the anchor &{node.anchor} holds an alias of itself"))
+        self._open.add(id(node))
+        try:
+            return self._of_kind(document, node, path, place)
+        finally:
+            self._open.discard(id(node))
+
+    def _of_kind(self, document: Document, node: Node, path: Path, place: Place) -> Data:
+        name = _tag_of(node)
+        if name not in _KNOWN_TAGS:
+            message = f"the tag {name} is not allowed; manifests hold plain values"
+            document.faults.append(Fault(place, message, path))
+        if isinstance(node, MappingNode):
+            return self._mapping(document, node, path)
+        if isinstance(node, SequenceNode):
+            return [self._data(document, item, (*path, index)) for index, item in enumerate(node.value)]
+        return _scalar(document, node, path, place)
+
+    def _mapping(self, document: Document, node: MappingNode, path: Path) -> dict[str, Data]:
+        data: dict[str, Data] = {}
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, ScalarNode):
+                document.faults.append(
+                    Fault(_place(key_node), "a key is plain text, no list and no mapping", path)
+                )
+                continue
+            key = str(key_node.value)
+            here = (*path, key)
+            place = _place(key_node, key)
+            if key in data:
+                first = document.keys[here]
+                message = f"the key {key!r} is there twice, first in line {first.line}"
+                document.faults.append(Fault(place, message, here))
+                continue
+            document.keys[here] = place
+            data[key] = self._data(document, value_node, here)
+        return data
+
+    def _text(self, node: Node) -> str:
+        if isinstance(node, ScalarNode):
+            return str(node.value)
+        start: int = node.start_mark.index
+        return self._source[start : start + 80].split("\n", 1)[0].rstrip()
+
+
+_KNOWN_TAGS = {
+    f"{_TAG}{name}"
+    for name in ("str", "int", "float", "bool", "null", "map", "seq", "timestamp", "merge", "value")
+}
+
+
+def _tag_of(node: Node) -> str:
+    return str(node.tag)
+
+
+def _scalar(document: Document, node: Node, path: Path, place: Place) -> Scalar:
+    text = str(node.value)
+    match _tag_of(node).removeprefix(_TAG):
+        case "null":
+            return Scalar(text, None)
+        case "bool":
+            return Scalar(text, text.lower() == "true")
+        case "int":
+            return Scalar(text, _int(document, text, path, place))
+        case "float":
+            return Scalar(text, _float(text))
+        case _:
+            return Scalar(text, text)
+
+
+def _int(document: Document, text: str, path: Path, place: Place) -> int | str:
+    if len(text) > _DIGITS_LIMIT:
+        document.faults.append(Fault(place, f"a number of {len(text)} digits is too long", path))
+        return 0
+    if _NUMBER.fullmatch(text):
+        return int(text.replace("_", ""))
+    try:
+        return int(text.replace("_", ""), 0)
+    except ValueError:
+        return text
+
+
+def _float(text: str) -> float | str:
+    try:
+        return float(text.replace("_", "").lower().replace(".inf", "inf").replace(".nan", "nan"))
+    except ValueError:
+        return math.nan
