@@ -12,8 +12,9 @@ import asyncio
 import contextlib
 import logging
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
@@ -26,11 +27,12 @@ from agent.runtimes import (
     Relisted,
     Running,
     RuntimeFailure,
+    RuntimeUnavailable,
     StartFailed,
 )
-from agent.runtimes.docker_autopsy import autopsy_of_exit
+from agent.runtimes.docker_autopsy import Death, Life, autopsy_at_once, autopsy_of_exit
 from agent.runtimes.docker_engine import Engine, ImageMissing
-from agent.runtimes.docker_events import Death, EventThread, Hearers
+from agent.runtimes.docker_events import EventThread, Hearers
 from agent.runtimes.docker_exec import execute
 from agent.runtimes.docker_logs import read_logs
 from agent.runtimes.docker_pull import Puller
@@ -85,10 +87,12 @@ class DockerRuntime:
         timeout_seconds: int = 30,
     ) -> None:
         self._engine = Engine(Scope(fleet, server, host), base_url, timeout_seconds)
+        self._timeout_seconds = timeout_seconds
         self._lanes = _Lanes()
         self._puller = Puller(self._engine, self._lanes.pull, credentials)
         self._news: asyncio.Queue[Exited | Relisted | None] = asyncio.Queue(NEWS_LIMIT)
         self._making: dict[str, asyncio.Future[Running]] = {}
+        self._starting: Counter[str] = Counter()
         self._deferred: dict[str, Exited] = {}
         self._ends: dict[str, asyncio.Future[None]] = {}
         self._events: EventThread | None = None
@@ -102,6 +106,14 @@ class DockerRuntime:
 
     async def start(self, order: link_pb2.Order, progress: Progress) -> Running:
         await self._listening()
+        self._starting[order.cell_id] += 1
+        try:
+            return await self._start(order, progress)
+        finally:
+            self._starting[order.cell_id] -= 1
+            self._tell_deferred(order.cell_id)
+
+    async def _start(self, order: link_pb2.Order, progress: Progress) -> Running:
         try:
             return await self._make(order)
         except ImageMissing:
@@ -117,7 +129,7 @@ class DockerRuntime:
         await self._listening()
         await self._settled(cell_id)
         for container_id in await self._run(self._lanes.look, self._engine.containers_of, cell_id):
-            await self._end(container_id, cell_id, signal, grace_seconds)
+            await self._end(container_id, signal, grace_seconds)
 
     async def watch(self) -> AsyncIterator[Exited | Relisted]:
         """Ends when the runtime is closed. A death is told of after the ``start`` of its cell has
@@ -154,8 +166,22 @@ class DockerRuntime:
         self._news.put_nowait(None)
 
     async def _run(self, lane: ThreadPoolExecutor, work: Callable[[*_Args], _T], *args: *_Args) -> _T:
-        """In that lane's threads. A caller may be cancelled; work that has begun runs to its end."""
-        return await asyncio.get_running_loop().run_in_executor(lane, work, *args)
+        """In that lane's threads. Raises RuntimeUnavailable where they are too busy to begin with it."""
+        working = lane.submit(work, *args)
+        return await self._bounded(working, asyncio.wrap_future(working))
+
+    async def _bounded(self, working: Future[_T], result: asyncio.Future[_T]) -> _T:
+        """A caller may be cancelled; work that has begun runs to its end."""
+        try:
+            await asyncio.wait([result], timeout=self._timeout_seconds)
+        except asyncio.CancelledError:
+            working.cancel()
+            raise
+        if working.cancel():
+            raise RuntimeUnavailable(
+                f"the Docker engine keeps everything waiting: nothing ended within {self._timeout_seconds} s"
+            )
+        return await asyncio.shield(result)
 
     # Making
 
@@ -164,24 +190,20 @@ class DockerRuntime:
         it."""
         await self._settled(order.cell_id)
         abandoned = threading.Event()
-        making = asyncio.get_running_loop().run_in_executor(
-            self._lanes.make, self._engine.make, order, abandoned
-        )
+        working = self._lanes.make.submit(self._engine.make, order, abandoned)
+        making = asyncio.wrap_future(working)
         self._making[order.cell_id] = making
         making.add_done_callback(lambda done: self._made(order.cell_id, done))
         try:
-            return await asyncio.shield(making)
+            return await self._bounded(working, making)
         except asyncio.CancelledError:
             abandoned.set()
             raise
-        finally:
-            if making.done():
-                self._tell_deferred(order.cell_id)
 
     def _made(self, cell_id: str, making: asyncio.Future[Running]) -> None:
         del self._making[cell_id]
-        if making.cancelled() or making.exception() is not None:
-            self._deferred.pop(cell_id, None)
+        if not making.cancelled():
+            making.exception()  # looked at, also where the caller is gone
 
     async def _settled(self, cell_id: str) -> None:
         """Wait until nobody makes this cell; bounded by the time limits of the engine's calls."""
@@ -194,17 +216,17 @@ class DockerRuntime:
 
     # Ending
 
-    async def _end(self, container_id: str, cell_id: str, signal: str, grace_seconds: float) -> None:
+    async def _end(self, container_id: str, signal: str, grace_seconds: float) -> None:
         """Nobody is told of this death; but where the caller gives up before it came, it is news again."""
-        was_news = self._engine.alive.pop(container_id, None) is not None
+        life = self._engine.alive.pop(container_id, None)
         ended = self._ends.setdefault(container_id, asyncio.get_running_loop().create_future())
         try:
             if await self._run(self._lanes.bury, self._engine.kill, container_id, signal):
                 await asyncio.wait([ended], timeout=grace_seconds)
             await self._run(self._lanes.bury, self._engine.remove, container_id)
         except BaseException:
-            if was_news and not ended.done():
-                self._engine.alive[container_id] = cell_id
+            if life is not None and not ended.done():
+                self._engine.alive[container_id] = life
             raise
         finally:
             self._ends.pop(container_id, None)
@@ -228,25 +250,37 @@ class DockerRuntime:
 
         def death(death: Death) -> None:
             on_loop(self._on_end, death.container_id)
-            cell_id = self._engine.alive.pop(death.container_id, None)
-            if cell_id is not None:
-                with contextlib.suppress(RuntimeError):  # closed: nobody is left to tell
-                    self._lanes.look.submit(lambda: on_loop(self._tell, self._examined(cell_id, death)))
+            life = self._engine.alive.pop(death.container_id, None)
+            if life is None:
+                return
+            autopsy = autopsy_at_once(life, death)
+            if autopsy is not None:
+                on_loop(self._tell, Exited(life.cell_id, autopsy))
+                return
+            with contextlib.suppress(RuntimeError):  # closed: nobody is left to tell
+                self._lanes.look.submit(lambda: on_loop(self._tell, self._examined(life, death)))
+
+        def out_of_memory(container_id: str) -> None:
+            life = self._engine.alive.get(container_id)
+            if life is not None:
+                life.oom_killed = True
 
         return Hearers(
             death=death,
+            out_of_memory=out_of_memory,
             relisted=lambda found: on_loop(self._on_relisted, found),
             connected=lambda _: on_loop(self._on_connected),
         )
 
-    def _examined(self, cell_id: str, death: Death) -> Exited:
-        """In a thread. Whatever goes wrong with the autopsy, the death itself is told."""
+    def _examined(self, life: Life, death: Death) -> Exited:
+        """Ask the engine, in a thread. Whatever goes wrong with the autopsy, the death itself is told."""
         try:
             autopsy = self._engine.examine(death.container_id)
         except RuntimeFailure as error:
-            _log.warning("no full autopsy of %s: %s", cell_id, error)
+            _log.warning("no full autopsy of %s: %s", life.cell_id, error)
             autopsy = None
-        return Exited(cell_id, autopsy or autopsy_of_exit(death.exit_code, death.lived_seconds))
+        lived_seconds = max(death.at - life.started_at, 0.0) if life.started_at else 0.0
+        return Exited(life.cell_id, autopsy or autopsy_of_exit(death.exit_code, lived_seconds))
 
     def _on_connected(self) -> None:
         if self._subscribed is not None and not self._subscribed.done():
@@ -265,7 +299,7 @@ class DockerRuntime:
         self._news.put_nowait(Relisted(self._without_unfinished(found)))
 
     def _tell(self, exited: Exited) -> None:
-        if exited.cell_id in self._making:
+        if exited.cell_id in self._starting:
             self._deferred[exited.cell_id] = exited
             return
         try:
@@ -276,6 +310,10 @@ class DockerRuntime:
                 self._events.interrupt()
 
     def _tell_deferred(self, cell_id: str) -> None:
+        """The last start of the cell returns."""
+        if self._starting[cell_id]:
+            return
+        del self._starting[cell_id]
         exited = self._deferred.pop(cell_id, None)
         if exited is not None:
             self._tell(exited)

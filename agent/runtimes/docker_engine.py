@@ -19,7 +19,7 @@ import urllib3.exceptions
 from galactica.v1 import link_pb2
 
 from agent.runtimes import LAST_LINES, Found, Running, RuntimeFailure, RuntimeUnavailable, StartFailed
-from agent.runtimes.docker_autopsy import autopsy_of, unix_seconds
+from agent.runtimes.docker_autopsy import Life, autopsy_of, unix_seconds
 from agent.runtimes.docker_command import check_command
 from agent.runtimes.docker_spec import CELL_LABEL, Scope, body_of, endpoints_of, order_of
 
@@ -43,14 +43,14 @@ class Abandoned(RuntimeFailure):
 class Engine:
     """One engine and the containers of one scope in it.
 
-    ``alive`` holds the containers whose death is news: container id to cell id. It is shared between threads
+    ``alive`` holds the containers whose death is news, by their ids. It is shared between threads
     and changed only by single dictionary operations, which are atomic.
     """
 
     def __init__(self, scope: Scope, base_url: str | None, timeout_seconds: int) -> None:
         self.scope = scope
         self.url = base_url or os.environ.get("DOCKER_HOST") or DEFAULT_URL
-        self.alive: dict[str, str] = {}
+        self.alive: dict[str, Life] = {}
         self._base_url = base_url
         self._timeout_seconds = timeout_seconds
         self._connecting = threading.Lock()
@@ -153,15 +153,17 @@ class Engine:
 
     def _start(self, container_id: str, order: link_pb2.Order, abandoned: threading.Event) -> Running:
         # From here on its death is news; it must be known before it can happen.
-        self.alive[container_id] = order.cell_id
+        life = self.alive[container_id] = Life(order.cell_id)
         try:
-            return self._started(container_id, order, abandoned)
+            return self._started(container_id, order, life, abandoned)
         except (StartFailed, Abandoned):
             self.alive.pop(container_id, None)
             self.remove(container_id)
             raise
 
-    def _started(self, container_id: str, order: link_pb2.Order, abandoned: threading.Event) -> Running:
+    def _started(
+        self, container_id: str, order: link_pb2.Order, life: Life, abandoned: threading.Event
+    ) -> Running:
         client = self.client()
         with self.errors("start a container"):
             self._check_command(client, container_id, order)
@@ -172,6 +174,7 @@ class Engine:
                     raise
                 raise StartFailed(f"the engine cannot start it: {explained(error)}") from error
             inspected = client.inspect_container(container_id)
+        life.learn(inspected)
         if abandoned.is_set():
             raise Abandoned
         return self._running(order, inspected)
@@ -202,7 +205,7 @@ class Engine:
         if not self.scope.owns(labels) or labels.get(CELL_LABEL) != order.cell_id:
             raise StartFailed(f"a container that is not of this server's fleet is named {name}; remove it")
         if inspected["State"]["Running"]:
-            self.alive.setdefault(inspected["Id"], order.cell_id)
+            self.alive.setdefault(inspected["Id"], Life(order.cell_id)).learn(inspected)
             return self._running(order, inspected)
         autopsy = self._autopsy(client, inspected)
         self.remove(inspected["Id"])
@@ -237,7 +240,7 @@ class Engine:
 
     def _look_at(self, client: docker.APIClient, container_id: str, labels: dict[str, str]) -> Found | None:
         order = order_of(labels)
-        self.alive[container_id] = order.cell_id
+        life = self.alive.setdefault(container_id, Life(order.cell_id))
         with self.errors("inspect a container"):
             try:
                 inspected = client.inspect_container(container_id)
@@ -245,6 +248,7 @@ class Engine:
                 self.alive.pop(container_id, None)
                 return None
         if inspected["State"]["Running"]:
+            life.learn(inspected)
             return Found(order, self._running(order, inspected))
         self.alive.pop(container_id, None)
         return Found(order, None, self._autopsy(client, inspected))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.runtimes import Found, RuntimeUnavailable
+from agent.runtimes.docker_autopsy import Death
 from agent.runtimes.docker_engine import Engine
 
 BACKOFF_FIRST_SECONDS = 0.1
@@ -22,19 +23,12 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Death:
-    """A container ended. ``lived_seconds``: 0 where the engine does not say (older than 23.0)."""
-
-    container_id: str
-    exit_code: int
-    lived_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
 class Hearers:
-    """What the thread calls, in the thread. ``connected``: an attempt succeeded (None) or failed."""
+    """What the thread calls, in the thread. ``out_of_memory``: with a container's id. ``connected``: an
+    attempt succeeded (None) or failed."""
 
     death: Callable[[Death], None]
+    out_of_memory: Callable[[str], None]
     relisted: Callable[[Sequence[Found]], None]
     connected: Callable[[RuntimeUnavailable | None], None]
 
@@ -89,13 +83,14 @@ class EventThread:
 
     def _part(self, why: str, wait_seconds: float) -> None:
         if not self._closed.is_set():
-            _log.warning("no events from the Docker engine (%s); connecting in %.1f s", why, wait_seconds)
+            level = logging.WARNING if wait_seconds <= BACKOFF_FIRST_SECONDS else logging.DEBUG
+            _log.log(level, "no events from the Docker engine (%s); connecting in %.1f s", why, wait_seconds)
             self._engine.forget_client()
             self._closed.wait(wait_seconds)
 
     @contextlib.contextmanager
     def _subscribed(self) -> Iterator[Any]:
-        filters = {"type": ["container"], "event": ["die"], **self._engine.scope.filters()}
+        filters = {"type": ["container"], "event": ["die", "oom"], **self._engine.scope.filters()}
         client = self._engine.client()
         with self._engine.errors("tell of events"):
             stream = client.events(since=int(time.time()) - OVERLAP_SECONDS, filters=filters, decode=True)
@@ -114,22 +109,27 @@ class EventThread:
     def _read(self, events: Iterator[Any]) -> None:
         with self._engine.errors("tell of events"):
             for event in events:
-                death = death_of(event)
-                if death is not None:
-                    self._hearers.death(death)
+                news = news_of(event)
+                if isinstance(news, Death):
+                    self._hearers.death(news)
+                elif news is not None:
+                    self._hearers.out_of_memory(news)
 
 
-def death_of(event: Any) -> Death | None:
-    """None for what is no death, or does not say whose: engines send events without an id, and errors as
-    events."""
+def news_of(event: Any) -> Death | str | None:
+    """A death, or the id of a container that ran out of memory. None for all else, and for what does not say
+    of whom it speaks: engines send events without an id, and errors as events."""
     if not isinstance(event, dict):
         return None
     actor = event.get("Actor") or {}
     container_id = actor.get("ID") or event.get("id")
-    if not container_id or (event.get("Action") or event.get("status")) != "die":
+    action = event.get("Action") or event.get("status")
+    if not container_id or action not in {"die", "oom"}:
         return None
+    if action == "oom":
+        return str(container_id)
     told = actor.get("Attributes") or {}
-    return Death(container_id, _number(told.get("exitCode"), -1), float(_number(told.get("execDuration"), 0)))
+    return Death(container_id, _number(told.get("exitCode"), -1), _number(event.get("timeNano"), 0) / 1e9)
 
 
 def _number(text: Any, otherwise: int) -> int:

@@ -24,7 +24,7 @@ ORDER_LABEL = "galactica.order"
 
 TMP = "/tmp"  # noqa: S108 - inside the cell
 TMP_OPTIONS = "rw,noexec,nosuid,nodev,size=64m,mode=1777"
-"""/tmp is memory and counts against the cell's limit; its size is bounded even where the cell has none."""  # noqa: S108
+"""Memory that counts against the cell's limit; its size is bounded even where the cell has no limit."""
 
 LOG_OPTIONS = {"max-size": "8m", "max-file": "2"}
 """A chatty cell keeps at most 16 MiB on the disk."""

@@ -1,0 +1,69 @@
+"""Looking into cells on a real engine: what they write, and commands inside them."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from agent.runtimes import RuntimeFailure
+from tests.support.docker_cells import a_runtime, ignore_progress, order, web
+
+pytestmark = pytest.mark.docker
+
+SLEEPER = ("sleep", "1000")
+
+
+async def _text(chunks: Any) -> str:
+    return b"".join([chunk async for chunk in chunks]).decode()
+
+
+async def test_logs_give_the_tail_and_then_what_comes(engine, busybox_image):
+    async with a_runtime(engine) as runtime:
+        script = 'for i in 1 2 3 4; do echo old $i; done; read line < /tmp/pipe; echo "new $line" >&2'
+        cell = order("web/0.1", busybox_image, "sh", "-c", f"mkfifo /tmp/pipe; {script}")
+        await runtime.start(cell, ignore_progress)
+        following = runtime.logs("web/0.1", 100, follow=True)
+        seen = ""
+        while "old 4" not in seen:
+            seen += (await anext(following)).decode()
+        assert await _text(runtime.logs("web/0.1", 2, follow=False)) == "old 3\nold 4\n"
+        assert await runtime.execute("web/0.1", ["sh", "-c", "echo word > /tmp/pipe"], 10) == (0, "")
+        async with asyncio.timeout(20):
+            assert await _text(following) == "new word\n"
+
+
+async def test_a_reader_that_leaves_makes_room_for_others(engine, busybox_image):
+    async with a_runtime(engine) as runtime:
+        chatty = order("web/0.1", busybox_image, "sh", "-c", "while :; do echo chatter; done")
+        await runtime.start(chatty, ignore_progress)
+        for _ in range(20):  # more than may read at once
+            following = runtime.logs("web/0.1", 1, follow=True)
+            assert b"chatter\n" in await anext(following)
+            await following.aclose()
+
+
+async def test_commands_and_logs_of_a_cell_that_is_not_here_are_refused_by_name(engine):
+    async with a_runtime(engine) as runtime:
+        with pytest.raises(RuntimeFailure, match=r"there is no cell web/9\.9 on this server"):
+            await runtime.execute("web/9.9", ["true"], 5)
+        with pytest.raises(RuntimeFailure, match=r"there is no cell web/9\.9 on this server"):
+            await anext(runtime.logs("web/9.9", 10, follow=False))
+
+
+async def test_a_command_tells_its_code_and_last_line(engine, busybox_image):
+    async with a_runtime(engine) as runtime:
+        await runtime.start(order("web/0.1", busybox_image, *SLEEPER), ignore_progress)
+        assert await runtime.execute("web/0.1", ["sh", "-c", "echo one; echo two"], 10) == (0, "two")
+        assert await runtime.execute("web/0.1", ["sh", "-c", "echo bad >&2; exit 5"], 10) == (5, "bad")
+        code, why = await runtime.execute("web/0.1", ["frobnicate"], 10)
+        assert code == 127
+        assert "frobnicate" in why
+
+
+async def test_a_command_that_takes_too_long_is_ended_with_all_that_it_began(engine, busybox_image):
+    async with a_runtime(engine) as runtime:
+        await runtime.start(web("web/0.1", busybox_image), ignore_progress)
+        with pytest.raises(TimeoutError, match=r"sh took longer than 0\.5 s in web/0\.1"):
+            await runtime.execute("web/0.1", ["sh", "-c", "sleep 777; echo never"], 0.5)
+        count = "cat /proc/[0-9]*/comm | grep -c sleep"
+        assert await runtime.execute("web/0.1", ["sh", "-c", count], 10) == (1, "0")

@@ -1,0 +1,403 @@
+"""Cells as containers: what the runtime does with a healthy engine."""
+
+import asyncio
+import contextlib
+
+import docker
+import pytest
+from galactica.v1 import cell_pb2
+
+from agent.runtimes import Exited, Found, StartFailed
+from agent.runtimes.docker_autopsy import Death
+from agent.runtimes.docker_events import news_of
+from tests.support.docker_cells import (
+    SERVER,
+    a_runtime,
+    answer_of,
+    client_of,
+    ignore_progress,
+    new_fleet,
+    news,
+    order,
+    own_engine,
+    remove_fleet,
+    until,
+    web,
+)
+
+pytestmark = pytest.mark.docker
+
+SLEEPER = ("sleep", "1000")
+IGNORES_SIGTERM = ("sh", "-c", 'trap "" TERM; echo deaf; while :; do sleep 0.1; done')
+
+
+@pytest.fixture
+def client(engine):
+    with contextlib.closing(client_of(engine)) as client:
+        yield client
+
+
+def test_engine_events_count_only_where_they_say_whose_they_are():
+    died = {
+        "Action": "die",
+        "Actor": {"ID": "c1", "Attributes": {"exitCode": "3"}},
+        "timeNano": 7_500_000_000,
+    }
+    events = (
+        died,
+        {"status": "die", "id": "c2"},
+        {"Action": "oom", "Actor": {"ID": "c1"}},
+        {"Action": "die", "Actor": {}},
+        {"Action": "start", "Actor": {"ID": "c1"}},
+        {"error": "daemon is going away"},
+        [],
+    )
+    news = [news_of(event) for event in events]
+    assert news == [Death("c1", 3, 7.5), Death("c2", -1, 0.0), "c1", None, None, None, None]
+
+
+async def test_a_started_cell_answers_http_at_its_endpoint(engine, busybox_image):
+    async with a_runtime(engine) as runtime:
+        running = await runtime.start(web("web/0.1", busybox_image), ignore_progress)
+        assert list(running.endpoints) == ["http"]
+        assert await asyncio.to_thread(answer_of, running.endpoints["http"]) == "web/0.1\n"
+
+
+async def test_a_local_image_is_started_without_asking_a_registry(engine, busybox_image):
+    told: list[str] = []
+    async with a_runtime(engine) as runtime:
+        await runtime.start(order("web/0.1", busybox_image, *SLEEPER), told.append)
+    assert told == []
+
+
+async def test_starting_a_cell_again_and_at_once_tells_of_the_same_one(engine, busybox_image):
+    async with a_runtime(engine) as runtime:
+        cell = web("web/0.1", busybox_image)
+        first, *others = await asyncio.gather(*(runtime.start(cell, ignore_progress) for _ in range(4)))
+        again = await runtime.start(cell, ignore_progress)
+        assert [*others, again] == [first] * 4
+        assert await runtime.list() == (Found(cell, first),)
+
+
+async def test_a_cell_learns_its_id_and_ports_from_its_environment(engine, busybox_image):
+    async with a_runtime(engine) as runtime:
+        cell = order(
+            "web/0.1",
+            busybox_image,
+            *("sh", "-c", "echo $CELL_ID $PORT_HTTP_API $GREETING {port.http-api}"),
+            ports={"http-api": 8080},
+            env={"GREETING": "on {port.http-api}"},
+        )
+        watch = runtime.watch()
+        await runtime.start(cell, ignore_progress)
+        exited = await news(watch)
+        assert list(exited.autopsy.last_lines) == ["web/0.1 8080 on 8080 8080"]
+
+
+async def test_a_kill_from_outside_is_told_with_its_autopsy(engine, busybox_image, client):
+    async with a_runtime(engine) as runtime:
+        watch = runtime.watch()
+        running = await runtime.start(order("web/0.1", busybox_image, *SLEEPER), ignore_progress)
+        await asyncio.to_thread(client.kill, running.runtime_id, "SIGKILL")
+        exited = await news(watch)
+        lived_seconds = exited.autopsy.lived_seconds
+        assert 0 < lived_seconds < 30
+        assert exited == Exited(
+            "web/0.1",
+            cell_pb2.Autopsy(
+                reason="killed by SIGKILL", exit_code=137, signal="SIGKILL", lived_seconds=lived_seconds
+            ),
+        )
+
+
+async def test_many_deaths_at_once_are_all_told(engine, busybox_image, client):
+    async with a_runtime(engine) as runtime:
+        watch = runtime.watch()
+        cells = [order(f"web/{slot}.1", busybox_image, *SLEEPER) for slot in range(6)]
+        started = await asyncio.gather(*(runtime.start(cell, ignore_progress) for cell in cells))
+        await asyncio.gather(*(asyncio.to_thread(client.kill, one.runtime_id) for one in started))
+        told = {(await news(watch)).cell_id for _ in cells}
+        assert told == {cell.cell_id for cell in cells}
+
+
+async def test_a_cell_that_ends_by_itself_leaves_its_code_and_last_lines(engine, busybox_image):
+    async with a_runtime(engine) as runtime:
+        watch = runtime.watch()
+        script = "for i in $(seq 60); do echo line $i; done; exit 3"
+        await runtime.start(order("web/0.1", busybox_image, "sh", "-c", script), ignore_progress)
+        autopsy = (await news(watch)).autopsy
+        assert autopsy == cell_pb2.Autopsy(
+            reason="exited with 3",
+            exit_code=3,
+            last_lines=[f"line {number}" for number in range(11, 61)],
+            lived_seconds=autopsy.lived_seconds,
+        )
+
+
+async def test_a_death_is_told_in_full_though_the_engines_files_cannot_be_read(engine, busybox_image):
+    async with a_runtime(engine) as runtime:
+        watch = runtime.watch()
+        script = "sleep 0.3; for i in $(seq 60); do echo line $i; done; exit 3"
+        running = await runtime.start(order("web/0.1", busybox_image, "sh", "-c", script), ignore_progress)
+        runtime._engine.alive[running.runtime_id].log_path = "/nowhere"  # as an engine on another host has it
+        autopsy = (await news(watch)).autopsy
+        assert (autopsy.reason, len(autopsy.last_lines), autopsy.last_lines[-1]) == (
+            "exited with 3",
+            50,
+            "line 60",
+        )
+        assert 0.3 <= autopsy.lived_seconds < 30
+
+
+async def test_a_cell_that_outgrows_its_memory_is_said_to_have_done_so(engine, busybox_image):
+    async with a_runtime(engine) as runtime:
+        watch = runtime.watch()
+        glutton = order(
+            "web/0.1",
+            busybox_image,
+            *("dd", "if=/dev/zero", "of=/dev/null", "bs=256M"),
+            resources=cell_pb2.Resources(memory_bytes=16 << 20),
+        )
+        await runtime.start(glutton, ignore_progress)
+        autopsy = (await news(watch)).autopsy
+        assert (autopsy.oom_killed, autopsy.signal) == (True, "SIGKILL")
+        assert autopsy.reason == "ran out of memory (limit 16 MiB), killed by SIGKILL"
+
+
+async def test_a_container_that_somebody_removed_is_a_death_too(engine, busybox_image, client):
+    async with a_runtime(engine) as runtime:
+        watch = runtime.watch()
+        running = await runtime.start(order("web/0.1", busybox_image, *SLEEPER), ignore_progress)
+        await asyncio.to_thread(client.remove_container, running.runtime_id, force=True)
+        exited = await news(watch)
+        assert (exited.cell_id, exited.autopsy.reason) == ("web/0.1", "killed by SIGKILL")
+        assert await runtime.list() == ()
+
+
+@pytest.mark.parametrize(
+    ("command", "spec", "reason"),
+    [
+        (("frobnicate", "-x"), {}, "command not found: there is no frobnicate in image {image}"),
+        (("/etc",), {}, "command not executable: /etc in image {image}"),
+        (
+            ("echo", "{port.htpp}"),
+            {"ports": {"http": 8080}},
+            "{{port.htpp}} names no port of the spec (its ports: http)",
+        ),
+        (
+            SLEEPER,
+            {"ports": {"http": 0}},
+            "port http is 0: in a container it needs a number from 1 to 65535",
+        ),
+    ],
+    ids=["no such command", "a directory", "no such port", "no number"],
+)
+async def test_a_cell_that_cannot_start_says_why_and_leaves_nothing(
+    engine, busybox_image, command, spec, reason
+):
+    async with a_runtime(engine) as runtime:
+        with pytest.raises(StartFailed) as failed:
+            await runtime.start(order("web/0.1", busybox_image, *command, **spec), ignore_progress)
+        assert str(failed.value) == reason.format(image=busybox_image)
+        assert await runtime.list() == ()
+
+
+async def test_an_engine_without_an_init_starts_cells_and_tells_of_missing_commands(engine, busybox_image):
+    with own_engine(engine, busybox_image, "--init-path", "/nowhere/docker-init") as own:
+        async with a_runtime(own.url) as runtime:
+            running = await runtime.start(order("web/0.1", busybox_image, *SLEEPER), ignore_progress)
+            with pytest.raises(StartFailed, match="executable file not found"):
+                await runtime.start(order("web/1.1", busybox_image, "frobnicate"), ignore_progress)
+            assert [one.running for one in await runtime.list()] == [running]
+
+
+async def test_a_cell_writes_to_tmp_and_its_writable_paths_only(engine, busybox_image):
+    async with a_runtime(engine) as runtime:
+        cell = order("web/0.1", busybox_image, *SLEEPER, writable=["/var/cache/app", "/tmp"])
+        await runtime.start(cell, ignore_progress)
+
+        async def write(path: str) -> int:
+            code, _ = await runtime.execute("web/0.1", ["sh", "-c", f"echo x > {path}"], 10)
+            return code
+
+        codes = {path: await write(path) for path in ("/tmp/x", "/var/cache/app/x", "/x", "/etc/x")}
+        assert codes == {"/tmp/x": 0, "/var/cache/app/x": 0, "/x": 1, "/etc/x": 1}
+
+
+async def test_limits_and_confinement_reach_the_engine(engine, busybox_image, client):
+    async with a_runtime(engine) as runtime:
+        cell = order(
+            "web/0.1",
+            busybox_image,
+            *SLEEPER,
+            resources=cell_pb2.Resources(cpu_millis=250, memory_bytes=64 << 20, pids=33),
+            stop=cell_pb2.Stop(signal="SIGQUIT", grace_ms=2_500),
+        )
+        running = await runtime.start(cell, ignore_progress)
+        inspected = await asyncio.to_thread(client.inspect_container, running.runtime_id)
+        host = inspected["HostConfig"]
+        assert {
+            "NanoCpus": host["NanoCpus"],
+            "Memory": host["Memory"],
+            "MemorySwap": host["MemorySwap"],
+            "PidsLimit": host["PidsLimit"],
+            "RestartPolicy": host["RestartPolicy"],
+            "ReadonlyRootfs": host["ReadonlyRootfs"],
+            "SecurityOpt": host["SecurityOpt"],
+            "CapDrop": host["CapDrop"],
+            "Privileged": host["Privileged"],
+            "LogConfig": host["LogConfig"],
+            "StopSignal": inspected["Config"]["StopSignal"],
+            "StopTimeout": inspected["Config"]["StopTimeout"],
+        } == {
+            "NanoCpus": 250_000_000,
+            "Memory": 64 << 20,
+            "MemorySwap": 64 << 20,
+            "PidsLimit": 33,
+            "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
+            "ReadonlyRootfs": True,
+            "SecurityOpt": ["no-new-privileges"],
+            "CapDrop": ["ALL"],
+            "Privileged": False,
+            "LogConfig": {"Type": "json-file", "Config": {"max-file": "2", "max-size": "8m"}},
+            "StopSignal": "SIGQUIT",
+            "StopTimeout": 3,
+        }
+
+
+async def test_stopping_is_quick_silent_and_leaves_nothing(engine, busybox_image, client):
+    async with a_runtime(engine) as runtime:
+        watch = runtime.watch()
+        cell = order("web/0.1", busybox_image, *SLEEPER, writable=["/var/cache/app"])
+        running = await runtime.start(cell, ignore_progress)
+        other = await runtime.start(order("web/1.1", busybox_image, *SLEEPER), ignore_progress)
+        (volume,) = (await asyncio.to_thread(client.inspect_container, running.runtime_id))["Mounts"]
+        async with asyncio.timeout(8):  # sleep handles no SIGTERM itself; the engine's init does
+            await runtime.stop("web/0.1", "SIGTERM", 10.0)
+        await runtime.stop("web/0.1", "SIGTERM", 10.0)
+        with pytest.raises(docker.errors.NotFound):
+            await asyncio.to_thread(client.inspect_volume, volume["Name"])
+        assert [found.order.cell_id for found in await runtime.list()] == ["web/1.1"]
+        await asyncio.to_thread(client.kill, other.runtime_id)
+        assert (await news(watch)).cell_id == "web/1.1"
+
+
+async def test_a_cell_that_ignores_the_signal_ends_after_its_grace(engine, busybox_image):
+    async with a_runtime(engine) as runtime:
+        await runtime.start(order("web/0.1", busybox_image, *IGNORES_SIGTERM), ignore_progress)
+        lines = runtime.logs("web/0.1", 1, follow=True)
+        assert await anext(lines) == b"deaf\n"
+        await lines.aclose()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await runtime.stop("web/0.1", "SIGTERM", 1.0)
+        assert 1.0 <= loop.time() - began < 8.0
+        assert await runtime.list() == ()
+
+
+async def test_another_runtime_finds_every_cell_with_its_order(engine, busybox_image):
+    fleet = new_fleet()
+    async with a_runtime(engine, fleet=fleet) as first, a_runtime(engine, fleet=fleet) as second:
+        alive, short = web("web/0.1", busybox_image), order("web/1.1", busybox_image, "sh", "-c", "exit 4")
+        watch = first.watch()
+        running = await first.start(alive, ignore_progress)
+        await first.start(short, ignore_progress)
+        exited = await news(watch)
+        await first.close()
+        found = sorted(await second.list(), key=lambda one: one.order.cell_id)
+        corpse = found[1].autopsy
+        assert 0 <= corpse.lived_seconds < 30
+        corpse.lived_seconds = exited.autopsy.lived_seconds  # told by another clock reading of the engine
+        assert found == [Found(alive, running), Found(short, None, exited.autopsy)]
+        assert exited.autopsy.exit_code == 4
+
+
+async def test_containers_of_others_are_neither_listed_nor_touched(engine, busybox_image, client):
+    fleet, other_fleet = new_fleet(), new_fleet()
+    labels = {"galactica.fleet": other_fleet, "galactica.server": SERVER, "galactica.cell": "web/0.1"}
+    foreign = [
+        client.create_container(busybox_image, list(SLEEPER), labels=these)["Id"]
+        for these in (
+            labels,
+            {"test": fleet},
+            {**labels, "galactica.fleet": fleet, "galactica.server": "another"},
+        )
+    ]
+    try:
+        for container_id in foreign:
+            client.start(container_id)
+        async with a_runtime(engine, fleet=fleet) as runtime:
+            assert await runtime.list() == ()
+            await runtime.stop("web/0.1", "SIGKILL", 0.0)
+            assert all(client.inspect_container(one)["State"]["Running"] for one in foreign)
+    finally:
+        for container_id in foreign[:2]:
+            client.remove_container(container_id, force=True)
+        remove_fleet(engine, fleet)
+
+
+async def test_a_stranger_with_the_cells_name_is_left_alone_and_named(engine, busybox_image, client):
+    fleet = new_fleet()
+    name = f"galactica.{fleet}.web.0.1"
+    stranger = client.create_container(busybox_image, list(SLEEPER), name=name)["Id"]
+    try:
+        async with a_runtime(engine, fleet=fleet) as runtime:
+            with pytest.raises(StartFailed, match=f"is named {name}; remove it"):
+                await runtime.start(order("web/0.1", busybox_image, *SLEEPER), ignore_progress)
+            assert client.inspect_container(stranger)["State"]["Status"] == "created"
+    finally:
+        client.remove_container(stranger, force=True)
+
+
+async def test_a_leftover_that_never_ran_is_told_of_and_makes_way(engine, busybox_image, client):
+    fleet = new_fleet()
+    async with a_runtime(engine, fleet=fleet) as runtime:
+        cell = order("web/0.1", busybox_image, *SLEEPER)
+        client.create_container(
+            busybox_image,
+            list(SLEEPER),
+            name=f"galactica.{fleet}.web.0.1",
+            labels={"galactica.fleet": fleet, "galactica.server": SERVER, "galactica.cell": "web/0.1"},
+        )
+        (leftover,) = await runtime.list()
+        assert (leftover.order.cell_id, leftover.running, leftover.autopsy.reason) == (
+            "web/0.1",
+            None,
+            "was created but never started",
+        )
+        running = await runtime.start(cell, ignore_progress)
+        assert await runtime.list() == (Found(cell, running),)
+
+
+async def test_a_cell_lives_once(engine, busybox_image):
+    async with a_runtime(engine) as runtime:
+        watch = runtime.watch()
+        cell = order("web/0.1", busybox_image, "sh", "-c", "exit 7")
+        await runtime.start(cell, ignore_progress)
+        await news(watch)
+        with pytest.raises(StartFailed, match=r"ended \(exited with 7\); a cell lives once"):
+            await runtime.start(cell, ignore_progress)
+        assert await runtime.list() == ()
+
+
+async def test_a_cancelled_start_leaves_nothing(engine, busybox_image, client):
+    fleet = new_fleet()
+    async with a_runtime(engine, fleet=fleet) as runtime:
+        await runtime.list()
+
+        def exists() -> bool:
+            return bool(client.containers(all=True, filters={"label": f"galactica.fleet={fleet}"}))
+
+        async with asyncio.TaskGroup() as tasks:
+            starting = tasks.create_task(
+                runtime.start(order("web/0.1", busybox_image, *SLEEPER), ignore_progress)
+            )
+            await until(exists, "the container was created")
+            starting.cancel()
+        await runtime.stop("web/0.1", "SIGTERM", 1.0)
+        assert (starting.cancelled(), exists()) == (True, False)
+
+
+async def test_ping_tells_the_round_trip(engine):
+    async with a_runtime(engine) as runtime:
+        assert 0 < await runtime.ping() < 2
