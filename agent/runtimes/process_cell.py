@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from galactica.v1 import cell_pb2
+
 from agent.runtimes import (
     LAST_LINES,
     Found,
@@ -23,7 +25,6 @@ from agent.runtimes import (
 from agent.runtimes.logs import CellLog, last_lines
 from agent.runtimes.process_launch import Folder
 from agent.runtimes.process_record import Record
-from galactica.v1 import cell_pb2
 
 SIGNAL_EXIT_BASE = 128
 """Exit code of what a signal ended: 128 + its number, as shells and container engines say."""

@@ -1,67 +1,49 @@
-"""The process runtime with real processes: it starts them, knows how they died, and leaves nothing behind."""
+"""The process runtime with real processes: what starts, runs and is stopped, and that nothing stays
+behind."""
 
 import asyncio
-import json
 import os
 import signal
 import socket
 import stat
-import subprocess
-import sys
-import textwrap
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import AsyncIterator
 
 import psutil
 import pytest
 
-from agent.runtimes import Exited, Found, RuntimeFailure, StartFailed, process_limits
+from agent.runtimes import Found, RuntimeFailure, StartFailed, process_limits
 from agent.runtimes.process import ProcessRuntime
-from galactica.v1 import cell_pb2, link_pb2
-
-REPOSITORY = Path(__file__).parents[2]
-DEADLINE_SECONDS = 20.0
-SERVER = ("python3", "-m", "http.server", "{port.http}", "--bind", "127.0.0.1")
-SLEEP = ("sleep", "300")
-
-
-def order(command: Sequence[str], cell_id: str = "web/0.1", **spec) -> link_pb2.Order:
-    spec = {"runtime": cell_pb2.RUNTIME_KIND_PROCESS, "command": command, **spec}
-    return link_pb2.Order(cell_id=cell_id, digest="d1", spec=cell_pb2.Spec(**spec))
-
-
-def shell(script: str, cell_id: str = "web/0.1", **spec) -> link_pb2.Order:
-    return order(("/bin/sh", "-c", textwrap.dedent(script)), cell_id, **spec)
-
-
-def quiet(_text: str, /) -> None:
-    """Progress that nobody looks at."""
-
-
-async def until(look: Callable[[], object]) -> None:
-    """Returns when ``look()`` is true."""
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        while not look():
-            await asyncio.sleep(0.01)
+from agent.runtimes.process_launch import Folder
+from tests.support.process_cells import (
+    DEADLINE_SECONDS,
+    LIMITERS,
+    SERVER,
+    SLEEP,
+    agent_on,
+    is_alive,
+    keeper_of,
+    left_in,
+    limiter_or_skip,
+    next_death,
+    order,
+    quiet,
+    settled,
+    shell,
+    until,
+)
 
 
-async def next_death(deaths: AsyncIterator[Exited]) -> Exited:
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        return await anext(deaths)
+@pytest.fixture(params=LIMITERS)
+def limiter(request) -> process_limits.Limiter:
+    return limiter_or_skip(request.param)
 
 
-def is_alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def keeper_of(pid: int) -> int:
-    return psutil.Process(pid).ppid()
+@pytest.fixture
+async def runtime(tmp_path, limiter) -> AsyncIterator[ProcessRuntime]:
+    async with agent_on(tmp_path / "cells", limiter=limiter) as it:
+        yield it
 
 
 def answers(endpoint: str) -> bool:
@@ -70,50 +52,6 @@ def answers(endpoint: str) -> bool:
             return response.status == 200
     except OSError:
         return False
-
-
-def without_time(autopsy: cell_pb2.Autopsy) -> cell_pb2.Autopsy:
-    copy = cell_pb2.Autopsy.FromString(autopsy.SerializeToString())
-    copy.lived_seconds = 0
-    return copy
-
-
-def left_in(directory: Path) -> list[Path]:
-    return sorted(path for path in directory.rglob("*") if path.parent != directory)
-
-
-LIMITERS = {"control groups": process_limits.detect(), "rlimits": process_limits.Limiter()}
-
-
-@pytest.fixture(params=LIMITERS)
-def limiter(request) -> process_limits.Limiter:
-    limiter = LIMITERS[request.param]
-    if request.param == "control groups" and limiter == LIMITERS["rlimits"]:
-        pytest.skip("no control groups can be made here: run the tests as root")
-    return limiter
-
-
-@asynccontextmanager
-async def agent_on(directory: Path, **settings) -> AsyncIterator[ProcessRuntime]:
-    """A runtime whose cells are gone at the end."""
-    runtime = ProcessRuntime(directory, "test", **settings)
-    try:
-        yield runtime
-    finally:
-        await runtime.close()
-        await remove_all(ProcessRuntime(directory, "test", **settings))
-
-
-async def remove_all(runtime: ProcessRuntime) -> None:
-    for found in await runtime.list():
-        await runtime.stop(found.order.cell_id, "SIGKILL", 5)
-    await runtime.close()
-
-
-@pytest.fixture
-async def runtime(tmp_path, limiter) -> AsyncIterator[ProcessRuntime]:
-    async with agent_on(tmp_path / "cells", limiter=limiter) as it:
-        yield it
 
 
 async def test_started_cell_serves_at_the_endpoint_it_was_given(runtime):
@@ -154,16 +92,6 @@ async def test_cell_sees_a_clean_environment_and_its_own_directories(runtime, tm
     }
 
 
-async def settled(runtime: ProcessRuntime) -> Sequence[Found]:
-    """The list once every cell in it has ended."""
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        while True:
-            listed = await runtime.list()
-            if all(found.autopsy is not None for found in listed):
-                return listed
-            await asyncio.sleep(0.01)
-
-
 async def test_cell_inherits_no_descriptor_and_no_ignored_signal(runtime):
     script = "ls /proc/self/fd | tr '\\n' ' '; grep -E 'Sig(Blk|Ign)' /proc/self/status"
     leak = os.open("/dev/null", os.O_RDONLY)
@@ -175,64 +103,6 @@ async def test_cell_inherits_no_descriptor_and_no_ignored_signal(runtime):
     assert blocked == "0 1 2 3 SigBlk:\t0000000000000000"  # 3: the listing itself
     # The C library keeps two signals for itself and lets nobody touch them.
     assert int(ignored.split()[1], 16) & sum(1 << (number - 1) for number in signal.valid_signals()) == 0
-
-
-async def test_kill_from_outside_is_told_at_once_and_truly(runtime):
-    running = await runtime.start(shell("echo hello; exec sleep 300"), quiet)
-    deaths = runtime.watch()
-    await until(lambda: "sleep" in psutil.Process(int(running.runtime_id)).name())
-    os.kill(int(running.runtime_id), signal.SIGKILL)
-    death = await next_death(deaths)
-    expected = cell_pb2.Autopsy(
-        reason="killed by SIGKILL", exit_code=137, signal="SIGKILL", last_lines=["hello"]
-    )
-    assert (death.cell_id, without_time(death.autopsy)) == ("web/0.1", expected)
-    assert await runtime.list() == [Found(shell("echo hello; exec sleep 300"), None, death.autopsy)]
-
-
-async def test_exit_code_and_the_last_lines_are_in_the_autopsy(runtime):
-    script = "i=0; while [ $i -lt 60 ]; do echo line $i; i=$((i+1)); done; printf '%02000d' 7 >&2; exit 3"
-    await runtime.start(shell(script), quiet)
-    death = await next_death(runtime.watch())
-    lines = [f"line {number}" for number in range(11, 60)] + ["0" * 1000]
-    assert without_time(death.autopsy) == cell_pb2.Autopsy(
-        reason="exited with 3", exit_code=3, last_lines=lines
-    )
-    assert 0 <= death.autopsy.lived_seconds < DEADLINE_SECONDS
-
-
-async def test_exit_137_is_not_taken_for_a_signal(runtime):
-    await runtime.start(shell("exit 137"), quiet)
-    death = await next_death(runtime.watch())
-    assert without_time(death.autopsy) == cell_pb2.Autopsy(reason="exited with 137", exit_code=137)
-
-
-async def test_death_of_the_keeper_is_the_death_of_the_cell(runtime):
-    running = await runtime.start(order(SLEEP), quiet)
-    pid = int(running.runtime_id)
-    os.kill(keeper_of(pid), signal.SIGKILL)
-    death = await next_death(runtime.watch())
-    assert without_time(death.autopsy) == cell_pb2.Autopsy(
-        reason="its keeper process was ended from outside, so it was killed by SIGKILL",
-        exit_code=137,
-        signal="SIGKILL",
-    )
-    assert not is_alive(pid)
-
-
-async def test_what_a_dead_cell_leaves_running_is_killed_before_its_death_is_told(runtime, tmp_path):
-    pids = tmp_path / "pids"
-    script = f"""
-        sleep 300 & echo $! >> {pids}
-        setsid sleep 300 & echo $! >> {pids}
-        (trap '' TERM; setsid sh -c 'echo $$ >> {pids}; sleep 300 & wait') &
-        while [ $(wc -l < {pids}) -lt 3 ]; do sleep 0.01; done
-        exit 0
-    """
-    await runtime.start(shell(script), quiet)
-    death = await next_death(runtime.watch())
-    assert death.autopsy.reason == "exited with 0"
-    assert [is_alive(int(pid)) for pid in pids.read_text().split()] == [False, False, False]
 
 
 async def test_stop_asks_with_the_named_signal_and_removes_everything(runtime, tmp_path):
@@ -379,136 +249,6 @@ async def test_command_that_hangs_or_leaves_children_behind_is_ended(runtime, tm
     await until(lambda: not any(is_alive(pid) for pid in started))
 
 
-AGENT = """
-import asyncio, sys
-from pathlib import Path
-from galactica.v1 import link_pb2
-from agent.runtimes.process import ProcessRuntime
-
-async def main():
-    runtime = ProcessRuntime(Path(sys.argv[1]), "test")
-    for text in sys.argv[2:]:
-        running = await runtime.start(link_pb2.Order.FromString(bytes.fromhex(text)), lambda text: None)
-        print(running.runtime_id, running.started_at, flush=True)
-    await asyncio.Event().wait()
-
-asyncio.run(main())
-"""
-
-
-def agent_that_is_killed_after_starting(directory: Path, orders: Sequence[link_pb2.Order]) -> list[list[str]]:
-    """Pid and start of each cell that an agent, which was killed by SIGKILL, left behind."""
-    texts = [order.SerializeToString().hex() for order in orders]
-    environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'proto'}"}
-    command = [sys.executable, "-c", AGENT, str(directory), *texts]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as agent:
-        lines = [agent.stdout.readline().split() for _ in orders]
-        agent.kill()
-    return lines
-
-
-async def test_agent_that_comes_back_knows_its_cells_and_how_they_die(tmp_path):
-    gate = tmp_path / "gate"
-    waits = f"while [ ! -e {gate} ]; do sleep 0.01; done; echo bye; exit 7"
-    orders = [
-        shell("exit 5", "died-alone/0.1"),
-        shell(waits, "exits/0.1"),
-        order(SLEEP, "killed/0.1"),
-        order(SLEEP, "stays/0.1", ports={"http": 0}),
-    ]
-    left = agent_that_is_killed_after_starting(tmp_path / "cells", orders)
-    await until(lambda: not is_alive(int(left[0][0])))
-    async with agent_on(tmp_path / "cells") as runtime:
-        found = {it.order.cell_id: it for it in await runtime.list()}
-        assert [found[it.cell_id].order for it in orders] == orders
-        running = [found[it.cell_id].running for it in orders]
-        assert running[0] is None
-        assert [[it.runtime_id, str(it.started_at)] for it in running[1:]] == left[1:]
-        assert await runtime.start(orders[3], quiet) == running[3]
-        deaths = runtime.watch()
-        gate.touch()
-        os.kill(int(left[2][0]), signal.SIGKILL)
-        told = [await next_death(deaths) for _ in range(3)]
-        assert {death.cell_id: without_time(death.autopsy) for death in told} == {
-            "died-alone/0.1": cell_pb2.Autopsy(reason="exited with 5", exit_code=5),
-            "exits/0.1": cell_pb2.Autopsy(reason="exited with 7", exit_code=7, last_lines=["bye"]),
-            "killed/0.1": cell_pb2.Autopsy(reason="killed by SIGKILL", exit_code=137, signal="SIGKILL"),
-        }
-        keeper = keeper_of(int(left[3][0]))
-        await runtime.stop("stays/0.1", "SIGTERM", 5)
-        await until(lambda: not is_alive(int(left[3][0])) and not is_alive(keeper))
-
-
-async def test_corpse_keeps_its_autopsy_for_an_agent_that_comes_back(tmp_path, limiter):
-    async with agent_on(tmp_path, limiter=limiter) as runtime:
-        await runtime.start(shell("echo last words; exit 9"), quiet)
-        before = await settled(runtime)
-        await runtime.close()
-        async with agent_on(tmp_path, limiter=limiter) as successor:
-            assert await successor.list() == before
-
-
-async def test_close_leaves_cells_running(tmp_path, limiter):
-    async with agent_on(tmp_path, limiter=limiter) as runtime:
-        running = await runtime.start(order(SLEEP), quiet)
-        await runtime.close()
-        assert is_alive(int(running.runtime_id))
-        async with agent_on(tmp_path, limiter=limiter) as successor:
-            assert [found.running for found in await successor.list()] == [running]
-        assert not is_alive(int(running.runtime_id))
-
-
-async def test_process_that_only_has_the_pid_of_a_cell_is_neither_taken_for_it_nor_harmed(tmp_path):
-    record = tmp_path / "test" / "web%2F0.1" / "record"
-    async with agent_on(tmp_path, limiter=LIMITERS["rlimits"]) as runtime:
-        await runtime.start(order(SLEEP), quiet)
-        kept = record.read_text()
-        await runtime.stop("web/0.1", "SIGKILL", 5)
-    stranger = subprocess.Popen(SLEEP, start_new_session=True)
-    try:
-        (record.parent / "scratch").mkdir(parents=True)
-        record.write_text(with_pids(kept, stranger.pid))
-        async with agent_on(tmp_path, limiter=LIMITERS["rlimits"]) as runtime:
-            [found] = await runtime.list()
-            assert (found.running, found.autopsy.reason) == (
-                None,
-                "ended together with its keeper process; how is not known",
-            )
-            await runtime.stop("web/0.1", "SIGKILL", 5)
-        assert stranger.poll() is None
-    finally:
-        stranger.kill()
-        stranger.wait()
-
-
-def with_pids(record: str, pid: int) -> str:
-    content = json.loads(record)
-    return json.dumps({**content, "main": [pid, content["main"][1]], "keeper": [pid, content["keeper"][1]]})
-
-
-@pytest.mark.parametrize("content", [b"", b"{}", b"\xff\x00", b'{"format": 99}'])
-async def test_corrupt_record_is_set_aside_and_its_processes_are_ended(tmp_path, content, caplog):
-    async with agent_on(tmp_path) as runtime:
-        running = await runtime.start(order(SLEEP), quiet)
-        await runtime.start(order(SLEEP, "other/0.1"), quiet)
-        await runtime.close()
-        (tmp_path / "test" / "web%2F0.1" / "record").write_bytes(content)
-        keeper = keeper_of(int(running.runtime_id))
-        async with agent_on(tmp_path) as successor:
-            assert [found.order.cell_id for found in await successor.list()] == ["other/0.1"]
-            assert "the record of a cell is corrupt" in caplog.text
-            [aside] = (tmp_path / "test" / ".corrupt").iterdir()
-            assert (aside / "record").read_bytes() == content
-            await until(lambda: not is_alive(int(running.runtime_id)) and not is_alive(keeper))
-            assert (await successor.start(order(SLEEP), quiet)).runtime_id != running.runtime_id
-
-
-async def test_folder_of_a_start_that_never_happened_is_removed(tmp_path):
-    (tmp_path / "test" / "web%2F0.1" / "scratch").mkdir(parents=True)
-    async with agent_on(tmp_path) as runtime:
-        assert (await runtime.list(), left_in(tmp_path)) == ([], [])
-
-
 async def test_cancelled_start_is_finished_and_known(runtime):
     start = asyncio.create_task(runtime.start(order(SLEEP), quiet))
     await until(lambda: len(runtime._jobs) == 1)
@@ -528,51 +268,11 @@ async def test_two_hundred_cells_come_and_go_and_leave_nothing(tmp_path, limiter
 
         await one(0)
         descriptors = psutil.Process().num_fds()
-        groups = control_groups(limiter)
+        children = psutil.Process().children()
         for first in range(0, 200, 10):
             await asyncio.gather(*(one(number) for number in range(first, first + 10)))
         assert left_in(tmp_path / "cells") == []
-        assert psutil.Process().children() == []
+        assert psutil.Process().children() == children
         assert psutil.Process().num_fds() == descriptors
-        assert control_groups(limiter) == groups
-
-
-def control_groups(limiter: process_limits.Limiter) -> list[str]:
-    parents = [*limiter.separate.values(), *([limiter.unified] if limiter.unified else [])]
-    return [path.name for parent in parents for path in parent.glob("galactica-*")]
-
-
-@pytest.mark.root
-async def test_memory_limit_is_held_and_named_in_the_autopsy(tmp_path):
-    limiter = LIMITERS["control groups"]
-    if not limiter.holds_memory():
-        pytest.skip("no memory control group can be made here: run the tests as root")
-    limits = cell_pb2.Resources(memory_bytes=32 << 20)
-    async with agent_on(tmp_path, limiter=limiter) as runtime:
-        await runtime.start(order(("python3", "-c", "x = b'x' * (256 << 20)"), resources=limits), quiet)
-        death = await next_death(runtime.watch())
-        assert without_time(death.autopsy) == cell_pb2.Autopsy(
-            reason="out of memory: killed by SIGKILL", exit_code=137, signal="SIGKILL", oom_killed=True
-        )
-
-
-async def test_memory_limit_without_control_groups_refuses_the_allocation(tmp_path):
-    limits = cell_pb2.Resources(memory_bytes=64 << 20)
-    async with agent_on(tmp_path, limiter=LIMITERS["rlimits"]) as runtime:
-        await runtime.start(order(("python3", "-c", "x = b'x' * (256 << 20)"), resources=limits), quiet)
-        death = await next_death(runtime.watch())
-        assert (death.autopsy.exit_code, death.autopsy.last_lines[-1]) == (1, "MemoryError")
-
-
-@pytest.mark.root
-async def test_cpu_and_pids_limits_reach_the_kernel(tmp_path):
-    limiter = LIMITERS["control groups"]
-    if "pids" not in limiter.separate and "pids" not in limiter.controllers:
-        pytest.skip("no pids control group can be made here: run the tests as root")
-    limits = cell_pb2.Resources(pids=3, cpu_millis=250)
-    script = "sleep 300 & sleep 300 & sleep 300 & sleep 300 & wait"
-    async with agent_on(tmp_path, limiter=limiter) as runtime:
-        running = await runtime.start(shell(script, resources=limits), quiet)
-        death = await next_death(runtime.watch())
-        assert "Cannot fork" in death.autopsy.last_lines[-1] or "fork" in death.autopsy.last_lines[-1]
-        assert running.runtime_id
+        folders = [Folder(tmp_path / "cells" / "test" / f"web%2F{number}.1") for number in range(200)]
+        assert [limiter.existing(folder.group_name) for folder in folders] == [()] * 200
