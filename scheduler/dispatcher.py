@@ -1,0 +1,236 @@
+"""The scheduler's end of the agents' link: authenticates, stamps and passes on, and decides nothing.
+
+``Dispatcher`` owns the sessions. It implements ``ports.Outbox`` for the controller and ``AgentLinkService`` for agents.
+A session's task tree is its gRPC call: a reader, a writer, and whatever ends first ends both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, TypeVar, cast
+
+import grpc
+import structlog
+from galactica.v1 import link_pb2, link_pb2_grpc
+
+from scheduler import wire
+from scheduler.authorisation import Context, InvalidRequest, abort, server_of
+from scheduler.ca import SERVER_TTL_SECONDS, AuthorityError, CertificateAuthority, CsrError
+from scheduler.commands import Command
+from scheduler.enrolment import renew
+from scheduler.model import Phase, Tempo
+from scheduler.ports import Mind
+from scheduler.requests import Refused
+from scheduler.session import Ending, Session
+from scheduler.sight import Detached
+
+HELLO_SECONDS = 5.0
+"""How long an agent may take from opening its stream to its Hello."""
+TEMPO_WORTH_TELLING = 0.1
+"""A beat that changed by this fraction is told to agents whose session has begun."""
+
+T = TypeVar("T")
+
+log = structlog.get_logger("scheduler.dispatcher")
+
+
+class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
+    """One per scheduler. ``epoch`` is the one that this scheduler claimed."""
+
+    def __init__(
+        self,
+        mind: Mind,
+        ca: CertificateAuthority,
+        *,
+        fleet: str,
+        epoch: int,
+        server_ttl_seconds: float = SERVER_TTL_SECONDS,
+    ) -> None:
+        self._mind = mind
+        self._ca = ca
+        self._fleet = fleet
+        self._epoch = epoch
+        self._server_ttl_seconds = server_ttl_seconds
+        self._sessions: dict[str, Session] = {}
+        self._numbers = itertools.count(1)
+        self._told = Tempo(0.0, 0.0)
+
+    # --- for the controller and the operators' side ---------------------------------------------------------------
+
+    def send(self, commands: Sequence[Command]) -> None:
+        for command in commands:
+            session = self._sessions.get(command.server)
+            if session is not None:
+                session.instruct(wire.instruction(command))
+
+    def open_logs(self, server: str, cell: str, tail: int, *, follow: bool) -> AsyncIterator[bytes]:
+        """What a cell wrote: the last ``tail`` lines, then what comes. Raises Refused, also later on."""
+        session = self._sessions.get(server)
+        if session is None:
+            raise Refused(
+                "not_attached", f"server {server} is not attached at the moment; its cells' logs are there"
+            )
+        return session.read_logs(cell, tail, follow=follow)
+
+    def close(self) -> None:
+        """End every session; agents keep their cells and come back to the next scheduler."""
+        for session in self._sessions.values():
+            session.end(grpc.StatusCode.UNAVAILABLE, "the scheduler ends")
+
+    # --- the contract ---------------------------------------------------------------------------------------------
+
+    async def Attach(  # type: ignore[override]  # noqa: N802 (a coroutine that reads and writes)
+        self,
+        request_iterator: Any,
+        context: Any,  # noqa: ARG002
+    ) -> None:
+        await self._converse(cast("Context", context))
+
+    async def RenewCertificate(  # noqa: N802
+        self, request: link_pb2.RenewCertificateRequest, context: Any
+    ) -> link_pb2.RenewCertificateResponse:
+        server = server_of(context)
+        self._check_member(server)
+        try:
+            return renew(self._ca, server, request.csr_pem, self._server_ttl_seconds)
+        except CsrError as error:
+            raise InvalidRequest(str(error)) from error
+        except AuthorityError as error:
+            raise Refused("authority", str(error)) from error
+
+    # --- one session ----------------------------------------------------------------------------------------------
+
+    async def _converse(self, context: Context) -> None:
+        server = server_of(context)
+        self._check_member(server)
+        hello = await self._hello(context)
+        session_id = f"{self._epoch}-{next(self._numbers)}"
+        attached = _checked(lambda: wire.attached(hello, server, session_id, self._mind.now()))
+        session = self._open(server, session_id)
+        ending = Ending(grpc.StatusCode.CANCELLED, "its stream broke")
+        try:
+            await self._mind.observe(attached)
+            log.info("attached", server=server, session=session.id, cells=len(attached.inventory))
+            self._share_tempo()
+            ending = await self._serve(session, context)
+        finally:
+            self._close(session, ending)
+            await self._mind.observe(Detached(server, session.id, self._mind.now(), ending.reason))
+        if ending.code is not grpc.StatusCode.OK:
+            await abort(context, ending.code, ending.reason)
+
+    def _check_member(self, server: str) -> None:
+        known = self._mind.view().fleet.servers.get(server)
+        if known is None:
+            raise Refused(
+                "unknown_server", f"server {server} is not in this fleet; enrol it anew with a token"
+            )
+        if known.phase is Phase.DECOMMISSIONED and known.is_drained:
+            raise Refused("drained", f"server {server} was drained; enrol it anew with a token")
+
+    async def _hello(self, context: Context) -> link_pb2.Hello:
+        try:
+            async with asyncio.timeout(HELLO_SECONDS):
+                first = await context.read()
+        except TimeoutError:
+            await abort(context, grpc.StatusCode.DEADLINE_EXCEEDED, f"no Hello within {HELLO_SECONDS:g} s")
+        if not isinstance(first, link_pb2.AttachRequest) or not first.HasField("hello"):
+            raise InvalidRequest("the first message of a link is a Hello")
+        version = first.hello.wire_version
+        if version != wire.WIRE_VERSION:
+            older = "agent" if version < wire.WIRE_VERSION else "scheduler"
+            raise Refused(
+                "wire_version",
+                f"the agent speaks wire version {version} and this scheduler {wire.WIRE_VERSION}; "
+                f"install a newer {older}",
+            )
+        return first.hello
+
+    def _open(self, server: str, session_id: str) -> Session:
+        """A new session of a server takes the place of the one before it."""
+        tempo = wire.tempo_to_proto(self._tempo())
+        welcome = link_pb2.Welcome(session=session_id, epoch=self._epoch, tempo=tempo, fleet=self._fleet)
+        older = self._sessions.get(server)
+        self._sessions[server] = session = Session(server, session_id, welcome)
+        if older is not None:
+            older.end(grpc.StatusCode.ABORTED, f"session {session_id} of the same server took its place")
+        return session
+
+    def _close(self, session: Session, ending: Ending) -> None:
+        session.end(*ending)
+        session.end_logs(f"the link to server {session.server} ended: {ending.reason}")
+        if self._sessions.get(session.server) is session:
+            del self._sessions[session.server]
+        log.info("detached", server=session.server, session=session.id, reason=ending.reason)
+
+    async def _serve(self, session: Session, context: Context) -> Ending:
+        async with asyncio.TaskGroup() as tasks:
+            reader = tasks.create_task(self._read(session, context), name=f"read {session.id}")
+            writer = tasks.create_task(session.write(context), name=f"write {session.id}")
+            ending = await session.ended
+            reader.cancel()
+            writer.cancel()
+        return ending
+
+    async def _read(self, session: Session, context: Context) -> None:
+        try:
+            while isinstance(message := await context.read(), link_pb2.AttachRequest):
+                await self._take(session, message)
+        except InvalidRequest as wrong:
+            session.end(grpc.StatusCode.INVALID_ARGUMENT, str(wrong))
+        except grpc.aio.BaseError as error:
+            session.end(grpc.StatusCode.UNAVAILABLE, f"its stream broke: {error}")
+        else:
+            session.end(grpc.StatusCode.OK, "the agent ended its stream")
+
+    async def _take(self, session: Session, message: link_pb2.AttachRequest) -> None:
+        match message.WhichOneof("message"):
+            case "report":
+                await self._take_report(session, message.report)
+            case "log_chunk":
+                if len(message.log_chunk.data) > wire.CHUNK_BYTES_LIMIT:
+                    raise InvalidRequest(f"a log chunk has more than {wire.CHUNK_BYTES_LIMIT} bytes")
+                session.take_log_chunk(message.log_chunk)
+            case "hello":
+                raise InvalidRequest("a link has one Hello")
+            case _:
+                raise InvalidRequest("a message of the link is empty, or of a kind that is not known here")
+
+    async def _take_report(self, session: Session, report: link_pb2.Report) -> None:
+        if report.session != session.id or session.ended.done():
+            return  # void by contract
+        now = self._mind.now()
+        observation = _checked(lambda: wire.reported(report, session.server, now))
+        if report.sent_at:
+            echo = link_pb2.Echo(sent_at=report.sent_at, received_at=now)
+            session.notice(link_pb2.AttachResponse(echo=echo))
+        await self._mind.observe(observation)
+
+    # --- tempo ----------------------------------------------------------------------------------------------------
+
+    def _tempo(self) -> Tempo:
+        view = self._mind.view()
+        return view.policy.tempo(len(view.fleet.servers))
+
+    def _share_tempo(self) -> None:
+        """The fleet grows by servers that attach, so that is when the tempo may have changed."""
+        tempo = self._tempo()
+        if abs(tempo.beat_seconds - self._told.beat_seconds) < TEMPO_WORTH_TELLING * self._told.beat_seconds:
+            return
+        is_first = not self._told.beat_seconds
+        self._told = tempo
+        if is_first:
+            return
+        log.info("tempo", beat_seconds=tempo.beat_seconds, lease_seconds=tempo.lease_seconds)
+        message = link_pb2.AttachResponse(tempo=wire.tempo_to_proto(tempo))
+        for session in self._sessions.values():
+            session.notice(message)
+
+
+def _checked(convert: Callable[[], T]) -> T:
+    try:
+        return convert()
+    except wire.WireError as error:
+        raise InvalidRequest(str(error)) from error

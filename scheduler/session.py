@@ -1,0 +1,198 @@
+"""What goes out to one agent, and the logs that come from it: bounded, and nobody else's concern.
+
+A session takes instructions without waiting; its writer sends whatever has gathered as one batch. An agent that does
+not drain its stream loses this session and no other agent notices.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from typing import NamedTuple, Protocol
+
+import grpc
+from galactica.v1 import link_pb2
+
+from scheduler.requests import Refused
+
+INSTRUCTIONS_LIMIT = 20_000
+"""Twice what a server may carry: orders and decommissions of all its cells fit, and no more waits than that."""
+BATCH_LIMIT = 1_000
+BATCH_BYTES_LIMIT = 1024 * 1024
+"""Agents take messages of up to 4 MiB; one order stays far below the difference."""
+WRITE_SECONDS = 10.0
+"""How long one message may wait for a stream that does not drain."""
+LOG_STREAMS_LIMIT = 16
+"""Per server; agents serve no more at once."""
+LOG_BYTES_LIMIT = 4 * 1024 * 1024
+"""What waits for one reader of logs."""
+
+
+class Ending(NamedTuple):
+    """How a session ended: the status that its agent gets."""
+
+    code: grpc.StatusCode
+    reason: str
+
+
+class Writer(Protocol):
+    async def write(self, message: link_pb2.AttachResponse, /) -> None: ...
+
+
+class LogStream:
+    """What one reader wants of one cell. Chunks wait here until they are read; too many of them end it."""
+
+    def __init__(self) -> None:
+        self._chunks: deque[bytes] = deque()
+        self._waiting_bytes = 0
+        self._news = asyncio.Event()
+        self._error = ""
+        self.ended = False
+
+    def put(self, chunk: bytes) -> None:
+        if self.ended:
+            return
+        self._waiting_bytes += len(chunk)
+        if self._waiting_bytes > LOG_BYTES_LIMIT:
+            self.end(
+                f"more than {LOG_BYTES_LIMIT} bytes wait to be read; read faster, or ask for fewer lines"
+            )
+            return
+        self._chunks.append(chunk)
+        self._news.set()
+
+    def end(self, error: str = "") -> None:
+        if not self.ended:
+            self.ended = True
+            self._error = error
+            self._news.set()
+
+    async def read(self) -> bytes | None:
+        """The next chunk; None at the end. Raises Refused where it ended for a reason."""
+        while not self._chunks:
+            if self.ended:
+                if self._error:
+                    raise Refused("logs", self._error)
+                return None
+            self._news.clear()
+            await self._news.wait()
+        chunk = self._chunks.popleft()
+        self._waiting_bytes -= len(chunk)
+        return chunk
+
+
+class Session:
+    """One agent's session. ``ended`` is done as soon as it is to be closed."""
+
+    def __init__(self, server: str, session_id: str, welcome: link_pb2.Welcome) -> None:
+        self.server = server
+        self.id = session_id
+        self.ended: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
+        self._notices: deque[link_pb2.AttachResponse] = deque([link_pb2.AttachResponse(welcome=welcome)])
+        self._instructions: deque[link_pb2.Instruction] = deque()
+        self._wake = asyncio.Event()
+        self._wake.set()
+        self._sequence = 0
+        self._logs: dict[int, LogStream] = {}
+        self._log_streams_made = 0
+
+    def end(self, code: grpc.StatusCode, reason: str) -> None:
+        """The first ending counts."""
+        if not self.ended.done():
+            self.ended.set_result(Ending(code, reason))
+
+    # --- out ------------------------------------------------------------------------------------------------------
+
+    def instruct(self, instruction: link_pb2.Instruction) -> None:
+        """Queue for the next batch. Never waits; what does not fit ends the session."""
+        if len(self._instructions) >= INSTRUCTIONS_LIMIT:
+            reason = f"the agent does not take its instructions: {INSTRUCTIONS_LIMIT} wait"
+            self.end(grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
+            return
+        self._instructions.append(instruction)
+        self._wake.set()
+
+    def notice(self, message: link_pb2.AttachResponse) -> None:
+        """Queue an echo or a tempo, before instructions. Only the newest of each kind waits."""
+        kind = message.WhichOneof("message")
+        older = next((one for one in self._notices if one.WhichOneof("message") == kind), None)
+        if older is not None:
+            self._notices.remove(older)
+        self._notices.append(message)
+        self._wake.set()
+
+    async def write(self, stream: Writer) -> None:
+        """Send what is queued until the session ends; a stream that fails or does not drain ends it."""
+        while not self.ended.done():
+            await self._wake.wait()
+            self._wake.clear()
+            for message in self._messages():
+                try:
+                    async with asyncio.timeout(WRITE_SECONDS):
+                        await stream.write(message)
+                except TimeoutError:
+                    reason = f"the agent did not take a message for {WRITE_SECONDS:g} s"
+                    self.end(grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
+                    return
+                except (grpc.aio.BaseError, asyncio.InvalidStateError) as error:
+                    self.end(grpc.StatusCode.UNAVAILABLE, f"its stream broke: {error}")
+                    return
+
+    def _messages(self) -> Iterator[link_pb2.AttachResponse]:
+        while self._notices or self._instructions:
+            if self._notices:
+                yield self._notices.popleft()
+                continue
+            self._sequence += 1
+            batch = link_pb2.Instructions(
+                session=self.id, sequence=self._sequence, instructions=self._batch()
+            )
+            yield link_pb2.AttachResponse(instructions=batch)
+
+    def _batch(self) -> list[link_pb2.Instruction]:
+        batch: list[link_pb2.Instruction] = []
+        size = 0
+        while self._instructions and len(batch) < BATCH_LIMIT and size < BATCH_BYTES_LIMIT:
+            batch.append(self._instructions.popleft())
+            size += batch[-1].ByteSize()
+        return batch
+
+    # --- logs -----------------------------------------------------------------------------------------------------
+
+    async def read_logs(self, cell: str, tail: int, *, follow: bool) -> AsyncIterator[bytes]:
+        """What the cell wrote. Raises Refused where there is no more for another reason than its end."""
+        if len(self._logs) >= LOG_STREAMS_LIMIT:
+            raise Refused(
+                "logs", f"{LOG_STREAMS_LIMIT} logs are read from server {self.server} already; try later"
+            )
+        if self.ended.done():
+            raise Refused("not_attached", f"server {self.server} is not attached at the moment; try again")
+        self._log_streams_made += 1
+        number = self._log_streams_made
+        stream = self._logs[number] = LogStream()
+        fetch = link_pb2.FetchLogs(stream=number, cell_id=cell, tail=tail, follow=follow)
+        self.instruct(link_pb2.Instruction(fetch_logs=fetch))
+        ended_by_agent = False
+        try:
+            while (chunk := await stream.read()) is not None:
+                yield chunk
+            ended_by_agent = True
+        finally:
+            del self._logs[number]
+            if not ended_by_agent and not self.ended.done():
+                self.instruct(link_pb2.Instruction(stop_logs=link_pb2.StopLogs(stream=number)))
+
+    def take_log_chunk(self, chunk: link_pb2.LogChunk) -> None:
+        """Late chunks of a stream that nobody reads any more are dropped."""
+        stream = self._logs.get(chunk.stream)
+        if stream is None:
+            return
+        if chunk.data:
+            stream.put(chunk.data)
+        if chunk.end:
+            stream.end(chunk.error)
+
+    def end_logs(self, reason: str) -> None:
+        for stream in self._logs.values():
+            stream.end(reason)
