@@ -1,6 +1,7 @@
 """How process cells die, and that an agent knows of it even if it was away: with real processes."""
 
 import json
+import marshal
 import os
 import signal
 import subprocess
@@ -235,3 +236,23 @@ async def test_folder_of_a_start_that_never_happened_is_removed(tmp_path):
     (tmp_path / "test" / "web%2F0.1" / "scratch").mkdir(parents=True)
     async with agent_on(tmp_path) as runtime:
         assert (await runtime.list(), left_in(tmp_path)) == ([], [])
+
+
+async def test_agent_that_dies_in_the_middle_of_a_start_leaves_no_process(tmp_path):
+    launcher = REPOSITORY / "agent" / "runtimes" / "process_launcher.py"
+    touched = tmp_path / "touched"
+    orders = (str(tmp_path), "/usr/bin/touch", ["touch", str(touched)], {}, ["/bin/sleep", "infinity"])
+    read, write = os.pipe()
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", launcher, str(write)], stdin=subprocess.PIPE, pass_fds=[write]
+    ) as keeper:
+        keeper.stdin.write(marshal.dumps(orders))
+        keeper.stdin.flush()
+        main = int(os.read(read, 32))
+        assert is_alive(main)
+        keeper.stdin.close()
+        assert keeper.wait(DEADLINE_SECONDS) == 1
+    for descriptor in (read, write):
+        os.close(descriptor)
+    await until(lambda: not is_alive(main))
+    assert not touched.exists()
