@@ -95,7 +95,9 @@ class ProcessRuntime:
         """Raises StartFailed; for a cell that has ended, too: what has died does not come back."""
         await self._adopt()
         progress(f"starting {process_plan.describe(order.spec.command)}")
-        return await self._to_the_end(self._start(order))
+        # Kept for as long as the cell exists, whatever the caller does with its own.
+        kept = link_pb2.Order.FromString(order.SerializeToString())
+        return await self._to_the_end(self._start(kept))
 
     async def _start(self, order: link_pb2.Order) -> Running:
         async with self._turn(order.cell_id):

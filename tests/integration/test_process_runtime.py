@@ -66,6 +66,15 @@ async def test_order_of_a_cell_that_runs_starts_nothing(runtime):
     assert len(await runtime.list()) == 1
 
 
+async def test_order_that_its_sender_uses_again_does_not_change_the_cell(runtime):
+    reused = order(SLEEP)
+    running = await runtime.start(reused, quiet)
+    reused.cell_id = "other/0.1"
+    assert await runtime.list() == [Found(order(SLEEP), running)]
+    await runtime.stop("web/0.1", "SIGTERM", 5)
+    assert await runtime.list() == []
+
+
 async def test_cell_sees_a_clean_environment_and_its_own_directories(runtime, tmp_path, monkeypatch):
     monkeypatch.setenv("SECRET_OF_THE_AGENT", "x")
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
