@@ -97,7 +97,7 @@ def documents(text: str) -> Iterator[Document]:
         if count > DOCUMENTS_LIMIT:
             message = f"there are more than {DOCUMENTS_LIMIT:,} documents; split the file"
             raise Unreadable(Fault(_place(node), message))
-        document = _Builder(text).build(node)
+        document = _Builder().build(node)
         if document.data != Scalar("", None):
             yield document
 
@@ -148,8 +148,7 @@ def _place(node: Node, text: str = "") -> Place:
 class _Builder:
     """Turns one document's nodes into data."""
 
-    def __init__(self, source: str) -> None:
-        self._source = source
+    def __init__(self) -> None:
         self._nodes = 0
         self._open: set[int] = set()
 
@@ -159,7 +158,7 @@ class _Builder:
         return document
 
     def _data(self, document: Document, node: Node, path: Path) -> Data:
-        place = _place(node, self._text(node))
+        place = _place(node, str(node.value) if isinstance(node, ScalarNode) else "")
         document.values[path] = place
         self._nodes += 1
         if self._nodes > NODES_LIMIT or len(path) > DEPTH_LIMIT:
@@ -176,7 +175,37 @@ class _Builder:
     def _of_kind(self, document: Document, node: Node, path: Path, place: Place) -> Data:
         name = _tag_of(node)
         if name not in _KNOWN_TAGS:
-            message = f"the tag {name} is not allowed; manifests hold plain values"
+            message = f"the tag {name.replace(_TAG, '!!')} is not allowed; manifests hold plain values"
+            document.faults.append(Fault(place, message, path))
+        if isinstance(node, MappingNode):
+            return self._mapping(document, node, path)
+        if isinstance(node, SequenceNode):
+            return [self._data(document, item, (*path, index)) for index, item in enumerate(node.value)]
+        return _scalar(document, node, path, place)
+
+    def _mapping(self, document: Document, node: MappingNode, path: Path) -> dict[str, Data]:
+        data: dict[str, Data] = {}
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, ScalarNode):
+                document.faults.append(
+                    Fault(_place(key_node), "a key is plain text, no list and no mapping", path)
+                )
+                continue
+            key = str(key_node.value)
+            here = (*path, key)
+            place = _place(key_node, key)
+            if key in data:
+                first = document.keys[here]
+                message = f"the key {key!r} is there twice, first in line {first.line}"
+                document.faults.append(Fault(place, message, here))
+                continue
+            document.keys[here] = place
+            data[key] = self._data(document, value_node, here)
+        return data
+
+
+_KNOWN_TAGS:
+            message = f"the tag {name.replace(_TAG, '!!')} is not allowed; manifests hold plain values"
             document.faults.append(Fault(place, message, path))
         if isinstance(node, MappingNode):
             return self._mapping(document, node, path)

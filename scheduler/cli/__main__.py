@@ -1,0 +1,49 @@
+"""The entry: runs the app, and turns whatever ends it into an exit code and a message, never a traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+
+from scheduler.cli.app import build
+from scheduler.cli.errors import CommandFailed, ExitCode
+from scheduler.cli.output import safe
+
+
+def main() -> None:
+    """Never returns: raises SystemExit."""
+    try:
+        build()(prog_name="galactica")
+    except CommandFailed as failed:
+        _complain(str(failed), failed.hint)
+        sys.exit(failed.code)
+    except KeyboardInterrupt:
+        sys.exit(ExitCode.INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(ExitCode.DONE)
+    except Exception as error:  # noqa: BLE001 - the outermost edge: what nobody expected is a message too
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        _complain(
+            f"galactica itself failed: {type(error).__name__}: {error} (in {last.name}, {last.filename}:{last.lineno})",
+            "This is a mistake in the program; please report it with this line.",
+        )
+        sys.exit(ExitCode.FAILED)
+
+
+def _complain(message: str, hint: str) -> None:
+    lines = [f"Error: {safe(message)}"] + ([safe(hint)] if hint else [])
+    start, end = (
+        ("\033[1;31m", "\033[0m") if sys.stderr.isatty() and not os.environ.get("NO_COLOR") else ("", "")
+    )
+    text = "\n".join(lines).replace("Error:", f"{start}Error:{end}", 1)
+    try:
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+    except OSError:  # nobody reads it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Commands about what shall exist and what must go."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from galactica.v1 import operator_pb2
+
+from scheduler.cli import people, shapes
+from scheduler.cli.arguments import Output, Scheduler, duration, service_name
+from scheduler.cli.client import ANSWER_SECONDS, LONG_ANSWER_SECONDS, Client, DeadlinePassed, connect
+from scheduler.cli.errors import CommandFailed, ExitCode
+from scheduler.cli.output import Format, line, print_json, safe
+from scheduler.units import format_duration
+
+if TYPE_CHECKING:
+    from scheduler.model import Group
+
+
+Files = Annotated[list[str], typer.Argument(metavar="FILE...", help="Manifests; - reads standard input.")]
+Service = Annotated[str, typer.Argument(metavar="service/NAME")]
+
+
+def apply(files: Files, scheduler: Scheduler = None) -> None:
+    """Order what the manifests describe. What is so already stays untouched."""
+    groups = _load(files)
+    with connect(scheduler) as client:
+        from scheduler.wire_groups import group_to_proto
+
+        request = operator_pb2.ApplyGroupsRequest(groups=[group_to_proto(group) for group in groups])
+        answer = client.ask(client.stub.ApplyGroups, request, LONG_ANSWER_SECONDS)
+    replicas = {group.name: group.replicas for group in groups}
+    moved = [change.group for change in answer.changes if change.change != "unchanged"]
+    for change in answer.changes:
+        line(*people.change_text(change, replicas.get(change.group, 0)))
+    if not moved:
+        line("Nothing was changed: the fleet is wanted like that already. How it is: galactica status")
+    for name in moved[:10]:
+        line(f"Watch: galactica wait service/{name} --ready")
+
+
+def plan(files: Files, scheduler: Scheduler = None, output: Output = Format.TABLE) -> None:
+    """What applying the manifests would bring about: births and deaths. Changes nothing."""
+    groups = _load(files)
+    with connect(scheduler) as client:
+        from scheduler.wire_groups import group_to_proto
+
+        request = operator_pb2.PlanGroupsRequest(groups=[group_to_proto(group) for group in groups])
+        answer = client.ask(client.stub.PlanGroups, request, LONG_ANSWER_SECONDS)
+    if output is Format.JSON:
+        print_json(shapes.plan(answer))
+        return
+    for change in answer.changes:
+        line(*people.change_text(change, 0, planned=True))
+    for parts in people.plan_lines(answer, time.time()):
+        line(*parts)
+    if (
+        all(change.change == "unchanged" for change in answer.changes)
+        and not answer.births
+        and not answer.deaths
+    ):
+        line("Applying this changes nothing.")
+        return
+    sums = f"{people.counted(len(answer.births), 'birth')}, {people.counted(len(answer.deaths), 'death')}"
+    line(f"{sums}. This was a plan and changed nothing. Do it: galactica apply {' '.join(files)}")
+
+
+def delete(service: Service, scheduler: Scheduler = None) -> None:
+    """Let a service and all of its cells go."""
+    name = service_name(service)
+    with connect(scheduler) as client:
+        answer = client.ask(client.stub.DeleteGroup, operator_pb2.DeleteGroupRequest(group=name))
+    line(f"{name}: deleted, {people.counted(answer.cells, 'cell')} to go. Watch: galactica cells {name}")
+
+
+def condemn(
+    cell: Annotated[str, typer.Argument(metavar="CELL", help="Its id, such as web/2.7.")],
+    reason: Annotated[str, typer.Option("--reason", help="Why, for its death certificate.")] = "",
+    scheduler: Scheduler = None,
+) -> None:
+    """Decide that a cell must go. Another takes its place first."""
+    with connect(scheduler) as client:
+        request = operator_pb2.CondemnCellRequest(cell_id=cell, reason=reason)
+        client.ask(client.stub.CondemnCell, request)
+    line(f"{cell}: condemned; it goes when its replacement is ready. Its story: galactica why {cell}")
+
+
+def drain(
+    server: Annotated[str, typer.Argument(metavar="SERVER", help="Its id, as galactica servers shows it.")],
+    scheduler: Scheduler = None,
+) -> None:
+    """Let a server go: its cells are replaced elsewhere first."""
+    with connect(scheduler) as client:
+        answer = client.ask(client.stub.DrainServer, operator_pb2.DrainServerRequest(server_id=server))
+    moving = f"{people.counted(answer.cells, 'cell')} to be replaced elsewhere first"
+    line(f"{server}: draining, {moving}. Watch: galactica servers")
+
+
+def wait(
+    service: Service,
+    ready: Annotated[
+        bool, typer.Option("--ready", help="Until every cell is ready and of the newest revision.")
+    ] = False,
+    timeout: Annotated[str, typer.Option("--timeout", metavar="DURATION", help="At most so long.")] = "60s",
+    scheduler: Scheduler = None,
+) -> None:
+    """Wait for a service. Fails with what holds it back when the time is over."""
+    name = service_name(service)
+    seconds = duration("--timeout", timeout)
+    if not ready:
+        raise typer.BadParameter("say what to wait for: --ready")
+    with connect(scheduler) as client:
+        started = time.monotonic()
+        try:
+            answer = client.ask(client.stub.WaitReady, operator_pb2.WaitReadyRequest(group=name), seconds)
+        except DeadlinePassed as error:
+            raise _not_ready(client, name, seconds) from error
+        took = format_duration(time.monotonic() - started)
+    group = answer.group
+    line(f"{name}: {people.counted(group.ready, 'cell')} ready, revision {group.revision} (after {took})")
+
+
+def _not_ready(client: Client, name: str, seconds: float) -> CommandFailed:
+    """What the status says of the group now."""
+
+    waited = f"after {format_duration(seconds)}"
+    answer = client.ask(client.stub.GetStatus, operator_pb2.GetStatusRequest(), ANSWER_SECONDS)
+    group = next((group for group in answer.groups if group.name == name), None)
+    if group is None:
+        return CommandFailed(f"service/{name} is not there {waited}", hint="What is there: galactica status")
+    now = time.time()
+    reasons = [people.hold_text(hold, now) for hold in answer.held if hold.group == name]
+    counts = f"{group.ready} of {group.wanted} ready, {group.booting} booting, {group.sick} sick"
+    message = "\n  ".join([f"service/{name} is not ready {waited}: {counts}", *reasons])
+    return CommandFailed(message, hint=f"Look at its cells: galactica cells {name}")
+
+
+def _load(files: list[str]) -> tuple[Group, ...]:
+    from scheduler.manifest import ManifestErrors, load
+
+    try:
+        return load(files)
+    except ManifestErrors as error:
+        count = len(error.mistakes)
+        sys.stderr.write(f"{safe(str(error))}\n")
+        raise CommandFailed(
+            f"{count} {'mistake' if count == 1 else 'mistakes'}; nothing was sent to the scheduler",
+            ExitCode.USAGE,
+        ) from error

@@ -1,0 +1,217 @@
+"""The way to the scheduler: one mTLS channel, calls with deadlines, and every failure told in people's words."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from scheduler.cli.context import Context, context_path, read_context
+from scheduler.cli.errors import CommandFailed, ExitCode
+from scheduler.cli.options import parse_address
+
+if TYPE_CHECKING:
+    import grpc
+    from galactica.v1.operator_pb2_grpc import OperatorServiceStub
+
+SCHEDULER_NAME = "scheduler.galactica"
+"""The name in every scheduler's certificate, whatever address it is dialled by."""
+REFUSAL_KEY = "galactica-refusal"
+"""Trailing metadata of a refusal: the rule that refuses. A lost connection has none."""
+
+ANSWER_SECONDS = 10.0
+"""For what the scheduler answers from memory."""
+LONG_ANSWER_SECONDS = 60.0
+"""For what takes as long as it is large: plans, applies, long lists."""
+MESSAGE_BYTES_LIMIT = 128 * 2**20
+
+_Response = TypeVar("_Response")
+
+_TLS_WORDS = ("handshake", "certificate", "ssl", "tls")
+
+
+class DeadlinePassed(CommandFailed):
+    """A scheduler that is there did not answer in time."""
+
+
+class Client:
+    """A connection. ``stub`` has the calls; ``ask`` and ``stream`` make them."""
+
+    def __init__(
+        self, channel: grpc.Channel, stub: OperatorServiceStub, context: Context, address: str
+    ) -> None:
+        self.stub = stub
+        self.context = context
+        self.address = address
+        self._was_ready = False
+        channel.subscribe(self._note, try_to_connect=True)
+
+    def _note(self, connectivity: grpc.ChannelConnectivity) -> None:
+        self._was_ready = self._was_ready or connectivity.name == "READY"
+
+    def ask(
+        self, call: Callable[..., _Response], request: object, timeout_seconds: float = ANSWER_SECONDS
+    ) -> _Response:
+        """One question, one answer. Raises CommandFailed."""
+        import grpc
+
+        try:
+            return call(request, timeout=timeout_seconds)
+        except grpc.RpcError as error:
+            raise self._failed(error, timeout_seconds) from error
+
+    def stream(
+        self, call: Callable[..., Any], request: object, timeout_seconds: float | None = None
+    ) -> Iterator[Any]:
+        """The answers of a streaming call as they come. Raises CommandFailed."""
+        import grpc
+
+        answers = call(request, timeout=timeout_seconds)
+        try:
+            yield from answers
+        except grpc.RpcError as error:
+            raise self._failed(error, timeout_seconds or 0.0) from error
+        finally:
+            answers.cancel()
+
+    def _failed(self, error: grpc.RpcError, timeout_seconds: float) -> CommandFailed:
+        import grpc
+
+        assert isinstance(error, grpc.Call)  # noqa: S101 - what grpc raises from a call always is
+        code, details = error.code(), error.details() or ""
+        refused = any(key == REFUSAL_KEY for key, _ in error.trailing_metadata() or ())
+        if code is grpc.StatusCode.UNAVAILABLE and not refused:
+            return self._no_connection(details)
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            if not self._was_ready:
+                return self._no_connection("no answer")
+            return DeadlinePassed(
+                f"the scheduler at {self.address} did not answer within {timeout_seconds:g} s",
+                hint="It may be busy; try again, and look at its log.",
+            )
+        return _REFUSALS.get(code.name, _failure)(details or code.name)
+
+    def _no_connection(self, details: str) -> CommandFailed:
+        lowered = details.lower()
+        if any(word in lowered for word in _TLS_WORDS) or _has_expired(self.context):
+            return self._not_let_in(details)
+        if self._was_ready:
+            return CommandFailed(
+                f"the connection to the scheduler at {self.address} was lost",
+                ExitCode.UNREACHABLE,
+                "Is it running? Try again: galactica status",
+            )
+        return CommandFailed(
+            f"the scheduler at {self.address} is not reachable ({_short(details)})",
+            ExitCode.UNREACHABLE,
+            "Is it running? Start it here: galactica up. Is it elsewhere? --scheduler HOST:PORT",
+        )
+
+    def _not_let_in(self, details: str) -> CommandFailed:
+        who = f"{self.context.operator} of fleet {self.context.fleet}"
+        if _has_expired(self.context):
+            return CommandFailed(
+                f"the certificate of {who} has expired",
+                ExitCode.UNAUTHORISED,
+                "Ask an admin for a new context file: galactica operator create",
+            )
+        return CommandFailed(
+            f"the scheduler at {self.address} and the context file do not trust each other ({_short(details)})",
+            ExitCode.UNAUTHORISED,
+            f"The context file {context_path()} is for {who}; is that the fleet at this address? "
+            "If it was made anew, get a new context file: galactica operator create",
+        )
+
+
+@contextmanager
+def connect(scheduler: str | None) -> Iterator[Client]:
+    """A client of the context's scheduler, or of the one at ``scheduler`` (HOST:PORT). Raises CommandFailed."""
+    # The library's own log lines would be printed over our tables.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    context = read_context(context_path())
+    address = _address(scheduler or context.scheduler)
+    import grpc
+    from galactica.v1.operator_pb2_grpc import OperatorServiceStub
+
+    options: list[tuple[str, str | int]] = [
+        ("grpc.ssl_target_name_override", SCHEDULER_NAME),
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.max_receive_message_length", MESSAGE_BYTES_LIMIT),
+        ("grpc.max_send_message_length", MESSAGE_BYTES_LIMIT),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+    ]
+    credentials = grpc.ssl_channel_credentials(
+        root_certificates=context.ca_pem.encode(),
+        private_key=context.key_pem.encode(),
+        certificate_chain=context.cert_pem.encode(),
+    )
+    with grpc.secure_channel(address, credentials, options) as channel:
+        yield Client(channel, OperatorServiceStub(channel), context, address)
+
+
+def _address(text: str) -> str:
+    try:
+        return str(parse_address(text))
+    except ValueError as error:
+        raise CommandFailed(str(error), ExitCode.USAGE) from error
+
+
+def _has_expired(context: Context) -> bool:
+    """Asked only after a failure: reading a certificate needs a heavy library."""
+    from datetime import UTC, datetime
+
+    from cryptography import x509
+
+    try:
+        certificate = x509.load_pem_x509_certificate(context.cert_pem.encode())
+    except ValueError:
+        return False
+    return certificate.not_valid_after_utc <= datetime.now(UTC)
+
+
+def _short(details: str) -> str:
+    """The library's account without its addresses and repetitions, first line, bounded."""
+    last = details.rsplit("Failed to connect to remote host: ", 1)[-1]
+    return last.split("\n", 1)[0][:160] or "no answer"
+
+
+def _failure(details: str) -> CommandFailed:
+    return CommandFailed(f"the scheduler could not do it: {details}", hint="Look at the scheduler's log.")
+
+
+def _refusal(details: str) -> CommandFailed:
+    return CommandFailed(details)
+
+
+def _wrong(details: str) -> CommandFailed:
+    return CommandFailed(details, ExitCode.USAGE)
+
+
+def _unauthorised(details: str) -> CommandFailed:
+    return CommandFailed(
+        details,
+        ExitCode.UNAUTHORISED,
+        "Who you are: galactica context show. An admin can give you another role: galactica operator create",
+    )
+
+
+def _unknown_call(details: str) -> CommandFailed:
+    return CommandFailed(
+        f"the scheduler does not know this call: {details}", hint="Compare the versions: galactica version"
+    )
+
+
+_REFUSALS: dict[str, Callable[[str], CommandFailed]] = {
+    "UNAUTHENTICATED": _unauthorised,
+    "PERMISSION_DENIED": _unauthorised,
+    "INVALID_ARGUMENT": _wrong,
+    "FAILED_PRECONDITION": _refusal,
+    "NOT_FOUND": _refusal,
+    "ALREADY_EXISTS": _refusal,
+    "RESOURCE_EXHAUSTED": _refusal,
+    "UNAVAILABLE": _refusal,
+    "ABORTED": _refusal,
+    "UNIMPLEMENTED": _unknown_call,
+}

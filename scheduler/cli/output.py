@@ -1,0 +1,140 @@
+"""Printing: tables and colours on a terminal, plain columns in a pipe, JSON for programs.
+
+Nothing is cut off in a pipe. Texts that came over the network cannot steer the terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.text import Text
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+class Format(StrEnum):
+    TABLE = "table"
+    JSON = "json"
+
+
+@dataclass(frozen=True, slots=True)
+class Styled:
+    """A text with a rich style ("bold red") for terminals."""
+
+    text: str
+    style: str = ""
+
+
+Shown = str | Styled
+
+
+def is_terminal() -> bool:
+    return sys.stdout.isatty()
+
+
+def safe(text: str) -> str:
+    """The text without what would steer a terminal."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def write(text: str) -> None:
+    """To standard output. Ends the command quietly where nobody reads on."""
+    write_bytes(text.encode(errors="replace"))
+
+
+def write_bytes(data: bytes) -> None:
+    try:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        _end_quietly()
+
+
+def _end_quietly() -> NoReturn:
+    # What is still buffered is written at exit; there it would fail once more.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise typer.Exit(0) from None
+
+
+def line(*parts: Shown) -> None:
+    """One line, on a terminal in colour."""
+    if not is_terminal():
+        write("".join(_plain(part) for part in parts) + "\n")
+        return
+    from rich.text import Text
+
+    render(Text.assemble(*((_plain(part), _style(part)) for part in parts)))
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Shown]]) -> None:
+    """A table with a heading; on a terminal with colours."""
+    if not is_terminal():
+        write(plain_table(columns, rows))
+        return
+    render(rich_table(columns, rows))
+
+
+def plain_table(columns: Sequence[str], rows: Iterable[Sequence[Shown]]) -> str:
+    """Columns two blanks apart, as wide as they need to be."""
+    texts = [list(columns)] + [[_plain(value).replace("\n", " ") for value in row] for row in rows]
+    widths = [max(len(row[index]) for row in texts) for index in range(len(columns))]
+    lines = ("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in texts)
+    return "".join(f"{text.rstrip()}\n" for text in lines)
+
+
+def rich_table(columns: Sequence[str], rows: Iterable[Sequence[Shown | Text]]) -> RenderableType:
+    from rich.table import Table
+    from rich.text import Text
+
+    result = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for index, column in enumerate(columns):
+        # Names stay whole; what explains may be folded.
+        result.add_column(column, no_wrap=index == 0, overflow="fold")
+    for row in rows:
+        result.add_row(
+            *(value if isinstance(value, Text) else Text(_plain(value), style=_style(value)) for value in row)
+        )
+    return result
+
+
+def render(renderable: RenderableType) -> None:
+    """Something of rich's, for a terminal."""
+    with_console = console()
+    with with_console.capture() as captured:
+        with_console.print(renderable)
+    write(captured.get())
+
+
+def console() -> Console:
+    """Honours NO_COLOR, TERM and the terminal's width."""
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False, emoji=False)
+
+
+def print_json(value: object) -> None:
+    write(json.dumps(value, indent=2) + "\n")
+
+
+def print_json_line(value: object) -> None:
+    write(json.dumps(value, separators=(",", ":")) + "\n")
+
+
+def _plain(shown: Shown) -> str:
+    return safe(shown.text if isinstance(shown, Styled) else shown)
+
+
+def _style(shown: Shown) -> str:
+    return shown.style if isinstance(shown, Styled) else ""

@@ -1,0 +1,284 @@
+"""What the scheduler answers, in words and tables for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+from galactica.v1 import cell_pb2, operator_pb2
+
+from scheduler.cli import shapes
+from scheduler.cli.output import Shown, Styled
+from scheduler.units import format_bytes, format_duration
+
+GOOD, BAD, WARN, NEW, DIM = "green", "bold red", "yellow", "cyan", "dim"
+
+_PHASE_STYLES = {
+    "ORDERED": NEW,
+    "BOOTING": NEW,
+    "READY": GOOD,
+    "CONDEMNED": BAD,
+    "DRAINING": WARN,
+    "DECOMMISSIONED": DIM,
+}
+_VERDICT_STYLES = {"healthy": GOOD, "suspect": WARN, "sick": BAD, "dead": BAD}
+_EVENT_STYLES = {
+    "CellOrdered": NEW,
+    "CellReady": GOOD,
+    "CellCondemned": BAD,
+    "CellDecommissioned": DIM,
+    "ServerJoined": GOOD,
+    "ServerCondemned": BAD,
+    "ServerDecommissioned": DIM,
+    "GroupApplied": "bold",
+    "GroupDeleted": "bold",
+    "CallRefused": WARN,
+}
+
+CELL_COLUMNS = ("CELL", "PHASE", "VERDICT", "SERVER", "REVISION", "AGE", "ENDPOINTS", "NOTE")
+SERVER_COLUMNS = (
+    "SERVER",
+    "PHASE",
+    "VERDICT",
+    "CELLS",
+    "CPU",
+    "MEMORY",
+    "RUNTIMES",
+    "LABELS",
+    "BEAT",
+    "AGENT",
+    "NOTE",
+)
+GROUP_COLUMNS = ("GROUP", "REVISION", "WANTED", "READY", "BOOTING", "SICK")
+
+
+def headline(status: operator_pb2.GetStatusResponse) -> list[Shown]:
+    """One line: is all well, and if not, what is missing."""
+    start = f"fleet {status.fleet}: "
+    if status.healthy:
+        cells = sum(group.ready for group in status.groups)
+        said = f" - {counted(len(status.groups), 'group')}, {counted(cells, 'cell')} ready"
+        return [start, Styled("healthy", GOOD), said if status.groups else " - nothing is wanted yet"]
+    troubles = [
+        f"{group.name} has {group.ready} of {group.wanted} ready"
+        for group in status.groups
+        if group.ready != group.wanted or group.sick or group.booting
+    ]
+    if len(troubles) > 3:
+        troubles = [*troubles[:3], f"{len(troubles) - 3} more groups"]
+    held = sum(max(1, held.slots) for held in status.held)
+    if held:
+        troubles.append(f"{held} held")
+    return [start, Styled("NOT healthy", BAD), f" - {'; '.join(troubles)}" if troubles else ""]
+
+
+def group_row(group: operator_pb2.GroupStatus) -> list[Shown]:
+    full = group.ready == group.wanted and not group.sick and not group.booting
+    return [
+        f"{group.kind}/{group.name}",
+        str(group.revision),
+        str(group.wanted),
+        Styled(str(group.ready), GOOD if full else WARN),
+        Styled(str(group.booting), NEW if group.booting else ""),
+        Styled(str(group.sick), BAD if group.sick else ""),
+    ]
+
+
+def hold_text(hold: operator_pb2.Hold, now: float) -> str:
+    """``web (2 cells): backoff: three early deaths; looks again in 4s``."""
+    subject = hold.group or "fleet"
+    if hold.slots:
+        subject += f" ({counted(hold.slots, 'cell')})"
+    return f"{subject}: {hold.rule}: {hold.reason}; {next_look(hold, now)}"
+
+
+def next_look(hold: operator_pb2.Hold, now: float) -> str:
+    if not hold.HasField("next_look_at"):
+        return "looks again when there is news"
+    wait = hold.next_look_at - now
+    return f"looks again in {format_duration(wait)}" if wait > 0 else "looks again now"
+
+
+def cell_row(cell: operator_pb2.Cell, now: float) -> list[Shown]:
+    age = format_duration(max(0.0, now - cell.ordered_at)) if cell.HasField("ordered_at") else ""
+    return [
+        cell.id,
+        phase(cell.phase),
+        verdict(cell.verdict),
+        cell.server,
+        str(cell.revision),
+        age,
+        ", ".join(f"{name}={address}" for name, address in sorted(cell.endpoints.items())),
+        _cell_note(cell),
+    ]
+
+
+def _cell_note(cell: operator_pb2.Cell) -> str:
+    notes = []
+    if cell.phase in {"ORDERED", "BOOTING"} and cell.progress:
+        notes.append(cell.progress)
+    if cell.verdict != "healthy" and cell.reason:
+        notes.append(cell.reason)
+    if cell.replaced_by:
+        notes.append(f"replaced by {cell.replaced_by}")
+    return "; ".join(notes)
+
+
+def server_row(server: operator_pb2.Server, now: float) -> list[Shown]:
+    beat = (
+        format_duration(max(0.0, now - server.last_beat_at)) if server.HasField("last_beat_at") else "never"
+    )
+    vitals = server.vitals
+    alive = server.HasField("vitals")
+    return [
+        server.id,
+        phase(server.phase),
+        verdict(server.verdict),
+        str(len(server.cells)),
+        _share(vitals.cpu_fraction, alive, f"{server.capacity.cpu_millis / 1_000:g} cores"),
+        _share(vitals.memory_fraction, alive, format_bytes(server.capacity.memory_bytes)),
+        ", ".join(server.runtimes),
+        ", ".join(f"{name}={value}" for name, value in sorted(server.labels.items())),
+        beat if beat == "never" else f"{beat} ago",
+        server.agent_version,
+        server.reason if server.verdict != "healthy" else "",
+    ]
+
+
+def _share(fraction: float, alive: bool, whole: str) -> Shown:
+    if not alive:
+        return whole
+    return Styled(f"{fraction:.0%} of {whole}", BAD if fraction > 0.95 else WARN if fraction > 0.8 else "")
+
+
+def event_parts(event: operator_pb2.Event) -> list[Shown]:
+    """One line of ``events``."""
+    subject = event.cell or event.server or event.group
+    at = f" on {event.server}" if event.cell and event.server else ""
+    return [
+        Styled(f"{event.position:>7}  {clock_text(event.at)}  ", DIM),
+        Styled(f"{event.type:<20}", _EVENT_STYLES.get(event.type, "")),
+        f"  {subject}{at}",
+        _details_text(shapes.details(event)),
+        Styled(f"  ({event.cause})" if event.cause else "", DIM),
+    ]
+
+
+def _details_text(details: dict[str, Any]) -> str:
+    return "".join(
+        f"  {key}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"
+        for key, value in details.items()
+        if value not in ("", None, [], {})
+    )
+
+
+def certificate_lines(story: operator_pb2.GetCertificateResponse, now: float) -> Iterator[list[Shown]]:
+    """The death certificate, or how the cell lives."""
+    cell = story.cell
+    condemned = story.HasField("condemned_at")
+    where = f" on {cell.server}" if cell.server else ""
+    yield [Styled(cell.id, "bold"), "  ", phase(cell.phase), where, "" if condemned else "  (it lives)"]
+    yield from _facts(story)
+    if story.evidence:
+        yield [""]
+        yield [Styled("Evidence", "bold")]
+        for one in sorted(story.evidence, key=lambda one: one.at):
+            yield [Styled(f"  {date_text(one.at)}  ", DIM), f"{one.source}: ", one.says]
+    if story.HasField("autopsy"):
+        yield from _autopsy_lines(story.autopsy)
+    if story.held:
+        yield [""]
+        yield [Styled("What holds its replacement", "bold")]
+        for hold in story.held:
+            yield [f"  {hold_text(hold, now)}"]
+
+
+def _facts(story: operator_pb2.GetCertificateResponse) -> Iterator[list[Shown]]:
+    cell = story.cell
+    times = [
+        ("ordered", cell.HasField("ordered_at"), cell.ordered_at),
+        ("ready", cell.HasField("ready_at"), cell.ready_at),
+        ("condemned", cell.HasField("condemned_at"), cell.condemned_at),
+        ("decommissioned", cell.HasField("decommissioned_at"), cell.decommissioned_at),
+    ]
+    facts: list[tuple[str, Shown]] = [
+        ("verdict", verdict(story.verdict)),
+        ("reason", cell.reason),
+        ("rule", story.rule),
+        ("cause", story.cause),
+        ("budget", story.budget),
+        ("spec", f"revision {cell.revision}, digest {cell.digest[:12]}" if cell.digest else ""),
+        *((name, date_text(at)) for name, there, at in times if there),
+        ("replaces", story.replaces),
+        ("replaced by", story.replaced_by),
+    ]
+    for name, value in facts:
+        if (value.text if isinstance(value, Styled) else value) != "":
+            yield [Styled(f"  {name:<15}", DIM), value]
+
+
+def _autopsy_lines(autopsy: cell_pb2.Autopsy) -> Iterator[list[Shown]]:
+    yield [""]
+    yield [Styled("Autopsy", "bold")]
+    lived = f", lived {format_duration(autopsy.lived_seconds)}" if autopsy.lived_seconds else ""
+    memory = ", out of memory" if autopsy.oom_killed else ""
+    yield [f"  {autopsy.reason}{memory}{lived}"]
+    if autopsy.last_lines:
+        yield ["  its last lines:"]
+        for text in autopsy.last_lines:
+            yield [Styled("    | ", DIM), text]
+
+
+def change_text(change: operator_pb2.GroupChange, replicas: int, *, planned: bool = False) -> list[Shown]:
+    """What became (or would become) of one group: ``web: created, revision 1, 6 cells ordered``."""
+    start = f"{change.group}: "
+    if change.change == "unchanged":
+        return [start, Styled("unchanged", DIM), f", revision {change.revision}"]
+    differences = f" ({', '.join(change.differences)})" if change.differences else ""
+    word = f"would be {change.change}" if planned else change.change
+    ordered = f", {counted(replicas, 'cell')} ordered" if change.change == "created" and not planned else ""
+    return [start, Styled(word, GOOD), f", revision {change.revision}{ordered}{differences}"]
+
+
+def plan_lines(plan: operator_pb2.PlanGroupsResponse, now: float) -> Iterator[list[Shown]]:
+    """Deaths and births, those that belong together on following lines."""
+    deaths = {death.cell_id: death for death in plan.deaths}
+    for birth in plan.births:
+        death = deaths.pop(birth.replaces, None)
+        if death is not None:
+            yield [Styled(f"  - {death.cell_id}", BAD), f"{_on(death.server)}  {death.rule}"]
+        replaces = f"  replaces {birth.replaces}" if birth.replaces else ""
+        yield [Styled(f"  + {birth.cell_id}", GOOD), f"{_on(birth.server)}{replaces}"]
+    for death in deaths.values():
+        yield [Styled(f"  - {death.cell_id}", BAD), f"{_on(death.server)}  {death.rule}"]
+    for hold in plan.held:
+        yield [Styled("  held  ", WARN), hold_text(hold, now)]
+
+
+def _on(server: str) -> str:
+    return f" on {server}" if server else ""
+
+
+def phase(text: str) -> Styled:
+    return Styled(text, _PHASE_STYLES.get(text, ""))
+
+
+def verdict(text: str) -> Styled:
+    return Styled(text, _VERDICT_STYLES.get(text, ""))
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 cell``, ``6 cells``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def clock_text(at: float) -> str:
+    """Local time of day, to the millisecond."""
+    return datetime.fromtimestamp(at).astimezone().strftime("%H:%M:%S.%f")[:-3]
+
+
+def date_text(at: float) -> str:
+    """Local date and time, to the millisecond."""
+    return datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]

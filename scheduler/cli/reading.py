@@ -1,0 +1,140 @@
+"""Commands that read: any role may, and nothing changes."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+from galactica.v1 import operator_pb2
+
+from scheduler.cli import people, shapes
+from scheduler.cli.arguments import Output, Scheduler, group_name
+from scheduler.cli.client import LONG_ANSWER_SECONDS, connect
+from scheduler.cli.output import Format, Styled, line, print_json, print_json_line, table, write, write_bytes
+
+EVENTS_SHOWN = 20
+LINES_SHOWN = 100
+
+
+def status(scheduler: Scheduler = None, output: Output = Format.TABLE) -> None:
+    """Is the fleet healthy? What is wanted, what is there, and what is held back."""
+    with connect(scheduler) as client:
+        answer = client.ask(client.stub.GetStatus, operator_pb2.GetStatusRequest())
+    if output is Format.JSON:
+        print_json(shapes.status(answer))
+        return
+    line(*people.headline(answer))
+    if answer.groups:
+        write("\n")
+        table(people.GROUP_COLUMNS, (people.group_row(group) for group in answer.groups))
+    else:
+        line("Order something: galactica apply FILE")
+    if answer.held:
+        write("\n")
+        line(Styled("Held", "bold"))
+        for hold in answer.held:
+            line(f"  {people.hold_text(hold, time.time())}")
+
+
+def cells(
+    group: Annotated[str, typer.Argument(metavar="[GROUP]", help="Only the cells of this group.")] = "",
+    everything: Annotated[bool, typer.Option("--all", help="Decommissioned ones too.")] = False,
+    scheduler: Scheduler = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """The cells, their phase and verdict, and where they run."""
+    name = group_name(group)
+    with connect(scheduler) as client:
+        request = operator_pb2.ListCellsRequest(all=everything, group=name)
+        answer = client.ask(client.stub.ListCells, request, LONG_ANSWER_SECONDS)
+    if output is Format.JSON:
+        print_json([shapes.cell(cell) for cell in answer.cells])
+    elif answer.cells:
+        now = time.time()
+        table(people.CELL_COLUMNS, (people.cell_row(cell, now) for cell in answer.cells))
+    else:
+        line(f"There are no cells{f' of {name}' if name else ''}. What is wanted: galactica status")
+
+
+def servers(scheduler: Scheduler = None, output: Output = Format.TABLE) -> None:
+    """The servers, how they feel, and how many cells they carry."""
+    with connect(scheduler) as client:
+        answer = client.ask(client.stub.ListServers, operator_pb2.ListServersRequest(), LONG_ANSWER_SECONDS)
+    if output is Format.JSON:
+        print_json([shapes.server(server) for server in answer.servers])
+    elif answer.servers:
+        now = time.time()
+        table(people.SERVER_COLUMNS, (people.server_row(server, now) for server in answer.servers))
+    else:
+        line("There are no servers. Let one join: galactica token create")
+
+
+def events(
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with new events until Ctrl-C.")
+    ] = False,
+    first: Annotated[
+        int | None,
+        typer.Option("--from", min=1, metavar="POSITION", help="All events from this position on."),
+    ] = None,
+    number: Annotated[
+        int | None,
+        typer.Option("--number", "-n", min=0, max=1_000_000, help=f"The last N events ({EVENTS_SHOWN})."),
+    ] = None,
+    scheduler: Scheduler = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """What happened, as the journal has it; one line (with -o json: one object) for each event."""
+    if first is not None and number is not None:
+        raise typer.BadParameter("--from and --number exclude each other")
+    tail = 0 if first else EVENTS_SHOWN if number is None else number
+    with connect(scheduler) as client:
+        request = operator_pb2.WatchEventsRequest(from_position=first or 0, tail=tail, follow=follow)
+        for answer in client.stream(client.stub.WatchEvents, request):
+            for event in answer.events:
+                if output is Format.JSON:
+                    print_json_line(shapes.event(event))
+                else:
+                    line(*people.event_parts(event))
+
+
+def why(
+    cell: Annotated[str, typer.Argument(metavar="CELL", help="Its id, such as web/2.7.")],
+    scheduler: Scheduler = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """A cell's death certificate: the evidence, the verdict, the rule and the budget behind it."""
+    with connect(scheduler) as client:
+        answer = client.ask(client.stub.GetCertificate, operator_pb2.GetCertificateRequest(cell_id=cell))
+    if output is Format.JSON:
+        print_json(shapes.certificate(answer))
+        return
+    for parts in people.certificate_lines(answer, time.time()):
+        line(*parts)
+
+
+def logs(
+    cell: Annotated[str, typer.Argument(metavar="CELL", help="Its id, such as web/2.7.")],
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with what it writes until Ctrl-C.")
+    ] = False,
+    number: Annotated[
+        int,
+        typer.Option("--number", "-n", min=0, max=1_000_000, help=f"The last N lines ({LINES_SHOWN})."),
+    ] = LINES_SHOWN,
+    scheduler: Scheduler = None,
+) -> None:
+    """What a cell wrote to its standard output and error, as it wrote it."""
+    with connect(scheduler) as client:
+        request = operator_pb2.ReadLogsRequest(cell_id=cell, tail=number, follow=follow)
+        for answer in client.stream(client.stub.ReadLogs, request):
+            write_bytes(answer.data)
+
+
+def top(scheduler: Scheduler = None) -> None:
+    """The fleet live, until q or Ctrl-C. In a pipe: one picture of it."""
+    with connect(scheduler) as client:
+        from scheduler.cli.top import show
+
+        show(client)

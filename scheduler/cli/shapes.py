@@ -1,0 +1,202 @@
+"""The JSON that scripts rely on. Times are RFC 3339 in UTC with microseconds; what is absent is null.
+
+Shapes only grow: a key that was here once stays, with its meaning.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from galactica.v1 import cell_pb2, operator_pb2
+from google.protobuf.message import Message
+
+Json = dict[str, Any]
+
+
+def time_text(at: float) -> str:
+    """``2026-01-31T12:00:00.000000Z``."""
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def cell(message: operator_pb2.Cell) -> Json:
+    return {
+        "id": message.id,
+        "group": message.group,
+        "slot": message.slot,
+        "generation": message.generation,
+        "kind": message.kind,
+        "phase": message.phase,
+        "verdict": message.verdict or None,
+        "server": message.server or None,
+        "digest": message.digest,
+        "revision": message.revision,
+        "ordered_at": _time(message, "ordered_at"),
+        "ready_at": _time(message, "ready_at"),
+        "condemned_at": _time(message, "condemned_at"),
+        "replaces": message.replaces or None,
+        "replaced_by": message.replaced_by or None,
+        "endpoints": dict(sorted(message.endpoints.items())),
+        "runtime_id": message.runtime_id or None,
+    }
+
+
+def server(message: operator_pb2.Server) -> Json:
+    return {
+        "id": message.id,
+        "phase": message.phase,
+        "verdict": message.verdict or None,
+        "labels": dict(sorted(message.labels.items())),
+        "runtimes": list(message.runtimes),
+        "capacity": _capacity(message.capacity) if message.HasField("capacity") else None,
+        "used": _capacity(message.used) if message.HasField("used") else None,
+        "cells": list(message.cells),
+        "agent_version": message.agent_version or None,
+        "last_beat_at": _time(message, "last_beat_at"),
+        "vitals": _vitals(message.vitals) if message.HasField("vitals") else None,
+    }
+
+
+def status(message: operator_pb2.GetStatusResponse) -> Json:
+    return {
+        "fleet": message.fleet,
+        "healthy": message.healthy,
+        "groups": [_group_status(group) for group in message.groups],
+        "held": [hold(held) for held in message.held],
+    }
+
+
+def hold(message: operator_pb2.Hold) -> Json:
+    return {
+        "group": message.group or None,
+        "rule": message.rule,
+        "reason": message.reason,
+        "next_look_at": _time(message, "next_look_at"),
+    }
+
+
+def event(message: operator_pb2.Event) -> Json:
+    """The common fields first, then the event's own; these never take the place of a common one."""
+    common: Json = {
+        "position": message.position,
+        "at": time_text(message.at),
+        "type": message.type,
+        "cell": message.cell or None,
+        "group": message.group or None,
+        "server": message.server or None,
+        "cause": message.cause or None,
+        "schema": message.schema,
+    }
+    return common | {key: value for key, value in details(message).items() if key not in common}
+
+
+def details(message: operator_pb2.Event) -> Json:
+    """The event's other fields; nothing where they cannot be read."""
+    try:
+        parsed = json.loads(message.details_json or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    return parsed if isinstance(parsed, dict) else {}
+
+
+def certificate(message: operator_pb2.GetCertificateResponse) -> Json:
+    return {
+        "cell": message.cell.id,
+        "evidence": [
+            {"source": one.source, "says": one.says, "at": time_text(one.at)} for one in message.evidence
+        ],
+        "verdict": message.verdict or None,
+        "condemned_at": _time(message, "condemned_at"),
+        "rule": message.rule or None,
+        "budget": message.budget or None,
+        "replaces": message.replaces or None,
+        "replaced_by": message.replaced_by or None,
+        "autopsy": _autopsy(message.autopsy) if message.HasField("autopsy") else None,
+    }
+
+
+def plan(message: operator_pb2.PlanGroupsResponse) -> Json:
+    return {
+        "changes": [change(one) for one in message.changes],
+        "births": [
+            {"cell": one.cell_id, "server": one.server or None, "replaces": one.replaces or None}
+            for one in message.births
+        ],
+        "deaths": [
+            {"cell": one.cell_id, "server": one.server or None, "rule": one.rule} for one in message.deaths
+        ],
+        "held": [hold(held) for held in message.held],
+    }
+
+
+def change(message: operator_pb2.GroupChange) -> Json:
+    return {
+        "group": message.group,
+        "change": message.change,
+        "revision": message.revision,
+        "digest": message.digest,
+        "differences": list(message.differences),
+    }
+
+
+def token(message: operator_pb2.CreateTokenResponse) -> Json:
+    return {
+        "token": message.token,
+        "expires_at": time_text(message.expires_at),
+        "uses": message.uses,
+        "scheduler": message.scheduler or None,
+    }
+
+
+def _group_status(message: operator_pb2.GroupStatus) -> Json:
+    return {
+        "kind": message.kind,
+        "name": message.name,
+        "wanted": message.wanted,
+        "ready": message.ready,
+        "booting": message.booting,
+        "sick": message.sick,
+        "revision": message.revision,
+    }
+
+
+def _capacity(message: cell_pb2.Capacity) -> Json:
+    return {
+        "cpu_millis": message.cpu_millis,
+        "memory_bytes": message.memory_bytes,
+        "disk_bytes": message.disk_bytes,
+    }
+
+
+def _vitals(message: cell_pb2.Vitals) -> Json:
+    return {
+        "cpu_fraction": message.cpu_fraction,
+        "memory_fraction": message.memory_fraction,
+        "disk_fraction": message.disk_fraction,
+        "load_1m": message.load_1m,
+        "pressure_cpu": _present(message, "pressure_cpu"),
+        "pressure_memory": _present(message, "pressure_memory"),
+        "pressure_io": _present(message, "pressure_io"),
+        "engine_latency_ms": _present(message, "engine_latency_ms"),
+        "clock_offset_ms": _present(message, "clock_offset_ms"),
+    }
+
+
+def _autopsy(message: cell_pb2.Autopsy) -> Json:
+    return {
+        "reason": message.reason,
+        "exit_code": _present(message, "exit_code"),
+        "signal": message.signal or None,
+        "oom_killed": message.oom_killed,
+        "last_lines": list(message.last_lines),
+        "lived_seconds": message.lived_seconds,
+    }
+
+
+def _time(message: Message, name: str) -> str | None:
+    return time_text(getattr(message, name)) if message.HasField(name) else None
+
+
+def _present(message: Message, name: str) -> Any:
+    return getattr(message, name) if message.HasField(name) else None
