@@ -204,42 +204,6 @@ class _Builder:
         return data
 
 
-_KNOWN_TAGS:
-            message = f"the tag {name.replace(_TAG, '!!')} is not allowed; manifests hold plain values"
-            document.faults.append(Fault(place, message, path))
-        if isinstance(node, MappingNode):
-            return self._mapping(document, node, path)
-        if isinstance(node, SequenceNode):
-            return [self._data(document, item, (*path, index)) for index, item in enumerate(node.value)]
-        return _scalar(document, node, path, place)
-
-    def _mapping(self, document: Document, node: MappingNode, path: Path) -> dict[str, Data]:
-        data: dict[str, Data] = {}
-        for key_node, value_node in node.value:
-            if not isinstance(key_node, ScalarNode):
-                document.faults.append(
-                    Fault(_place(key_node), "a key is plain text, no list and no mapping", path)
-                )
-                continue
-            key = str(key_node.value)
-            here = (*path, key)
-            place = _place(key_node, key)
-            if key in data:
-                first = document.keys[here]
-                message = f"the key {key!r} is there twice, first in line {first.line}"
-                document.faults.append(Fault(place, message, here))
-                continue
-            document.keys[here] = place
-            data[key] = self._data(document, value_node, here)
-        return data
-
-    def _text(self, node: Node) -> str:
-        if isinstance(node, ScalarNode):
-            return str(node.value)
-        start: int = node.start_mark.index
-        return self._source[start : start + 80].split("\n", 1)[0].rstrip()
-
-
 _KNOWN_TAGS = {
     f"{_TAG}{name}"
     for name in ("str", "int", "float", "bool", "null", "map", "seq", "timestamp", "merge", "value")
