@@ -25,6 +25,8 @@ class Resync(Struct, frozen=True):
     """Ask an agent to report everything: something that it sent did not arrive."""
 
     server: str
+    cell: str = ""
+    """Always empty: it is about the server as a whole."""
 
 
 Command = Order | Decommission | Resync

@@ -43,6 +43,13 @@ class Asked(Struct, frozen=True):
     by: str
 
 
+class Start(Struct, frozen=True):
+    """Which scheduler this is. Its first turn records it."""
+
+    epoch: int
+    version: str
+
+
 class Turn(Struct, frozen=True):
     plan: Plan
     answers: tuple[tuple[int, Accepted | Refused], ...]
@@ -60,9 +67,10 @@ class Turn(Struct, frozen=True):
 class Core:
     """The one owner of the scheduler's state."""
 
-    def __init__(self, fleet: Fleet, policy: Policy, now: float, sight: Sight | None = None) -> None:
+    def __init__(self, fleet: Fleet, policy: Policy, now: float, start: Start, sight: Sight | None = None) -> None:
         """A core that starts has seen nothing and looks at everything; one that is given a sight goes on from it."""
         self.fleet = fleet
+        self.start = start
         self.policy = policy
         self.sight = sight or Sight(trusted_since=now)
         self.trouble = ""
@@ -74,7 +82,6 @@ class Core:
         self._looks_made = 0
         self._holds: dict[Key, Hold] = {}
         self._held_in: dict[str, dict[Key, None]] = {}
-        self._gaps: dict[str, None] = {}
         self._turned_at = now
         if sight is None:
             self._dirty_all("start")
@@ -88,12 +95,6 @@ class Core:
                 self._dirty[SlotKey(name, number)] = cause
 
     # --- in -------------------------------------------------------------------------------------------------------
-
-    def start(self, epoch: int, version: str, now: float) -> Turn:
-        """The first turn: this scheduler is now the one."""
-        draft = Draft(self.fleet, self.sight, now, self.policy)
-        draft.emit(SchedulerStarted(epoch, version), "start")
-        return Turn(finish(draft, {}), (), now)
 
     def take(self, observation: Observation) -> None:
         """Fold one observation into the sight and note what to look at."""
@@ -110,8 +111,6 @@ class Core:
                 self._dirty.setdefault(key, cause)
         for cell_id in observed.cells:
             self._dirty.setdefault(self._key_of(server_id, cell_id), cause)
-        if observed.gap:
-            self._gaps[server_id] = None
 
     def _key_of(self, server_id: str, cell_id: str) -> Key:
         cell = self.fleet.cell(cell_id)
@@ -127,6 +126,8 @@ class Core:
             self.sight = replace(self.sight, trusted_since=now)
         self._turned_at = now
         draft = Draft(self.fleet, self.sight, now, self.policy, self._placer)
+        if self.fleet.epoch < self.start.epoch:
+            draft.emit(SchedulerStarted(self.start.epoch, self.start.version), "start")
         answers: list[tuple[int, Accepted | Refused]] = []
         dirty: dict[Key, str] = {}
         for one in asked:
@@ -139,9 +140,6 @@ class Core:
                 dirty.update(admitted.dirty)
         for key, cause in dirty.items():
             self._dirty[key] = cause
-        for server in self._gaps:
-            draft.resync(server)
-        self._gaps.clear()
         return Turn(finish(draft, self._take_dirty(now)), tuple(answers), now)
 
     def _take_dirty(self, now: float) -> Mapping[Key, str]:
@@ -213,7 +211,7 @@ class Core:
 
     def next_look_at(self) -> float | None:
         """When the next turn is due without news; 0 where work is left."""
-        if self._dirty or self._gaps:
+        if self._dirty:
             return 0.0
         while self._looks and self._look_at.get(self._looks[0][2]) != self._looks[0][0]:
             heapq.heappop(self._looks)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from scheduler.commands import Command, Decommission, Order, Resync
+from scheduler.commands import Command
 from scheduler.events import AnyEvent, Record
 from scheduler.model import Fleet, Hold, Key, Policy
 from scheduler.placement import Placer
-from scheduler.sight import Sight, forget, tell
+from scheduler.sight import Sight, doubt, forget, tell
 from scheduler.transitions import apply
 
 
@@ -46,14 +46,13 @@ class Draft:
         self.records.append(record)
         return record
 
-    def command(self, command: Order | Decommission) -> None:
-        """Send once, and again only when the agent does not show it for a while."""
+    def command(self, command: Command) -> None:
+        """Send, and remember when, so that it is not sent again at once."""
         self.commands.append(command)
-        verb = type(command).__name__
-        self.sight = tell(self.sight, command.server, command.cell, verb, self.now)
+        self.sight = tell(self.sight, command.server, command.cell, type(command).__name__, self.now)
 
-    def resync(self, server: str) -> None:
-        self.commands.append(Resync(server))
+    def doubt(self, server: str) -> None:
+        self.sight = doubt(self.sight, server)
 
     def was_told(self, server: str, cell: str, verb: str) -> float | None:
         """When the agent was told this in the running session, if it was."""

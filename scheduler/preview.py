@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from scheduler import events as e
 from scheduler.commands import Command, Decommission, Order
-from scheduler.core import Asked, Core, Turn
+from scheduler.core import Asked, Core, Start, Turn
 from scheduler.model import Fleet, Group, Hold, SlotKey, parse_cell_id
 from scheduler.ports import View
 from scheduler.requests import Accepted, ApplyGroups, GroupChange
@@ -46,7 +46,7 @@ class Preview(Struct, frozen=True):
 
 def preview(view: View, groups: Sequence[Group]) -> Preview:
     """Births and deaths that applying the groups leads to, in order. Raises Refused as the apply would."""
-    core = Core(view.fleet, view.policy, view.now, view.sight)
+    core = Core(view.fleet, view.policy, view.now, Start(view.fleet.epoch, "preview"), view.sight)
     names = {group.name for group in groups}
     births: list[Birth] = []
     deaths: list[Death] = []

@@ -21,10 +21,10 @@ from scheduler.budget import (
     may_surge,
     next_backoff,
 )
-from scheduler.commands import Command, Decommission, Order
+from scheduler.commands import Command, Decommission, Order, Resync
 from scheduler.draft import Draft
 from scheduler.events import Record
-from scheduler.health import cell_verdict, is_serving, server_verdict
+from scheduler.health import BEATS_MISSED, cell_verdict, is_serving, server_verdict
 from scheduler.model import (
     Cell,
     CellId,
@@ -125,6 +125,9 @@ def _look_server(draft: Draft, key: ServerKey) -> None:
             _admit_server(draft, server, key)
         case _:
             _judge_server(draft, server, key)
+    seen = draft.sight.servers.get(server.id)
+    if seen is not None and seen.is_doubtful:
+        _send_when_due(draft, key, Resync(server.id))
 
 
 def _admit_server(draft: Draft, server: Server, key: ServerKey) -> None:
@@ -132,7 +135,9 @@ def _admit_server(draft: Draft, server: Server, key: ServerKey) -> None:
     seen = draft.sight.servers.get(server.id)
     if seen is None or not seen.is_open or (server.phase is Phase.DECOMMISSIONED and server.is_drained):
         return
-    if draft.now - seen.heard_at > draft.policy.tempo(len(draft.fleet.servers)).beat_seconds:
+    beat_seconds = draft.policy.tempo(len(draft.fleet.servers)).beat_seconds
+    if draft.now - seen.heard_at > BEATS_MISSED * beat_seconds:
+        draft.look(key, draft.now + beat_seconds)
         return
     facts = seen.facts
     draft.emit(
@@ -148,7 +153,7 @@ def _admit_server(draft: Draft, server: Server, key: ServerKey) -> None:
     )
     draft.freed_servers.add(server.id)
     if seen.sequence:  # it went on in its old session, so what it showed may be old too
-        draft.resync(server.id)
+        draft.doubt(server.id)
     draft.dirty({OrphanKey(server.id, cell): f"report:{server.id}" for cell in seen.reports})
     _judge_server(draft, draft.fleet.servers[server.id], key)
 
@@ -183,6 +188,7 @@ def _bury_server(draft: Draft, server_id: str) -> None:
     server = draft.fleet.servers.get(server_id)
     if server is not None and server.phase is Phase.CONDEMNED and not len(server.cells):
         draft.emit(e.ServerDecommissioned(server.id), f"event:{server.last_position}")
+        draft.look(ServerKey(server.id), draft.now)  # it may have come back meanwhile
 
 
 def cells_of(server: Server, cause: str) -> dict[Key, str]:
@@ -381,7 +387,7 @@ def _deliver(draft: Draft, key: SlotKey, cell: Cell) -> None:
     _send_when_due(draft, key, Order(cell.server, cell.id, cell.digest, spec))
 
 
-def _send_when_due(draft: Draft, key: Key, command: Order | Decommission) -> None:
+def _send_when_due(draft: Draft, key: Key, command: Command) -> None:
     """Send at once; again when the agent has not shown it for a while; never into a closed session."""
     seen = draft.sight.servers.get(command.server)
     if seen is None or not seen.is_open:

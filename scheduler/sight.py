@@ -124,6 +124,9 @@ class ServerSight(Struct, frozen=True):
     reports: HashTrieMap[str, CellReport] = HashTrieMap()
     """The newest report of each cell that it shows, orphans too."""
     told: HashTrieMap[str, Told] = HashTrieMap()
+    """Cell id to the newest command about it; the empty id stands for the server as a whole."""
+    is_doubtful: bool = False
+    """Something that it sent is missing: it must report everything before its reports can be believed complete."""
 
     @property
     def is_open(self) -> bool:
@@ -145,15 +148,13 @@ class Sight(Struct, frozen=True):
 class Observed(Struct, frozen=True):
     """What an observation brought: the new sight, the cells to look at, and whether the server itself is news.
 
-    ``everything``: the whole inventory came, so every cell of the server is news. ``gap``: something that the
-    agent sent is missing and must be asked for.
+    ``everything``: the whole inventory came, so every cell of the server is news.
     """
 
     sight: Sight
     cells: tuple[str, ...] = ()
     server: bool = False
     everything: bool = False
-    gap: bool = False
 
 
 def observe(sight: Sight, observation: Observation) -> Observed:
@@ -183,7 +184,8 @@ def _reported(sight: Sight, reported: Reported) -> Observed:
     seen = sight.servers.get(reported.server)
     if seen is None or seen.session != reported.session or not seen.is_open or reported.sequence <= seen.sequence:
         return Observed(sight)
-    gap = reported.sequence > seen.sequence + 1 and not reported.complete
+    gap = reported.sequence > seen.sequence + 1
+    is_doubtful = not reported.complete and (gap or seen.is_doubtful)
     reports = HashTrieMap() if reported.complete else seen.reports
     for report in reported.cells:
         reports = reports.insert(report.cell, report)
@@ -194,10 +196,11 @@ def _reported(sight: Sight, reported: Reported) -> Observed:
         sequence=reported.sequence,
         vitals=reported.vitals or seen.vitals,
         reports=reports,
+        is_doubtful=is_doubtful,
     )
     cells = tuple(report.cell for report in reported.cells)
     sight = _with(sight, reported.server, seen)
-    return Observed(sight, cells, server=was_silent, everything=reported.complete, gap=gap)
+    return Observed(sight, cells, server=was_silent or gap, everything=reported.complete)
 
 
 def _detached(sight: Sight, detached: Detached) -> Observed:
@@ -213,6 +216,12 @@ def tell(sight: Sight, server: str, cell: str, verb: str, now: float) -> Sight:
     if seen is None:
         return sight
     return _with(sight, server, replace(seen, told=seen.told.insert(cell, Told(verb, now))))
+
+
+def doubt(sight: Sight, server: str) -> Sight:
+    """What this server showed may be old; it has to report everything."""
+    seen = sight.servers.get(server)
+    return sight if seen is None else _with(sight, server, replace(seen, is_doubtful=True))
 
 
 def forget(sight: Sight, server: str, cell: str) -> Sight:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from scheduler.commands import Command, Decommission, Order
-from scheduler.core import Asked, Core, Turn
+from scheduler.core import Asked, Core, Start, Turn
 from scheduler.events import AnyEvent, Record
 from scheduler.model import (
     Autopsy,
@@ -60,8 +60,7 @@ class World:
     _sessions: int = 0
 
     def __post_init__(self) -> None:
-        self.core = Core(self.fleet, self.policy, self.now)
-        self._finish(self.core.start(self.fleet.epoch + 1, "test", self.now))
+        self.core = Core(self.fleet, self.policy, self.now, Start(self.fleet.epoch + 1, "test"))
         self.settle()
 
     def crash(self) -> World:

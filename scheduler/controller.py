@@ -1,0 +1,215 @@
+"""The single writer: inbox -> core -> journal -> carry out.
+
+One task owns the core. It drains a batch from the bounded inbox, lets the core decide, makes the decision durable in
+one commit, and only then sends commands and answers. Readers get the last durable state, which is immutable, so
+nothing is locked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+import structlog
+from msgspec import Struct
+
+from scheduler.core import Asked, Core, Start, Turn
+from scheduler.events import Record
+from scheduler.journal import Journal, JournalFailed, JournalFull, Retention
+from scheduler.model import Fleet, Policy
+from scheduler.ports import Clock, Outbox, View
+from scheduler.requests import Accepted, JournalRefuses, RecordRefusal, Refused, Request
+from scheduler.sight import Observation
+from scheduler.snapshot import decode, encode
+from scheduler.transitions import apply
+
+INBOX_SIZE = 10_000
+BATCH_SIZE = 2_000
+IDLE_SECONDS = 0.5
+"""The longest pause between two turns, so that a stall of this process can be told from a quiet fleet."""
+
+FEED_BATCH = 500
+SNAPSHOT_EVERY = 20_000
+REFUSALS_EVERY_SECONDS = 60.0
+REFUSALS_REMEMBERED = 1_000
+
+log = structlog.get_logger("scheduler.controller")
+
+
+class _Question(Struct, frozen=True):
+    ticket: int
+    request: Request
+    by: str
+
+
+def load(journal: Journal) -> Fleet:
+    """The fleet that the journal tells of: its newest snapshot and the records after it."""
+    found = journal.newest_snapshot()
+    fleet = decode(found[1]) if found else Fleet()
+    for record in journal.replay(fleet.position + 1):
+        fleet = apply(fleet, record)
+    return fleet
+
+
+class Controller:
+    """Implements ``ports.Mind``."""
+
+    def __init__(
+        self, journal: Journal, fleet: Fleet, clock: Clock, start: Start, policy: Policy | None = None
+    ) -> None:
+        self._journal = journal
+        self._clock = clock
+        self._epoch = start.epoch
+        self._core = Core(fleet, policy or Policy(), clock.now(), start)
+        self._inbox: asyncio.Queue[Observation | _Question] = asyncio.Queue(INBOX_SIZE)
+        self._tickets = itertools.count(1)
+        self._answers: dict[int, asyncio.Future[Accepted]] = {}
+        self._news = asyncio.Event()
+        self._snapshot_due = asyncio.Event()
+        self._snapshot_position = fleet.position
+        self._refusals: dict[RecordRefusal, float] = {}
+
+    # --- what adapters use ----------------------------------------------------------------------------------------
+
+    def now(self) -> float:
+        return self._clock.now()
+
+    def view(self) -> View:
+        return self._core.view(self._clock.now())
+
+    async def observe(self, observation: Observation) -> None:
+        await self._inbox.put(observation)
+
+    async def ask(self, request: Request, by: str) -> Accepted:
+        if isinstance(request, RecordRefusal) and not self._worth_recording(request):
+            return Accepted(self._core.fleet.position)
+        ticket = next(self._tickets)
+        answer: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
+        self._answers[ticket] = answer
+        try:
+            await self._inbox.put(_Question(ticket, request, by))
+            return await answer
+        finally:
+            self._answers.pop(ticket, None)
+
+    async def feed(self, from_position: int) -> AsyncIterator[tuple[Record, ...]]:
+        position = max(1, from_position)
+        while True:
+            news = self._news
+            records = await self._journal.read(position, FEED_BATCH)
+            if records:
+                position = records[-1].position + 1
+                yield records
+            elif self._journal.durable < position:
+                await news.wait()
+            else:
+                position = self._journal.durable + 1  # retention took what was asked for
+
+    def _worth_recording(self, refusal: RecordRefusal) -> bool:
+        """The same refusal is recorded once a minute, so that nobody can fill the journal by knocking."""
+        now = self._clock.now()
+        last = self._refusals.get(refusal)
+        if last is not None and now - last < REFUSALS_EVERY_SECONDS:
+            return False
+        if len(self._refusals) >= REFUSALS_REMEMBERED:
+            self._refusals.clear()
+        self._refusals[refusal] = now
+        return True
+
+    # --- the loop ---------------------------------------------------------------------------------------------------
+
+    async def run(self, outbox: Outbox) -> None:
+        """Until cancelled. Ends by itself only where a broken invariant or a lost journal makes going on unsafe."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._take_snapshots(), name="snapshots")
+                while True:
+                    asked = await self._collect()
+                    await self._carry_out(self._core.turn(asked, self._clock.now()), outbox)
+        finally:
+            for answer in self._answers.values():
+                answer.cancel()
+
+    async def _collect(self) -> list[Asked]:
+        """Wait for news or for the next look, and fold what came into the core."""
+        asked: list[Asked] = []
+        item = await self._next_item()
+        taken = 0
+        while item is not None:
+            if isinstance(item, _Question):
+                asked.append(Asked(item.ticket, item.request, item.by))
+            else:
+                self._core.take(item)
+            taken += 1
+            item = None
+            if taken < BATCH_SIZE:
+                with suppress(asyncio.QueueEmpty):
+                    item = self._inbox.get_nowait()
+        return asked
+
+    async def _next_item(self) -> Observation | _Question | None:
+        with suppress(asyncio.QueueEmpty):
+            return self._inbox.get_nowait()
+        due = self._core.next_look_at()
+        pause = IDLE_SECONDS if due is None else min(IDLE_SECONDS, due - self._clock.now())
+        if pause <= 0:
+            await asyncio.sleep(0)
+            return None
+        try:
+            async with asyncio.timeout(pause):
+                return await self._inbox.get()
+        except TimeoutError:
+            return None
+
+    async def _carry_out(self, turn: Turn, outbox: Outbox) -> None:
+        if turn.records:
+            after = turn.records[0].position - 1
+            try:
+                await self._journal.append(turn.records, after=after, epoch=self._epoch)
+            except (JournalFull, JournalFailed) as refusal:
+                self._refuse(turn, str(refusal))
+                return
+        self._core.commit(turn)
+        outbox.send(turn.commands)
+        for ticket, outcome in turn.answers:
+            self._answer(ticket, outcome)
+        if turn.records:
+            self._announce()
+
+    def _refuse(self, turn: Turn, reason: str) -> None:
+        if reason != self._core.trouble:
+            log.error("journal_refuses", reason=reason)
+        self._core.abandon(turn, reason)
+        for ticket, outcome in turn.answers:
+            self._answer(ticket, outcome if isinstance(outcome, Refused) else JournalRefuses(reason))
+
+    def _answer(self, ticket: int, outcome: Accepted | Refused) -> None:
+        answer = self._answers.get(ticket)
+        if answer is None or answer.done():
+            return
+        if isinstance(outcome, Refused):
+            answer.set_exception(outcome)
+        else:
+            answer.set_result(outcome)
+
+    def _announce(self) -> None:
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+        if self._core.fleet.position - self._snapshot_position >= SNAPSHOT_EVERY:
+            self._snapshot_due.set()
+
+    async def _take_snapshots(self) -> None:
+        """The fleet is immutable, so that it can be written down in a thread while the core goes on."""
+        while True:
+            await self._snapshot_due.wait()
+            self._snapshot_due.clear()
+            fleet = self._core.fleet
+            data = await asyncio.to_thread(encode, fleet)
+            try:
+                await self._journal.save_snapshot(fleet.position, data)
+                await self._journal.retain(Retention(), self._clock.now())
+            except (JournalFull, JournalFailed) as refusal:
+                log.warning("snapshot_refused", reason=str(refusal))
+            self._snapshot_position = fleet.position

@@ -1,0 +1,225 @@
+"""A virtual machine: cells that live on it, and an agent (the real ``agent.state``) that comes and goes."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+from typing import Protocol
+
+from agent import messages as m
+from agent.runtimes import Found, Running
+from agent.state import State, next_look, step
+from galactica.v1 import cell_pb2, link_pb2
+from tests.sim.network import Network
+
+
+@dataclass
+class Body:
+    """A cell on the machine. ``ended``: it is a corpse. ``ill_until``: its probe fails until then."""
+
+    order: link_pb2.Order
+    ended: cell_pb2.Autopsy | None = None
+    ill_until: float = 0.0
+
+
+class Port(Protocol):
+    """The scheduler's side of the link, as the host sees it."""
+
+    def hello(self, host: Host, link: int, hello: m.SendHello) -> None: ...
+
+    def report(self, host: Host, link: int, report: m.SendReport) -> None: ...
+
+    def hung_up(self, host: Host, link: int) -> None: ...
+
+
+@dataclass
+class Troubles:
+    """What goes wrong inside a host at the moment."""
+
+    start_seconds: float = 0.05
+    starts_fail: float = 0.0
+    engine_away: bool = False
+    frozen_until: float = 0.0
+
+
+@dataclass(eq=False)
+class Host:
+    name: str
+    random: Random
+    network: Network
+    port: Port
+    on_start: Callable[[str, str], None]
+    on_death: Callable[[str], None]
+    bodies: dict[str, Body] = field(default_factory=dict)
+    troubles: Troubles = field(default_factory=Troubles)
+    epoch: int = 0
+    agent: Agent | None = None
+    _links: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+
+    # --- the machine's own life -----------------------------------------------------------------------------------
+
+    def boot_agent(self) -> None:
+        if self.agent is None:
+            self.agent = Agent(self)
+
+    def kill_agent(self) -> None:
+        """The agent dies; its cells live on. Its kernel closes the stream, if the network lets the news through."""
+        if self.agent is not None:
+            self.agent.die()
+            self.agent = None
+
+    def kill_cell(self, cell_id: str, code: int = 137) -> None:
+        body = self.bodies.get(cell_id)
+        if body is None or body.ended is not None:
+            return
+        self.on_death(cell_id)
+        body.ended = cell_pb2.Autopsy(reason=f"exited with {code}", exit_code=code, lived_seconds=1.0)
+        if self.agent is not None:
+            self.agent.feed(m.Died(cell_id, body.ended, self.now))
+
+    def running(self) -> list[str]:
+        return sorted(cell_id for cell_id, body in self.bodies.items() if body.ended is None)
+
+    @property
+    def now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def next_link(self) -> int:
+        return next(self._links)
+
+
+class Agent:
+    """One life of the agent's process: the real state, driven as the daemon drives it."""
+
+    CONNECT_SECONDS = 0.3
+    WELCOME_SECONDS = 3.0
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.state = State(epoch=host.epoch)
+        self.link = 0
+        self.alive = True
+        self._timer: asyncio.TimerHandle | None = None
+        self._mail: list[m.Event] = []
+        found = tuple(
+            Found(b.order, None if b.ended else Running("pid", {}, 0.0), b.ended) for b in host.bodies.values()
+        )
+        self.feed(m.Relisted(cell_pb2.RUNTIME_KIND_PROCESS, found, host.now, host.now))
+        self._later(self.host.random.uniform(0.01, 0.2), self.connect)
+
+    def die(self) -> None:
+        self.alive = False
+        if self._timer:
+            self._timer.cancel()
+        if self.link:
+            self.host.network.from_host(self.host.name, self.host.port.hung_up, self.host, self.link)
+
+    def _later(self, seconds: float, act: Callable[..., None], *args: object) -> None:
+        """Do it in this life of the agent, and not while the host is frozen."""
+
+        def due() -> None:
+            if not self.alive:
+                return
+            frozen = self.host.troubles.frozen_until - self.host.now
+            if frozen > 0:
+                self._later(frozen + 0.001, act, *args)
+                return
+            act(*args)
+
+        asyncio.get_running_loop().call_later(seconds, due)
+
+    # --- the link -------------------------------------------------------------------------------------------------
+
+    def connect(self) -> None:
+        if self.link:
+            return
+        self.link = self.host.next_link()
+        self.feed(m.Connected(self.link, self.host.now))
+        self._later(self.WELCOME_SECONDS, self._give_up, self.link)
+
+    def _give_up(self, link: int) -> None:
+        if link == self.link and (self.state.session is None or self.state.session.link != link):
+            self.hang_up(link)
+
+    def hang_up(self, link: int) -> None:
+        if link != self.link:
+            return
+        self.link = 0
+        self.host.network.from_host(self.host.name, self.host.port.hung_up, self.host, link)
+        self.feed(m.Disconnected(link, self.host.now))
+        self._later(self.CONNECT_SECONDS * self.host.random.uniform(0.5, 2.0), self.connect)
+
+    def hear(self, event: m.Event) -> None:
+        """A message from the scheduler arrived."""
+        self._later(0.0, self.feed, event)
+
+    # --- the state ------------------------------------------------------------------------------------------------
+
+    def feed(self, event: m.Event) -> None:
+        self.state, instructions = step(self.state, event)
+        for instruction in instructions:
+            self._carry_out(instruction)
+        self._arm()
+
+    def _arm(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+        look = next_look(self.state)
+        if look < float("inf"):
+            self._timer = asyncio.get_running_loop().call_at(max(look, self.host.now), self._tick)
+
+    def _tick(self) -> None:
+        if self.alive:
+            self._later(0.0, lambda: self.feed(m.Tick(self.host.now)))
+
+    def _carry_out(self, instruction: m.Instruction) -> None:
+        host = self.host
+        match instruction:
+            case m.StartCell(order=order):
+                seconds = host.troubles.start_seconds * host.random.uniform(0.5, 2.0)
+                self._later(seconds, self._start, order)
+            case m.StopCell(cell_id=cell_id):
+                self._later(host.random.uniform(0.01, 0.5), self._stop, cell_id)
+            case m.StartProbing(order=order):
+                self._later(host.random.uniform(0.0, 0.5), self._probe, order.cell_id)
+            case m.SendHello(link=link):
+                host.network.from_host(host.name, host.port.hello, host, link, instruction)
+            case m.SendReport(link=link):
+                host.network.from_host(host.name, host.port.report, host, link, instruction)
+            case m.CloseSession(link=link):
+                self.hang_up(link)
+            case m.RememberEpoch(epoch=epoch):
+                host.epoch = epoch
+
+    def _start(self, order: link_pb2.Order) -> None:
+        host, cell_id = self.host, order.cell_id
+        if host.troubles.engine_away:
+            self.feed(m.StartDeferred(cell_id, "the engine does not answer", host.now))
+        elif cell_id not in host.bodies and host.random.random() < host.troubles.starts_fail:
+            self.feed(m.StartFailed(cell_id, "no such image", host.now))
+        else:
+            if cell_id not in host.bodies:
+                host.on_start(host.name, cell_id)
+                host.bodies[cell_id] = Body(order)
+                if "dies" in order.spec.command:
+                    asyncio.get_running_loop().call_later(0.2, host.kill_cell, cell_id, 1)
+            self.feed(m.Started(cell_id, "pid", {"http": f"{host.name}:1"}, host.now))
+
+    def _stop(self, cell_id: str) -> None:
+        if self.host.troubles.engine_away:
+            self.feed(m.StopFailed(cell_id, "the engine does not answer", self.host.now))
+            return
+        self.host.bodies.pop(cell_id, None)
+        self.feed(m.Stopped(cell_id, self.host.now))
+
+    def _probe(self, cell_id: str) -> None:
+        cell = self.state.cells.get(cell_id)
+        body = self.host.bodies.get(cell_id)
+        if cell is None or cell.state is not m.CellState.RUNNING or body is None:
+            return
+        is_ill = body.ended is not None or self.host.now < body.ill_until or "ill" in body.order.spec.command
+        self.feed(m.ProbeFinished(cell_id, "connection refused" if is_ill else "", self.host.now))
+        self._later(1.0, self._probe, cell_id)

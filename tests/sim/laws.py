@@ -1,0 +1,156 @@
+"""The promises, checked after every durable record. They keep their own books and trust none of the product's."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from scheduler import events as e
+from scheduler.commands import Command, Decommission, Order
+from scheduler.events import Record
+from scheduler.model import Health, parse_cell_id
+
+RANK = {
+    e.CellOrdered: 0,
+    e.CellBooting: 1,
+    e.CellReady: 2,
+    e.CellCondemned: 3,
+    e.CellDraining: 4,
+    e.CellDecommissioned: 5,
+}
+READY, CONDEMNED, DRAINING = 2, 3, 4
+
+
+class LawBroken(AssertionError):
+    pass
+
+
+@dataclass
+class _Life:
+    server: str
+    digest: str
+    rank: int = 0
+    served: bool = False
+    health: Health | None = None
+
+
+@dataclass
+class Laws:
+    """``records``: everything durable, in order; grows with ``durable``."""
+
+    lives: dict[str, _Life] = field(default_factory=dict)
+    slots: dict[tuple[str, int], list[str]] = field(default_factory=lambda: defaultdict(list))
+    wanted: dict[str, tuple[int, str]] = field(default_factory=dict)
+    lost: set[str] = field(default_factory=set)
+    drained: set[str] = field(default_factory=set)
+    started: dict[str, str] = field(default_factory=dict)
+    position: int = 0
+
+    def durable(self, records: Sequence[Record]) -> None:
+        for record in records:
+            self._require(record.position == self.position + 1, record, "positions have a hole")
+            self.position = record.position
+            self._note(record)
+
+    def started_on(self, host: str, cell: str) -> None:
+        """A runtime made a cell. Orders are idempotent: it happens once for each id, in the whole fleet."""
+        if cell in self.started:
+            raise LawBroken(f"{cell} was made on {host}, and before on {self.started[cell]}")
+        self.started[cell] = host
+        life = self.lives.get(cell)
+        if life is None or life.server != host:
+            raise LawBroken(f"{cell} was made on {host}, but the journal says {life}")
+
+    def sent(self, command: Command) -> None:
+        """What was not yet durable is never sent."""
+        match command:
+            case Order(server=server, cell=cell):
+                life = self.lives.get(cell)
+                if life is None or life.server != server:
+                    raise LawBroken(f"the order of {cell} for {server} was sent, but the journal says {life}")
+                if life.rank >= CONDEMNED:
+                    raise LawBroken(f"the order of {cell} was sent after it was condemned")
+            case Decommission(server=server, cell=cell):
+                life = self.lives.get(cell)
+                if life is not None and life.server == server and life.rank < DRAINING:
+                    raise LawBroken(f"{cell} was told to end without a durable reason: {life}")
+
+    def _note(self, record: Record) -> None:
+        event = record.event
+        match event:
+            case e.GroupApplied(group=group, digest=digest):
+                self.wanted[group.name] = (group.replicas, digest)
+            case e.GroupDeleted(name=name):
+                self.wanted.pop(name, None)
+            case e.ServerJoined(server=server):
+                self.lost.discard(server)
+            case e.ServerCondemned(server=server, health=health):
+                if health is Health.DEAD:
+                    self.lost.add(server)
+            case e.CellOrdered():
+                self._ordered(record, event)
+            case (
+                e.CellBooting() | e.CellReady() | e.CellCondemned() | e.CellDraining() | e.CellDecommissioned()
+            ):
+                self._moved(record, event)
+
+    def _ordered(self, record: Record, event: e.CellOrdered) -> None:
+        self._require(event.cell not in self.lives, record, "a cell id was used again")
+        parsed = parse_cell_id(event.cell)
+        assert parsed is not None
+        replicas, digest = self.wanted.get(parsed.group, (0, ""))
+        self._require(parsed.slot < replicas, record, "nobody wants this slot")
+        self._require(event.digest == digest, record, "a cell of an old spec was ordered")
+        for other in self.slots[parsed.group, parsed.slot]:
+            self._require(self.lives[other].rank >= CONDEMNED, record, f"{other} still holds the slot")
+        self.lives[event.cell] = _Life(event.server, event.digest)
+        self.slots[parsed.group, parsed.slot].append(event.cell)
+
+    def _moved(self, record: Record, event: e.Event) -> None:
+        cell = event.cell  # type: ignore[attr-defined]
+        life = self.lives.get(cell)
+        if life is None:
+            raise LawBroken(f"{record} is about a cell that nobody ordered")
+        rank = RANK[type(event)]
+        self._require(rank > life.rank, record, f"its phase goes back: {life}")
+        if isinstance(event, e.CellDecommissioned) and life.rank < DRAINING:
+            self._require(life.server in self.lost, record, "gone without an agent's word or a lost server")
+        life.rank = rank
+        if isinstance(event, e.CellReady):
+            life.served = True
+            self._one_ready(record, cell)
+        elif isinstance(event, e.CellCondemned):
+            life.health = event.health
+            self._has_certificate(record, event)
+        elif isinstance(event, e.CellDraining):
+            self._proven_before_the_kill(record, cell, life)
+
+    def _one_ready(self, record: Record, cell: str) -> None:
+        parsed = parse_cell_id(cell)
+        assert parsed is not None
+        ready = [c for c in self.slots[parsed.group, parsed.slot] if self.lives[c].rank == READY]
+        self._require(ready == [cell], record, f"more than one READY cell in a slot: {ready}")
+
+    def _has_certificate(self, record: Record, event: e.CellCondemned) -> None:
+        self._require(bool(event.rule and event.reason and event.budget and record.cause), record, "no certificate")
+        if event.health is not Health.HEALTHY:
+            self._require(bool(event.evidence), record, "condemned by health without evidence")
+
+    def _proven_before_the_kill(self, record: Record, cell: str, life: _Life) -> None:
+        """A cell that served and may still run is ended only behind a READY successor, or where none is wanted."""
+        parsed = parse_cell_id(cell)
+        assert parsed is not None
+        replicas, _ = self.wanted.get(parsed.group, (0, ""))
+        if life.health is Health.DEAD or not life.served or parsed.slot >= replicas or cell in self.known_dead:
+            return
+        ready = [c for c in self.slots[parsed.group, parsed.slot] if self.lives[c].rank == READY]
+        self._require(bool(ready), record, "ended before its replacement was READY")
+
+    known_dead: set[str] = field(default_factory=set)
+    """Cells whose bodies are dead in the virtual world, whatever the journal knows."""
+
+    @staticmethod
+    def _require(condition: bool, record: Record, message: str) -> None:
+        if not condition:
+            raise LawBroken(f"{message}: {record}")

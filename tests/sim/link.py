@@ -1,0 +1,171 @@
+"""The scheduler's side of the virtual link: what the dispatcher is to the real one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from agent import messages as m
+from galactica.v1 import cell_pb2, link_pb2
+from scheduler.commands import Command, Decommission, Order
+from scheduler.controller import Controller
+from scheduler.model import Autopsy, Resources, RuntimeKind, Spec
+from scheduler.sight import (
+    Attached,
+    CellReport,
+    CellState,
+    Detached,
+    Observation,
+    ProbeStatus,
+    Reported,
+    ServerFacts,
+)
+from tests.sim.host import Host
+from tests.sim.network import Network
+
+
+@dataclass
+class _Session:
+    id: str
+    host: Host
+    link: int
+    sequence: int = 0
+
+
+@dataclass
+class Links:
+    """Implements ``ports.Outbox`` and ``host.Port``. One life of the scheduler."""
+
+    network: Network
+    epoch: int
+    on_command: Callable[[Command], None]
+    controller: Controller | None = None
+    sessions: dict[str, _Session] = field(default_factory=dict)
+    inbox: asyncio.Queue[Observation] = field(default_factory=asyncio.Queue)
+    opened: int = 0
+
+    async def pump(self) -> None:
+        """Hand what arrived to the controller, in order."""
+        while True:
+            observation = await self.inbox.get()
+            if self.controller is not None:
+                await self.controller.observe(observation)
+
+    def drop_all(self) -> None:
+        """The scheduler's process died: its kernel closes every stream."""
+        for session in list(self.sessions.values()):
+            self._close(session)
+        self.controller = None
+
+    # --- from hosts -------------------------------------------------------------------------------------------------
+
+    def hello(self, host: Host, link: int, hello: m.SendHello) -> None:
+        if self.controller is None:
+            self.network.to_host(host.name, _hang_up, host, link)
+            return
+        if host.name not in self.controller.view().fleet.servers:
+            return
+        known = self.sessions.get(host.name)
+        if known is not None:
+            if known.link >= link:
+                return
+            self._end(known)
+        self.opened += 1
+        session = _Session(f"{self.epoch}-{self.opened}", host, link)
+        self.sessions[host.name] = session
+        facts = ServerFacts(capacity=Resources(), runtimes=(RuntimeKind.PROCESS,), agent_version="sim")
+        inventory = tuple(map(_report, hello.inventory))
+        self.inbox.put_nowait(Attached(host.name, session.id, self.controller.now(), facts, inventory))
+        tempo = self.controller.view().policy.tempo(1)
+        welcome = (session.id, self.epoch, tempo.beat_seconds, tempo.lease_seconds)
+        self.network.to_host(host.name, _welcome, host, link, welcome)
+
+    def report(self, host: Host, link: int, report: m.SendReport) -> None:
+        session = self.sessions.get(host.name)
+        if self.controller is None or session is None or session.link != link or session.id != report.session:
+            return
+        cells = tuple(map(_report, report.cells))
+        now = self.controller.now()
+        observation = Reported(host.name, session.id, report.sequence, now, cells, None, report.complete)
+        self.inbox.put_nowait(observation)
+        if report.wants_echo:
+            self.network.to_host(host.name, _hear, host, link, m.Echoed(link, host.now))
+
+    def hung_up(self, host: Host, link: int) -> None:
+        session = self.sessions.get(host.name)
+        if session is not None and session.link == link:
+            self._end(session)
+
+    def _end(self, session: _Session) -> None:
+        del self.sessions[session.host.name]
+        if self.controller is not None:
+            self.inbox.put_nowait(Detached(session.host.name, session.id, self.controller.now()))
+
+    def _close(self, session: _Session) -> None:
+        self._end(session)
+        self.network.to_host(session.host.name, _hang_up, session.host, session.link)
+
+    # --- to hosts ---------------------------------------------------------------------------------------------------
+
+    def send(self, commands: Sequence[Command]) -> None:
+        batches: dict[str, list[m.Verb]] = defaultdict(list)
+        for command in commands:
+            self.on_command(command)
+            batches[command.server].append(_verb(command))
+        for server, verbs in batches.items():
+            session = self.sessions.get(server)
+            if session is None:
+                continue
+            session.sequence += 1
+            batch = (session.id, session.sequence, tuple(verbs))
+            self.network.to_host(server, _instruct, session.host, session.link, batch)
+
+
+def _hear(host: Host, link: int, event: m.Event) -> None:
+    if host.agent is not None and host.agent.link == link:
+        host.agent.hear(event)
+
+
+def _hang_up(host: Host, link: int) -> None:
+    if host.agent is not None:
+        host.agent.hang_up(link)
+
+
+def _welcome(host: Host, link: int, welcome: tuple[str, int, float, float]) -> None:
+    session, epoch, beat, lease = welcome
+    _hear(host, link, m.Welcomed(link, session, epoch, beat, lease, host.now))
+
+
+def _instruct(host: Host, link: int, batch: tuple[str, int, tuple[m.Verb, ...]]) -> None:
+    session, sequence, verbs = batch
+    _hear(host, link, m.Instructed(link, session, sequence, verbs, host.now))
+
+
+def _verb(command: Command) -> m.Verb:
+    match command:
+        case Order(cell=cell, digest=digest, spec=spec):
+            return m.Ordered(link_pb2.Order(cell_id=cell, digest=digest, spec=_spec(spec)))
+        case Decommission(cell=cell, reason=reason):
+            return m.Decommissioned(cell, reason)
+        case _:
+            return m.ResyncAsked()
+
+
+def _spec(spec: Spec) -> cell_pb2.Spec:
+    health = cell_pb2.Health(tcp=cell_pb2.TcpProbe(port="http"), sick_after=spec.health.sick_after)
+    return cell_pb2.Spec(runtime=cell_pb2.RUNTIME_KIND_PROCESS, command=spec.command, health=health)
+
+
+def _report(said: m.CellReport) -> CellReport:
+    probe = None
+    if said.probe is not None:
+        probe = ProbeStatus(said.probe.has_passed, said.probe.consecutive_failures, said.probe.last_error)
+    autopsy = None
+    if said.autopsy is not None:
+        autopsy = Autopsy(said.autopsy.reason, lived_seconds=said.autopsy.lived_seconds)
+    state = CellState(said.state.name.lower())
+    return CellReport(
+        said.cell_id, said.digest, state, said.runtime_id, dict(said.endpoints or {}), probe, autopsy, said.progress
+    )

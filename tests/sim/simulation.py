@@ -1,0 +1,369 @@
+"""One seeded history: trouble first, under which the laws must hold, then calm, in which the fleet must converge."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from random import Random
+
+from scheduler.commands import Command
+from scheduler.controller import Controller, load
+from scheduler.core import Start
+from scheduler.events import Record
+from scheduler.model import Group, GroupKind, HealthSpec, Policy, RuntimeKind, Spec, TcpProbe
+from scheduler.requests import (
+    ApplyGroups,
+    CondemnCell,
+    CreateToken,
+    DeleteGroup,
+    DrainServer,
+    Enrol,
+    Refused,
+    Request,
+)
+from tests.sim import clock
+from tests.sim.host import Host
+from tests.sim.journal import Disk, SimJournal
+from tests.sim.laws import LawBroken, Laws
+from tests.sim.link import Links
+from tests.sim.network import Network, Weather
+
+TROUBLE_SECONDS = 60.0
+CALM_SECONDS = 240.0
+SECRET = "0" * 64
+
+
+def service(name: str, replicas: int, command: str) -> Group:
+    health = HealthSpec(probe=TcpProbe("http"), sick_after=3, boot_within_seconds=10.0)
+    spec = Spec(runtime=RuntimeKind.PROCESS, command=("serve", command), ports={"http": 0}, health=health)
+    return Group(GroupKind.SERVICE, name, replicas, spec)
+
+
+@dataclass
+class Outcome:
+    seed: int
+    records: int
+    trace: str
+    """SHA-256 over every record: two runs of a seed give the same."""
+    troubles: Counter[str]
+
+
+@dataclass
+class Scheduler:
+    """One life of the scheduler's process."""
+
+    controller: Controller
+    journal: SimJournal
+    links: Links
+    task: asyncio.Task[None]
+
+
+class Simulation:
+    """``seed`` decides everything. ``policy`` may be another one to prove that the laws can be broken."""
+
+    def __init__(self, seed: int, policy: Policy | None = None) -> None:
+        self.seed = seed
+        self.random = Random(seed)
+        self.policy = policy or Policy()
+        self.laws = Laws()
+        self.network = Network(self.random)
+        self.disk = Disk(self.random, self._durable)
+        self.hosts: dict[str, Host] = {}
+        self.scheduler: Scheduler | None = None
+        self.trace = hashlib.sha256()
+        self.troubles: Counter[str] = Counter()
+        self.acknowledged: dict[str, Group | None] = {}
+        self.uncertain: set[str] = set()
+        self.drained: set[str] = set()
+        self.broken: list[BaseException] = []
+        self._tokens = 0
+
+    def run(self) -> Outcome:
+        clock.run(self._run())
+        return Outcome(self.seed, len(self.disk.records), self.trace.hexdigest(), self.troubles)
+
+    # --- the world ------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        asyncio.get_running_loop().set_exception_handler(self._unhandled)
+        self.start_scheduler()
+        for number in range(self.random.randint(2, 5)):
+            await self.add_host(f"h{number}")
+        await self.ask(ApplyGroups((service("web", self.random.randint(1, 8), "v0"),)))
+        await self._make_trouble()
+        await self._calm_down()
+        await self._converge()
+        await self.stop_scheduler()
+
+    def _unhandled(self, loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+        error = context.get("exception")
+        self.broken.append(error if isinstance(error, BaseException) else LawBroken(str(context)))
+
+    def _durable(self, records: Sequence[Record]) -> None:
+        for record in records:
+            self.trace.update(repr(record).encode())
+        self.laws.durable(records)
+
+    def start_scheduler(self) -> None:
+        journal = SimJournal(self.disk)
+        start = Start(journal.epoch, "sim")
+        controller = Controller(journal, load(journal), clock.VirtualClock(), start, self.policy)
+        links = Links(self.network, journal.epoch, self.laws.sent, controller)
+        for host in self.hosts.values():
+            host.port = links
+
+        async def life() -> None:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(controller.run(links))
+                tasks.create_task(links.pump())
+
+        task = asyncio.get_running_loop().create_task(life())
+        self.scheduler = Scheduler(controller, journal, links, task)
+
+    async def stop_scheduler(self) -> None:
+        """Kill it, wherever it is. What is not durable by now is lost."""
+        if self.scheduler is None:
+            return
+        scheduler, self.scheduler = self.scheduler, None
+        scheduler.journal.crash()
+        scheduler.links.drop_all()
+        scheduler.task.cancel()
+        with suppress(asyncio.CancelledError):
+            await scheduler.task
+
+    async def add_host(self, name: str) -> None:
+        self._tokens += 1
+        token = f"t{self._tokens}"
+        scheduler = self.scheduler
+        assert scheduler is not None
+        expires = scheduler.controller.now() + 3600
+        await self.ask(CreateToken(token, SECRET, 1, expires))
+        await self.ask(Enrol(token, SECRET, name))
+        host = Host(name, self.random, self.network, scheduler.links, self.laws.started_on, self.laws.known_dead.add)
+        self.hosts[name] = host
+        host.boot_agent()
+
+    async def ask(self, request: Request) -> bool:
+        """True: it was acknowledged. What was asked when the scheduler died may or may not have happened."""
+        scheduler = self.scheduler
+        if scheduler is None:
+            return False
+        self._note(request, self.uncertain.add)
+        asking = asyncio.ensure_future(scheduler.controller.ask(request, "operator:sim"))
+        done, _ = await asyncio.wait({asking, scheduler.task}, return_when=asyncio.FIRST_COMPLETED)
+        if asking not in done:
+            asking.cancel()
+            return False
+        try:
+            asking.result()
+        except Refused:
+            self._note(request, self.uncertain.discard)
+            return False
+        except asyncio.CancelledError:
+            return False
+        self._note(request, self.uncertain.discard)
+        self._acknowledge(request)
+        return True
+
+    def _note(self, request: Request, note: Callable[[str], None]) -> None:
+        if isinstance(request, ApplyGroups):
+            for group in request.groups:
+                note(group.name)
+        elif isinstance(request, DeleteGroup):
+            note(request.name)
+
+    def _acknowledge(self, request: Request) -> None:
+        if isinstance(request, ApplyGroups):
+            self.acknowledged.update({group.name: group for group in request.groups})
+        elif isinstance(request, DeleteGroup):
+            self.acknowledged[request.name] = None
+
+    # --- trouble --------------------------------------------------------------------------------------------------
+
+    async def _make_trouble(self) -> None:
+        end = asyncio.get_running_loop().time() + TROUBLE_SECONDS
+        kinds = [getattr(self, name) for name in sorted(dir(self)) if name.startswith("trouble_")]
+        chosen = self.random.sample(kinds, self.random.randint(3, len(kinds)))
+        while asyncio.get_running_loop().time() < end:
+            await asyncio.sleep(self.random.expovariate(1.0))
+            self._check()
+            trouble = self.random.choice(chosen)
+            self.troubles[trouble.__name__.removeprefix("trouble_")] += 1
+            await trouble()
+
+    def _check(self) -> None:
+        if self.broken:
+            raise self.broken[0]
+        if self.scheduler is not None and self.scheduler.task.done():
+            self.scheduler.task.result()
+
+    def _host(self) -> Host:
+        return self.random.choice(list(self.hosts.values()))
+
+    def _later(self, act: Callable[[], object], low: float, high: float) -> None:
+        asyncio.get_running_loop().call_later(self.random.uniform(low, high), act)
+
+    async def trouble_cell_killed(self) -> None:
+        host = self._host()
+        if host.running():
+            host.kill_cell(self.random.choice(host.running()))
+
+    async def trouble_all_cells_of_a_host_killed(self) -> None:
+        host = self._host()
+        for cell in host.running():
+            host.kill_cell(cell)
+
+    async def trouble_cell_ill(self) -> None:
+        host = self._host()
+        if host.running():
+            body = host.bodies[self.random.choice(host.running())]
+            body.ill_until = host.now + self.random.uniform(1.0, 15.0)
+
+    async def trouble_agent_killed(self) -> None:
+        host = self._host()
+        host.kill_agent()
+        self._later(host.boot_agent, 0.1, 12.0)
+
+    async def trouble_host_frozen(self) -> None:
+        host = self._host()
+        host.troubles.frozen_until = host.now + self.random.uniform(0.5, 12.0)
+
+    async def trouble_engine_away(self) -> None:
+        host = self._host()
+        host.troubles.engine_away = True
+        self._later(lambda: setattr(host.troubles, "engine_away", False), 0.5, 10.0)
+
+    async def trouble_starts_slow_and_failing(self) -> None:
+        host = self._host()
+        host.troubles.start_seconds = self.random.choice([0.05, 0.5, 4.0])
+        host.troubles.starts_fail = self.random.choice([0.0, 0.2, 1.0])
+
+    async def trouble_network_cut(self) -> None:
+        """Both ways, or only one."""
+        host = self._host()
+        ways = self.random.choice([("to",), ("from",), ("to", "from")])
+        for way in ways:
+            cut = self.network.cut_to if way == "to" else self.network.cut_from
+            cut.add(host.name)
+            self._later(lambda cut=cut: cut.discard(host.name), 0.5, 15.0)  # type: ignore[misc]
+
+    async def trouble_bad_weather(self) -> None:
+        self.network.weather = Weather(
+            delay_seconds=self.random.choice([0.001, 0.05, 0.5]),
+            jitter_seconds=self.random.choice([0.0, 0.1, 1.0]),
+            lost=self.random.choice([0.0, 0.02, 0.2]),
+            repeated=self.random.choice([0.0, 0.1, 0.5]),
+        )
+
+    async def trouble_scheduler_crash(self) -> None:
+        await self.stop_scheduler()
+        await asyncio.sleep(self.random.choice([0.0, 0.2, 3.0, 12.0]))
+        self.start_scheduler()
+        self._nothing_acknowledged_is_lost()
+
+    async def trouble_disk_full(self) -> None:
+        self.disk.is_full = True
+        self._later(lambda: setattr(self.disk, "is_full", False), 0.2, 6.0)
+
+    async def trouble_apply(self) -> None:
+        name = self.random.choice(["web", "api"])
+        command = self.random.choice(["v0", "v1", "v2", "dies", "ill"])
+        await self.ask(ApplyGroups((service(name, self.random.randint(0, 8), command),)))
+
+    async def trouble_delete(self) -> None:
+        await self.ask(DeleteGroup(self.random.choice(["web", "api"])))
+
+    async def trouble_condemn(self) -> None:
+        host = self._host()
+        if host.bodies:
+            await self.ask(CondemnCell(self.random.choice(sorted(host.bodies)), "the simulator says so"))
+
+    async def trouble_drain(self) -> None:
+        staying = [name for name in self.hosts if name not in self.drained]
+        if len(staying) > 2:
+            name = self.random.choice(staying)
+            self.drained.add(name)
+            await self.ask(DrainServer(name))
+
+    def _nothing_acknowledged_is_lost(self) -> None:
+        assert self.scheduler is not None
+        groups = self.scheduler.controller.view().fleet.groups
+        for name, group in self.acknowledged.items():
+            if name in self.uncertain:
+                continue
+            state = groups.get(name)
+            found = None if state is None or state.deleted else state.group
+            if found != group:
+                raise LawBroken(f"acknowledged: {group}; after a crash: {found}")
+
+    # --- calm -----------------------------------------------------------------------------------------------------
+
+    async def _calm_down(self) -> None:
+        self._check()
+        self.disk.is_full = False
+        self.network.weather = Weather()
+        self.network.cut_to.clear()
+        self.network.cut_from.clear()
+        for host in self.hosts.values():
+            host.troubles.start_seconds = 0.05
+            host.troubles.starts_fail = 0.0
+            host.troubles.engine_away = False
+            host.troubles.frozen_until = 0.0
+            host.boot_agent()
+            for body in host.bodies.values():
+                body.ill_until = 0.0
+        if self.scheduler is None:
+            self.start_scheduler()
+        await asyncio.sleep(16.0)  # what is still to come of the troubles' ends
+        groups = [service(name, self.random.randint(1, 6), f"calm{self.seed % 2}") for name in ("web", "api")]
+        assert await self.ask(ApplyGroups(tuple(groups)))
+
+    async def _converge(self) -> None:
+        end = asyncio.get_running_loop().time() + CALM_SECONDS
+        why = self._unconverged()
+        while why and asyncio.get_running_loop().time() < end:
+            await asyncio.sleep(1.0)
+            self._check()
+            why = self._unconverged()
+        if why:
+            raise LawBroken(f"not converged after {CALM_SECONDS:g} s of calm: {why}")
+
+    def _unconverged(self) -> str:
+        """Why the fleet is not yet as it is wanted; empty when it is."""
+        assert self.scheduler is not None
+        view = self.scheduler.controller.view()
+        expected = set()
+        for name, state in view.fleet.groups.items():
+            cells = [cell for slot in state.slots.values() for cell in slot.cells]
+            wrong = [(c.id, c.phase.value) for c in cells if c.phase.value != "READY" or c.digest != state.digest]
+            if wrong:
+                return f"{name}: {wrong}"
+            if len(cells) != state.wanted_slots:
+                return f"{name}: {len(cells)} cells for {state.wanted_slots} slots"
+            expected |= {(cell.server, cell.id) for cell in cells}
+        actual = {(host.name, cell) for host in self.hosts.values() for cell in host.bodies}
+        if actual != expected:
+            return f"orphans {sorted(actual - expected)}, missing {sorted(expected - actual)}"
+        if view.holds:
+            return f"held: {view.holds}"
+        return ""
+
+
+@dataclass
+class Seeds:
+    """Runs many seeds and tells of the first that fails, with how to replay it."""
+
+    first: int
+    count: int
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    def run(self) -> None:
+        for seed in range(self.first, self.first + self.count):
+            try:
+                self.outcomes.append(Simulation(seed).run())
+            except Exception as error:
+                raise AssertionError(f"seed {seed} fails; replay it with SIM_SEEDS={seed} pytest tests/sim: {error}") from error

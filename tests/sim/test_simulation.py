@@ -1,0 +1,67 @@
+"""Two hundred histories full of trouble, each of which must keep the promises and end in a healthy fleet."""
+
+import os
+
+import pytest
+
+from scheduler import events as e
+from scheduler.events import Record
+from scheduler.model import Group, GroupKind, Health, RuntimeKind, Spec
+from tests.sim.laws import LawBroken, Laws
+from tests.sim.simulation import Seeds, Simulation
+
+SEEDS = 200
+SEEDS_PER_TEST = 20
+ASKED_FOR = [int(seed) for seed in os.environ.get("SIM_SEEDS", "").split(",") if seed]
+
+
+@pytest.mark.skipif(bool(ASKED_FOR), reason="SIM_SEEDS names the seeds to run")
+@pytest.mark.parametrize("first", range(0, SEEDS, SEEDS_PER_TEST))
+def test_promises_hold_in_trouble_and_the_fleet_converges_in_calm(first: int) -> None:
+    seeds = Seeds(first, SEEDS_PER_TEST)
+    seeds.run()
+    assert sum(outcome.records for outcome in seeds.outcomes) > 100 * SEEDS_PER_TEST / 4
+
+
+@pytest.mark.skipif(not ASKED_FOR, reason="for a person: SIM_SEEDS=17,18 names the seeds to run")
+@pytest.mark.parametrize("seed", ASKED_FOR)
+def test_this_seed(seed: int) -> None:
+    Simulation(seed).run()
+
+
+def test_a_seed_replays_exactly() -> None:
+    assert Simulation(3).run() == Simulation(3).run()
+
+
+def test_different_seeds_are_different_histories() -> None:
+    assert Simulation(3).run().trace != Simulation(4).run().trace
+
+
+GROUP = Group(GroupKind.SERVICE, "web", 1, Spec(RuntimeKind.PROCESS))
+APPLIED = e.GroupApplied(GROUP, "d1", 1)
+ORDERED = e.CellOrdered("web/0.1", "d1", 1, "a")
+SICK = e.CellCondemned("web/0.1", Health.SICK, "probe_failed", "it is ill", (), "one")
+OLD = e.CellCondemned("web/0.1", Health.HEALTHY, "outdated", "it is old", (), "one")
+READY = e.CellReady("web/0.1")
+SECOND = e.CellOrdered("web/0.2", "d1", 1, "a")
+
+
+@pytest.mark.parametrize(
+    ("message", "history"),
+    [
+        ("a cell id was used again", [APPLIED, ORDERED, OLD, ORDERED]),
+        ("web/0.1 still holds the slot", [APPLIED, ORDERED, SECOND]),
+        ("a cell of an old spec", [APPLIED, e.CellOrdered("web/0.1", "d0", 1, "a")]),
+        ("nobody wants this slot", [APPLIED, e.CellOrdered("web/1.1", "d1", 1, "a")]),
+        ("its phase goes back", [APPLIED, ORDERED, OLD, READY]),
+        ("without evidence", [APPLIED, ORDERED, SICK]),
+        ("ended before its replacement was READY", [APPLIED, ORDERED, READY, OLD, e.CellDraining("web/0.1")]),
+        ("gone without an agent's word", [APPLIED, ORDERED, OLD, e.CellDecommissioned("web/0.1", "agent")]),
+    ],
+)
+def test_the_laws_notice_what_they_forbid(message: str, history: list[e.AnyEvent]) -> None:
+    records = [Record(number, 0.0, "test", event) for number, event in enumerate(history, start=1)]
+    laws = Laws()
+    laws.durable(records[:-1])
+    with pytest.raises(LawBroken, match=message):
+        laws.durable(records[-1:])
