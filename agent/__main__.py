@@ -1,4 +1,4 @@
-"""``galactica-agent``: the daemon of one host. Arguments in, exit code out; everything else is wired up here.
+"""``galactica-agent``: the daemon of one host. Arguments in, exit code out; all else is wired up here.
 
 Exit codes: 0 ended by a signal, 1 refused or failed, 2 wrong usage, 3 the scheduler cannot be reached to enrol.
 """
@@ -26,7 +26,7 @@ from agent import __version__, wire
 from agent.daemon import Daemon
 from agent.identity import Identity, IdentityError
 from agent.runtimes import RuntimeUnavailable
-from agent.session import Link, Refused
+from agent.session import Link, RefusedError
 from agent.vitals import VitalsTaker, capacity
 
 if TYPE_CHECKING:
@@ -98,11 +98,11 @@ def run(argv: Sequence[str]) -> int:
     return EXIT_DONE
 
 
-def _refusal_in(group: BaseExceptionGroup[BaseException]) -> Refused | None:
+def _refusal_in(group: BaseExceptionGroup[BaseException]) -> RefusedError | None:
     """The task groups wrap what ends them; this is what ended them, if it was the scheduler's no."""
     for error in group.exceptions:
         found = _refusal_in(error) if isinstance(error, BaseExceptionGroup) else error
-        if isinstance(found, Refused):
+        if isinstance(found, RefusedError):
             return found
     return None
 
@@ -194,8 +194,8 @@ def _enrol(settings: Settings, directory: Path, before: Identity | None) -> None
     if not token and not settings.token_file:
         why = "this server's certificate has ended" if before else "this server has not enrolled yet"
         raise StartError(
-            f"{why}: a join token is needed. Make one with 'galactica token create' at the scheduler and give it "
-            f"as --token-file FILE, {TOKEN_VARIABLE} or --token",
+            f"{why}: a join token is needed. Make one with 'galactica token create' at the scheduler "
+            f"and give it as --token-file FILE, {TOKEN_VARIABLE} or --token",
             EXIT_USAGE,
         )
     command = [sys.executable, "-m", "agent.enrol", "--scheduler-enrol", settings.enrolment]

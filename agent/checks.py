@@ -1,8 +1,8 @@
 """How one attempt of a probe is made: http and tcp over plain sockets, grpc over a channel of its own.
 
-Sockets rather than streams: an agent probes each of its cells every second for its whole life, and this is most of
-what it does. A socket check never blocks: ``begin`` sets out, ``collect`` is called until it has an outcome.
-An outcome is an error for people, empty for a success; None means not yet.
+Sockets rather than streams: an agent probes each of its cells every second for its whole life, and this is
+most of what it does. A socket check never blocks: ``begin`` sets out, ``collect`` is called until it has an
+outcome. An outcome is an error for people, empty for a success; None means not yet.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 ANSWER_BYTES = 64 * 1024
 """How much of an answer is read at most; its first line is what counts."""
+READ_BYTES = 4 * 1024
 USES_OF_A_CONNECTION = 10
 """A kept connection is given up after so many probes, so that a server that accepts no more is found out."""
 
@@ -33,7 +34,7 @@ _SERVING = b"\x08\x01"
 """HealthCheckResponse{status: SERVING}: field 1, varint 1 (grpc.health.v1)."""
 
 
-class BadProbe(Exception):
+class ProbeError(Exception):
     """The probe cannot be made at all; the message is for people."""
 
 
@@ -93,8 +94,8 @@ class TcpCheck:
 class HttpCheck:
     """GET must answer 200..399.
 
-    Each probe makes a connection of its own unless the server says that it likes to keep connections: a server that
-    serves one connection at a time would be blocked by one that idles."""
+    Each probe makes a connection of its own unless the server says that it likes to keep connections: one
+    that serves a single connection at a time would be blocked by ours idling."""
 
     def __init__(self, address: tuple[str, int], path: str) -> None:
         self._address = address
@@ -147,7 +148,7 @@ class HttpCheck:
         if self._socket is None:
             return "closed"
         try:
-            data = self._socket.recv(16 * 1024)
+            data = self._socket.recv(READ_BYTES)
         except BlockingIOError:
             return None
         except OSError as error:
@@ -191,13 +192,14 @@ class HttpCheck:
 
 
 class GrpcCheck:
-    """grpc.health.v1.Health/Check must answer SERVING. Its two messages are tiny, so they are spelt by hand."""
+    """grpc.health.v1.Health/Check must answer SERVING. Its two messages are tiny, so they are spelt by
+    hand."""
 
     def __init__(self, address: tuple[str, int], service: str) -> None:
         host, port = address
         name = service.encode()
         if len(name) > 127:
-            raise BadProbe("the service name of a grpc probe may have 127 bytes")
+            raise ProbeError("the service name of a grpc probe may have 127 bytes")
         self._channel = grpc.aio.insecure_channel(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
         self._request = b"\x0a" + bytes([len(name)]) + name if name else b""
         self._check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(
@@ -222,20 +224,20 @@ def timed_out(timeout_seconds: float) -> str:
 
 
 def address_of(endpoints: Mapping[str, str], port: str) -> tuple[str, int]:
-    """Where a named port is reached. Raises BadProbe where there is no such port."""
+    """Where a named port is reached. Raises ProbeError where there is no such port."""
     endpoint = endpoints.get(port)
     if endpoint is None:
         known = ", ".join(sorted(endpoints)) or "none"
-        raise BadProbe(f"the probe names port {port!r}, but the cell's ports are: {known}")
+        raise ProbeError(f"the probe names port {port!r}, but the cell's ports are: {known}")
     host, _, number = endpoint.rpartition(":")
     host = host.strip("[]")
     if not _is_numeric(host):
-        raise BadProbe(f"the endpoint {endpoint} must have an IP address to be probed")
+        raise ProbeError(f"the endpoint {endpoint} must have an IP address to be probed")
     return host, int(number)
 
 
 def socket_check(health: cell_pb2.Health, endpoints: Mapping[str, str]) -> SocketCheck | None:
-    """The check of an http or tcp probe, None for the other kinds. Raises BadProbe."""
+    """The check of an http or tcp probe, None for the other kinds. Raises ProbeError."""
     match health.WhichOneof("probe"):
         case "http":
             return HttpCheck(address_of(endpoints, health.http.port), health.http.path)

@@ -1,7 +1,7 @@
 """The driver: owns the agent's state, feeds it events one at a time and carries out what it says.
 
-Everything runs in one event loop. Runtime calls, probes and the link run beside each other and put what comes of
-them into one bounded queue; a single task takes events from it and steps the state.
+Everything runs in one event loop. Runtime calls, probes and the link run beside each other and put what comes
+of them into one bounded queue; a single task takes events from it and steps the state.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from agent.messages import (
 )
 from agent.probes import Prober
 from agent.runtimes import Exited, RuntimeFailure, RuntimeUnavailable
-from agent.state import State, next_look, step
+from agent.state import State, is_news, next_look, step
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -68,7 +68,7 @@ log = logging.getLogger(__name__)
 
 
 class Daemon:
-    """``link_to`` makes the link once it is known where its events go. ``remember_epoch`` may block (a small file)."""
+    """``link_to`` makes the link once it is known where its events go. ``remember_epoch`` may block."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Daemon:
     async def run(self, stop: asyncio.Event, *, stops_cells: bool) -> None:
         """Work until ``stop`` is set, then detach; cells live on unless they are to be stopped too.
 
-        Raises session.Refused."""
+        Raises session.RefusedError."""
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             self._logs = LogStreams(self._runtimes, self._link, tasks)
@@ -155,7 +155,7 @@ class Daemon:
             self._timer.cancel()
         self._timer_at = look_at
         loop = asyncio.get_running_loop()
-        # loop.time() is time.monotonic()
+        # The loop's clock is the monotonic one, which is what events carry.
         self._timer = loop.call_at(look_at, self._tick) if look_at < math.inf else None
 
     def _tick(self) -> None:
@@ -167,7 +167,7 @@ class Daemon:
         with contextlib.suppress(asyncio.QueueFull):
             self._queue.put_nowait(event)
 
-    def _carry_out(self, instruction: Instruction) -> None:  # noqa: C901 - one table: instruction to who does it
+    def _carry_out(self, instruction: Instruction) -> None:
         match instruction:
             case StartCell():
                 self._work(self._start(instruction.order))
@@ -281,7 +281,9 @@ class Daemon:
         return await self._runtimes[kind].execute(cell_id, command, timeout_seconds)
 
     def _probed(self, cell_id: str, error: str) -> None:
-        self._offer(ProbeFinished(cell_id, error, time.monotonic()))
+        # Fifty of these a second and nearly none of them says anything: the queue is for those that do.
+        if is_news(self._state, cell_id, error):
+            self._offer(ProbeFinished(cell_id, error, time.monotonic()))
 
     async def _take_vitals(self) -> None:
         while True:

@@ -1,8 +1,8 @@
 """What goes into ``state.step`` (events: facts, past tense) and what comes out of it (instructions).
 
 Plain frozen values. The contract's messages appear as payloads that are carried and read, never made, so that
-nothing here needs protobuf at run time. ``now`` is monotonic seconds; ``link`` numbers the agent's connections to
-the scheduler, so that what an old one still says can be told from what the newest one says.
+nothing here needs protobuf at run time. ``now`` is monotonic seconds; ``link`` numbers the agent's connections
+to the scheduler, so that what an old one still says can be told from what the newest one says.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class CellState(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class ProbeStatus:
-    """``consecutive_failures`` stays at the spec's ``sick_after`` once it is reached: more of them say nothing new."""
+    """``consecutive_failures`` stays at the spec's ``sick_after`` once it is there: more say nothing new."""
 
     has_passed: bool = False
     consecutive_failures: int = 0
@@ -313,7 +313,7 @@ class SendHello:
 
 @dataclass(frozen=True, slots=True)
 class SendReport:
-    """A beat where ``cells`` is empty and it is not complete. ``wants_echo``: the report is to carry its time."""
+    """A beat where ``cells`` is empty and it is not complete. ``wants_echo``: it is to carry its time."""
 
     link: int
     session: str

@@ -1,9 +1,9 @@
 """When each cell is probed. One task and one heap for all cells; the attempts themselves are in ``checks``.
 
-A cell that has not passed yet is tried soon and then ever less often, so that it is READY as soon as it can be. One
-that has passed is probed each ``every``, at one of the instants of a common grid: waking up costs an idle agent more
-than probing does, so neighbours share one. For the same reason answers are looked for once, shortly after the
-attempts of an instant set out, and only those that are slower are waited for one by one.
+A cell that has not passed yet is tried soon and then ever less often, so that it is READY as soon as it can
+be. One that has passed is probed each ``every``, at one of the instants of a common grid: waking up costs an
+idle agent more than probing does, so neighbours share one. For the same reason answers are looked for once,
+shortly after the attempts of an instant set out, and only those that are slower are waited for one by one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from agent.checks import BadProbe, GrpcCheck, SocketCheck, address_of, socket_check, timed_out
+from agent.checks import GrpcCheck, ProbeError, SocketCheck, address_of, socket_check, timed_out
 from agent.runtimes import RuntimeFailure
 
 if TYPE_CHECKING:
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     Execute = Callable[[int, str, Sequence[str], float], Awaitable[tuple[int, str]]]
     Deliver = Callable[[str, str], None]
 
-GRID_SECONDS = 0.2
+GRID_SECONDS = 0.5
 BOOT_FIRST_SECONDS = 0.02
 COLLECT_SECONDS = 0.005
-AT_ONCE = 16
+AT_ONCE = 32
 """How many attempts set out in one go; the others follow ``STAGGER_SECONDS`` later."""
 STAGGER_SECONDS = 0.02
 EVERY_LEAST_SECONDS = 0.05
@@ -61,7 +61,8 @@ class _Probe:
 
 @dataclass(slots=True)
 class Prober:
-    """``execute`` runs a command in a cell; ``deliver`` takes a cell id and the attempt's error, empty for a pass."""
+    """``execute`` runs a command in a cell; ``deliver`` takes a cell id and the attempt's error, empty for a
+    pass."""
 
     execute: Execute
     deliver: Deliver
@@ -86,7 +87,7 @@ class Prober:
             probe.check = socket_check(health, endpoints)
             if health.HasField("grpc"):
                 probe.grpc = GrpcCheck(address_of(endpoints, health.grpc.port), health.grpc.service)
-        except BadProbe as error:
+        except ProbeError as error:
             probe.error = str(error)
         self._probes[probe.cell_id] = probe
         probe.due = asyncio.get_running_loop().time()
@@ -249,6 +250,6 @@ def _next(probe: _Probe, now: float, *, first_pass: bool) -> float:
         probe.due = now + probe.every_seconds * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
     else:
         probe.due = max(probe.due + probe.every_seconds, now)
-    if probe.every_seconds < 2 * GRID_SECONDS:
+    if probe.every_seconds < GRID_SECONDS:
         return probe.due
     return math.ceil(probe.due / GRID_SECONDS) * GRID_SECONDS

@@ -1,7 +1,7 @@
 """When to tell the scheduler what: the part of the agent's pure half that fills reports and beats.
 
-A change goes out at once; those that follow within ``WINDOW_SECONDS`` share the next report. Vitals ride along when
-they are due or markedly different. When nothing was sent for a beat, an empty report is the beat.
+A change goes out at once; those that follow within ``WINDOW_SECONDS`` share the next report. Vitals ride along
+when they are due or markedly different. When nothing was sent for a beat, an empty report is the beat.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MARKED_FRACTION = 0.15
 """Change of a fraction (cpu, memory, disk) that is told before the vitals are due."""
 MARKED_PRESSURE = 20.0
 """The same for pressure, in percentage points."""
-ECHO_SHARE = 0.25
+ECHO_SHARE = 0.5
 """Silence of this share of the lease makes the next report ask for an echo."""
 
 
@@ -145,7 +145,7 @@ def _due(session: Session, *, is_marked: bool) -> float:
 
 
 def _contents(session: Session, cells: Mapping[str, Cell]) -> tuple[CellReport, ...]:
-    """What to say: GONE of a cell that is not here any more stays in a complete report, which is its last mention."""
+    """What to say. GONE is said in a complete report too: it is the last mention of that cell."""
     said = {
         cell_id: words
         for cell_id, words in session.unsent.items()

@@ -1,9 +1,9 @@
 """The link to the scheduler: one stream at a time, made again for as long as the agent lives.
 
-``Link.run`` opens streams one after the other, with growing pauses between failures. What it reads becomes events;
-what the state wants said is queued with ``send`` and written in order. Logs wait behind reports and are bounded, so
-that they never delay one. Before the certificate ends it is renewed, and the stream with the new one is open before
-the old one is closed, so that the scheduler never misses the agent.
+``Link.run`` opens streams one after the other, with growing pauses between failures. What it reads becomes
+events; what the state wants said is queued with ``send`` and written in order. Logs wait behind reports and are
+bounded, so that they never delay one. Before the certificate ends it is renewed, and the stream with the new
+one is open before the old one is closed, so that the scheduler never misses the agent.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ GOODBYE_SECONDS = 1.0
 OUTGOING_LIMIT = 256
 LOG_CHUNKS_LIMIT = 4
 RENEW_AGAIN_SECONDS = 15.0
+UNTIL_WELCOME_SECONDS = 0.5
 
 _FINAL = {
     grpc.StatusCode.FAILED_PRECONDITION,
@@ -48,7 +49,7 @@ _FINAL = {
 log = logging.getLogger(__name__)
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """The scheduler will never let this agent in as it is; the message says why and what to do."""
 
 
@@ -74,6 +75,8 @@ class _Attachment:
     welcomed: asyncio.Event = field(default_factory=asyncio.Event)
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     reason: str = ""
+    is_leaving: bool = False
+    """No more is queued: the writer ends when it has written what is."""
     stub: link_pb2_grpc.AgentLinkServiceAsyncStub | None = None
     task: asyncio.Task[Ending] | None = None
 
@@ -121,7 +124,7 @@ class Link:
             attachment.close(reason)
 
     async def run(self) -> None:
-        """Keep a stream open until ``leave``. Raises Refused."""
+        """Keep a stream open until ``leave``. Raises RefusedError."""
         pause_seconds = PAUSE_FIRST_SECONDS
         async with asyncio.TaskGroup() as tasks:
             current = self._attach(tasks)
@@ -130,15 +133,15 @@ class Link:
                 if ending is None:
                     current = await self._renew(current, tasks)
                     continue
-                log.warning("detached link=%d reason=%s", current.number, _quoted(ending.reason))
+                log.warning("detached link=%d reason=%r", current.number, ending.reason)
                 if ending.is_final:
-                    raise Refused(ending.reason)
+                    raise RefusedError(ending.reason)
                 if current.welcomed.is_set():
                     pause_seconds = PAUSE_FIRST_SECONDS
                 await asyncio.sleep(pause_seconds * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
                 pause_seconds = min(PAUSE_LIMIT_SECONDS, 2 * pause_seconds)
                 if self.identity.has_expired(time.time()):
-                    raise Refused(_EXPIRED)
+                    raise RefusedError(_EXPIRED)
                 current = self._attach(tasks)
 
     async def leave(self) -> None:
@@ -166,9 +169,10 @@ class Link:
 
     async def _renew(self, current: _Attachment, tasks: asyncio.TaskGroup) -> _Attachment:
         """The stream to go on with: one with a fresh certificate, or the current one where that failed."""
-        self._renew_not_before = time.time() + RENEW_AGAIN_SECONDS * random.uniform(0.5, 1.0)  # noqa: S311
         if current.stub is None or not current.welcomed.is_set():
+            self._renew_not_before = time.time() + UNTIL_WELCOME_SECONDS
             return current
+        self._renew_not_before = time.time() + RENEW_AGAIN_SECONDS * random.uniform(0.5, 1.0)  # noqa: S311
         request = link_pb2.RenewCertificateRequest(csr_pem=self.identity.csr_pem)
         try:
             answer = await current.stub.RenewCertificate(request, timeout=WELCOME_SECONDS)
@@ -179,7 +183,7 @@ class Link:
             log.warning("certificate not renewed code=%s details=%s", error.code().name, error.details())
             return current
         except (IdentityError, OSError) as error:
-            log.warning("certificate not kept error=%s", _quoted(str(error)))
+            log.warning("certificate not kept error=%r", str(error))
             return current
         successor = self._attach(tasks)
         await _first(successor.task, successor.welcomed)  # a stream that is not welcomed ends by itself
@@ -270,7 +274,7 @@ def _ending(address: str, code: grpc.StatusCode, details: str | None) -> Ending:
 async def _write(attachment: _Attachment, call: Stream) -> None:
     """Write what is queued, reports before logs. A broken stream is the reader's to tell."""
     try:
-        while True:
+        while not attachment.is_leaving:
             await attachment.something.wait()
             attachment.something.clear()
             while attachment.outgoing or not attachment.logs.empty():
@@ -286,8 +290,9 @@ async def _say_goodbye(
     """Let what is queued go out and end our half, so that nothing said is lost on the way."""
     try:
         async with asyncio.timeout(GOODBYE_SECONDS):
-            while attachment.outgoing and not writer.done():
-                await asyncio.sleep(0.005)
+            attachment.is_leaving = True
+            attachment.something.set()
+            await asyncio.wait({writer})
             await call.done_writing()
             await asyncio.wait({reader})
     except (TimeoutError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
@@ -306,7 +311,3 @@ async def _first(*things: asyncio.Task[Ending] | asyncio.Event | None) -> None:
         for one in waits:
             one.cancel()
         await asyncio.gather(*waits, return_exceptions=True)
-
-
-def _quoted(text: str) -> str:
-    return '"' + text.replace('"', "'").replace("\n", " ") + '"'

@@ -31,6 +31,12 @@ def capacity(data: Path) -> cell_pb2.Capacity:
     )
 
 
+def _cpu_seconds() -> tuple[float, float]:
+    times = psutil.cpu_times()
+    total = float(sum(times[:8]))  # guest time is counted in user time already
+    return total - float(times.idle) - float(getattr(times, "iowait", 0.0)), total
+
+
 @dataclass(slots=True)
 class VitalsTaker:
     """``clock_offset_ms`` tells what the link measured last, None where it has not."""
@@ -39,12 +45,12 @@ class VitalsTaker:
     runtimes: Iterable[Runtime]
     clock_offset_ms: Callable[[], float | None]
     pressure: Path = PRESSURE
-    _busy_and_all: tuple[float, float] = field(default_factory=lambda: _cpu_seconds())
+    _busy_and_all: tuple[float, float] = field(default_factory=_cpu_seconds)
 
     async def take(self) -> cell_pb2.Vitals:
         """The cpu fraction counts from the take before this one."""
         latency_ms = await self._latency_ms()
-        vitals = cell_pb2.Vitals(
+        return cell_pb2.Vitals(
             cpu_fraction=self._cpu_fraction(),
             memory_fraction=psutil.virtual_memory().percent / 100,
             disk_fraction=psutil.disk_usage(str(self.data)).percent / 100,
@@ -55,7 +61,6 @@ class VitalsTaker:
             engine_latency_ms=latency_ms,
             clock_offset_ms=self.clock_offset_ms(),
         )
-        return vitals
 
     def _cpu_fraction(self) -> float:
         busy_before, all_before = self._busy_and_all
@@ -87,9 +92,3 @@ def pressure_avg10(path: Path) -> float | None:
         if name == "avg10":
             return float(value)
     return None
-
-
-def _cpu_seconds() -> tuple[float, float]:
-    times = psutil.cpu_times()
-    total = float(sum(times[:8]))  # guest time is counted in user time already
-    return total - float(times.idle) - float(getattr(times, "iowait", 0.0)), total

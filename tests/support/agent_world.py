@@ -49,9 +49,16 @@ class Session:
     logs: list[link_pb2.LogChunk] = field(default_factory=list)
     cells: dict[str, cell_pb2.CellReport] = field(default_factory=dict)
     sequence: int = 0
-    is_over: bool = False
+    opened_at: float = field(default_factory=time.monotonic)
+    over_at: float | None = None
 
-    def instruct(self, *instructions: link_pb2.Instruction, sequence: int | None = None, session: str = "") -> None:
+    @property
+    def is_over(self) -> bool:
+        return self.over_at is not None
+
+    def instruct(
+        self, *instructions: link_pb2.Instruction, sequence: int | None = None, session: str = ""
+    ) -> None:
         self.sequence = self.sequence + 1 if sequence is None else sequence
         batch = link_pb2.Instructions(
             session=session or self.id, sequence=self.sequence, instructions=instructions
@@ -63,7 +70,9 @@ class Session:
 
     async def until_state(self, cell_id: str, state: int) -> cell_pb2.CellReport:
         name = cell_pb2.CellState.Name(state)
-        await until(lambda: self.state_of(cell_id) == state, f"{cell_id} {name}, is {self.cells.get(cell_id)}")
+        await until(
+            lambda: self.state_of(cell_id) == state, f"{cell_id} {name}, is {self.cells.get(cell_id)}"
+        )
         return self.cells[cell_id]
 
 
@@ -102,7 +111,9 @@ class FakeScheduler(link_pb2_grpc.AgentLinkServiceServicer, link_pb2_grpc.Enrolm
         enrolment = grpc.aio.server()
         link_pb2_grpc.add_EnrolmentServiceServicer_to_server(self, enrolment)
         chain = certificate + self.ca.certificate_pem
-        self.enrol_port = enrolment.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(key, chain)]))
+        self.enrol_port = enrolment.add_secure_port(
+            "127.0.0.1:0", grpc.ssl_server_credentials([(key, chain)])
+        )
         await enrolment.start()
         self._servers = [server, enrolment]
 
@@ -112,15 +123,17 @@ class FakeScheduler(link_pb2_grpc.AgentLinkServiceServicer, link_pb2_grpc.Enrolm
         for server in self._servers:
             await server.stop(0)
 
-    def identity(self, directory: Path, server_id: str, ttl_seconds: float | None = None) -> Identity:
-        """Enrol without the network; the identity is stored in ``directory``."""
+    def identity(
+        self, directory: Path, server_id: str, ttl_seconds: float | None = None, age_seconds: float = 0.0
+    ) -> Identity:
+        """Enrol without the network, as if it had been so long ago; the identity is stored in ``directory``."""
         key, csr = new_key_and_csr()
         issued = self.ca.issue_server(csr, server_id, ttl_seconds or self.ttl_seconds)
         identity = Identity(
             server_id=server_id,
             fleet=FLEET,
             scheduler=self.address,
-            issued_at=time.time(),
+            issued_at=time.time() - age_seconds,
             expires_at=issued.expires_at,
             key_pem=key,
             csr_pem=csr,
@@ -134,7 +147,7 @@ class FakeScheduler(link_pb2_grpc.AgentLinkServiceServicer, link_pb2_grpc.Enrolm
         await until(lambda: len(self.sessions) >= number, f"{number} sessions")
         return self.sessions[number - 1]
 
-    async def Enrol(self, request: link_pb2.EnrolRequest, context: Any) -> link_pb2.EnrolResponse:
+    async def Enrol(self, request: link_pb2.EnrolRequest, context: Any) -> link_pb2.EnrolResponse:  # noqa: N802
         if request.token != self.token:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is unknown, used up or expired")
         issued = self.ca.issue_server(request.csr_pem, request.server_id, self.ttl_seconds)
@@ -145,7 +158,7 @@ class FakeScheduler(link_pb2_grpc.AgentLinkServiceServicer, link_pb2_grpc.Enrolm
             expires_at=issued.expires_at,
         )
 
-    async def RenewCertificate(
+    async def RenewCertificate(  # noqa: N802
         self, request: link_pb2.RenewCertificateRequest, context: Any
     ) -> link_pb2.RenewCertificateResponse:
         server = identity_of(context.auth_context()).server_id
@@ -154,7 +167,7 @@ class FakeScheduler(link_pb2_grpc.AgentLinkServiceServicer, link_pb2_grpc.Enrolm
             certificate_pem=issued.certificate_pem, expires_at=issued.expires_at
         )
 
-    async def Attach(
+    async def Attach(  # noqa: N802
         self, requests: AsyncIterator[link_pb2.AttachRequest], context: Any
     ) -> AsyncIterator[link_pb2.AttachResponse]:
         if self.refusal:
@@ -179,7 +192,7 @@ class FakeScheduler(link_pb2_grpc.AgentLinkServiceServicer, link_pb2_grpc.Enrolm
                 while (response := await session.outgoing.get()) is not None:
                     yield response
             finally:
-                session.is_over = True
+                session.over_at = time.monotonic()
                 reader.cancel()
 
     async def _read(self, session: Session, requests: AsyncIterator[link_pb2.AttachRequest]) -> None:
@@ -215,7 +228,9 @@ def order(cell_id: str, *command: str, **spec: Any) -> link_pb2.Instruction:
         stop=cell_pb2.Stop(signal="SIGTERM", grace_ms=2_000),
         **spec,
     )
-    return link_pb2.Instruction(order=link_pb2.Order(cell_id=cell_id, digest=f"digest of {cell_id}", spec=whole))
+    return link_pb2.Instruction(
+        order=link_pb2.Order(cell_id=cell_id, digest=f"digest of {cell_id}", spec=whole)
+    )
 
 
 def decommission(cell_id: str) -> link_pb2.Instruction:

@@ -1,0 +1,274 @@
+"""Probes against real servers on loopback: what passes, what does not, and how soon that is known."""
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+import grpc
+import pytest
+from galactica.v1 import cell_pb2, link_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from agent.probes import Prober
+from agent.runtimes import RuntimeFailure
+from tests.support.agent_world import until
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+class Probing:
+    """A prober at work, and what it said of each cell."""
+
+    def __init__(self) -> None:
+        self.outcomes: dict[str, list[str]] = defaultdict(list)
+        self.executed: list[tuple[str, tuple[str, ...]]] = []
+        self.exit: tuple[int, str] | Exception = (0, "")
+        self.prober = Prober(self._execute, lambda cell_id, error: self.outcomes[cell_id].append(error))
+
+    async def _execute(
+        self, kind: int, cell_id: str, command: Sequence[str], timeout_seconds: float
+    ) -> tuple[int, str]:
+        self.executed.append((cell_id, tuple(command)))
+        if isinstance(self.exit, Exception):
+            raise self.exit
+        return self.exit
+
+    def start(self, port: int, cell_id: str = "web/1.1", every_ms: int = 100, **kind: object) -> None:
+        probe = cell_pb2.Health(every_ms=every_ms, timeout_ms=200, sick_after=3, **kind)  # type: ignore[arg-type]
+        order = link_pb2.Order(cell_id=cell_id, spec=cell_pb2.Spec(health=probe))
+        self.prober.start(order, {"http": f"127.0.0.1:{port}"})
+
+    async def next_outcome(self, cell_id: str = "web/1.1") -> str:
+        """The outcome of an attempt that began after this call, or nearly so."""
+        count = len(self.outcomes[cell_id])
+        await until(lambda: len(self.outcomes[cell_id]) > count + 1, "an outcome")
+        return self.outcomes[cell_id][-1]
+
+
+@pytest.fixture
+async def probing() -> AsyncIterator[Probing]:
+    probing = Probing()
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(probing.prober.run())
+        yield probing
+        task.cancel()
+
+
+@contextlib.asynccontextmanager
+async def server(serve: Serve) -> AsyncIterator[int]:
+    async def serve_and_close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            await serve(reader, writer)
+        writer.close()
+
+    listening = await asyncio.start_server(serve_and_close, "127.0.0.1", 0)
+    try:
+        yield listening.sockets[0].getsockname()[1]
+    finally:
+        listening.close()
+
+
+def answering(answer: bytes) -> Serve:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        await writer.drain()
+
+    return serve
+
+
+async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read()
+
+
+def http(path: str = "/") -> dict[str, object]:
+    return {"http": cell_pb2.HttpProbe(port="http", path=path)}
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome"),
+    [
+        (OK, ""),
+        (b"HTTP/1.0 204 No Content\r\n\r\n", ""),
+        (b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n", ""),
+        (b"HTTP/1.1 399 Odd\r\n\r\n", ""),
+        (b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "answered 404"),
+        (b"HTTP/1.1 500 Oh\r\nContent-Length: 3\r\n\r\nno!", "answered 500"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n", "answered 100"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", "no HTTP answer from 127.0.0.1:{port}"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 500000\r\n\r\n" + b"x" * 500_000, ""),
+        (b"", "Connection reset by peer by 127.0.0.1:{port}"),
+    ],
+)
+async def test_http_probe_judges_by_the_status(probing: Probing, answer: bytes, outcome: str) -> None:
+    async with server(answering(answer)) as port:
+        probing.start(port, **http())
+        assert await probing.next_outcome() == outcome.format(port=port)
+
+
+async def test_http_probe_asks_for_its_path_on_a_new_connection_each_time(probing: Probing) -> None:
+    asked: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(OK)
+        await writer.drain()
+        assert await reader.read() == b""
+
+    async with server(serve) as port:
+        probing.start(port, **http("/health?deep=1"))
+        await until(lambda: len(asked) >= 3, "three requests")
+        assert asked[0].startswith(f"GET /health?deep=1 HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n".encode())
+        assert set(probing.outcomes["web/1.1"]) == {""}
+
+
+async def test_http_probe_keeps_a_connection_for_a_while_where_the_server_likes_that(
+    probing: Probing,
+) -> None:
+    uses: list[int] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        uses.append(0)
+        while True:
+            request = await reader.readuntil(b"\r\n\r\n")
+            uses[-1] += 1
+            word = b"close" if b"Connection: close" in request else b"keep-alive"
+            writer.write(OK.replace(b"\r\n\r\n", b"\r\nConnection: " + word + b"\r\n\r\n"))
+            await writer.drain()
+
+    async with server(serve) as port:
+        probing.start(port, every_ms=50, **http())
+        await until(lambda: len(uses) == 3, "the third connection")
+        assert uses[:2] == [10, 10]
+        assert set(probing.outcomes["web/1.1"]) == {""}
+
+
+async def test_kept_connection_that_the_server_closed_is_no_failure(probing: Probing) -> None:
+    connections: list[int] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(1)
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK.replace(b"\r\n\r\n", b"\r\nConnection: keep-alive\r\n\r\n"))
+        await writer.drain()
+
+    async with server(serve) as port:
+        probing.start(port, every_ms=50, **http())
+        await until(lambda: len(connections) >= 5, "five connections")
+        assert set(probing.outcomes["web/1.1"]) == {""}
+
+
+@pytest.mark.parametrize("kind", ["http", "grpc"])
+async def test_probe_that_hangs_has_failed_when_its_time_is_up(probing: Probing, kind: str) -> None:
+    probe = {"http": cell_pb2.HttpProbe(port="http"), "grpc": cell_pb2.GrpcProbe(port="http")}[kind]
+    async with server(silent) as port:
+        began = time.monotonic()
+        probing.start(port, **{kind: probe})
+        assert await probing.next_outcome() == "no answer within 200 ms"
+        assert time.monotonic() - began < 5.0
+
+
+@pytest.mark.parametrize("kind", ["http", "tcp"])
+async def test_port_where_nobody_listens_fails_at_once(probing: Probing, kind: str) -> None:
+    probe = {"http": cell_pb2.HttpProbe(port="http"), "tcp": cell_pb2.TcpProbe(port="http")}[kind]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    probing.start(port, **{kind: probe})
+    assert await probing.next_outcome() == f"Connection refused by 127.0.0.1:{port}"
+
+
+async def test_tcp_probe_passes_where_a_connection_is_accepted(probing: Probing) -> None:
+    async with server(silent) as port:
+        probing.start(port, tcp=cell_pb2.TcpProbe(port="http"))
+        assert await probing.next_outcome() == ""
+
+
+async def test_port_that_the_cell_does_not_have_is_named(probing: Probing) -> None:
+    probing.start(1, http=cell_pb2.HttpProbe(port="web"))
+    assert await probing.next_outcome() == "the probe names port 'web', but the cell's ports are: http"
+
+
+@pytest.mark.parametrize(
+    ("ended", "outcome"),
+    [
+        ((0, "fine"), ""),
+        ((3, "no disk"), "exited with 3: no disk"),
+        ((3, ""), "exited with 3"),
+        (TimeoutError(), "no answer within 200 ms"),
+        (RuntimeFailure("the engine is away"), "the engine is away"),
+    ],
+)
+async def test_exec_probe_judges_by_the_exit_code(
+    probing: Probing, ended: tuple[int, str] | Exception, outcome: str
+) -> None:
+    probing.exit = ended
+    probing.start(1, exec=cell_pb2.ExecProbe(command=["check", "-q"]))
+    assert await probing.next_outcome() == outcome
+    assert set(probing.executed) == {("web/1.1", ("check", "-q"))}
+
+
+@pytest.mark.parametrize(
+    ("service", "status", "outcome"),
+    [
+        ("", health_pb2.HealthCheckResponse.SERVING, ""),
+        ("shop", health_pb2.HealthCheckResponse.SERVING, ""),
+        ("shop", health_pb2.HealthCheckResponse.NOT_SERVING, "answered not SERVING"),
+    ],
+)
+async def test_grpc_probe_speaks_the_standard_health_protocol(
+    probing: Probing, service: str, status: int, outcome: str
+) -> None:
+    servicer = health.aio.HealthServicer()
+    await servicer.set(service, status)
+    real = grpc.aio.server()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, real)
+    port = real.add_insecure_port("127.0.0.1:0")
+    await real.start()
+    try:
+        probing.start(port, grpc=cell_pb2.GrpcProbe(port="http", service=service))
+        assert await probing.next_outcome() == outcome
+        probing.start(port, "web/2.1", grpc=cell_pb2.GrpcProbe(port="http", service="unknown"))
+        assert (await probing.next_outcome("web/2.1")).startswith("NOT_FOUND")
+    finally:
+        probing.prober.stop("web/1.1")
+        probing.prober.stop("web/2.1")
+        await real.stop(0)
+
+
+async def test_probing_stops_when_told(probing: Probing) -> None:
+    async with server(answering(OK)) as port:
+        probing.start(port, every_ms=50, **http())
+        probing.start(port, "web/2.1", every_ms=50, **http())
+        await probing.next_outcome()
+        probing.prober.stop("web/1.1")
+        count = len(probing.outcomes["web/1.1"])
+        for _ in range(3):
+            await probing.next_outcome("web/2.1")
+        assert len(probing.outcomes["web/1.1"]) == count
+
+
+async def test_slow_neighbour_delays_nobody(probing: Probing) -> None:
+    async with server(silent) as slow, server(answering(OK)) as quick:
+        for n in range(20):
+            probing.start(slow, f"slow/{n}.1", **http())
+        probing.start(quick, every_ms=50, **http())
+        began = time.monotonic()
+        await until(lambda: len(probing.outcomes["web/1.1"]) >= 10, "ten outcomes")
+        assert set(probing.outcomes["web/1.1"]) == {""}
+        assert time.monotonic() - began < 5.0
+
+
+async def test_cell_that_comes_up_is_seen_long_before_its_next_full_interval(probing: Probing) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    probing.start(port, every_ms=60_000, **http())
+    await until(lambda: probing.outcomes["web/1.1"], "a first failure")
+    listening = await asyncio.start_server(answering(OK), "127.0.0.1", port)
+    try:
+        await until(lambda: probing.outcomes["web/1.1"][-1] == "", "a pass", seconds=10)
+    finally:
+        listening.close()
