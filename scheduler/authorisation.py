@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import Any, Never
+from typing import TYPE_CHECKING, Any, Never
 
 import grpc
 import structlog
@@ -21,8 +21,9 @@ from scheduler.ports import Mind
 from scheduler.requests import JournalRefuses, RecordRefusal, Refused
 
 Context = grpc.aio.ServicerContext[Any, Any]
-Handler = grpc.RpcMethodHandler[Any, Any]
 Behaviour = Callable[[Any, Context], Awaitable[Any]]
+if TYPE_CHECKING:
+    Handler = grpc.RpcMethodHandler[Any, Any]
 
 OPERATOR_PREFIX = "/galactica.v1.OperatorService/"
 LINK_PREFIX = "/galactica.v1.AgentLinkService/"

@@ -23,11 +23,9 @@ from scheduler.enrolment import renew
 from scheduler.model import Phase, Tempo
 from scheduler.ports import Mind
 from scheduler.requests import Refused
-from scheduler.session import Ending, Session
+from scheduler.session import Ending, LinkLimits, Session
 from scheduler.sight import Detached
 
-HELLO_SECONDS = 5.0
-"""How long an agent may take from opening its stream to its Hello."""
 TEMPO_WORTH_TELLING = 0.1
 """A beat that changed by this fraction is told to agents whose session has begun."""
 
@@ -47,12 +45,14 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         fleet: str,
         epoch: int,
         server_ttl_seconds: float = SERVER_TTL_SECONDS,
+        limits: LinkLimits | None = None,
     ) -> None:
         self._mind = mind
         self._ca = ca
         self._fleet = fleet
         self._epoch = epoch
         self._server_ttl_seconds = server_ttl_seconds
+        self._limits = limits or LinkLimits()
         self._sessions: dict[str, Session] = {}
         self._numbers = itertools.count(1)
         self._told = Tempo(0.0, 0.0)
@@ -83,8 +83,8 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
 
     async def Attach(  # type: ignore[override]  # noqa: N802 (a coroutine that reads and writes)
         self,
-        request_iterator: Any,
-        context: Any,  # noqa: ARG002
+        request_iterator: Any,  # noqa: ARG002
+        context: Any,
     ) -> None:
         await self._converse(cast("Context", context))
 
@@ -132,10 +132,14 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
 
     async def _hello(self, context: Context) -> link_pb2.Hello:
         try:
-            async with asyncio.timeout(HELLO_SECONDS):
+            async with asyncio.timeout(self._limits.hello_seconds):
                 first = await context.read()
         except TimeoutError:
-            await abort(context, grpc.StatusCode.DEADLINE_EXCEEDED, f"no Hello within {HELLO_SECONDS:g} s")
+            await abort(
+                context,
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+                f"no Hello within {self._limits.hello_seconds:g} s",
+            )
         if not isinstance(first, link_pb2.AttachRequest) or not first.HasField("hello"):
             raise InvalidRequest("the first message of a link is a Hello")
         version = first.hello.wire_version
@@ -153,7 +157,7 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         tempo = wire.tempo_to_proto(self._tempo())
         welcome = link_pb2.Welcome(session=session_id, epoch=self._epoch, tempo=tempo, fleet=self._fleet)
         older = self._sessions.get(server)
-        self._sessions[server] = session = Session(server, session_id, welcome)
+        self._sessions[server] = session = Session(server, session_id, welcome, self._limits)
         if older is not None:
             older.end(grpc.StatusCode.ABORTED, f"session {session_id} of the same server took its place")
         return session

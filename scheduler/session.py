@@ -13,20 +13,26 @@ from typing import NamedTuple, Protocol
 
 import grpc
 from galactica.v1 import link_pb2
+from msgspec import Struct
 
 from scheduler.requests import Refused
 
-INSTRUCTIONS_LIMIT = 20_000
-"""Twice what a server may carry: orders and decommissions of all its cells fit, and no more waits than that."""
 BATCH_LIMIT = 1_000
 BATCH_BYTES_LIMIT = 1024 * 1024
 """Agents take messages of up to 4 MiB; one order stays far below the difference."""
-WRITE_SECONDS = 10.0
-"""How long one message may wait for a stream that does not drain."""
-LOG_STREAMS_LIMIT = 16
-"""Per server; agents serve no more at once."""
-LOG_BYTES_LIMIT = 4 * 1024 * 1024
-"""What waits for one reader of logs."""
+
+
+class LinkLimits(Struct, frozen=True):
+    """What one agent and its readers may cost. ``instructions``: waiting ones; twice what a server may carry, so that
+    orders and decommissions of all its cells fit. ``hello_seconds``: from the stream's opening. ``write_seconds``: how
+    long a message may wait for a stream that does not drain. ``log_streams``: per server; agents serve no more at
+    once. ``log_bytes``: what waits for one reader of logs."""
+
+    hello_seconds: float = 5.0
+    write_seconds: float = 10.0
+    instructions: int = 20_000
+    log_streams: int = 16
+    log_bytes: int = 4 * 1024 * 1024
 
 
 class Ending(NamedTuple):
@@ -43,7 +49,8 @@ class Writer(Protocol):
 class LogStream:
     """What one reader wants of one cell. Chunks wait here until they are read; too many of them end it."""
 
-    def __init__(self) -> None:
+    def __init__(self, bytes_limit: int) -> None:
+        self._bytes_limit = bytes_limit
         self._chunks: deque[bytes] = deque()
         self._waiting_bytes = 0
         self._news = asyncio.Event()
@@ -54,9 +61,9 @@ class LogStream:
         if self.ended:
             return
         self._waiting_bytes += len(chunk)
-        if self._waiting_bytes > LOG_BYTES_LIMIT:
+        if self._waiting_bytes > self._bytes_limit:
             self.end(
-                f"more than {LOG_BYTES_LIMIT} bytes wait to be read; read faster, or ask for fewer lines"
+                f"more than {self._bytes_limit} bytes wait to be read; read faster, or ask for fewer lines"
             )
             return
         self._chunks.append(chunk)
@@ -85,7 +92,8 @@ class LogStream:
 class Session:
     """One agent's session. ``ended`` is done as soon as it is to be closed."""
 
-    def __init__(self, server: str, session_id: str, welcome: link_pb2.Welcome) -> None:
+    def __init__(self, server: str, session_id: str, welcome: link_pb2.Welcome, limits: LinkLimits) -> None:
+        self._limits = limits
         self.server = server
         self.id = session_id
         self.ended: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
@@ -106,8 +114,8 @@ class Session:
 
     def instruct(self, instruction: link_pb2.Instruction) -> None:
         """Queue for the next batch. Never waits; what does not fit ends the session."""
-        if len(self._instructions) >= INSTRUCTIONS_LIMIT:
-            reason = f"the agent does not take its instructions: {INSTRUCTIONS_LIMIT} wait"
+        if len(self._instructions) >= self._limits.instructions:
+            reason = f"the agent does not take its instructions: {self._limits.instructions} wait"
             self.end(grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
             return
         self._instructions.append(instruction)
@@ -129,10 +137,10 @@ class Session:
             self._wake.clear()
             for message in self._messages():
                 try:
-                    async with asyncio.timeout(WRITE_SECONDS):
+                    async with asyncio.timeout(self._limits.write_seconds):
                         await stream.write(message)
                 except TimeoutError:
-                    reason = f"the agent did not take a message for {WRITE_SECONDS:g} s"
+                    reason = f"the agent did not take a message for {self._limits.write_seconds:g} s"
                     self.end(grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
                     return
                 except (grpc.aio.BaseError, asyncio.InvalidStateError) as error:
@@ -162,15 +170,16 @@ class Session:
 
     async def read_logs(self, cell: str, tail: int, *, follow: bool) -> AsyncIterator[bytes]:
         """What the cell wrote. Raises Refused where there is no more for another reason than its end."""
-        if len(self._logs) >= LOG_STREAMS_LIMIT:
+        if len(self._logs) >= self._limits.log_streams:
             raise Refused(
-                "logs", f"{LOG_STREAMS_LIMIT} logs are read from server {self.server} already; try later"
+                "logs",
+                f"{self._limits.log_streams} logs are read from server {self.server} already; try later",
             )
         if self.ended.done():
             raise Refused("not_attached", f"server {self.server} is not attached at the moment; try again")
         self._log_streams_made += 1
         number = self._log_streams_made
-        stream = self._logs[number] = LogStream()
+        stream = self._logs[number] = LogStream(self._limits.log_bytes)
         fetch = link_pb2.FetchLogs(stream=number, cell_id=cell, tail=tail, follow=follow)
         self.instruct(link_pb2.Instruction(fetch_logs=fetch))
         ended_by_agent = False

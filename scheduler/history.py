@@ -1,0 +1,150 @@
+"""What the journal tells operators: events as rows, and the death certificate of a cell. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from galactica.v1 import operator_pb2
+from msgspec.structs import replace
+
+from scheduler import events as e
+from scheduler import views
+from scheduler.model import Cell, Phase, SlotKey, parse_cell_id
+from scheduler.ports import View
+from scheduler.wire import autopsy_to_proto
+
+_TOLD_ELSEWHERE = ("type", "cell", "server")
+_SECRETS = ("secret_sha256",)
+
+
+def event_row(record: e.Record) -> operator_pb2.Event:
+    """Values of environments may be secrets, and every viewer can read events: they are left out."""
+    fields: dict[str, Any] = msgspec.to_builtins(record.event)
+    cell = fields.get("cell", "")
+    details = {name: value for name, value in fields.items() if name not in (*_TOLD_ELSEWHERE, *_SECRETS)}
+    if isinstance(record.event, e.GroupApplied):
+        details["group"]["spec"]["env"] = dict.fromkeys(record.event.group.spec.env, "(not shown)")
+    return operator_pb2.Event(
+        position=record.position,
+        at=record.at,
+        type=str(fields["type"]),
+        cell=cell,
+        group=group_of(record.event),
+        server=fields.get("server", ""),
+        cause=record.cause,
+        schema=record.schema,
+        details_json=json.dumps(details, ensure_ascii=False),
+    )
+
+
+def group_of(event: e.AnyEvent) -> str:
+    """The group that an event is about; empty where it is about none."""
+    match event:
+        case e.GroupApplied(group=group):
+            return group.name
+        case e.GroupDeleted(name=name):
+            return name
+    parsed = parse_cell_id(getattr(event, "cell", ""))
+    return parsed.group if parsed else ""
+
+
+def certificate(
+    view: View, cell_id: str, records: Sequence[e.Record], successor: Sequence[e.Record]
+) -> operator_pb2.GetCertificateResponse | None:
+    """All that is known of a cell's end; while it lives, how it is. None where nobody ever ordered it.
+
+    ``records`` are those of the cell, ``successor`` those of the slot's next generation, oldest first."""
+    cell = views.find_cell(view, cell_id) or _from_records(records)
+    if cell is None:
+        return None
+    if not cell.replaced_by:
+        cell = replace(cell, replaced_by=_replaced_by(cell_id, successor))
+    if not cell.is_condemned:
+        verdict = views.verdict_of(view, cell)
+        return operator_pb2.GetCertificateResponse(
+            cell=views.cell_row(view, cell),
+            verdict=verdict.health.value,
+            evidence=_evidence(verdict.evidence),
+        )
+    return _of_condemned(view, cell, records)
+
+
+def _of_condemned(view: View, cell: Cell, records: Sequence[e.Record]) -> operator_pb2.GetCertificateResponse:
+    answer = operator_pb2.GetCertificateResponse(
+        cell=views.cell_row(view, cell),
+        verdict=str(cell.condemned_health or ""),
+        rule=cell.condemned_by,
+        condemned_at=cell.condemned_at,
+        replaces=cell.replaces,
+        replaced_by=cell.replaced_by,
+        held=views.holds(view, SlotKey(cell.group, cell.slot)),
+    )
+    for record in records:
+        match record.event:
+            case e.CellCondemned() as condemned:
+                answer.evidence.extend(_evidence(condemned.evidence))
+                answer.budget = condemned.budget
+                answer.cause = record.cause
+                answer.cell.reason = condemned.reason
+                if condemned.autopsy is not None:
+                    answer.autopsy.CopyFrom(autopsy_to_proto(condemned.autopsy))
+            case e.CellDecommissioned(autopsy=autopsy) if autopsy is not None:
+                if not answer.HasField("autopsy"):
+                    answer.autopsy.CopyFrom(autopsy_to_proto(autopsy))
+    return answer
+
+
+def _evidence(facts: Sequence[Any]) -> list[operator_pb2.Evidence]:
+    return [operator_pb2.Evidence(source=fact.source, says=fact.says, at=fact.at) for fact in facts]
+
+
+def _replaced_by(cell_id: str, successor: Sequence[e.Record]) -> str:
+    for record in successor:
+        if isinstance(record.event, e.CellOrdered) and record.event.replaces == cell_id:
+            return record.event.cell
+    return ""
+
+
+def _from_records(records: Sequence[e.Record]) -> Cell | None:
+    """A cell that the fleet has forgotten, as its records tell it."""
+    cell: Cell | None = None
+    for record in records:
+        match record.event:
+            case e.CellOrdered() as ordered:
+                cell = _ordered(ordered, record.at)
+            case e.CellReady() as ready if cell:
+                cell = replace(
+                    cell, ready_at=record.at, endpoints=ready.endpoints, runtime_id=ready.runtime_id
+                )
+            case e.CellCondemned() as condemned if cell:
+                cell = replace(
+                    cell,
+                    condemned_at=record.at,
+                    condemned_by=condemned.rule,
+                    condemned_health=condemned.health,
+                )
+            case e.CellDecommissioned() if cell:
+                cell = replace(cell, phase=Phase.DECOMMISSIONED, decommissioned_at=record.at)
+    return cell if cell is not None and cell.phase is Phase.DECOMMISSIONED else None
+
+
+def _ordered(ordered: e.CellOrdered, at: float) -> Cell | None:
+    parsed = parse_cell_id(ordered.cell)
+    if parsed is None:
+        return None
+    return Cell(
+        id=ordered.cell,
+        group=parsed.group,
+        slot=parsed.slot,
+        generation=parsed.generation,
+        phase=Phase.ORDERED,
+        digest=ordered.digest,
+        revision=ordered.revision,
+        server=ordered.server,
+        ordered_at=at,
+        resources=ordered.resources,
+        replaces=ordered.replaces,
+    )

@@ -1,0 +1,331 @@
+"""The gRPC side of the operators: reads from the controller's view and the journal, asks the controller for the rest.
+
+Who may call what is the gate's business (``authorisation``), which also turns what is raised here into a status.
+Long answers are made in a thread, since views are immutable and agents' beats should not wait for a list of all cells.
+"""
+
+# ruff: noqa: ARG002, N802 - the contract's names and arguments
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+from galactica.v1 import operator_pb2, operator_pb2_grpc
+
+from scheduler import history, requests, views
+from scheduler.authorisation import Context, InvalidRequest, operator_of
+from scheduler.ca import AuthorityError, CertificateAuthority, CsrError, Role
+from scheduler.events import Record
+from scheduler.model import Group, parse_cell_id
+from scheduler.ports import Mind
+from scheduler.preview import Preview, preview
+from scheduler.requests import Refused
+from scheduler.tokens import new_token
+from scheduler.wire import WIRE_VERSION
+from scheduler.wire_groups import group_from_proto
+
+GROUPS_LIMIT = 1_000
+"""In one apply or plan."""
+TAIL_EVENTS_LIMIT = 10_000
+EVENTS_BATCH = 500
+TAKEN_IN_SECONDS = 0.002
+TAIL_LINES_LIMIT = 10_000
+TEXT_CHARACTERS = 500
+TOKEN_USES_LIMIT = 10_000
+TOKEN_SECONDS_LIMIT = 30 * 86_400
+OPERATOR_SECONDS_LIMIT = 3 * 365 * 86_400
+
+
+class History(Protocol):
+    """As much of the journal as operators read."""
+
+    async def read(self, from_position: int, limit: int) -> tuple[Record, ...]: ...
+
+    async def records_of(self, cell_id: str) -> tuple[Record, ...]: ...
+
+    async def tail(self, count: int) -> tuple[Record, ...]: ...
+
+
+class Logs(Protocol):
+    """Who can fetch what a cell wrote: the dispatcher."""
+
+    def open_logs(self, server: str, cell: str, tail: int, *, follow: bool) -> AsyncIterator[bytes]: ...
+
+
+class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
+    """One per scheduler. ``advertised``: HOST:PORT where agents find this scheduler, told with each token."""
+
+    def __init__(
+        self,
+        mind: Mind,
+        journal: History,
+        logs: Logs,
+        ca: CertificateAuthority,
+        *,
+        fleet: str,
+        version: str,
+        advertised: str,
+    ) -> None:
+        self._mind = mind
+        self._journal = journal
+        self._logs = logs
+        self._ca = ca
+        self._fleet = fleet
+        self._version = version
+        self._advertised = advertised
+
+    # --- reading --------------------------------------------------------------------------------------------------
+
+    async def GetStatus(
+        self, request: operator_pb2.GetStatusRequest, context: Context
+    ) -> operator_pb2.GetStatusResponse:
+        return await asyncio.to_thread(views.status, self._mind.view(), self._fleet)
+
+    async def ListCells(
+        self, request: operator_pb2.ListCellsRequest, context: Context
+    ) -> operator_pb2.ListCellsResponse:
+        view = self._mind.view()
+        if request.group:
+            self._check_group_known(request.group)
+
+        def make() -> operator_pb2.ListCellsResponse:
+            rows = views.cells(view, request.group, with_graves=request.all)
+            return operator_pb2.ListCellsResponse(cells=rows)
+
+        return await asyncio.to_thread(make)
+
+    async def ListServers(
+        self, request: operator_pb2.ListServersRequest, context: Context
+    ) -> operator_pb2.ListServersResponse:
+        view = self._mind.view()
+        return await asyncio.to_thread(lambda: operator_pb2.ListServersResponse(servers=views.servers(view)))
+
+    async def GetVersion(
+        self, request: operator_pb2.GetVersionRequest, context: Context
+    ) -> operator_pb2.GetVersionResponse:
+        return operator_pb2.GetVersionResponse(
+            version=self._version, wire_version=WIRE_VERSION, fleet=self._fleet
+        )
+
+    async def GetCertificate(
+        self, request: operator_pb2.GetCertificateRequest, context: Context
+    ) -> operator_pb2.GetCertificateResponse:
+        parsed = parse_cell_id(request.cell_id)
+        if parsed is None:
+            raise InvalidRequest(
+                f"{request.cell_id[:100]!r} is no cell; write GROUP/SLOT.GENERATION, such as web/2.7"
+            )
+        successor = f"{parsed.group}/{parsed.slot}.{parsed.generation + 1}"
+        records = await self._journal.records_of(request.cell_id)
+        followers = await self._journal.records_of(successor)
+        answer = history.certificate(self._mind.view(), request.cell_id, records, followers)
+        if answer is None:
+            raise Refused("no_such_cell", f"there is and was no cell {request.cell_id}", missing=True)
+        return answer
+
+    async def WatchEvents(  # type: ignore[override]  # a coroutine that writes
+        self, request: operator_pb2.WatchEventsRequest, context: Context
+    ) -> None:
+        position = request.from_position
+        head = self._mind.view().fleet.position
+        if not position:
+            count = min(request.tail, TAIL_EVENTS_LIMIT)
+            records = await self._journal.tail(count) if count else ()
+            await _write_events(context, records)
+            position = records[-1].position + 1 if records else head + 1
+        if request.follow:
+            async for records in self._mind.feed(position):
+                await _write_events(context, records)
+            return
+        while position <= head:
+            records = await self._journal.read(position, EVENTS_BATCH)
+            if not records:
+                return
+            await _write_events(context, records)
+            position = records[-1].position + 1
+
+    async def ReadLogs(  # type: ignore[override]  # a coroutine that writes
+        self, request: operator_pb2.ReadLogsRequest, context: Context
+    ) -> None:
+        cell = views.find_cell(self._mind.view(), request.cell_id)
+        if cell is None:
+            raise Refused("no_such_cell", f"there is no cell {request.cell_id[:100]}", missing=True)
+        if cell.decommissioned_at is not None:
+            raise Refused(
+                "decommissioned",
+                f"{cell.id} is decommissioned, and its logs went with it; its last lines: galactica why {cell.id}",
+            )
+        tail = min(request.tail, TAIL_LINES_LIMIT)
+        async for data in self._logs.open_logs(cell.server, cell.id, tail, follow=request.follow):
+            await context.write(operator_pb2.ReadLogsResponse(data=data))
+
+    async def PlanGroups(
+        self, request: operator_pb2.PlanGroupsRequest, context: Context
+    ) -> operator_pb2.PlanGroupsResponse:
+        groups = _groups(request.groups)
+        return _plan(await asyncio.to_thread(preview, self._mind.view(), groups))
+
+    async def WaitReady(
+        self, request: operator_pb2.WaitReadyRequest, context: Context
+    ) -> operator_pb2.WaitReadyResponse:
+        """Wakes on records about the group, and then looks at its tally alone."""
+        name = request.group
+        position = self._check_group_known(name) + 1
+        if not self._is_ready(name):
+            async for records in self._mind.feed(position):
+                if not any(history.group_of(record.event) == name for record in records):
+                    continue
+                await self._has_seen(records[-1].position)
+                if self._is_ready(name):
+                    break
+        view = self._mind.view()
+        return operator_pb2.WaitReadyResponse(group=views.group_status(view, view.fleet.groups[name]))
+
+    async def _has_seen(self, position: int) -> None:
+        """A record can be read a moment before the controller has taken it in."""
+        while self._mind.view().fleet.position < position:  # noqa: ASYNC110 - a moment, and no port tells its end
+            await asyncio.sleep(TAKEN_IN_SECONDS)
+
+    def _is_ready(self, name: str) -> bool:
+        state = self._mind.view().fleet.groups.get(name)
+        if state is None or state.deleted:
+            raise Refused("no_such_group", f"service {name} was deleted", missing=True)
+        return views.is_ready(state)
+
+    def _check_group_known(self, name: str) -> int:
+        """The view's position. Raises Refused."""
+        fleet = self._mind.view().fleet
+        if name not in fleet.groups:
+            raise Refused("no_such_group", f"there is no service {name[:100]}", missing=True)
+        return fleet.position
+
+    # --- asking ---------------------------------------------------------------------------------------------------
+
+    async def ApplyGroups(
+        self, request: operator_pb2.ApplyGroupsRequest, context: Context
+    ) -> operator_pb2.ApplyGroupsResponse:
+        accepted = await self._ask(requests.ApplyGroups(_groups(request.groups)), context)
+        changes = map(_change, accepted.changes)
+        return operator_pb2.ApplyGroupsResponse(changes=changes, position=accepted.position)
+
+    async def DeleteGroup(
+        self, request: operator_pb2.DeleteGroupRequest, context: Context
+    ) -> operator_pb2.DeleteGroupResponse:
+        accepted = await self._ask(requests.DeleteGroup(request.group), context)
+        return operator_pb2.DeleteGroupResponse(cells=accepted.cells, position=accepted.position)
+
+    async def CondemnCell(
+        self, request: operator_pb2.CondemnCellRequest, context: Context
+    ) -> operator_pb2.CondemnCellResponse:
+        if len(request.reason) > TEXT_CHARACTERS:
+            raise InvalidRequest(f"the reason is longer than {TEXT_CHARACTERS} characters")
+        accepted = await self._ask(requests.CondemnCell(request.cell_id, request.reason), context)
+        return operator_pb2.CondemnCellResponse(position=accepted.position)
+
+    async def DrainServer(
+        self, request: operator_pb2.DrainServerRequest, context: Context
+    ) -> operator_pb2.DrainServerResponse:
+        accepted = await self._ask(requests.DrainServer(request.server_id), context)
+        return operator_pb2.DrainServerResponse(cells=accepted.cells, position=accepted.position)
+
+    async def CreateToken(
+        self, request: operator_pb2.CreateTokenRequest, context: Context
+    ) -> operator_pb2.CreateTokenResponse:
+        """The secret goes to the operator and nowhere else."""
+        _check_range(
+            ("uses", request.uses, TOKEN_USES_LIMIT),
+            ("ttl_seconds", request.ttl_seconds, TOKEN_SECONDS_LIMIT),
+        )
+        text, token_id, secret_sha256 = new_token(self._ca.digest)
+        expires_at = self._mind.now() + request.ttl_seconds
+        await self._ask(requests.CreateToken(token_id, secret_sha256, request.uses, expires_at), context)
+        return operator_pb2.CreateTokenResponse(
+            token=text, expires_at=expires_at, uses=request.uses, scheduler=self._advertised
+        )
+
+    async def CreateOperator(
+        self, request: operator_pb2.CreateOperatorRequest, context: Context
+    ) -> operator_pb2.CreateOperatorResponse:
+        """The certificate leaves here only when it is on record."""
+        _check_range(("ttl_seconds", request.ttl_seconds, OPERATOR_SECONDS_LIMIT))
+        if request.role not in set(Role):
+            raise InvalidRequest(f"{request.role[:100]!r} is no role; roles are {', '.join(Role)}")
+        role = Role(request.role)
+        try:
+            issued = self._ca.issue_operator(request.csr_pem, request.name, role, request.ttl_seconds)
+        except (CsrError, AuthorityError) as error:
+            raise InvalidRequest(str(error)) from error
+        await self._ask(requests.EnrolOperator(request.name, role.value, issued.expires_at), context)
+        return operator_pb2.CreateOperatorResponse(
+            certificate_pem=issued.certificate_pem,
+            ca_pem=self._ca.certificate_pem,
+            expires_at=issued.expires_at,
+        )
+
+    async def _ask(self, request: requests.Request, context: Context) -> requests.Accepted:
+        return await self._mind.ask(request, by=str(operator_of(context)))
+
+
+def _groups(messages: Sequence[operator_pb2.Group]) -> tuple[Group, ...]:
+    """Raises InvalidRequest with every problem of every group."""
+    problems: list[str] = []
+    groups: dict[str, Group] = {}
+    if not messages:
+        problems.append("there is no group in it")
+    if len(messages) > GROUPS_LIMIT:
+        raise InvalidRequest(f"{len(messages)} groups at once are more than {GROUPS_LIMIT}")
+    for message in messages:
+        try:
+            group = group_from_proto(message)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        if group.name in groups:
+            problems.append(f"{group.name}: it is there twice")
+        groups[group.name] = group
+    if problems:
+        raise InvalidRequest("\n".join(problems))
+    return tuple(groups.values())
+
+
+def _check_range(*fields: tuple[str, int, int]) -> None:
+    problems = [
+        f"{name}: {value} is not within 1 and {limit}"
+        for name, value, limit in fields
+        if not 1 <= value <= limit
+    ]
+    if problems:
+        raise InvalidRequest("\n".join(problems))
+
+
+async def _write_events(context: Context, records: Sequence[Record]) -> None:
+    for start in range(0, len(records), EVENTS_BATCH):
+        rows = map(history.event_row, records[start : start + EVENTS_BATCH])
+        await context.write(operator_pb2.WatchEventsResponse(events=rows))
+
+
+def _change(change: requests.GroupChange) -> operator_pb2.GroupChange:
+    return operator_pb2.GroupChange(
+        group=change.group,
+        change=change.change,
+        revision=change.revision,
+        digest=change.digest,
+        differences=change.differences,
+    )
+
+
+def _plan(planned: Preview) -> operator_pb2.PlanGroupsResponse:
+    return operator_pb2.PlanGroupsResponse(
+        changes=map(_change, planned.changes),
+        births=(
+            operator_pb2.Birth(cell_id=birth.cell, server=birth.server, replaces=birth.replaces)
+            for birth in planned.births
+        ),
+        deaths=(
+            operator_pb2.Death(cell_id=death.cell, server=death.server, rule=death.rule)
+            for death in planned.deaths
+        ),
+        held=views.hold_rows(planned.held),
+    )

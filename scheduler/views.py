@@ -1,0 +1,227 @@
+"""What readers see: rows of the operators' contract, made from one ``View``. Pure, and safe to run in a thread,
+since everything in a view is immutable.
+
+A cell or server shows the verdict of this very moment, except that a condemned one shows the verdict that condemned it:
+it never comes back, whatever its probe says now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from galactica.v1 import cell_pb2, operator_pb2
+
+from scheduler.health import cell_verdict, server_verdict
+from scheduler.model import (
+    Cell,
+    GroupState,
+    Health,
+    Hold,
+    Phase,
+    Resources,
+    Server,
+    SlotKey,
+    Verdict,
+)
+from scheduler.ports import View
+from scheduler.sight import CellReport, CellState
+from scheduler.wire import vitals_to_proto
+
+_ILL = (Health.SICK, Health.DEAD)
+
+
+def status(view: View, fleet_name: str) -> operator_pb2.GetStatusResponse:
+    """The fleet on one page. In proportion to the number of cells."""
+    groups = [group_status(view, state) for _, state in sorted(view.fleet.groups.items())]
+    held = holds(view)
+    return operator_pb2.GetStatusResponse(
+        fleet=fleet_name,
+        healthy=not held and all(map(_is_whole, view.fleet.groups.values(), groups)),
+        groups=groups,
+        held=held,
+        position=view.fleet.position,
+        epoch=view.fleet.epoch,
+    )
+
+
+def group_status(view: View, state: GroupState) -> operator_pb2.GroupStatus:
+    """``ready`` and ``booting`` leave out what is judged sick or dead and not yet condemned."""
+    ill_ready = ill_booting = 0
+    for cell in _cells_of(state):
+        if cell.is_condemned or _is_plainly_well(view, cell):
+            continue
+        if verdict_of(view, cell).health in _ILL:
+            if cell.phase is Phase.READY:
+                ill_ready += 1
+            else:
+                ill_booting += 1
+    return operator_pb2.GroupStatus(
+        kind=state.group.kind.value,
+        name=state.group.name,
+        wanted=state.wanted_slots,
+        ready=state.tally.ready - ill_ready,
+        booting=state.tally.booting - ill_booting,
+        sick=state.tally.condemned + ill_ready + ill_booting,
+        revision=state.revision,
+    )
+
+
+def is_ready(state: GroupState) -> bool:
+    """Every slot READY with the newest revision, as recorded. Takes no longer for a larger group."""
+    return state.tally.ready == state.wanted_slots and not state.tally.outdated and not state.tally.booting
+
+
+def _is_whole(state: GroupState, row: operator_pb2.GroupStatus) -> bool:
+    return row.ready == row.wanted and not state.tally.outdated
+
+
+def holds(view: View, key: SlotKey | None = None) -> list[operator_pb2.Hold]:
+    """What is held back, one row per group and rule with the first slot's reason; or that of one slot."""
+    rows: dict[tuple[str, str], operator_pb2.Hold] = {}
+    if view.trouble:
+        rows["", "journal"] = operator_pb2.Hold(rule="journal", reason=view.trouble)
+    for hold in view.holds:
+        if key is None or hold.key == key:
+            _add_hold(rows, hold)
+    return [rows[name] for name in sorted(rows)]
+
+
+def hold_rows(held: Iterable[Hold]) -> list[operator_pb2.Hold]:
+    """The same for holds that are given, as those of a plan."""
+    rows: dict[tuple[str, str], operator_pb2.Hold] = {}
+    for hold in held:
+        _add_hold(rows, hold)
+    return [rows[name] for name in sorted(rows)]
+
+
+def _add_hold(rows: dict[tuple[str, str], operator_pb2.Hold], hold: Hold) -> None:
+    is_slot = isinstance(hold.key, SlotKey)
+    group = hold.key.group if isinstance(hold.key, SlotKey) else ""
+    row = rows.get((group, hold.rule))
+    if row is None:
+        row = rows[group, hold.rule] = operator_pb2.Hold(group=group, rule=hold.rule, reason=hold.reason)
+    row.slots += is_slot
+    at = hold.next_look_at
+    if at is not None and (not row.HasField("next_look_at") or at < row.next_look_at):
+        row.next_look_at = at
+
+
+# --- cells --------------------------------------------------------------------------------------------------------
+
+
+def cells(view: View, group: str = "", *, with_graves: bool = False) -> Iterator[operator_pb2.Cell]:
+    """Rows by group, slot and generation. ``with_graves``: decommissioned ones that are remembered too."""
+    found = [
+        cell
+        for name, state in view.fleet.groups.items()
+        if not group or name == group
+        for cell in _cells_of(state)
+    ]
+    if with_graves:
+        found += [cell for cell in view.fleet.graves.values() if not group or cell.group == group]
+    found.sort(key=lambda cell: (cell.group, cell.slot, cell.generation))
+    return (cell_row(view, cell) for cell in found)
+
+
+def find_cell(view: View, cell_id: str) -> Cell | None:
+    """The cell, alive or in its grave, as far back as the fleet remembers."""
+    living = view.fleet.cell(cell_id)
+    if living is not None:
+        return living
+    return next((cell for cell in view.fleet.graves.values() if cell.id == cell_id), None)
+
+
+def cell_row(view: View, cell: Cell) -> operator_pb2.Cell:
+    report = view.sight.report_of(cell.server, cell.id)
+    if cell.is_condemned:
+        health, reason = str(cell.condemned_health or ""), cell.condemned_by
+    else:
+        verdict = verdict_of(view, cell)
+        health, reason = str(verdict.health), verdict.reason
+    return operator_pb2.Cell(
+        id=cell.id,
+        group=cell.group,
+        slot=cell.slot,
+        generation=cell.generation,
+        kind=cell.kind.value,
+        phase=cell.phase.value,
+        verdict=health,
+        reason=reason,
+        server=cell.server,
+        digest=cell.digest,
+        revision=cell.revision,
+        ordered_at=cell.ordered_at,
+        ready_at=cell.ready_at,
+        condemned_at=cell.condemned_at,
+        decommissioned_at=cell.decommissioned_at,
+        replaces=cell.replaces,
+        replaced_by=cell.replaced_by,
+        endpoints=cell.endpoints or (report.endpoints if report else {}),
+        runtime_id=cell.runtime_id or (report.runtime_id if report else ""),
+        progress=_progress(cell, report),
+    )
+
+
+def verdict_of(view: View, cell: Cell) -> Verdict:
+    """What the evidence says of a living cell now."""
+    state = view.fleet.groups[cell.group]
+    spec = state.spec_of(cell.digest) or state.group.spec
+    server = view.fleet.servers.get(cell.server)
+    return cell_verdict(cell, spec, server, view.sight, view.now, view.policy)
+
+
+def _is_plainly_well(view: View, cell: Cell) -> bool:
+    """What most cells are, told without asking every rule."""
+    if cell.phase is not Phase.READY:
+        return False
+    server = view.fleet.servers.get(cell.server)
+    if server is None or server.is_lost:
+        return False
+    report = view.sight.report_of(cell.server, cell.id)
+    if report is None or report.state is not CellState.RUNNING:
+        return False
+    return report.probe is None or report.probe.consecutive_failures == 0
+
+
+def _cells_of(state: GroupState) -> Iterator[Cell]:
+    for slot in state.slots.values():
+        yield from slot.cells
+
+
+def _progress(cell: Cell, report: CellReport | None) -> str:
+    if report is None or cell.was_ready or cell.is_condemned:
+        return ""
+    return report.progress
+
+
+# --- servers ------------------------------------------------------------------------------------------------------
+
+
+def servers(view: View) -> Iterator[operator_pb2.Server]:
+    for _, server in sorted(view.fleet.servers.items()):
+        yield _server_row(view, server)
+
+
+def _server_row(view: View, server: Server) -> operator_pb2.Server:
+    seen = view.sight.servers.get(server.id)
+    verdict = server_verdict(server, view.sight, view.now, view.policy, len(view.fleet.servers))
+    return operator_pb2.Server(
+        id=server.id,
+        phase=server.phase.value,
+        verdict=verdict.health.value,
+        reason=verdict.reason,
+        labels=server.labels,
+        runtimes=[kind.value for kind in server.runtimes],
+        capacity=_capacity(server.capacity, server.disk_bytes),
+        used=_capacity(server.used, 0),
+        cells=sorted(server.cells),
+        agent_version=server.agent_version,
+        last_beat_at=seen.heard_at if seen else None,
+        vitals=vitals_to_proto(seen.vitals) if seen and seen.vitals else None,
+    )
+
+
+def _capacity(resources: Resources, disk_bytes: int) -> cell_pb2.Capacity:
+    return cell_pb2.Capacity(
+        cpu_millis=resources.cpu_millis, memory_bytes=resources.memory_bytes, disk_bytes=disk_bytes
+    )
