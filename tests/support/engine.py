@@ -14,7 +14,6 @@ import ipaddress
 import json
 import os
 import shutil
-import signal
 import subprocess
 import tarfile
 import tempfile
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import docker
 import docker.errors
+import psutil
 import requests.exceptions
 
 if TYPE_CHECKING:
@@ -130,12 +130,21 @@ class OwnEngine:
                     client.remove_container(container["Id"], force=True, v=True)
 
     def _kill_what_is_left(self) -> None:
-        """A dockerd that had to be killed leaves its containerd and shims; they name our directory."""
-        needle = f"{self.directory}/".encode()
-        for entry in Path("/proc").glob("[0-9]*/cmdline"):
-            with contextlib.suppress(OSError):
-                if needle in entry.read_bytes() and int(entry.parent.name) != os.getpid():
-                    os.kill(int(entry.parent.name), signal.SIGKILL)
+        """A dockerd that had to be killed leaves its containerd and shims, which name our directory, and the cells."""
+        needle = f"{self.directory}/"
+        ours: set[psutil.Process] = set()
+        for process in psutil.process_iter(["cmdline"]):
+            if process.pid != os.getpid() and any(needle in word for word in process.info["cmdline"] or ()):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    ours |= {process, *process.children(recursive=True)}
+        for process in ours:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(ours, _STOP_SECONDS)
+        for container in (self.directory / "data" / "containers").glob("*"):
+            for group in Path("/sys/fs/cgroup").rglob(f"*{container.name}*/"):
+                with contextlib.suppress(OSError):
+                    group.rmdir()
 
     def _mounts(self) -> list[str]:
         """Mount points below our directory, the innermost first."""
