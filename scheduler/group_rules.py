@@ -75,7 +75,7 @@ def dotted(path: Iterable[str | int]) -> str:
     """``("command", 2)`` as ``command[2]``, ``("health", "http")`` as ``health.http``."""
     text = ""
     for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+        text += f"[{part}]" if isinstance(part, int) else f".{part[:80]}" if text else part[:80]
     return text
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +16,6 @@ from scheduler.cli.client import connect
 from scheduler.cli.context import Context, context_path, create_context, read_context
 from scheduler.cli.errors import CommandFailed
 from scheduler.cli.output import Format, Styled, line, print_json
-from scheduler.units import format_duration
 
 VERSION_SECONDS = 2.0
 _LOOPBACK = re.compile(r"127\.[\d.]+:\d+|localhost:\d+|\[::1\]:\d+")
@@ -46,9 +44,9 @@ def create_token(
     if output is Format.JSON:
         print_json(shapes.token(answer))
         return
-    holds = format_duration(max(0.0, answer.expires_at - time.time()))
+    until = people.until_text(answer.expires_at)
     line(
-        f"A join token for {people.counted(answer.uses, 'server')}, good for {holds}. It is not shown again."
+        f"A join token for {people.counted(answer.uses, 'server')}, good until {until}. It is not shown again."
     )
     line("On each new server:")
     line(f"  GALACTICA_TOKEN={answer.token} galactica-agent --scheduler {address}")
@@ -99,8 +97,8 @@ def create_operator(
             f"{path} cannot be written: {error.strerror or error}",
             hint="Choose another place with --file FILE.",
         ) from error
-    holds = format_duration(max(0.0, answer.expires_at - time.time()))
-    line(f"{name}: {role.value} of fleet {context.fleet} for {holds}. Context file: {path}")
+    until = people.until_text(answer.expires_at)
+    line(f"{name}: {role.value} of fleet {context.fleet} until {until}. Context file: {path}")
     line(f"It holds a private key. Hand it over safely; they put it at {_usual_place()}")
     if _LOOPBACK.fullmatch(context.scheduler):
         line(

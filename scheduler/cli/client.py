@@ -93,9 +93,20 @@ class Client:
         return _REFUSALS.get(code.name, _failure)(details or code.name)
 
     def _no_connection(self, details: str) -> CommandFailed:
-        lowered = details.lower()
-        if any(word in lowered for word in _TLS_WORDS) or _has_expired(self.context):
-            return self._not_let_in(details)
+        if trouble := _trouble_with(self.context):
+            return CommandFailed(
+                f"the scheduler at {self.address} does not let {self._who} in: {trouble}",
+                ExitCode.UNAUTHORISED,
+                "Ask an admin for a new context file: galactica operator create",
+            )
+        if any(word in details.lower() for word in _TLS_WORDS):
+            return CommandFailed(
+                f"what answers at {self.address} is not the scheduler of fleet {self.context.fleet} "
+                "(its certificate is not from this fleet's CA)",
+                ExitCode.UNAUTHORISED,
+                f"Is the address right? The context file {context_path()} is for {self._who}; if the fleet was made "
+                "anew, ask an admin for a new one: galactica operator create",
+            )
         if self._was_ready:
             return CommandFailed(
                 f"the connection to the scheduler at {self.address} was lost",
@@ -108,20 +119,9 @@ class Client:
             "Is it running? Start it here: galactica up. Is it elsewhere? --scheduler HOST:PORT",
         )
 
-    def _not_let_in(self, details: str) -> CommandFailed:
-        who = f"{self.context.operator} of fleet {self.context.fleet}"
-        if _has_expired(self.context):
-            return CommandFailed(
-                f"the certificate of {who} has expired",
-                ExitCode.UNAUTHORISED,
-                "Ask an admin for a new context file: galactica operator create",
-            )
-        return CommandFailed(
-            f"the scheduler at {self.address} and the context file do not trust each other ({_short(details)})",
-            ExitCode.UNAUTHORISED,
-            f"The context file {context_path()} is for {who}; is that the fleet at this address? "
-            "If it was made anew, get a new context file: galactica operator create",
-        )
+    @property
+    def _who(self) -> str:
+        return f"{self.context.operator} of fleet {self.context.fleet}"
 
 
 @contextmanager
@@ -158,23 +158,35 @@ def _address(text: str) -> str:
         raise CommandFailed(str(error), ExitCode.USAGE) from error
 
 
-def _has_expired(context: Context) -> bool:
-    """Asked only after a failure: reading a certificate needs a heavy library."""
+def _trouble_with(context: Context) -> str:
+    """Why no scheduler can let these credentials in; empty where they look well.
+
+    Asked only after a failure: a scheduler that turns a certificate away just closes the connection, and reading
+    certificates needs a heavy library."""
     from datetime import UTC, datetime
 
     from cryptography import x509
+    from cryptography.exceptions import InvalidSignature
 
     try:
         certificate = x509.load_pem_x509_certificate(context.cert_pem.encode())
-    except ValueError:
-        return False
-    return certificate.not_valid_after_utc <= datetime.now(UTC)
+        authority = x509.load_pem_x509_certificate(context.ca_pem.encode())
+        certificate.verify_directly_issued_by(authority)
+    except InvalidSignature:
+        return "the context file's certificate is not from its fleet's CA"
+    except (ValueError, TypeError):
+        return "the context file's certificate is not from its fleet's CA, or is damaged"
+    now = datetime.now(UTC)
+    if certificate.not_valid_after_utc <= now:
+        return f"the certificate ended {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
+    if certificate.not_valid_before_utc > now:
+        return f"the certificate holds from {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC on"
+    return ""
 
 
 def _short(details: str) -> str:
-    """The library's account without its addresses and repetitions, first line, bounded."""
-    last = details.rsplit("Failed to connect to remote host: ", 1)[-1]
-    return last.split("\n", 1)[0][:160] or "no answer"
+    """The last part of the library's account, without addresses and repetitions."""
+    return details.split("\n", 1)[0].rsplit(": ", 1)[-1][:160] or "no answer"
 
 
 def _failure(details: str) -> CommandFailed:

@@ -282,3 +282,8 @@ def clock_text(at: float) -> str:
 def date_text(at: float) -> str:
     """Local date and time, to the millisecond."""
     return datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+
+
+def until_text(at: float) -> str:
+    """Local date and time, to the second."""
+    return datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M:%S")

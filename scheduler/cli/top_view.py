@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ STRIP_CELLS = 400
 """How many cells of a group are drawn as squares."""
 
 _SQUARE = "\N{BLACK SQUARE}"
+_HOLLOW = "\N{WHITE SQUARE}"
 _SERVER_COLUMNS = ("SERVER", "PHASE", "VERDICT", "CELLS", "CPU", "MEMORY", "BEAT")
 
 
@@ -69,7 +70,7 @@ def draw(picture: Picture, failure: str, size: ConsoleDimensions) -> RenderableT
         rich_table(("GROUP", "READY", "SICK", "CELLS"), _group_rows(picture, groups, size.width - 40)),
         "",
         rich_table(_SERVER_COLUMNS, _server_rows(picture, picture.servers[:servers])),
-        _more(len(picture.servers) - servers, "server"),
+        _more(len(picture.servers) - servers),
         *(_line(people.event_parts(event)) for event in (picture.events[-events:] if events else ())),
     ]
     return Group(*above, *middle, *below)
@@ -88,18 +89,23 @@ def _group_rows(picture: Picture, count: int, width: int) -> Iterator[tuple[Show
     for group in picture.status.groups[:count]:
         name, _, _, ready, _, sick = people.group_row(group)
         share = Styled(f"{group.ready}/{group.wanted}", ready.style if isinstance(ready, Styled) else "")
-        squares = strips.get(group.name, [])[: min(STRIP_CELLS, max(width, 10))]
-        yield name, share, sick, _squares(squares, group)
+        yield name, share, sick, _squares(strips.get(group.name, []), group, min(STRIP_CELLS, max(width, 10)))
 
 
-def _squares(cells: Iterable[operator_pb2.Cell], group: operator_pb2.GroupStatus) -> Text:
+def _squares(cells: Sequence[operator_pb2.Cell], group: operator_pb2.GroupStatus, room: int) -> Text:
+    """A square for each cell, a hollow one for each slot that has none."""
     from rich.text import Text
 
     text = Text(no_wrap=True)
-    for cell in cells:
+    for cell in cells[:room]:
         text.append(_SQUARE, style=_square_style(cell))
-    if len(text) < group.wanted:
-        text.append(" ..." if text else "too many to draw", style=people.DIM)
+    empty = group.wanted - len({cell.slot for cell in cells})
+    if not cells and group.ready:
+        text.append("too many to draw", style=people.DIM)
+    elif len(cells) < room:
+        text.append(_HOLLOW * min(empty, room - len(cells)), style=people.DIM)
+    if cells and len(cells) + max(0, empty) > room:
+        text.append(" ...", style=people.DIM)
     return text
 
 
@@ -123,8 +129,8 @@ def _server_rows(picture: Picture, servers: Iterable[operator_pb2.Server]) -> It
         yield name, phase, verdict, cells, cpu, memory, beat
 
 
-def _more(count: int, noun: str) -> Text:
-    return _line([Styled(f"... and {people.counted(count, noun)} more" if count > 0 else "", people.DIM)])
+def _more(count: int) -> Text:
+    return _line([Styled(f"... and {count:,} more" if count > 0 else "", people.DIM)])
 
 
 def _line(parts: Iterable[Shown]) -> Text:

@@ -114,8 +114,9 @@ def _groups(sources: Iterable[tuple[str, str]]) -> tuple[tuple[Group, ...], list
 def _twice(document: Document, file: str, group: Group, first: dict[str, str]) -> list[Mistake]:
     """Two documents that speak of one group, here or in another file."""
     place = document.place_of(("name",))
-    known = first.setdefault(group.name, f"{file}:{place.line}")
-    if known == f"{file}:{place.line}":
+    known = first.get(group.name)
+    if known is None:
+        first[group.name] = f"{file}:{place.line}"
         return []
     message = f"the {group.kind} {group.name!r} is in {known} already"
     return [Mistake(file, place.line, place.column, message, place.text, "name")]

@@ -24,6 +24,7 @@ DOCUMENTS_LIMIT = 1_000
 NODES_LIMIT = 100_000
 """Of one document once its aliases are written out: more is a bomb, no manifest."""
 DEPTH_LIMIT = 50
+TEXT_SHOWN = 80
 
 _TAG = "tag:yaml.org,2002:"
 _DIGITS_LIMIT = 30
@@ -118,7 +119,8 @@ def _nodes(text: str) -> Iterator[Node]:
 
 
 def _reader_message(error: ReaderError) -> str:
-    return f"the character #x{ord(error.character):02x} is not allowed in YAML"
+    character = error.character if isinstance(error.character, int) else ord(error.character)
+    return f"the character #x{character:02x} is not allowed in YAML"
 
 
 def _marked_message(error: MarkedYAMLError) -> str:
@@ -132,7 +134,7 @@ def _place_of_mark(text: str, error: MarkedYAMLError) -> Place:
         return Place(1, 1)
     lines = text.splitlines()
     shown = lines[mark.line].strip() if mark.line < len(lines) else ""
-    return Place(mark.line + 1, mark.column + 1, shown[:80])
+    return Place(mark.line + 1, mark.column + 1, shown[:TEXT_SHOWN])
 
 
 def _place_of_offset(text: str, offset: int) -> Place:
@@ -158,7 +160,7 @@ class _Builder:
         return document
 
     def _data(self, document: Document, node: Node, path: Path) -> Data:
-        place = _place(node, str(node.value) if isinstance(node, ScalarNode) else "")
+        place = _place(node, str(node.value)[:TEXT_SHOWN] if isinstance(node, ScalarNode) else "")
         document.values[path] = place
         self._nodes += 1
         if self._nodes > NODES_LIMIT or len(path) > DEPTH_LIMIT:
@@ -193,7 +195,7 @@ class _Builder:
                 continue
             key = str(key_node.value)
             here = (*path, key)
-            place = _place(key_node, key)
+            place = _place(key_node, key[:TEXT_SHOWN])
             if key in data:
                 first = document.keys[here]
                 message = f"the key {key!r} is there twice, first in line {first.line}"
@@ -201,6 +203,8 @@ class _Builder:
                 continue
             document.keys[here] = place
             data[key] = self._data(document, value_node, here)
+            if data[key] == Scalar("", None):  # the composer places it where the next thing begins
+                document.values[here] = place
         return data
 
 
