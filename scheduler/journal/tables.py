@@ -1,0 +1,125 @@
+"""The journal's tables, and what they refuse by themselves, whoever opens the file.
+
+``records.body`` is the record, whole, as JSON; the columns beside it are computed from it, so that they can
+never disagree with it, and are there to be searched (``cell``) and to be looked at with any SQLite shell.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+
+APPLICATION_ID = 0x47414C41
+"""'GALA' in the header of the file: this is a journal of ours."""
+
+TABLES_VERSION = 1
+"""The header's user_version; grows when the tables change."""
+
+RETENTION_FLOOR = "galactica_retention_floor"
+"""SQL function that only retention defines: the highest position that may be deleted. To anybody else the
+trigger that calls it fails, and with it the DELETE."""
+
+_TABLES = f"""
+CREATE TABLE records (
+    position INTEGER PRIMARY KEY,
+    schema INTEGER NOT NULL,
+    body TEXT NOT NULL,
+    at REAL AS (json_extract(body, '$.at')),
+    cause TEXT AS (json_extract(body, '$.cause')),
+    type TEXT AS (json_extract(body, '$.event.type')),
+    cell TEXT AS (json_extract(body, '$.event.cell')),
+    grp TEXT AS (coalesce(
+        substr(json_extract(body, '$.event.cell'), 1, instr(json_extract(body, '$.event.cell'), '/') - 1),
+        json_extract(body, '$.event.group.name'),
+        json_extract(body, '$.event.name'))),
+    server TEXT AS (json_extract(body, '$.event.server'))
+) STRICT;
+CREATE INDEX records_of_cell ON records (cell) WHERE cell IS NOT NULL;
+CREATE TRIGGER records_only_grow BEFORE INSERT ON records
+    WHEN NEW.position IS NOT (SELECT coalesce(max(position), 0) + 1 FROM records)
+    BEGIN SELECT RAISE(ABORT, 'a record takes the position after the last one'); END;
+CREATE TRIGGER records_never_change BEFORE UPDATE ON records
+    BEGIN SELECT RAISE(ABORT, 'records are never changed'); END;
+CREATE TRIGGER records_go_by_retention BEFORE DELETE ON records
+    WHEN OLD.position > {RETENTION_FLOOR}()
+        OR OLD.position > (SELECT coalesce(min(position), 0) FROM snapshots)
+        OR OLD.position = (SELECT max(position) FROM records)
+    BEGIN SELECT RAISE(ABORT, 'records are deleted by retention alone'); END;
+
+CREATE TABLE snapshots (position INTEGER PRIMARY KEY, data BLOB NOT NULL) STRICT;
+CREATE TRIGGER snapshots_only_grow BEFORE INSERT ON snapshots
+    WHEN NEW.position <= (SELECT coalesce(max(position), 0) FROM snapshots)
+        OR NEW.position > (SELECT coalesce(max(position), 0) FROM records)
+    BEGIN SELECT RAISE(ABORT, 'a snapshot is above the last one and not above the last record'); END;
+CREATE TRIGGER snapshots_never_change BEFORE UPDATE ON snapshots
+    BEGIN SELECT RAISE(ABORT, 'snapshots are never changed'); END;
+CREATE TRIGGER snapshots_go_when_there_are_newer BEFORE DELETE ON snapshots
+    WHEN (SELECT count(*) FROM snapshots WHERE position > OLD.position) < 2
+    BEGIN SELECT RAISE(ABORT, 'the two newest snapshots are kept'); END;
+
+CREATE TABLE epochs (epoch INTEGER PRIMARY KEY, at REAL NOT NULL, pid INTEGER NOT NULL) STRICT;
+CREATE TRIGGER epochs_only_grow BEFORE INSERT ON epochs
+    WHEN NEW.epoch IS NOT (SELECT coalesce(max(epoch), 0) + 1 FROM epochs)
+    BEGIN SELECT RAISE(ABORT, 'an epoch is one above the last one'); END;
+CREATE TRIGGER epochs_never_change BEFORE UPDATE ON epochs
+    BEGIN SELECT RAISE(ABORT, 'epochs are never changed'); END;
+CREATE TRIGGER epochs_never_go BEFORE DELETE ON epochs
+    BEGIN SELECT RAISE(ABORT, 'epochs are never deleted'); END;
+"""  # noqa: S608 - made of constants
+
+_CHECKPOINT_PAGES = 4_000
+"""About 16 MiB of log before it is copied into the database: fewer, larger copies than by default (measured)."""
+
+_LOG_BYTES_KEPT = 64 * 1024 * 1024
+
+
+def create(path: Path) -> None:
+    """Make an empty journal at ``path``, whole or not at all: built beside it and then renamed."""
+    making = path.with_name(path.name + ".creating")
+    making.unlink(missing_ok=True)
+    os.close(os.open(making, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    connection = sqlite3.connect(making, isolation_level=None)
+    try:
+        connection.executescript(f"""
+            PRAGMA synchronous = FULL;
+            BEGIN;
+            PRAGMA application_id = {APPLICATION_ID};
+            PRAGMA user_version = {TABLES_VERSION};
+            {_TABLES}
+            COMMIT;
+            PRAGMA journal_mode = WAL;
+        """)
+    finally:
+        connection.close()
+    making.rename(path)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def open_for_writing(path: Path) -> sqlite3.Connection:
+    """Used by one thread at a time, which need not be this one."""
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    connection.executescript(f"""
+        PRAGMA synchronous = FULL;
+        PRAGMA recursive_triggers = ON;
+        PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES};
+        PRAGMA journal_size_limit = {_LOG_BYTES_KEPT};
+        PRAGMA cache_size = -65536;
+    """)
+    return connection
+
+
+def open_for_reading(path: Path) -> sqlite3.Connection:
+    """Sees what is durable and can write nothing. Used by one thread at a time, which need not be this one."""
+    return sqlite3.connect(
+        f"{path.as_uri()}?mode=ro", uri=True, isolation_level=None, check_same_thread=False
+    )
