@@ -133,10 +133,17 @@ def server_of(context: Context) -> str:
 
 async def abort(context: Context, code: grpc.StatusCode, message: str, rule: str = "") -> Never:
     """End the call; ``rule`` names what refused it, for programs."""
-    raw = message.encode()
-    if len(raw) > DETAILS_BYTES_LIMIT:
-        message = raw[:DETAILS_BYTES_LIMIT].decode(errors="ignore") + " ..."
-    await context.abort(code, message, ((REFUSAL_KEY, rule),) if rule else ())
+    await context.abort(code, _fitting(message), ((REFUSAL_KEY, rule),) if rule else ())
+
+
+def _fitting(message: str) -> str:
+    """gRPC percent-encodes what is no printable ASCII: three bytes for one."""
+    left = DETAILS_BYTES_LIMIT
+    for index, character in enumerate(message):
+        left -= 1 if " " <= character <= "~" and character != "%" else 3 * len(character.encode())
+        if left < 0:
+            return message[:index] + " ..."
+    return message
 
 
 async def _told(inner: Behaviour, request: Any, context: Context, method: str) -> Any:

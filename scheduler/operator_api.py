@@ -9,7 +9,7 @@ Long answers are made in a thread, since views are immutable and agents' beats s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
 from galactica.v1 import operator_pb2, operator_pb2_grpc
@@ -55,7 +55,7 @@ class Logs(Protocol):
 
 
 class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
-    """One per scheduler. ``advertised``: HOST:PORT where agents find this scheduler, told with each token."""
+    """One per scheduler. ``advertised`` tells HOST:PORT where agents find this scheduler; with each token."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
         *,
         fleet: str,
         version: str,
-        advertised: str,
+        advertised: Callable[[], str],
     ) -> None:
         self._mind = mind
         self._journal = journal
@@ -242,7 +242,7 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
         expires_at = self._mind.now() + request.ttl_seconds
         await self._ask(requests.CreateToken(token_id, secret_sha256, request.uses, expires_at), context)
         return operator_pb2.CreateTokenResponse(
-            token=text, expires_at=expires_at, uses=request.uses, scheduler=self._advertised
+            token=text, expires_at=expires_at, uses=request.uses, scheduler=self._advertised()
         )
 
     async def CreateOperator(

@@ -151,7 +151,13 @@ async def link_world(
     dispatcher = Dispatcher(mind, ca, fleet="alpha", epoch=7, limits=limits)
     mind.outbox = dispatcher
     api = OperatorApi(
-        mind, mind, dispatcher, ca, fleet="alpha", version="0.1.0", advertised="scheduler.example:7400"
+        mind,
+        mind,
+        dispatcher,
+        ca,
+        fleet="alpha",
+        version="0.1.0",
+        advertised=lambda: "scheduler.example:7400",
     )
     key, certificate = ca.issue_scheduler()
     server, port = await make_server(mind, ca, dispatcher, api, f"{LOOPBACK}:0", key, certificate)

@@ -1,0 +1,336 @@
+"""Wiring: one scheduler from its data directory to its ports, and ``galactica up`` with an agent beside it.
+
+data/journal.db   the journal, and the lock that keeps a second scheduler out
+data/ca/          the CA's key and certificate (mode 0600)
+data/agent/       the local agent's, with ``up`` alone
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+import socket
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import grpc
+import structlog
+from msgspec import Struct
+
+from scheduler.ca import SERVER_TTL_SECONDS, AuthorityError, CertificateAuthority, Role, new_key_and_csr
+from scheduler.cli.context import Context, write_context
+from scheduler.cli.errors import CommandFailed, ExitCode
+from scheduler.cli.options import Address, SchedulerOptions, UpOptions, next_port
+from scheduler.clock import DisciplinedClock
+from scheduler.controller import Controller, load
+from scheduler.core import Start
+from scheduler.dispatcher import Dispatcher
+from scheduler.enrolment import EnrolmentService, enrolment_credentials, make_enrolment_server
+from scheduler.journal import Journal, JournalError
+from scheduler.journal.sqlite import SqliteJournal
+from scheduler.local_agent import AgentPlan, LocalAgent
+from scheduler.operator_api import OperatorApi
+from scheduler.requests import EnrolOperator, Refused
+from scheduler.serving import make_server
+
+FLEET = "galactica"
+ADMIN = "admin"
+ADMIN_TTL_SECONDS = 365 * 86_400.0
+"""Of the certificate in the context file; each start writes a fresh one."""
+GRACE_SECONDS = 1.0
+_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+
+log = structlog.get_logger("scheduler.serve")
+
+
+class Setup(Struct, frozen=True):
+    """What one scheduler needs to know."""
+
+    data: Path
+    context: Path
+    fleet: str
+    listen: Address
+    enrol_listen: Address
+
+
+def run_scheduler(options: SchedulerOptions) -> None:
+    """``galactica scheduler``: until SIGINT or SIGTERM. Raises CommandFailed."""
+    setup = Setup(options.data, options.context, options.fleet, options.listen, options.enrol_listen)
+    _run(setup, None)
+
+
+def run_up(options: UpOptions) -> None:
+    """``galactica up``: a scheduler and one agent, until SIGINT or SIGTERM. Raises CommandFailed."""
+    try:
+        enrol_listen = next_port(options.listen)
+    except ValueError as error:
+        raise CommandFailed(str(error), ExitCode.USAGE) from error
+    _run(Setup(options.data, options.context, FLEET, options.listen, enrol_listen), options)
+
+
+def configure_logging() -> None:
+    """For people on a terminal, one JSON object per line otherwise; always on standard error."""
+    is_terminal = sys.stderr.isatty()
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *([] if is_terminal else [structlog.processors.format_exc_info]),
+            structlog.dev.ConsoleRenderer(colors=not os.environ.get("NO_COLOR"))
+            if is_terminal
+            else structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+    )
+
+
+def _run(setup: Setup, up: UpOptions | None) -> None:
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines say less than ours
+    configure_logging()
+    try:
+        asyncio.run(_serve(setup, up))
+    except BaseExceptionGroup as group:
+        error = _first(group)
+        if isinstance(error, JournalError):
+            raise CommandFailed(str(error)) from error
+        raise error from None
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What ended the task groups."""
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+
+
+async def _serve(setup: Setup, up: UpOptions | None) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    scheduler = await Scheduler.open(setup)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            mind = tasks.create_task(scheduler.controller.run(scheduler.dispatcher), name="controller")
+            await scheduler.begin()
+            say(_greeting(setup, scheduler, up))
+            if up is None:
+                await stop.wait()
+            else:
+                await _run_agent_until(stop, scheduler, _plan(setup, scheduler, up))
+            await scheduler.end()
+            mind.cancel()
+    finally:
+        await scheduler.close()
+
+
+async def _run_agent_until(stop: asyncio.Event, scheduler: Scheduler, plan: AgentPlan) -> None:
+    agent = LocalAgent(plan, scheduler.controller, scheduler.ca)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            living = tasks.create_task(agent.run(), name="agent")
+            await stop.wait()
+            living.cancel()
+    finally:
+        if plan.stop_cells:
+            say("The agent ends its cells and then itself.\n")
+        await agent.end()
+
+
+class Scheduler:
+    """Owns journal, CA, controller and ports of one scheduler, in this order: ``open``, ``begin`` while the
+    controller runs, ``end``, ``close``. ``address`` and ``enrol_address``: HOST:PORT for those on this machine."""
+
+    def __init__(self, setup: Setup, journal: Journal, ca: CertificateAuthority) -> None:
+        self._setup = setup
+        self._journal = journal
+        self.ca = ca
+        fleet = load(journal)
+        version = program_version()
+        epoch = journal.claim_epoch()
+        clock = DisciplinedClock(fleet.at)
+        self.controller = Controller(journal, fleet, clock, Start(epoch, version))
+        self.dispatcher = Dispatcher(self.controller, ca, fleet=setup.fleet, epoch=epoch)
+        self._version = version
+        self._servers: list[grpc.aio.Server] = []
+        self.address = ""
+        self.enrol_address = ""
+
+    @classmethod
+    async def open(cls, setup: Setup) -> Scheduler:
+        """Everything that can be refused before anything is heard outside. Raises CommandFailed."""
+        journal = open_journal(setup.data)
+        try:
+            ca = CertificateAuthority.open_or_create(setup.data / "ca", setup.fleet)
+            scheduler = cls(setup, journal, ca)
+            await scheduler._bind()
+        except AuthorityError as error:
+            await journal.close()
+            raise CommandFailed(str(error)) from error
+        except JournalError as error:
+            await journal.close()
+            raise CommandFailed(str(error)) from error
+        except BaseException:
+            await journal.close()
+            raise
+        return scheduler
+
+    async def _bind(self) -> None:
+        setup = self._setup
+        for address in (setup.listen, setup.enrol_listen):
+            check_free(address)
+        key, certificate = self.ca.issue_scheduler(_hosts(setup.listen.host, setup.enrol_listen.host))
+        enrolment = EnrolmentService(self.ca, self.controller, setup.fleet, SERVER_TTL_SECONDS)
+        enrol_server, enrol_port = make_enrolment_server(
+            enrolment, str(setup.enrol_listen), enrolment_credentials(self.ca, key, certificate)
+        )
+        self._servers = [enrol_server]
+        api = OperatorApi(
+            self.controller,
+            self._journal,
+            self.dispatcher,
+            self.ca,
+            fleet=setup.fleet,
+            version=self._version,
+            advertised=self._advertised,
+        )
+        server, port = await make_server(
+            self.controller, self.ca, self.dispatcher, api, str(setup.listen), key, certificate
+        )
+        self._servers.append(server)
+        self.address = _near(setup.listen, port)
+        self.enrol_address = _near(setup.enrol_listen, enrol_port)
+
+    def _advertised(self) -> str:
+        """Where others find it: a wildcard is told as this machine's name."""
+        host = self._setup.listen.host
+        port = int(self.address.rpartition(":")[2])
+        return str(Address(socket.gethostname() if host in _WILDCARDS else host, port))
+
+    async def begin(self) -> None:
+        """Open the ports and write the admin's context file; the controller has to run. Raises CommandFailed."""
+        await self._write_admin_context()
+        for server in self._servers:
+            await server.start()
+        log.info("listening", address=self.address, enrolment=self.enrol_address, fleet=self._setup.fleet)
+
+    async def _write_admin_context(self) -> None:
+        key, csr = new_key_and_csr()
+        issued = self.ca.issue_operator(csr, ADMIN, Role.ADMIN, ADMIN_TTL_SECONDS)
+        context = Context(
+            scheduler=self.address,
+            ca_pem=self.ca.certificate_pem.decode(),
+            cert_pem=issued.certificate_pem.decode(),
+            key_pem=key.decode(),
+            fleet=self._setup.fleet,
+            operator=ADMIN,
+            role=Role.ADMIN.value,
+        )
+        try:
+            await self.controller.ask(EnrolOperator(ADMIN, Role.ADMIN.value, issued.expires_at), by="start")
+            await asyncio.to_thread(write_context, self._setup.context, context)
+        except Refused as refusal:
+            raise CommandFailed(str(refusal)) from refusal
+        except OSError as error:
+            raise CommandFailed(
+                f"the context file {self._setup.context} cannot be written: {error.strerror or error}",
+                hint="Set GALACTICA_CONTEXT to a path that can be.",
+            ) from error
+
+    async def end(self) -> None:
+        """Close the ports; agents keep their cells."""
+        self.dispatcher.close()
+        await asyncio.gather(*(server.stop(GRACE_SECONDS) for server in self._servers))
+        log.info("ended")
+
+    async def close(self) -> None:
+        """Whatever is still open. Fine after ``end``."""
+        await asyncio.gather(*(server.stop(None) for server in self._servers))
+        await self._journal.close()
+
+
+def open_journal(data: Path) -> Journal:
+    """The data directory's journal. Raises CommandFailed."""
+    try:
+        return SqliteJournal.open(data)
+    except JournalError as error:
+        raise CommandFailed(str(error)) from error
+    except OSError as error:
+        raise CommandFailed(
+            f"the data directory {data} cannot be used: {error.strerror or error}",
+            hint="Name another one: --data DIR",
+        ) from error
+
+
+def check_free(address: Address) -> None:
+    """What the port's own error would say less clearly. Raises CommandFailed."""
+    try:
+        found = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        family, kind, protocol, _, name = found[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(name)
+    except OSError as error:
+        why = "it is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
+        raise CommandFailed(
+            f"cannot listen on {address}: {why}",
+            hint="Does a scheduler run here already? Try galactica status, or another address: --listen HOST:PORT",
+        ) from error
+
+
+def program_version() -> str:
+    try:
+        return metadata.version("galactica")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _hosts(*hosts: str) -> list[str]:
+    return [socket.gethostname(), *(host for host in hosts if host not in _WILDCARDS)]
+
+
+def _near(address: Address, port: int) -> str:
+    """How this machine itself reaches it."""
+    return str(Address(_WILDCARDS.get(address.host, address.host), port))
+
+
+def _plan(setup: Setup, scheduler: Scheduler, up: UpOptions) -> AgentPlan:
+    return AgentPlan(
+        data=setup.data / "agent",
+        scheduler=scheduler.address,
+        enrolment=scheduler.enrol_address,
+        runtime=up.runtime.value if up.runtime else "",
+        labels=up.labels,
+        stop_cells=up.stop_cells,
+    )
+
+
+def _greeting(setup: Setup, scheduler: Scheduler, up: UpOptions | None) -> str:
+    lines = [
+        f"Fleet {setup.fleet} is up. Data: {setup.data}",
+        f"  agents and operators: {scheduler.address}",
+        f"  enrolment:            {scheduler.enrol_address}",
+        f"  admin's context file: {setup.context}",
+    ]
+    if up is None:
+        lines += [
+            "Let a server join: galactica token create, then there galactica-agent --scheduler HOST:PORT",
+            "Ctrl-C ends the scheduler; agents and cells live on.",
+        ]
+    else:
+        lines += [
+            "In another terminal: galactica status, galactica apply FILE",
+            "Ctrl-C ends scheduler, agent and cells."
+            if up.stop_cells
+            else "Ctrl-C ends scheduler and agent; the cells live on.",
+        ]
+    return "\n".join(lines) + "\n"
