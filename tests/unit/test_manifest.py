@@ -305,7 +305,7 @@ def test_a_mistake_is_told_at_its_place(written, said):
         ("kind: service\ncommand: [x]\n", ["web.yaml:1:1: name: is missing; every service needs a name"]),
         (
             "kind: service\nname: Web_1\ncommand: [x]\n",
-            ["web.yaml:2:7: name: 'Web_1' is no name: 1 to 63 lower-case letters, digits and '-', no '-' at either end"],
+            ["web.yaml:2:7: name: 'Web_1' is no name: 1 to 63 lower-case letters, digits and '-', no '-' at either end"],  # noqa: E501
         ),
         (
             "kind: servise\nname: w\ncommand: [x]\n",
