@@ -284,7 +284,7 @@ class AgentProcess:
 
 def pid_of(report: cell_pb2.CellReport) -> int:
     """The main process of a process cell."""
-    return int(report.runtime_id.partition(":")[0].rpartition(" ")[2])
+    return int(report.runtime_id)
 
 
 def is_alive(pid: int) -> bool:
