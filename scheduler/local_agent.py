@@ -21,7 +21,7 @@ from scheduler.tokens import new_token
 TOKEN_VARIABLE = "GALACTICA_TOKEN"  # noqa: S105 - a name, no token
 TOKEN_SECONDS = 300.0
 EXIT_USAGE = 2
-PAUSE_FIRST_SECONDS = 1.0
+PAUSE_FIRST_SECONDS = 0.5
 PAUSE_LIMIT_SECONDS = 8.0
 QUICK_SECONDS = 10.0
 QUICK_ENDS_LIMIT = 6
@@ -66,7 +66,7 @@ class LocalAgent:
 
     async def run(self) -> None:
         """Until cancelled. Raises CommandFailed where the agent cannot begin at all."""
-        pause_seconds, quick_ends = PAUSE_FIRST_SECONDS, 0
+        quick_ends = 0
         while True:
             began = time.monotonic()
             code = await self._live()
@@ -74,14 +74,13 @@ class LocalAgent:
                 raise CommandFailed(
                     "the agent on this machine could not begin", hint="Its own words are above."
                 )
-            is_quick = time.monotonic() - began < QUICK_SECONDS
-            quick_ends = quick_ends + 1 if is_quick else 1
-            pause_seconds = min(PAUSE_LIMIT_SECONDS, 2 * pause_seconds) if is_quick else PAUSE_FIRST_SECONDS
+            quick_ends = quick_ends + 1 if time.monotonic() - began < QUICK_SECONDS else 1
             if quick_ends >= QUICK_ENDS_LIMIT:
                 raise CommandFailed(
                     f"the agent on this machine ended {quick_ends} times right after its start",
                     hint="Its own words are above.",
                 )
+            pause_seconds = min(PAUSE_LIMIT_SECONDS, PAUSE_FIRST_SECONDS * 2 ** (quick_ends - 1))
             log.warning("agent_ended", exit_code=code, next_in_seconds=pause_seconds)
             await asyncio.sleep(pause_seconds)
 

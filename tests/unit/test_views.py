@@ -1,0 +1,263 @@
+"""What readers are shown, from a small world that the real core decides on."""
+
+import pytest
+from galactica.v1 import cell_pb2, operator_pb2
+
+from scheduler import history, views
+from scheduler.model import Policy
+from scheduler.requests import CondemnCell, DeleteGroup, DrainServer
+from tests.support.world import START, World, exited, gone, running, service, spec, starting
+
+
+def world_of(*groups, servers=("a", "b"), **options):
+    world = World(**options)
+    world.join(*servers)
+    if groups:
+        world.apply(*groups)
+    return world
+
+
+def view(world):
+    return world.core.view(world.now)
+
+
+def status(world):
+    return views.status(view(world), "alpha")
+
+
+def group(world, name="web"):
+    return next(row for row in status(world).groups if row.name == name)
+
+
+def row(world, cell_id):
+    return next(cell for cell in views.cells(view(world), with_graves=True) if cell.id == cell_id)
+
+
+def certificate(world, cell_id, *, forgotten=False):
+    def of(wanted):
+        return [record for record in world.records if getattr(record.event, "cell", "") == wanted]
+
+    name, _, generation = cell_id.rpartition(".")
+    successor = f"{name}.{int(generation) + 1}"
+    seen = view(world)
+    if forgotten:
+        seen = view(World(fleet=type(seen.fleet)()))
+    return history.certificate(seen, cell_id, of(cell_id), of(successor))
+
+
+class TestStatus:
+    def test_fleet_without_groups_is_healthy(self):
+        assert status(world_of(servers=())) == operator_pb2.GetStatusResponse(
+            fleet="alpha", healthy=True, position=1, epoch=1
+        )
+
+    def test_fleet_that_has_all_it_wants_is_healthy(self):
+        world = world_of(service("web", 3), service("api", 1))
+        shown = status(world)
+        assert shown.healthy
+        assert list(shown.groups) == [
+            operator_pb2.GroupStatus(kind="service", name="api", wanted=1, ready=1, revision=1),
+            operator_pb2.GroupStatus(kind="service", name="web", wanted=3, ready=3, revision=1),
+        ]
+
+    def test_cells_that_boot_make_it_unhealthy(self):
+        world = world_of(service("web", 2), obedient=False)
+        world.report("a", starting("web/0.1"))
+        assert (status(world).healthy, group(world).booting) == (False, 2)
+
+    def test_sick_cell_that_waits_for_its_successor_counts_as_sick(self):
+        world = world_of(service("web", 2), servers=("a",))
+        world.obedient = False
+        world.report("a", running("web/0.1", failures=3))
+        assert group(world) == operator_pb2.GroupStatus(
+            kind="service", name="web", wanted=2, ready=1, booting=1, sick=1, revision=1
+        )
+        assert not status(world).healthy
+
+    def test_dead_cell_that_the_journal_cannot_record_is_not_called_ready(self):
+        world = world_of(service("web", 2), servers=("a",))
+        world.journal_refuses = "disk full"
+        world.report("a", exited("web/0.1"))
+        shown = status(world)
+        assert (group(world).ready, group(world).sick, shown.healthy) == (1, 1, False)
+        assert [(hold.group, hold.rule, hold.reason) for hold in shown.held] == [("", "journal", "disk full")]
+
+    def test_what_is_held_is_one_line_per_group_and_rule(self):
+        world = world_of(service("web", 3, spec(placement=spec().placement)), servers=())
+        (hold,) = status(world).held
+        assert (hold.group, hold.rule, hold.slots) == ("web", "no_capacity", 3)
+        assert hold.next_look_at == pytest.approx(world.now + Policy().relook_seconds)
+        assert not status(world).healthy
+
+    def test_new_revision_is_unhealthy_until_the_last_old_cell_is_replaced(self):
+        world = world_of(service("web", 2))
+        world.obedient = False
+        world.apply(service("web", 2, spec("2")))
+        assert not status(world).healthy
+        world.obedient = True
+        world.until(lambda: status(world).healthy)
+        assert group(world) == operator_pb2.GroupStatus(
+            kind="service", name="web", wanted=2, ready=2, revision=2
+        )
+
+    def test_service_that_is_deleted_is_shown_until_its_last_cell_is_gone(self):
+        world = world_of(service("web", 2))
+        world.obedient = False
+        world.ask(DeleteGroup("web"))
+        assert (group(world).wanted, group(world).sick) == (0, 2)
+        world.report("a", gone("web/0.1"), gone("web/1.1"))
+        world.report("b", gone("web/0.1"), gone("web/1.1"))
+        assert list(status(world).groups) == []
+
+
+class TestCells:
+    def test_cells_are_told_by_group_slot_and_generation(self):
+        world = world_of(service("web", 11), service("api", 1))
+        names = [cell.id for cell in views.cells(view(world))]
+        assert names == ["api/0.1", *(f"web/{slot}.1" for slot in range(11))]
+
+    def test_ready_cell_shows_where_it_answers(self):
+        world = world_of(service("web", 1), servers=("a",))
+        shown = row(world, "web/0.1")
+        cell = world.cell("web/0.1")
+        assert shown == operator_pb2.Cell(
+            id="web/0.1",
+            group="web",
+            slot=0,
+            generation=1,
+            kind="container",
+            phase="READY",
+            verdict="healthy",
+            reason="it runs",
+            server="a",
+            digest=cell.digest,
+            revision=1,
+            ordered_at=START,
+            ready_at=START,
+            endpoints={"http": "127.0.0.1:8080"},
+            runtime_id="pid",
+        )
+
+    def test_booting_cell_shows_what_its_agent_does(self):
+        world = world_of(service("web", 1), servers=("a",), obedient=False)
+        report = starting("web/0.1")
+        world.report("a", type(report)(report.cell, report.digest, report.state, progress="pulling, 40 %"))
+        shown = row(world, "web/0.1")
+        assert (shown.phase, shown.verdict, shown.progress) == ("BOOTING", "healthy", "pulling, 40 %")
+
+    def test_condemned_cell_keeps_its_verdict_when_its_probe_turns_green(self):
+        world = world_of(service("web", 1), servers=("a",))
+        world.obedient = False
+        world.report("a", running("web/0.1", failures=3))
+        world.report("a", running("web/0.1"))
+        shown = row(world, "web/0.1")
+        assert (shown.phase, shown.verdict, shown.reason) == ("CONDEMNED", "sick", "probe_failed")
+        assert shown.replaced_by == "web/0.2"
+
+    def test_decommissioned_cells_are_shown_only_when_asked_for(self):
+        world = world_of(service("web", 1), servers=("a",))
+        world.report("a", exited("web/0.1"))
+        assert [cell.id for cell in views.cells(view(world))] == ["web/0.2"]
+        assert [cell.id for cell in views.cells(view(world), with_graves=True)] == ["web/0.1", "web/0.2"]
+        assert row(world, "web/0.1").decommissioned_at == START
+
+    def test_cells_of_one_group_can_be_asked_for(self):
+        world = world_of(service("web", 1), service("api", 1))
+        assert [cell.id for cell in views.cells(view(world), "api")] == ["api/0.1"]
+
+
+class TestServers:
+    def test_server_shows_what_it_is_has_and_carries(self):
+        world = World()
+        world.join("a", labels={"zone": "x"}, memory_bytes=100)
+        world.apply(service("web", 2))
+        (shown,) = views.servers(view(world))
+        assert shown == operator_pb2.Server(
+            id="a",
+            phase="READY",
+            verdict="healthy",
+            reason="it beats",
+            labels={"zone": "x"},
+            runtimes=["process", "docker"],
+            capacity=cell_pb2.Capacity(memory_bytes=100),
+            used=cell_pb2.Capacity(),
+            cells=["web/0.1", "web/1.1"],
+            last_beat_at=START,
+        )
+
+    def test_silent_server_is_suspect_and_then_dead(self):
+        world = world_of(servers=("a",))
+        world.now += 3.0
+        (suspect,) = views.servers(view(world))
+        world.now += 3.0
+        (dead,) = views.servers(view(world))
+        assert (suspect.verdict, dead.verdict) == ("suspect", "dead")
+
+    def test_server_that_enrolled_and_never_attached_has_no_beat(self):
+        world = world_of(servers=("a",)).crash()
+        (shown,) = views.servers(view(world))
+        assert not shown.HasField("last_beat_at")
+
+    def test_drained_server_shows_its_phase(self):
+        world = world_of(service("web", 1), servers=("a",))
+        world.ask(DrainServer("a"))
+        (shown,) = views.servers(view(world))
+        assert shown.phase == "CONDEMNED"
+
+
+class TestCertificate:
+    def test_cell_that_nobody_ordered_has_none(self):
+        assert certificate(world_of(), "web/0.1") is None
+
+    def test_condemned_by_an_operator(self):
+        world = world_of(service("web", 1), servers=("a",))
+        world.ask(CondemnCell("web/0.1", "too slow"), "operator:ann")
+        shown = certificate(world, "web/0.1")
+        assert (shown.rule, shown.verdict, shown.cause, shown.cell.reason) == (
+            "operator",
+            "healthy",
+            "operator:ann",
+            "condemned by ann: too slow",
+        )
+        assert shown.replaced_by == "web/0.2"
+        assert certificate(world, "web/0.2").replaces == ""  # it lives: no death to certify
+        assert certificate(world, "web/0.2").cell.replaces == "web/0.1"
+
+    def test_what_holds_the_successor_is_told(self):
+        world = world_of(service("web", 1), servers=("a",))
+        world.obedient = False
+        world.report("a", exited("web/0.1"))
+        world.report("a", exited("web/0.2"))
+        shown = certificate(world, "web/0.2")
+        assert [hold.rule for hold in shown.held] == ["backoff"]
+
+    def test_cell_that_the_fleet_forgot_is_told_by_the_journal(self):
+        world = world_of(service("web", 1), servers=("a",))
+        world.report("a", exited("web/0.1"))
+        remembered = certificate(world, "web/0.1")
+        forgotten = certificate(world, "web/0.1", forgotten=True)
+        assert forgotten == remembered
+
+
+class TestEvents:
+    def test_event_tells_its_subject_cause_and_the_rest_as_json(self):
+        world = world_of(service("web", 1), servers=("a",))
+        record = next(r for r in world.records if type(r.event).__name__ == "CellReady")
+        assert history.event_row(record) == operator_pb2.Event(
+            position=record.position,
+            at=START,
+            type="CellReady",
+            cell="web/0.1",
+            group="web",
+            cause="report:a",
+            schema=1,
+            details_json='{"endpoints": {"http": "127.0.0.1:8080"}, "runtime_id": "pid"}',
+        )
+
+    def test_values_of_an_environment_are_not_told(self):
+        world = world_of(service("web", 1, spec(env={"PASSWORD": "hunter2"})))
+        record = next(r for r in world.records if type(r.event).__name__ == "GroupApplied")
+        shown = history.event_row(record)
+        assert shown.group == "web"
+        assert '"PASSWORD": "(not shown)"' in shown.details_json
+        assert "hunter2" not in shown.details_json

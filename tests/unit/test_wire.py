@@ -1,0 +1,191 @@
+"""What an agent may say, and what it may not."""
+
+import math
+
+import pytest
+from galactica.v1 import cell_pb2, link_pb2
+
+from scheduler import wire
+from scheduler.commands import Decommission, Order, Resync
+from scheduler.model import Autopsy, Resources, RuntimeKind, Tempo
+from scheduler.sight import Attached, CellReport, CellState, ProbeStatus, Reported, ServerFacts, Vitals
+from scheduler.wire_groups import spec_to_proto
+from tests.support.world import spec
+
+
+def report(**fields):
+    return link_pb2.Report(**{"session": "1-1", "sequence": 1, **fields})
+
+
+def cell(**fields):
+    return cell_pb2.CellReport(**{"cell_id": "web/0.1", "state": cell_pb2.CELL_STATE_RUNNING, **fields})
+
+
+def told(*cells):
+    return wire.reported(report(cells=cells), "a", 5.0).cells
+
+
+class TestWhatIsTaken:
+    def test_empty_report_is_a_beat(self):
+        assert wire.reported(report(), "a", 5.0) == Reported("a", "1-1", 1, 5.0)
+
+    def test_everything_that_an_agent_can_say_of_a_cell_arrives(self):
+        message = cell(
+            digest="d",
+            state=cell_pb2.CELL_STATE_EXITED,
+            runtime_id="42",
+            endpoints={"http": "h:1", "admin": "h:2"},
+            probe=cell_pb2.ProbeStatus(has_passed=True, consecutive_failures=2, last_error="no"),
+            autopsy=cell_pb2.Autopsy(
+                reason="exited with 3",
+                exit_code=3,
+                signal="",
+                oom_killed=True,
+                last_lines=["a"],
+                lived_seconds=1.5,
+            ),
+            progress="pulling",
+        )
+        assert told(message) == (
+            CellReport(
+                "web/0.1",
+                "d",
+                CellState.EXITED,
+                "42",
+                {"admin": "h:2", "http": "h:1"},
+                ProbeStatus(has_passed=True, consecutive_failures=2, last_error="no"),
+                Autopsy("exited with 3", 3, "", oom_killed=True, last_lines=("a",), lived_seconds=1.5),
+                "pulling",
+            ),
+        )
+
+    @pytest.mark.parametrize("state", [one for one in cell_pb2.CellState.values() if one])
+    def test_every_state_of_the_contract_is_known(self, state):
+        (seen,) = told(cell(state=state))
+        assert seen.state.name == cell_pb2.CellState.Name(state).removeprefix("CELL_STATE_")
+
+    def test_exit_code_that_was_not_said_stays_unknown(self):
+        (seen,) = told(cell(autopsy=cell_pb2.Autopsy(reason="gone")))
+        assert seen.autopsy == Autopsy("gone")
+
+    def test_vitals_go_there_and_back(self):
+        vitals = Vitals(0.1, 0.2, 0.3, 4.0, 5.0, None, 6.0, -1.0, -250.0)
+        assert wire.vitals_from_proto(wire.vitals_to_proto(vitals)) == vitals
+
+    def test_hello_tells_facts_and_inventory(self):
+        hello = link_pb2.Hello(
+            labels={"zone": "a", "disk": "ssd"},
+            capacity=cell_pb2.Capacity(cpu_millis=4_000, memory_bytes=5, disk_bytes=6),
+            runtimes=[cell_pb2.RUNTIME_KIND_PROCESS, cell_pb2.RUNTIME_KIND_DOCKER],
+            agent_version="1.2",
+            inventory=[cell()],
+        )
+        facts = ServerFacts(
+            {"disk": "ssd", "zone": "a"},
+            Resources(4_000, 5),
+            6,
+            (RuntimeKind.DOCKER, RuntimeKind.PROCESS),
+            "1.2",
+        )
+        assert wire.attached(hello, "a", "1-1", 5.0) == Attached(
+            "a", "1-1", 5.0, facts, (CellReport("web/0.1", "", CellState.RUNNING),)
+        )
+
+    def test_facts_do_not_depend_on_the_order_in_which_they_were_said(self):
+        kinds = [cell_pb2.RUNTIME_KIND_DOCKER, cell_pb2.RUNTIME_KIND_PROCESS]
+        there, back = (
+            wire.attached(link_pb2.Hello(runtimes=order, labels=labels), "a", "1-1", 5.0)
+            for order, labels in ((kinds, {"x": "1", "y": "2"}), (kinds[::-1], {"y": "2", "x": "1"}))
+        )
+        assert there == back
+
+    def test_texts_for_people_are_cut_and_cost_no_session(self):
+        long = "x" * 5_000
+        (seen,) = told(
+            cell(
+                progress=long,
+                probe=cell_pb2.ProbeStatus(last_error=long),
+                autopsy=cell_pb2.Autopsy(reason=long, last_lines=[long, *map(str, range(50))]),
+            )
+        )
+        assert (len(seen.progress), len(seen.probe.last_error), len(seen.autopsy.reason)) == (1_000,) * 3
+        assert seen.autopsy.last_lines == tuple(map(str, range(50)))
+
+
+WRONG_REPORTS = [
+    (report(sequence=0), "report: its sequence is 0; the first one is 1"),
+    (report(cells=[cell(cell_id="")]), "cells: one has no id"),
+    (report(cells=[cell(cell_id="x" * 201)]), "cells: 201 characters are more than 200"),
+    (report(cells=[cell(state=0)]), "web/0.1: its state 0 is not known here"),
+    (report(cells=[cell(state=99)]), "web/0.1: its state 99 is not known here"),
+    (report(cells=[cell(digest="x" * 201)]), "web/0.1: digest: 201 characters are more than 200"),
+    (report(cells=[cell(runtime_id="x" * 201)]), "web/0.1: runtime_id: 201 characters are more than 200"),
+    (
+        report(cells=[cell(endpoints={str(n): "h:1" for n in range(65)})]),
+        "web/0.1: endpoints: 65 is more than 64",
+    ),
+    (
+        report(cells=[cell(endpoints={"http": "x" * 257})]),
+        "web/0.1: endpoints[http]: 257 characters are more than 256",
+    ),
+    (
+        report(cells=[cell(autopsy=cell_pb2.Autopsy(lived_seconds=-1))]),
+        "web/0.1: autopsy.lived_seconds: -1 cannot be",
+    ),
+    (report(vitals=cell_pb2.Vitals(cpu_fraction=-0.1)), "vitals.cpu_fraction: -0.1 cannot be"),
+    (report(vitals=cell_pb2.Vitals(load_1m=math.inf)), "vitals.load_1m: inf cannot be"),
+    (report(vitals=cell_pb2.Vitals(pressure_io=math.nan)), "vitals.pressure_io: nan cannot be"),
+    (report(vitals=cell_pb2.Vitals(clock_offset_ms=-1e300)), "vitals.clock_offset_ms: -1e+300 cannot be"),
+    (report(cells=[cell()] * 10_001), "cells: 10001 is more than 10000"),
+]
+
+
+@pytest.mark.parametrize(("message", "reason"), WRONG_REPORTS, ids=[reason for _, reason in WRONG_REPORTS])
+def test_report_that_cannot_be_is_refused_with_its_reason(message, reason):
+    with pytest.raises(wire.WireError) as wrong:
+        wire.reported(message, "a", 5.0)
+    assert str(wrong.value) == reason
+
+
+WRONG_HELLOS = [
+    ({"labels": {str(n): "" for n in range(65)}}, "hello.labels: 65 is more than 64"),
+    ({"labels": {"zone": "x" * 257}}, "hello.labels[zone]: 257 characters are more than 256"),
+    ({"runtimes": [7]}, "hello.runtimes: 7 is not known here"),
+    ({"runtimes": [1, 1, 1]}, "hello.runtimes: 3 is more than 2"),
+    ({"agent_version": "x" * 257}, "hello.agent_version: 257 characters are more than 256"),
+    (
+        {"capacity": {"memory_bytes": 2**63}},
+        f"hello.capacity.memory_bytes: {2**63} is more than {2**63 - 1}",
+    ),
+]
+
+
+@pytest.mark.parametrize(("fields", "reason"), WRONG_HELLOS, ids=[reason for _, reason in WRONG_HELLOS])
+def test_hello_that_cannot_be_is_refused_with_its_reason(fields, reason):
+    with pytest.raises(wire.WireError) as wrong:
+        wire.attached(link_pb2.Hello(**fields), "a", "1-1", 5.0)
+    assert str(wrong.value) == reason
+
+
+class TestWhatIsSent:
+    def test_commands_become_instructions(self):
+        wanted = spec()
+        order, decommission, resync = map(
+            wire.instruction,
+            (Order("a", "web/0.1", "d", wanted), Decommission("a", "web/0.1", "old"), Resync("a")),
+        )
+        assert order.order == link_pb2.Order(cell_id="web/0.1", digest="d", spec=spec_to_proto(wanted))
+        assert decommission.decommission == link_pb2.Decommission(cell_id="web/0.1", reason="old")
+        assert resync.WhichOneof("verb") == "resync"
+
+    def test_tempo_is_told_in_milliseconds(self):
+        assert wire.tempo_to_proto(Tempo(1.25, 6.25)) == link_pb2.Tempo(beat_ms=1_250, lease_ms=6_250)
+
+    def test_autopsy_goes_there_as_it_came(self):
+        message = cell_pb2.Autopsy(reason="exited with 3", exit_code=3, last_lines=["a"], lived_seconds=1.5)
+        (seen,) = told(cell(autopsy=message))
+        assert wire.autopsy_to_proto(seen.autopsy) == message
+
+    def test_no_verb_but_the_two_and_their_helpers_can_be_sent(self):
+        verbs = set(link_pb2.Instruction.DESCRIPTOR.fields_by_name)
+        assert verbs == {"order", "decommission", "resync", "fetch_logs", "stop_logs"}
