@@ -2,7 +2,8 @@
 
 ``Placer`` filters the servers once for each distinct need and then keeps them in a heap whose entries are checked when
 they are taken (an entry is stale once a cell was placed since), so that a birth costs a logarithm and not a walk over
-all servers. It is a cache and may live across turns: servers that became better since are told to ``touch``.
+all servers. It is a cache and may live across turns: servers that became better since are told to ``touch``, and a heap
+hears of them when it is used next, so that a touch costs nothing for the groups that place no cell.
 """
 
 from __future__ import annotations
@@ -19,8 +20,15 @@ from scheduler.sight import Sight
 
 Rank = tuple[int, float, int, str]
 
-QUEUES_KEPT = 32
-"""Needs remembered across turns; each costs about 150 bytes for each server."""
+ENTRIES_KEPT = 500_000
+"""Heap entries remembered across turns, of about 150 bytes each; the needs that were not used longest go first."""
+
+TOUCHES_KEPT = 10_000
+"""A heap that has missed more touches than are remembered is made anew."""
+
+STALE_LOOKS = 32
+"""After so many servers that grew heavier unnoticed, the best of those is good enough: how many cells of the group each
+has is always known exactly, and only the load, which breaks ties, is not the least of all."""
 
 
 class Unplaceable(Struct, frozen=True):
@@ -44,8 +52,10 @@ class _Need(Struct, frozen=True):
 
 
 class _Queue(Struct):
-    spec: Spec
+    """``heard``: how many touches, of all that there ever were, its heap has heard of."""
+
     heap: list[tuple[Rank, str]]
+    heard: int
 
 
 class Placer:
@@ -53,7 +63,9 @@ class Placer:
 
     def __init__(self) -> None:
         self._queues: dict[_Need, _Queue] = {}
-        self._touched: dict[str, None] = {}
+        self._touched: list[str] = []
+        self._forgotten = 0
+        """How many touches came before those in ``_touched``."""
 
     def begin(self, fleet: Callable[[], Fleet], sight: Sight, now: float, policy: Policy) -> None:
         """``fleet`` is asked anew at each placement, so that cells placed in this turn count at once."""
@@ -61,54 +73,72 @@ class Placer:
         self._sight = sight
         self._now = now
         self._silence_limit = BEATS_MISSED * policy.tempo(len(fleet().servers)).beat_seconds
-        for need, queue in list(self._queues.items()):
-            state = fleet().groups.get(need.group)
-            if state is None or state.digest != need.digest or len(queue.heap) > 4 * len(fleet().servers) + 64:
-                del self._queues[need]
-                continue
-            for server_id in self._touched:
-                self._offer(queue, state, server_id)
-        self._touched.clear()
 
     def touch(self, server_id: str) -> None:
         """The server has more room, other labels, or is heard again."""
-        self._touched[server_id] = None
+        self._touched.append(server_id)
+        if len(self._touched) > TOUCHES_KEPT:
+            half = len(self._touched) // 2
+            del self._touched[:half]
+            self._forgotten += half
 
     def place(self, state: GroupState, spec: Spec) -> str | Unplaceable:
         """The best server's id, or why there is none."""
         queue = self._queue(state, spec)
         servers = self._fleet().servers
+        best: tuple[Rank, str] | None = None
+        stale = 0
         while queue.heap:
             rank, server_id = queue.heap[0]
+            if best is not None and stale >= STALE_LOOKS and best[0][0] <= rank[0]:
+                return best[1]
             server = servers.get(server_id)
             if server is None or self._exclude(server, state, spec) is not None:
                 heapq.heappop(queue.heap)
                 continue
-            current = _rank(state, server, spec)
-            if current == rank:
+            current = (_rank(state, server, spec), server_id)
+            if current[0] == rank:
                 return server_id
-            heapq.heapreplace(queue.heap, (current, server_id))
+            heapq.heapreplace(queue.heap, current)
+            best = current if best is None else min(best, current)
+            stale += 1
         return self._explain(state, spec)
 
     def _queue(self, state: GroupState, spec: Spec) -> _Queue:
         need = _Need(state.group.name, state.digest)
-        queue = self._queues.get(need)
-        if queue is None:
-            heap = [
-                (_rank(state, server, spec), server.id)
-                for server in self._fleet().servers.values()
-                if self._exclude(server, state, spec) is None
-            ]
-            heapq.heapify(heap)
-            if len(self._queues) >= QUEUES_KEPT:
-                del self._queues[next(iter(self._queues))]
-            queue = self._queues[need] = _Queue(spec, heap)
+        queue = self._queues.pop(need, None)
+        if queue is None or not self._catch_up(queue, state, spec):
+            queue = self._new_queue(state, spec)
+            self._make_room(len(queue.heap))
+        self._queues[need] = queue  # to the end of the line
         return queue
 
-    def _offer(self, queue: _Queue, state: GroupState, server_id: str) -> None:
-        server = self._fleet().servers.get(server_id)
-        if server is not None and self._exclude(server, state, queue.spec) is None:
-            heapq.heappush(queue.heap, (_rank(state, server, queue.spec), server_id))
+    def _new_queue(self, state: GroupState, spec: Spec) -> _Queue:
+        heap = [
+            (_rank(state, server, spec), server.id)
+            for server in self._fleet().servers.values()
+            if self._exclude(server, state, spec) is None
+        ]
+        heapq.heapify(heap)
+        return _Queue(heap, self._forgotten + len(self._touched))
+
+    def _make_room(self, entries: int) -> None:
+        entries += sum(len(queue.heap) for queue in self._queues.values())
+        while self._queues and entries > ENTRIES_KEPT:
+            entries -= len(self._queues.pop(next(iter(self._queues))).heap)
+
+    def _catch_up(self, queue: _Queue, state: GroupState, spec: Spec) -> bool:
+        """Offer the servers that were touched since. False where making the heap anew is cheaper, or all there is."""
+        missed = queue.heard - self._forgotten
+        servers = self._fleet().servers
+        if missed < 0 or len(queue.heap) > 4 * len(servers) + 64:
+            return False
+        for server_id in dict.fromkeys(self._touched[missed:]):
+            server = servers.get(server_id)
+            if server is not None and self._exclude(server, state, spec) is None:
+                heapq.heappush(queue.heap, (_rank(state, server, spec), server_id))
+        queue.heard = self._forgotten + len(self._touched)
+        return True
 
     def _explain(self, state: GroupState, spec: Spec) -> Unplaceable:
         servers = self._fleet().servers

@@ -1,0 +1,48 @@
+"""``python -m tests.bench [--write] [--seconds N] [core journal agent heal]``: measure and print the table."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+from tests.bench.table import BEGIN, END, Row, show, write_into
+
+NAMES = ("core", "journal", "agent", "heal")
+README = Path(__file__).parents[2] / "README.md"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"what to measure: {', '.join(NAMES)} (all)")
+    parser.add_argument(
+        "--write", action="store_true", help="put the table into README.md, between its marks"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, help="how long to watch the agent's processor share (60; 3600)"
+    )
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names) - set(NAMES):
+        parser.error(f"no such measurement: {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+    rows = [row for name in arguments.names or NAMES for row in _measure(name, arguments.seconds)]
+    show(rows)
+    if arguments.write and not write_into(README, rows):
+        print(f"{README} has no lines {BEGIN} and {END}; the table was not written", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _measure(name: str, seconds: float) -> list[Row]:
+    print(f"measuring {name} …", file=sys.stderr, flush=True)
+    run = importlib.import_module(f"tests.bench.{name}").run
+    takes_seconds = "seconds" in inspect.signature(run).parameters
+    return [Row(*row) for row in (run(seconds=seconds) if takes_seconds else run())]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
