@@ -12,6 +12,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -48,6 +49,7 @@ PICTURE_SIZE = ConsoleDimensions(120, 26)
 IMAGE = "galactica-demo:1"
 BUSYBOX = Path("/bin/busybox")
 BIN = Path(sys.executable).parent
+_REMOTE_FONT = re.compile(r"@font-face \{.*?\}|<!-- Generated with Rich.*?-->", re.DOTALL)
 
 PROCESS_COMMAND = [sys.executable, "-m", "http.server", "{port.http}", "--bind", "127.0.0.1"]
 DOCKER_COMMAND = ["httpd", "-f", "-p", "8080", "-h", "/"]
@@ -260,8 +262,9 @@ class Demo:
 
     def _murder_cell(self, client: Client, number: int) -> None:
         cells = client.ask(client.stub.ListCells, operator_pb2.ListCellsRequest()).cells
-        ready = sorted((c for c in cells if c.phase == "READY"), key=lambda cell: cell.ready_at)
-        victim = ready[number % 2]
+        agent = AGENTS[number % len(AGENTS)]
+        mine = [cell for cell in cells if cell.server == agent and cell.phase == "READY"]
+        victim = min(mine, key=lambda cell: cell.ready_at)
         self._kill(
             victim, f"murder {number + 1} of {MURDERS}: kill -9 {victim.id} on {victim.server}", "cell"
         )
@@ -393,7 +396,8 @@ def _paint(file: Path, *parts: RenderableType) -> None:
     canvas = Console(record=True, width=PICTURE_SIZE.width, file=io.StringIO(), highlight=False)
     for part in parts:
         canvas.print(part)
-    canvas.save_svg(str(file), title="make demo")
+    picture = canvas.export_svg(title="make demo")
+    file.write_text(_REMOTE_FONT.sub("", picture))  # a picture asks no other host for anything
 
 
 def main() -> int:
