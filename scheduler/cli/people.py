@@ -37,6 +37,9 @@ _EVENT_STYLES = {
     "CallRefused": WARN,
 }
 
+_LEFT_OUT = frozenset({"autopsy", "backoff", "evidence"})
+"""Fields of events that are too long for a line."""
+
 CELL_COLUMNS = ("CELL", "PHASE", "VERDICT", "SERVER", "REVISION", "AGE", "ENDPOINTS", "NOTE")
 SERVER_COLUMNS = (
     "SERVER",
@@ -167,11 +170,27 @@ def event_parts(event: operator_pb2.Event) -> list[Shown]:
 
 
 def _details_text(details: dict[str, Any]) -> str:
+    """What fits in a line. Whole specs and autopsies are for ``why`` and for programs."""
     return "".join(
-        f"  {key}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"
-        for key, value in details.items()
-        if value not in ("", None, [], {})
+        f"  {name}={_short(name, value)}"
+        for name, value in details.items()
+        if name not in _LEFT_OUT and value not in ("", None, [], {}) and not _is_nested(value)
     )
+
+
+def _is_nested(value: Any) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(isinstance(one, dict | list) for one in inner)
+
+
+def _short(name: str, value: Any) -> str:
+    match value:
+        case str():
+            return value[:12] if name == "digest" else value
+        case dict():
+            return ",".join(f"{key}:{one}" for key, one in value.items())
+        case _:
+            return json.dumps(value, separators=(",", ":"))
 
 
 def certificate_lines(story: operator_pb2.GetCertificateResponse, now: float) -> Iterator[list[Shown]]:

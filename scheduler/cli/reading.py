@@ -85,7 +85,7 @@ def events(
     scheduler: Scheduler = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """What happened, as the journal has it; one line (with -o json: one object) for each event."""
+    """What happened, as the journal has it, an event in each line. -o json tells all of it: one object in each line."""
     if first is not None and number is not None:
         raise typer.BadParameter("--from and --number exclude each other")
     tail = 0 if first else EVENTS_SHOWN if number is None else number

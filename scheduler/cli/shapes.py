@@ -14,9 +14,14 @@ from google.protobuf.message import Message
 
 Json = dict[str, Any]
 
+_CALENDAR_ENDS = 253_402_300_799.0
+"""The end of the year 9999, where RFC 3339 ends."""
+
 
 def time_text(at: float) -> str:
-    """``2026-01-31T12:00:00.000000Z``."""
+    """``2026-01-31T12:00:00.000000Z``. Raises nothing: what no calendar has is told as it came."""
+    if not 0 <= at < _CALENDAR_ENDS:
+        return str(at)
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
@@ -88,7 +93,20 @@ def event(message: operator_pb2.Event) -> Json:
         "cause": message.cause or None,
         "schema": message.schema,
     }
-    return common | {key: value for key, value in details(message).items() if key not in common}
+    return common | {key: value for key, value in _with_times(details(message)).items() if key not in common}
+
+
+def _with_times(value: Any, name: str = "") -> Any:
+    """Times in an event's own fields are Unix seconds there, and texts here."""
+    match value:
+        case dict():
+            return {key: _with_times(one, key) for key, one in value.items()}
+        case list():
+            return [_with_times(one) for one in value]
+        case int() | float() if name == "at" or name.endswith("_at") or name == "not_before":
+            return time_text(value)
+        case _:
+            return value
 
 
 def details(message: operator_pb2.Event) -> Json:

@@ -179,7 +179,7 @@ def test_events_as_json_are_one_object_in_each_line_and_details_never_hide_commo
         {**common, "position": 41, "type": "CellCondemned", "cell": "web/1.1", "server": "north",
          "cause": "report:north", "rule": "exited"},
         {**common, "position": 42, "type": "CellOrdered", "cell": "web/1.2", "server": "south",
-         "cause": "event:41", "replaces": "web/1.1"},
+         "cause": "event:41", "replaces": "web/1.1", "evidence": [{"at": "1970-01-01T00:00:01.500000Z"}]},
     ]  # fmt: skip
 
 

@@ -258,7 +258,7 @@ def a_small_fleet(now: float) -> Answers:
         ),
         operator_pb2.Event(
             position=42, at=now - 4, type="CellOrdered", cell="web/1.2", group="web", server="south",
-            cause="event:41", schema=1, details_json='{"replaces": "web/1.1"}',
+            cause="event:41", schema=1, details_json='{"replaces": "web/1.1", "evidence": [{"at": 1.5}]}',
         ),
     ]  # fmt: skip
     status = operator_pb2.GetStatusResponse(
