@@ -114,6 +114,7 @@ class Demo:
             command += ["--enrol", f"127.0.0.1:{enrol_port}", "--data", self.directory / name]
             command += ["--runtime", self.runtime.name, "--label", f"planet={name}"]
             self._spawn(name, command, GALACTICA_TOKEN=token["token"])
+        self._wait(lambda: self._servers_ready() == len(AGENTS), "three agents to join")
         manifest = self.directory / "web.yaml"
         manifest.write_text(json.dumps(self.runtime.service))  # JSON is YAML
         if self._galactica("apply", str(manifest)) is None:
@@ -134,6 +135,10 @@ class Demo:
         """What the command line prints; None where it failed."""
         done = subprocess.run([BIN / "galactica", *words], capture_output=True, text=True, check=False)
         return done.stdout if done.returncode == 0 else None
+
+    def _servers_ready(self) -> int:
+        servers = json.loads(self._galactica("servers", "-o", "json") or "[]")
+        return sum(server["phase"] == "READY" for server in servers)
 
     def _wait(self, condition: Callable[[], bool], what: str) -> None:
         end = time.monotonic() + PATIENCE_SECONDS
