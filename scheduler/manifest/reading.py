@@ -6,12 +6,11 @@ tells everything; a rule that would conclude from something left out keeps silen
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from scheduler.group_rules import Path, Problem, did_you_mean, dotted, problems_of
 from scheduler.manifest.shape import PROBES, SECTIONS, ServiceShape, group_of
@@ -93,7 +92,7 @@ def _shape_problems(data: dict[str, Data], only: set[str] | None = None) -> Iter
         yield Problem(("kind",), "is missing; write kind: service")
 
 
-def _shape_problem(details: ErrorDetails) -> Problem:
+def _shape_problem(details: Mapping[str, Any]) -> Problem:
     path: Path = details["loc"]
     match details["type"]:
         case "extra_forbidden":
