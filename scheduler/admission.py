@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from scheduler import events as e
 from scheduler.draft import Draft
-from scheduler.model import Group, Health, Key, Phase, ServerKey, SlotKey, digest_of
+from scheduler.model import Group, GroupState, Health, Key, Phase, ServerKey, SlotKey, digest_of
 from scheduler.reconcile import cells_of
 from scheduler.requests import (
     Accepted,
@@ -71,10 +71,14 @@ def _apply_groups(draft: Draft, request: ApplyGroups, by: str) -> Admitted:
             continue
         before = draft.fleet.groups.get(group.name)
         record = draft.emit(e.GroupApplied(group, change.digest, change.revision), by)
-        known = max(before.slots, default=-1) + 1 if before else 0
-        for slot in range(max(known, group.replicas)):
+        for slot in range(max(_slots_in_use(before), group.replicas)):
             dirty[SlotKey(group.name, slot)] = f"event:{record.position}"
     return Admitted(Accepted(draft.fleet.position, len(dirty), tuple(changes)), dirty)
+
+
+def _slots_in_use(state: GroupState | None) -> int:
+    """How many slots have cells or want one; an empty one may be held, and what holds it may end now."""
+    return max(max(state.slots, default=-1) + 1, state.wanted_slots) if state else 0
 
 
 def _check_size(draft: Draft, request: ApplyGroups) -> None:
@@ -126,11 +130,10 @@ def _delete_group(draft: Draft, request: DeleteGroup, by: str) -> Admitted:
         raise Refused("no_such_group", f"there is no service {request.name}", missing=True)
     record = draft.emit(e.GroupDeleted(request.name), by)
     dirty: dict[Key, str] = {
-        SlotKey(request.name, number): f"event:{record.position}"
-        for number, slot in state.slots.items()
-        if slot.cells
+        SlotKey(request.name, number): f"event:{record.position}" for number in range(_slots_in_use(state))
     }
-    return Admitted(Accepted(draft.fleet.position, len(dirty)), dirty)
+    cells = sum(1 for slot in state.slots.values() if slot.cells)
+    return Admitted(Accepted(draft.fleet.position, cells), dirty)
 
 
 def _condemn_cell(draft: Draft, request: CondemnCell, by: str) -> Admitted:
@@ -153,7 +156,9 @@ def _drain_server(draft: Draft, request: DrainServer, by: str) -> Admitted:
     if server is None:
         raise Refused("no_such_server", f"there is no server {request.server}", missing=True)
     if server.phase is not Phase.READY:
-        raise Refused("not_ready", f"server {server.id} is {server.phase}; only a READY server can be drained")
+        raise Refused(
+            "not_ready", f"server {server.id} is {server.phase}; only a READY server can be drained"
+        )
     name = by.removeprefix("operator:")
     draft.emit(e.ServerCondemned(server.id, Health.HEALTHY, "operator", f"drained by {name}"), by)
     dirty = cells_of(server, by)
@@ -181,7 +186,8 @@ def _enrol(draft: Draft, request: Enrol, by: str) -> Admitted:
     if server is not None and server.phase in (Phase.READY, Phase.CONDEMNED):
         raise Refused(
             "server_exists",
-            f"server {request.server} is {server.phase} in this fleet; choose another id with --id, or wait until it is lost",
+            f"server {request.server} is {server.phase} in this fleet; "
+            "choose another id with --id, or wait until it is lost",
         )
     draft.emit(e.ServerEnrolled(request.server, request.token), by)
     return Admitted(Accepted(draft.fleet.position), {ServerKey(request.server): by})

@@ -63,7 +63,7 @@ def apply_all(fleet: Fleet, records: Iterable[e.Record]) -> Fleet:
 # --- the fleet itself -------------------------------------------------------------------------------------------
 
 
-def _started(fleet: Fleet, record: e.Record, event: e.SchedulerStarted) -> Fleet:
+def _started(fleet: Fleet, _: e.Record, event: e.SchedulerStarted) -> Fleet:
     if event.epoch <= fleet.epoch:
         raise IllegalTransition(f"epoch {event.epoch} is not above {fleet.epoch}")
     return replace(fleet, epoch=event.epoch)
@@ -81,7 +81,7 @@ def _without_expired(tokens: HashTrieMap[str, Token], now: float) -> HashTrieMap
     return tokens
 
 
-def _nothing(fleet: Fleet, record: e.Record, event: e.Event) -> Fleet:
+def _nothing(fleet: Fleet, _: e.Record, __: e.Event) -> Fleet:
     """A fact worth keeping that changes no state."""
     return fleet
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Protocol
 
+from galactica.v1 import cell_pb2, link_pb2
+
 from agent import messages as m
 from agent.runtimes import Found, Running
 from agent.state import State, next_look, step
-from galactica.v1 import cell_pb2, link_pb2
 from tests.sim.network import Network
 
 
@@ -105,7 +106,8 @@ class Agent:
         self._timer: asyncio.TimerHandle | None = None
         self._mail: list[m.Event] = []
         found = tuple(
-            Found(b.order, None if b.ended else Running("pid", {}, 0.0), b.ended) for b in host.bodies.values()
+            Found(b.order, None if b.ended else Running("pid", {}, 0.0), b.ended)
+            for b in host.bodies.values()
         )
         self.feed(m.Relisted(cell_pb2.RUNTIME_KIND_PROCESS, found, host.now, host.now))
         self._later(self.host.random.uniform(0.01, 0.2), self.connect)

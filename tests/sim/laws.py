@@ -91,7 +91,11 @@ class Laws:
             case e.CellOrdered():
                 self._ordered(record, event)
             case (
-                e.CellBooting() | e.CellReady() | e.CellCondemned() | e.CellDraining() | e.CellDecommissioned()
+                e.CellBooting()
+                | e.CellReady()
+                | e.CellCondemned()
+                | e.CellDraining()
+                | e.CellDecommissioned()
             ):
                 self._moved(record, event)
 
@@ -133,7 +137,9 @@ class Laws:
         self._require(ready == [cell], record, f"more than one READY cell in a slot: {ready}")
 
     def _has_certificate(self, record: Record, event: e.CellCondemned) -> None:
-        self._require(bool(event.rule and event.reason and event.budget and record.cause), record, "no certificate")
+        self._require(
+            bool(event.rule and event.reason and event.budget and record.cause), record, "no certificate"
+        )
         if event.health is not Health.HEALTHY:
             self._require(bool(event.evidence), record, "condemned by health without evidence")
 
@@ -142,7 +148,12 @@ class Laws:
         parsed = parse_cell_id(cell)
         assert parsed is not None
         replicas, _ = self.wanted.get(parsed.group, (0, ""))
-        if life.health is Health.DEAD or not life.served or parsed.slot >= replicas or cell in self.known_dead:
+        if (
+            life.health is Health.DEAD
+            or not life.served
+            or parsed.slot >= replicas
+            or cell in self.known_dead
+        ):
             return
         ready = [c for c in self.slots[parsed.group, parsed.slot] if self.lives[c].rank == READY]
         self._require(bool(ready), record, "ended before its replacement was READY")

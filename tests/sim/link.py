@@ -7,8 +7,9 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from agent import messages as m
 from galactica.v1 import cell_pb2, link_pb2
+
+from agent import messages as m
 from scheduler.commands import Command, Decommission, Order
 from scheduler.controller import Controller
 from scheduler.model import Autopsy, Resources, RuntimeKind, Spec
@@ -167,5 +168,12 @@ def _report(said: m.CellReport) -> CellReport:
         autopsy = Autopsy(said.autopsy.reason, lived_seconds=said.autopsy.lived_seconds)
     state = CellState(said.state.name.lower())
     return CellReport(
-        said.cell_id, said.digest, state, said.runtime_id, dict(said.endpoints or {}), probe, autopsy, said.progress
+        said.cell_id,
+        said.digest,
+        state,
+        said.runtime_id,
+        dict(said.endpoints or {}),
+        probe,
+        autopsy,
+        said.progress,
     )

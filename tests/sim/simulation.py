@@ -10,7 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 
-from scheduler.commands import Command
 from scheduler.controller import Controller, load
 from scheduler.core import Start
 from scheduler.events import Record
@@ -143,7 +142,9 @@ class Simulation:
         expires = scheduler.controller.now() + 3600
         await self.ask(CreateToken(token, SECRET, 1, expires))
         await self.ask(Enrol(token, SECRET, name))
-        host = Host(name, self.random, self.network, scheduler.links, self.laws.started_on, self.laws.known_dead.add)
+        host = Host(
+            name, self.random, self.network, scheduler.links, self.laws.started_on, self.laws.known_dead.add
+        )
         self.hosts[name] = host
         host.boot_agent()
 
@@ -339,7 +340,9 @@ class Simulation:
         expected = set()
         for name, state in view.fleet.groups.items():
             cells = [cell for slot in state.slots.values() for cell in slot.cells]
-            wrong = [(c.id, c.phase.value) for c in cells if c.phase.value != "READY" or c.digest != state.digest]
+            wrong = [
+                (c.id, c.phase.value) for c in cells if c.phase.value != "READY" or c.digest != state.digest
+            ]
             if wrong:
                 return f"{name}: {wrong}"
             if len(cells) != state.wanted_slots:
@@ -366,4 +369,6 @@ class Seeds:
             try:
                 self.outcomes.append(Simulation(seed).run())
             except Exception as error:
-                raise AssertionError(f"seed {seed} fails; replay it with SIM_SEEDS={seed} pytest tests/sim: {error}") from error
+                raise AssertionError(
+                    f"seed {seed} fails; replay it with SIM_SEEDS={seed} pytest tests/sim: {error}"
+                ) from error

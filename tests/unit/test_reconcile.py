@@ -386,7 +386,11 @@ def test_an_operators_condemnation_replaces_first_and_cannot_be_repeated() -> No
     with pytest.raises(Refused, match="there is no cell web/9.1"):
         world.ask(CondemnCell("web/9.1"))
     (event,) = world.events(e.CellCondemned)
-    assert (event.health, event.rule, event.reason) == (Health.HEALTHY, "operator", "condemned by ann: smells")
+    assert (event.health, event.rule, event.reason) == (
+        Health.HEALTHY,
+        "operator",
+        "condemned by ann: smells",
+    )
 
 
 def test_what_does_not_fit_is_held_with_the_count_of_each_filter() -> None:
