@@ -13,7 +13,7 @@ import structlog
 from msgspec import Struct
 
 from scheduler.ca import CertificateAuthority
-from scheduler.cli.errors import CommandFailed
+from scheduler.errors import CommandFailed
 from scheduler.ports import Mind
 from scheduler.requests import CreateToken
 from scheduler.tokens import new_token

@@ -21,18 +21,18 @@ import structlog
 from msgspec import Struct
 
 from scheduler.ca import SERVER_TTL_SECONDS, AuthorityError, CertificateAuthority, Role, new_key_and_csr
-from scheduler.cli.context import Context, write_context
-from scheduler.cli.errors import CommandFailed, ExitCode
-from scheduler.cli.options import Address, SchedulerOptions, UpOptions, next_port
 from scheduler.clock import DisciplinedClock
+from scheduler.context import Context, write_context
 from scheduler.controller import Controller, load
 from scheduler.core import Start
 from scheduler.dispatcher import Dispatcher
 from scheduler.enrolment import EnrolmentService, enrolment_credentials, make_enrolment_server
+from scheduler.errors import CommandFailed, ExitCode
 from scheduler.journal import Journal, JournalError
 from scheduler.journal.sqlite import SqliteJournal
 from scheduler.local_agent import AgentPlan, LocalAgent
 from scheduler.operator_api import OperatorApi
+from scheduler.options import Address, SchedulerOptions, UpOptions, next_port
 from scheduler.requests import EnrolOperator, Refused
 from scheduler.serving import make_server
 

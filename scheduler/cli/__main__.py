@@ -7,8 +7,8 @@ import sys
 import traceback
 
 from scheduler.cli.app import build
-from scheduler.cli.errors import CommandFailed, ExitCode
 from scheduler.cli.output import safe
+from scheduler.errors import CommandFailed, ExitCode
 
 
 def main() -> None:

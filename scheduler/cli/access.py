@@ -13,9 +13,9 @@ from galactica.v1 import operator_pb2
 from scheduler.cli import people, shapes
 from scheduler.cli.arguments import Output, Scheduler, duration
 from scheduler.cli.client import connect
-from scheduler.cli.context import Context, context_path, create_context, read_context
-from scheduler.cli.errors import CommandFailed
 from scheduler.cli.output import Format, Styled, line, print_json
+from scheduler.context import Context, context_path, create_context, read_context
+from scheduler.errors import CommandFailed
 
 VERSION_SECONDS = 2.0
 _LOOPBACK = re.compile(r"127\.[\d.]+:\d+|localhost:\d+|\[::1\]:\d+")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from scheduler.cli import access, changing, reading, serving
-from scheduler.cli.errors import EXIT_CODES
+from scheduler.errors import EXIT_CODES
 
 
 def build() -> typer.Typer:

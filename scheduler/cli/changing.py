@@ -12,8 +12,8 @@ from galactica.v1 import operator_pb2
 from scheduler.cli import people, shapes
 from scheduler.cli.arguments import Output, Scheduler, duration, service_name
 from scheduler.cli.client import ANSWER_SECONDS, LONG_ANSWER_SECONDS, Client, DeadlinePassed, connect
-from scheduler.cli.errors import CommandFailed, ExitCode
 from scheduler.cli.output import Format, line, print_json, safe
+from scheduler.errors import CommandFailed, ExitCode
 from scheduler.units import format_duration
 
 if TYPE_CHECKING:

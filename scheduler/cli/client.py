@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from scheduler.cli.context import Context, context_path, read_context
-from scheduler.cli.errors import CommandFailed, ExitCode
-from scheduler.cli.options import parse_address
+from scheduler.context import Context, context_path, read_context
+from scheduler.errors import CommandFailed, ExitCode
+from scheduler.options import parse_address
 
 if TYPE_CHECKING:
     import grpc

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from scheduler.cli.arguments import read
-from scheduler.cli.context import context_path
-from scheduler.cli.options import (
+from scheduler.context import context_path
+from scheduler.options import (
     DEFAULT_PORT,
     RuntimeChoice,
     SchedulerOptions,

@@ -17,7 +17,7 @@ import grpc
 from galactica.v1 import cell_pb2, operator_pb2, operator_pb2_grpc
 
 from scheduler.ca import CertificateAuthority, OperatorIdentity, Role, identity_of, new_key_and_csr
-from scheduler.cli.context import Context, write_context
+from scheduler.context import Context, write_context
 
 FLEET = "demo"
 DAY_SECONDS = 86_400.0

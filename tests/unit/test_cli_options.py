@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from scheduler.cli.app import build
-from scheduler.cli.options import (
+from scheduler.options import (
     Address,
     RuntimeChoice,
     SchedulerOptions,
