@@ -178,7 +178,7 @@ def _last_before(connection: sqlite3.Connection, at: float, first: int, last: in
     low, high = first - 1, last
     while low < high:
         middle = (low + high + 1) // 2
-        (then,) = connection.execute("SELECT at FROM records WHERE position = ?", (middle,)).fetchone()
+        (then,) = connection.execute("SELECT at FROM events WHERE position = ?", (middle,)).fetchone()
         if then < at:
             low = middle
         else:

@@ -153,11 +153,15 @@ class Writer:
         encode = self._encoder.encode
         for start in range(0, len(records), ROWS_PER_STATEMENT):
             rows = records[start : start + ROWS_PER_STATEMENT]
-            values = [
-                value for row in rows for value in (row.position, row.schema, encode(row).decode())
-            ]  # flat, as the statement wants it
-            places = ",".join(["(?,?,?)"] * len(rows))
-            connection.execute(f"INSERT INTO records (position, schema, body) VALUES {places}", values)  # noqa: S608
+            values: list[int | str | None] = []
+            for row in rows:
+                cell = getattr(row.event, "cell", None)
+                values += (row.position, row.schema, cell, encode(row).decode())
+            places = ",".join(["(?,?,?,?)"] * len(rows))
+            connection.execute(
+                f"INSERT INTO records (position, schema, cell, body) VALUES {places}",  # noqa: S608
+                values,
+            )
 
     def _fall_back(self, group: list[_Batch], error: JournalError) -> None:
         """Nothing of the group was recorded, so what was queued behind it cannot be either."""
