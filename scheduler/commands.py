@@ -29,4 +29,22 @@ class Resync(Struct, frozen=True):
     """Always empty: it is about the server as a whole."""
 
 
-Command = Order | Decommission | Resync
+class OrderServer(Struct, frozen=True):
+    """To a provider. ``token``: the join token made for this one server, already admitted."""
+
+    provider: str
+    cell: str
+    spec: Spec
+    token: str
+
+
+class DecommissionServer(Struct, frozen=True):
+    provider: str
+    cell: str
+    ref: str
+    reason: str
+
+
+AgentCommand = Order | Decommission | Resync
+ProviderCommand = OrderServer | DecommissionServer
+Command = AgentCommand | ProviderCommand

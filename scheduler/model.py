@@ -33,15 +33,19 @@ GRAVES_KEPT = 2_000
 
 class GroupKind(StrEnum):
     SERVICE = "service"
+    POOL = "pool"
 
 
 class CellKind(StrEnum):
     CONTAINER = "container"
+    SERVER = "server"
 
 
 class RuntimeKind(StrEnum):
     PROCESS = "process"
     DOCKER = "docker"
+    SERVER = "server"
+    """The cell is a whole server; a provider makes it, no agent does."""
 
 
 class Phase(StrEnum):
@@ -118,8 +122,18 @@ class Placement(Struct, frozen=True):
     require: dict[str, str] = {}
 
 
+class ServerBody(Struct, frozen=True):
+    """What a provider makes a server from. ``body_json``: one JSON object that only the provider understands."""
+
+    provider: str
+    body_json: str = "{}"
+    labels: dict[str, str] = {}
+
+
 class Spec(Struct, frozen=True):
-    """The immutable description of a cell. Dictionaries are never changed once they are in here."""
+    """The immutable description of a cell. Dictionaries are never changed once they are in here.
+
+    ``server`` is there for runtime SERVER alone; of the other fields such a spec uses only ``health``'s boot_within."""
 
     runtime: RuntimeKind
     image: str = ""
@@ -131,6 +145,9 @@ class Spec(Struct, frozen=True):
     stop: Stop = Stop()
     writable: tuple[str, ...] = ()
     placement: Placement = Placement()
+    server: ServerBody | None = None
+    exclusive: bool = False
+    """Never two cells of one slot alive at once, even across a partition."""
 
 
 def digest_of(spec: Spec) -> str:
@@ -138,13 +155,32 @@ def digest_of(spec: Spec) -> str:
     return hashlib.sha256(msgspec.json.encode(spec, order="deterministic")).hexdigest()
 
 
+class Replace(Struct, frozen=True):
+    """How fast a pool may change: extra servers at once, missing ones at once, and at most ``count`` replacements
+    in each window (0: no limit)."""
+
+    surge: int = 1
+    unavailable: int = 0
+    count: int = 0
+    window_seconds: float = 3600.0
+
+
 class Group(Struct, frozen=True):
-    """A wanted set of identical cells."""
+    """A wanted set of identical cells. What is not in ``spec`` may change without replacing a cell."""
 
     kind: GroupKind
     name: str
     replicas: int
     spec: Spec
+    max_age_seconds: float = 0.0
+    """Cells older than this (give or take a tenth) are replaced although they are well; 0: never."""
+    replace: Replace = Replace()
+    lease_seconds: float = 0.0
+    """Pools: how long a server's silence is tolerated; 0: as long as the fleet's tempo says."""
+    cut_off_after_seconds: float = 300.0
+    """Pools: how long a server that only neighbours can reach keeps its cells."""
+    replace_touched: bool = True
+    """A cell that differs from its spec is replaced; else it is only reported."""
 
 
 class Evidence(Struct, frozen=True):
@@ -220,6 +256,7 @@ class Cell(Struct, frozen=True):
     replaced_by: str = ""
     endpoints: dict[str, str] = {}
     runtime_id: str = ""
+    """What its runtime calls it; for a server its provider's ref."""
     last_position: int = 0
     """Journal position of the newest event about it: the cause of what follows from it."""
 

@@ -44,6 +44,8 @@ class CellReport(Struct, frozen=True):
     probe: ProbeStatus | None = None
     autopsy: Autopsy | None = None
     progress: str = ""
+    touched: tuple[str, ...] = ()
+    """How it differs from its spec."""
 
 
 class Vitals(Struct, frozen=True):
@@ -58,6 +60,22 @@ class Vitals(Struct, frozen=True):
     pressure_io: float | None = None
     engine_latency_ms: float | None = None
     clock_offset_ms: float | None = None
+
+
+class Answer(StrEnum):
+    """What a neighbour says of a server."""
+
+    ANSWERS = "answers"
+    REFUSED = "refused"
+    SILENT = "silent"
+
+
+class Testimony(Struct, frozen=True):
+    """``since``: the scheduler's time from which on it has been so."""
+
+    server: str
+    answer: Answer
+    since: float
 
 
 class ServerFacts(Struct, frozen=True):
@@ -90,6 +108,7 @@ class Reported(Struct, frozen=True):
     cells: tuple[CellReport, ...] = ()
     vitals: Vitals | None = None
     complete: bool = False
+    testimonies: tuple[Testimony, ...] = ()
 
 
 class Detached(Struct, frozen=True):
@@ -101,7 +120,75 @@ class Detached(Struct, frozen=True):
     reason: str = ""
 
 
-Observation = Attached | Reported | Detached
+class ProviderState(StrEnum):
+    """What a provider says of a server that it made."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    GONE = "gone"
+
+
+class ProviderServer(Struct, frozen=True):
+    """A server as its provider sees it. ``cell``: the id under which it was ordered."""
+
+    cell: str
+    ref: str
+    state: ProviderState
+    reason: str = ""
+
+
+class ServerMade(Struct, frozen=True):
+    """A provider took an order; ``ref`` is its name for the server."""
+
+    provider: str
+    server: str
+    ref: str
+    at: float
+
+
+class ServerNotMade(Struct, frozen=True):
+    """A provider refused an order for good; what may go well later is tried again by the provider's adapter."""
+
+    provider: str
+    server: str
+    reason: str
+    at: float
+
+
+class ServerUnmade(Struct, frozen=True):
+    """A provider deleted the server, or has none of that id."""
+
+    provider: str
+    server: str
+    at: float
+
+
+class ProviderListed(Struct, frozen=True):
+    """Everything that a provider has of this fleet, as of ``asked_at``."""
+
+    provider: str
+    servers: tuple[ProviderServer, ...]
+    asked_at: float
+    at: float
+
+
+class ProviderSilent(Struct, frozen=True):
+    """A provider does not answer, or answers what cannot be believed. Says nothing about its servers."""
+
+    provider: str
+    reason: str
+    at: float
+
+
+class WillRead(Struct, frozen=True):
+    """The message bus published a server's last will: its agent's connection there broke."""
+
+    server: str
+    at: float
+
+
+ProviderNews = ServerMade | ServerNotMade | ServerUnmade | ProviderListed | ProviderSilent
+Observation = Attached | Reported | Detached | WillRead | ProviderNews
 
 
 class Told(Struct, frozen=True):

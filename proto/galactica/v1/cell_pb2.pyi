@@ -28,6 +28,8 @@ class _RuntimeKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RuntimeKi
     RUNTIME_KIND_UNSPECIFIED: _RuntimeKind.ValueType  # 0
     RUNTIME_KIND_PROCESS: _RuntimeKind.ValueType  # 1
     RUNTIME_KIND_DOCKER: _RuntimeKind.ValueType  # 2
+    RUNTIME_KIND_SERVER: _RuntimeKind.ValueType  # 3
+    """The cell is a whole server, which a provider makes. Never sent to an agent."""
 
 class RuntimeKind(_RuntimeKind, metaclass=_RuntimeKindEnumTypeWrapper):
     """Where a cell runs."""
@@ -35,6 +37,8 @@ class RuntimeKind(_RuntimeKind, metaclass=_RuntimeKindEnumTypeWrapper):
 RUNTIME_KIND_UNSPECIFIED: RuntimeKind.ValueType  # 0
 RUNTIME_KIND_PROCESS: RuntimeKind.ValueType  # 1
 RUNTIME_KIND_DOCKER: RuntimeKind.ValueType  # 2
+RUNTIME_KIND_SERVER: RuntimeKind.ValueType  # 3
+"""The cell is a whole server, which a provider makes. Never sent to an agent."""
 Global___RuntimeKind: _TypeAlias = RuntimeKind  # noqa: Y015
 
 class _CellState:
@@ -135,9 +139,15 @@ class Spec(_message.Message):
     STOP_FIELD_NUMBER: _builtins.int
     WRITABLE_FIELD_NUMBER: _builtins.int
     PLACEMENT_FIELD_NUMBER: _builtins.int
+    SERVER_FIELD_NUMBER: _builtins.int
+    EXCLUSIVE_FIELD_NUMBER: _builtins.int
     runtime: Global___RuntimeKind.ValueType
     image: _builtins.str
     """Docker only."""
+    exclusive: _builtins.bool
+    """Never two cells of one slot alive at once, even across a partition. The agent ends such a cell by itself
+    when it has heard no scheduler for its lease.
+    """
     @_builtins.property
     def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """argv; empty means the image's own command (docker only)."""
@@ -162,6 +172,10 @@ class Spec(_message.Message):
 
     @_builtins.property
     def placement(self) -> Global___Placement: ...
+    @_builtins.property
+    def server(self) -> Global___ServerBody:
+        """Runtime SERVER only."""
+
     def __init__(
         self,
         *,
@@ -175,14 +189,66 @@ class Spec(_message.Message):
         stop: Global___Stop | None = ...,
         writable: _abc.Iterable[_builtins.str] | None = ...,
         placement: Global___Placement | None = ...,
+        server: Global___ServerBody | None = ...,
+        exclusive: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["health", b"health", "placement", b"placement", "resources", b"resources", "stop", b"stop"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["health", b"health", "placement", b"placement", "resources", b"resources", "server", b"server", "stop", b"stop"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "env", b"env", "health", b"health", "image", b"image", "placement", b"placement", "ports", b"ports", "resources", b"resources", "runtime", b"runtime", "stop", b"stop", "writable", b"writable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "env", b"env", "exclusive", b"exclusive", "health", b"health", "image", b"image", "placement", b"placement", "ports", b"ports", "resources", b"resources", "runtime", b"runtime", "server", b"server", "stop", b"stop", "writable", b"writable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Spec: _TypeAlias = Spec  # noqa: Y015
+
+@_typing.final
+class ServerBody(_message.Message):
+    """What a provider makes a server from. All of it is part of the digest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    BODY_JSON_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    provider: _builtins.str
+    """The provider's name, such as "local"."""
+    body_json: _builtins.str
+    """One JSON object, in canonical form, that only the provider understands."""
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        provider: _builtins.str = ...,
+        body_json: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body_json", b"body_json", "labels", b"labels", "provider", b"provider"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ServerBody: _TypeAlias = ServerBody  # noqa: Y015
 
 @_typing.final
 class Resources(_message.Message):
@@ -530,6 +596,7 @@ class CellReport(_message.Message):
     PROBE_FIELD_NUMBER: _builtins.int
     AUTOPSY_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
+    TOUCHED_FIELD_NUMBER: _builtins.int
     cell_id: _builtins.str
     digest: _builtins.str
     state: Global___CellState.ValueType
@@ -548,6 +615,10 @@ class CellReport(_message.Message):
     def autopsy(self) -> Global___Autopsy:
         """Present for EXITED and FAILED."""
 
+    @_builtins.property
+    def touched(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """How the cell differs from its spec: "file /etc/motd was changed", "a shell was opened by ann". Empty: untouched."""
+
     def __init__(
         self,
         *,
@@ -559,10 +630,11 @@ class CellReport(_message.Message):
         probe: Global___ProbeStatus | None = ...,
         autopsy: Global___Autopsy | None = ...,
         progress: _builtins.str = ...,
+        touched: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["autopsy", b"autopsy", "probe", b"probe"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["autopsy", b"autopsy", "cell_id", b"cell_id", "digest", b"digest", "endpoints", b"endpoints", "probe", b"probe", "progress", b"progress", "runtime_id", b"runtime_id", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["autopsy", b"autopsy", "cell_id", b"cell_id", "digest", b"digest", "endpoints", b"endpoints", "probe", b"probe", "progress", b"progress", "runtime_id", b"runtime_id", "state", b"state", "touched", b"touched"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

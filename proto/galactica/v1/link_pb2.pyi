@@ -10,6 +10,7 @@ from galactica.v1 import cell_pb2 as _cell_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -20,6 +21,32 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Answer:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AnswerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Answer.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ANSWER_UNSPECIFIED: _Answer.ValueType  # 0
+    ANSWER_ANSWERS: _Answer.ValueType  # 1
+    """The agent there answers."""
+    ANSWER_REFUSED: _Answer.ValueType  # 2
+    """Its port is closed: the kernel there lives, the agent does not."""
+    ANSWER_SILENT: _Answer.ValueType  # 3
+    """Nothing comes back."""
+
+class Answer(_Answer, metaclass=_AnswerEnumTypeWrapper):
+    """What a neighbour says of another server."""
+
+ANSWER_UNSPECIFIED: Answer.ValueType  # 0
+ANSWER_ANSWERS: Answer.ValueType  # 1
+"""The agent there answers."""
+ANSWER_REFUSED: Answer.ValueType  # 2
+"""Its port is closed: the kernel there lives, the agent does not."""
+ANSWER_SILENT: Answer.ValueType  # 3
+"""Nothing comes back."""
+Global___Answer: _TypeAlias = Answer  # noqa: Y015
 
 @_typing.final
 class EnrolRequest(_message.Message):
@@ -155,6 +182,7 @@ class AttachResponse(_message.Message):
     INSTRUCTIONS_FIELD_NUMBER: _builtins.int
     TEMPO_FIELD_NUMBER: _builtins.int
     ECHO_FIELD_NUMBER: _builtins.int
+    NEIGHBOURS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
@@ -163,6 +191,8 @@ class AttachResponse(_message.Message):
     def tempo(self) -> Global___Tempo: ...
     @_builtins.property
     def echo(self) -> Global___Echo: ...
+    @_builtins.property
+    def neighbours(self) -> Global___Neighbours: ...
     def __init__(
         self,
         *,
@@ -170,12 +200,13 @@ class AttachResponse(_message.Message):
         instructions: Global___Instructions | None = ...,
         tempo: Global___Tempo | None = ...,
         echo: Global___Echo | None = ...,
+        neighbours: Global___Neighbours | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["echo", b"echo", "instructions", b"instructions", "message", b"message", "tempo", b"tempo", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["echo", b"echo", "instructions", b"instructions", "message", b"message", "neighbours", b"neighbours", "tempo", b"tempo", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["echo", b"echo", "instructions", b"instructions", "message", b"message", "tempo", b"tempo", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["echo", b"echo", "instructions", b"instructions", "message", b"message", "neighbours", b"neighbours", "tempo", b"tempo", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "instructions", "tempo", "echo"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "instructions", "tempo", "echo", "neighbours"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -214,10 +245,13 @@ class Hello(_message.Message):
     RUNTIMES_FIELD_NUMBER: _builtins.int
     INVENTORY_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    WATCH_ADDRESS_FIELD_NUMBER: _builtins.int
     wire_version: _builtins.int
     agent_version: _builtins.str
     epoch: _builtins.int
     """The highest scheduler epoch this agent has obeyed; 0 if none."""
+    watch_address: _builtins.str
+    """"host:port" on which neighbours reach this agent by UDP; empty where it watches nobody."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
@@ -238,14 +272,97 @@ class Hello(_message.Message):
         runtimes: _abc.Iterable[_cell_pb2.RuntimeKind.ValueType] | None = ...,
         inventory: _abc.Iterable[_cell_pb2.CellReport] | None = ...,
         epoch: _builtins.int = ...,
+        watch_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "capacity", b"capacity", "epoch", b"epoch", "inventory", b"inventory", "labels", b"labels", "runtimes", b"runtimes", "wire_version", b"wire_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "capacity", b"capacity", "epoch", b"epoch", "inventory", b"inventory", "labels", b"labels", "runtimes", b"runtimes", "watch_address", b"watch_address", "wire_version", b"wire_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Hello: _TypeAlias = Hello  # noqa: Y015
+
+@_typing.final
+class Neighbours(_message.Message):
+    """Whom this agent is to watch from now on; replaces what was said before."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NEIGHBOURS_FIELD_NUMBER: _builtins.int
+    ACCEPTED_KEYS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def neighbours(self) -> _containers.RepeatedCompositeFieldContainer[Global___Neighbour]: ...
+    @_builtins.property
+    def accepted_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Keys of those who watch this agent: pings that carry none of them are dropped."""
+
+    def __init__(
+        self,
+        *,
+        neighbours: _abc.Iterable[Global___Neighbour] | None = ...,
+        accepted_keys: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_keys", b"accepted_keys", "neighbours", b"neighbours"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Neighbours: _TypeAlias = Neighbours  # noqa: Y015
+
+@_typing.final
+class Neighbour(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_ID_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    server_id: _builtins.str
+    address: _builtins.str
+    key: _builtins.bytes
+    """16 random bytes for this pair, made anew with each draw."""
+    def __init__(
+        self,
+        *,
+        server_id: _builtins.str = ...,
+        address: _builtins.str = ...,
+        key: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "key", b"key", "server_id", b"server_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Neighbour: _TypeAlias = Neighbour  # noqa: Y015
+
+@_typing.final
+class Testimony(_message.Message):
+    """Told when it changes, and whole in a complete report."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_ID_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    FOR_MS_FIELD_NUMBER: _builtins.int
+    server_id: _builtins.str
+    answer: Global___Answer.ValueType
+    for_ms: _builtins.int
+    """For how long it has been so."""
+    def __init__(
+        self,
+        *,
+        server_id: _builtins.str = ...,
+        answer: Global___Answer.ValueType = ...,
+        for_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "for_ms", b"for_ms", "server_id", b"server_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Testimony: _TypeAlias = Testimony  # noqa: Y015
 
 @_typing.final
 class Welcome(_message.Message):
@@ -315,6 +432,7 @@ class Report(_message.Message):
     VITALS_FIELD_NUMBER: _builtins.int
     COMPLETE_FIELD_NUMBER: _builtins.int
     SENT_AT_FIELD_NUMBER: _builtins.int
+    TESTIMONIES_FIELD_NUMBER: _builtins.int
     session: _builtins.str
     sequence: _builtins.int
     """1, 2, 3, … in a session. A gap makes the scheduler ask for a resync."""
@@ -326,6 +444,8 @@ class Report(_message.Message):
     def cells(self) -> _containers.RepeatedCompositeFieldContainer[_cell_pb2.CellReport]: ...
     @_builtins.property
     def vitals(self) -> _cell_pb2.Vitals: ...
+    @_builtins.property
+    def testimonies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Testimony]: ...
     def __init__(
         self,
         *,
@@ -335,10 +455,11 @@ class Report(_message.Message):
         vitals: _cell_pb2.Vitals | None = ...,
         complete: _builtins.bool = ...,
         sent_at: _builtins.float = ...,
+        testimonies: _abc.Iterable[Global___Testimony] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["vitals", b"vitals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cells", b"cells", "complete", b"complete", "sent_at", b"sent_at", "sequence", b"sequence", "session", b"session", "vitals", b"vitals"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cells", b"cells", "complete", b"complete", "sent_at", b"sent_at", "sequence", b"sequence", "session", b"session", "testimonies", b"testimonies", "vitals", b"vitals"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
