@@ -19,7 +19,6 @@ from scheduler import wire
 from scheduler.authorisation import Context, InvalidRequest, abort, server_of
 from scheduler.ca import SERVER_TTL_SECONDS, AuthorityError, CertificateAuthority, CsrError
 from scheduler.commands import Command
-from scheduler.enrolment import renew
 from scheduler.model import Phase, Tempo
 from scheduler.ports import Mind
 from scheduler.requests import Refused
@@ -94,11 +93,14 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         server = server_of(context)
         self._check_member(server)
         try:
-            return renew(self._ca, server, request.csr_pem, self._server_ttl_seconds)
+            issued = self._ca.issue_server(request.csr_pem, server, self._server_ttl_seconds)
         except CsrError as error:
             raise InvalidRequest(str(error)) from error
         except AuthorityError as error:
             raise Refused("authority", str(error)) from error
+        return link_pb2.RenewCertificateResponse(
+            certificate_pem=issued.certificate_pem, expires_at=issued.expires_at
+        )
 
     # --- one session ----------------------------------------------------------------------------------------------
 
