@@ -20,7 +20,7 @@ from scheduler.journal import (
     StaleEpoch,
 )
 from scheduler.journal.sqlite import SqliteJournal
-from scheduler.journal.writer import QUEUED_RECORDS
+from scheduler.journal.writer import GROUP_RECORDS, QUEUED_RECORDS
 from tests.support.journals import record, records, shell
 
 
@@ -169,12 +169,12 @@ async def test_append_that_fails_takes_all_behind_it_along_and_the_head_falls_ba
 ) -> None:
     await journal.append(records(1, 1), after=0, epoch=0)
     unwritable = Record(2, 1.0, "\ud800", CellBooting("web/1.1"))
-    attempts = [
-        journal.append(records(3, 4), after=2, epoch=0),
-        journal.append(records(5, 5), after=4, epoch=0),
-    ]
+    last = GROUP_RECORDS + 1  # a commit of its own, so that the others wait behind it
     outcomes = await asyncio.gather(
-        journal.append([unwritable], after=1, epoch=0), *attempts, return_exceptions=True
+        journal.append([unwritable, *records(3, last)], after=1, epoch=0),
+        journal.append(records(last + 1, last + 2), after=last, epoch=0),
+        journal.append(records(last + 3, last + 3), after=last + 2, epoch=0),
+        return_exceptions=True,
     )
     assert [type(outcome) for outcome in outcomes] == [JournalFailed] * 3
     assert (journal.head, journal.durable) == (1, 1)

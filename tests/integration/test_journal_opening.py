@@ -126,6 +126,15 @@ def test_damage_under_a_log_that_a_crash_left_is_found_and_nothing_touched(data:
     assert contents(data) == before
 
 
+def test_crash_in_the_middle_of_copying_the_log_into_the_database_is_no_damage(data: Path) -> None:
+    made(data, 0)
+    crash(data, first=1, count=50)
+    _write(data / "journal.db", 4_096, b"\xa5" * 512)  # half of a page that the log has whole
+    journal = SqliteJournal.open(data)
+    assert tuple(journal.replay(1)) == records(1, 50)
+    journal.release()
+
+
 def test_check_of_a_log_that_a_crash_left_changes_no_byte(data: Path) -> None:
     made(data, 200)
     crash(data, first=201, count=50)
