@@ -92,6 +92,7 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
     ) -> link_pb2.RenewCertificateResponse:
         server = server_of(context)
         self._check_member(server)
+        self._check_not_drained(server)
         try:
             issued = self._ca.issue_server(request.csr_pem, server, self._server_ttl_seconds)
         except CsrError as error:
@@ -124,11 +125,14 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
             await abort(context, ending.code, ending.reason)
 
     def _check_member(self, server: str) -> None:
-        known = self._mind.view().fleet.servers.get(server)
-        if known is None:
+        """A drained server may attach: it gets no cells, and what it may still run has to be removed."""
+        if server not in self._mind.view().fleet.servers:
             raise Refused(
                 "unknown_server", f"server {server} is not in this fleet; enrol it anew with a token"
             )
+
+    def _check_not_drained(self, server: str) -> None:
+        known = self._mind.view().fleet.servers[server]
         if known.phase is Phase.DECOMMISSIONED and known.is_drained:
             raise Refused("drained", f"server {server} was drained; enrol it anew with a token")
 
