@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Never
 import grpc
 import structlog
 
-from scheduler.ca import IdentityError, OperatorIdentity, Role, ServerIdentity, identity_of
+from scheduler.identities import IdentityError, OperatorIdentity, Role, ServerIdentity, identity_of
 from scheduler.journal import JournalCorrupt, JournalError
 from scheduler.ports import Mind
 from scheduler.requests import JournalRefuses, RecordRefusal, Refused

@@ -1,10 +1,10 @@
-"""The fleet's certificate authority, and who a certificate says that its holder is.
+"""The fleet's certificate authority.
 
 One CA per fleet, made at the first start. It hands out three kinds of certificates, none of which can stand
 in for another: the scheduler's serves only as a server of TLS (EKU serverAuth), those of servers and
-operators only as its clients (clientAuth). Who a client is stands in one SAN URI, ``galactica:server:ID`` or
-``galactica:operator:NAME:ROLE``; subjects are for people and mean nothing. Of a request (CSR) only the
-public key is used: the identity comes from the caller of this module, never from the request.
+operators only as its clients (clientAuth). Who a client is stands in one SAN URI (``identities``); subjects are
+for people and mean nothing. Of a request (CSR) only the public key is used: the identity comes from the
+caller of this module, never from the request.
 
 Times are Unix seconds; certificates hold whole ones.
 """
@@ -19,10 +19,8 @@ import stat
 import tempfile
 import time
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
-from urllib.parse import quote, unquote
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -31,10 +29,13 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from msgspec import Struct
 
+from scheduler.identities import OPERATOR_NAME, OperatorIdentity, Role, ServerIdentity, uri_of
 from scheduler.model import SERVER_ID
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
+
+PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 
 SCHEDULER_NAME = "scheduler.galactica"
 """The DNS name in every scheduler certificate. Clients expect it (``grpc.ssl_target_name_override``) whatever
@@ -54,10 +55,7 @@ _RSA_BITS = range(2_048, 8_193)
 """Weaker keys can be broken; longer ones make a cheap way to keep the scheduler busy."""
 _FLEET_NAME = re.compile(r"[^\x00-\x1f\x7f]{1,64}")
 """64 is X.520's limit of an organisation name (ub-organization-name)."""
-_OPERATOR_NAME = re.compile(r"[A-Za-z0-9][-A-Za-z0-9._@+]{0,63}")
 _CERTIFICATE_BEGINS = b"-----BEGIN CERTIFICATE-----"
-_SAN_KEY = "x509_subject_alternative_name"
-_URI_PREFIX = "galactica:"
 
 
 class AuthorityError(Exception):
@@ -66,38 +64,6 @@ class AuthorityError(Exception):
 
 class CsrError(AuthorityError):
     """The certificate request is malformed, its signature does not hold or its key is too weak."""
-
-
-class IdentityError(Exception):
-    """The certificate names no server and no operator of this fleet."""
-
-
-class Role(StrEnum):
-    """What an operator may do; each role may do all that the ones before it may."""
-
-    VIEWER = "viewer"
-    DEPLOYER = "deployer"
-    ADMIN = "admin"
-
-    def allows(self, needed: Role) -> bool:
-        """Whether one who has this role may do what ``needed`` may do."""
-        ranks = list(Role)
-        return ranks.index(self) >= ranks.index(needed)
-
-
-class ServerIdentity(Struct, frozen=True):
-    server_id: str
-
-    def __str__(self) -> str:
-        return f"server:{self.server_id}"
-
-
-class OperatorIdentity(Struct, frozen=True):
-    name: str
-    role: Role
-
-    def __str__(self) -> str:
-        return f"operator:{self.name}"
 
 
 class Issued(Struct, frozen=True):
@@ -139,24 +105,31 @@ class CertificateAuthority:
 
     def check(self, csr_pem: bytes) -> None:
         """Raises what issuing a certificate for this request would raise, and does nothing else."""
-        _public_key_of(csr_pem)
+        public_key_of(csr_pem)
         self._validity(1.0)
+
+    def has_issued(self, certificate: x509.Certificate) -> bool:
+        """Whether this CA's key made that certificate; of whether it is still valid this says nothing."""
+        try:
+            certificate.verify_directly_issued_by(self._certificate)
+        except (InvalidSignature, ValueError, TypeError):  # another name, signature or kind of key
+            return False
+        return True
 
     def issue_server(self, csr_pem: bytes, server_id: str, ttl_seconds: float = SERVER_TTL_SECONDS) -> Issued:
         """A client certificate that speaks for ``server_id`` alone. Raises CsrError, AuthorityError."""
         if SERVER_ID.fullmatch(server_id) is None:
             raise AuthorityError("no certificate can be issued: that is no server id")
-        return self._issue_client(csr_pem, "server", f"{_URI_PREFIX}server:{_quote(server_id)}", ttl_seconds)
+        return self._issue_client(csr_pem, "server", uri_of(ServerIdentity(server_id)), ttl_seconds)
 
     def issue_operator(self, csr_pem: bytes, name: str, role: Role, ttl_seconds: float) -> Issued:
         """A client certificate for an operator. Raises CsrError, AuthorityError."""
-        if _OPERATOR_NAME.fullmatch(name) is None:
+        if OPERATOR_NAME.fullmatch(name) is None:
             raise AuthorityError(
                 "an operator's name has 1 to 64 letters, digits or any of - . _ @ + "
                 "and begins with a letter or digit"
             )
-        uri = f"{_URI_PREFIX}operator:{_quote(name)}:{role.value}"
-        return self._issue_client(csr_pem, "operator", uri, ttl_seconds)
+        return self._issue_client(csr_pem, "operator", uri_of(OperatorIdentity(name, role)), ttl_seconds)
 
     def issue_scheduler(self, hosts: Iterable[str] = ()) -> tuple[bytes, bytes]:
         """A new key and certificate (PEM) for the scheduler's own ports, valid as long as the CA.
@@ -176,11 +149,11 @@ class CertificateAuthority:
 
     def _issue_client(self, csr_pem: bytes, kind: str, uri: str, ttl_seconds: float) -> Issued:
         names = [x509.UniformResourceIdentifier(uri)]
-        return self._issue(_public_key_of(csr_pem), kind, names, ExtendedKeyUsageOID.CLIENT_AUTH, ttl_seconds)
+        return self._issue(public_key_of(csr_pem), kind, names, ExtendedKeyUsageOID.CLIENT_AUTH, ttl_seconds)
 
     def _issue(
         self,
-        public_key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey,
+        public_key: PublicKey,
         kind: str,
         names: Sequence[x509.GeneralName],
         usage: x509.ObjectIdentifier,
@@ -214,21 +187,6 @@ class CertificateAuthority:
         return _moment(now - _SKEW_SECONDS), _moment(min(now + ttl_seconds, self.expires_at))
 
 
-def identity_of(source: Mapping[str, Iterable[bytes]] | bytes) -> ServerIdentity | OperatorIdentity:
-    """Who the peer is: from gRPC's ``context.auth_context()`` or from one SAN URI. Raises IdentityError.
-
-    TLS has already verified that the certificate is ours and valid; nothing of that is done here."""
-    names = [source] if isinstance(source, bytes) else list(source.get(_SAN_KEY, ()))
-    if len(names) != 1:
-        raise IdentityError(
-            f"the caller's certificate carries {len(names)} names where one server or operator is expected"
-        )
-    identity = _parse_identity(names[0].decode("utf-8", "replace"))
-    if identity is None:
-        raise IdentityError("the caller's certificate names neither a server nor an operator")
-    return identity
-
-
 def new_key_and_csr() -> tuple[bytes, bytes]:
     """A new private key and a request for it, both PEM. The request says nothing but the key."""
     key = ec.generate_private_key(ec.SECP256R1())
@@ -236,20 +194,8 @@ def new_key_and_csr() -> tuple[bytes, bytes]:
     return _key_pem(key), request.public_bytes(serialization.Encoding.PEM)
 
 
-def _parse_identity(uri: str) -> ServerIdentity | OperatorIdentity | None:
-    match uri.split(":"):
-        case ["galactica", "server", quoted]:
-            server_id = unquote(quoted)
-            if SERVER_ID.fullmatch(server_id) and _quote(server_id) == quoted:
-                return ServerIdentity(server_id)
-        case ["galactica", "operator", quoted, role]:
-            name = unquote(quoted)
-            if _OPERATOR_NAME.fullmatch(name) and _quote(name) == quoted and role in set(Role):
-                return OperatorIdentity(name, Role(role))
-    return None
-
-
-def _public_key_of(csr_pem: bytes) -> ec.EllipticCurvePublicKey | rsa.RSAPublicKey:
+def public_key_of(csr_pem: bytes) -> PublicKey:
+    """The key of a request that is signed with it. Raises CsrError."""
     if len(csr_pem) > _CSR_BYTES_LIMIT:
         raise CsrError(f"the certificate request is longer than {_CSR_BYTES_LIMIT} bytes")
     try:
@@ -399,10 +345,6 @@ def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-
-
-def _quote(text: str) -> str:
-    return quote(text, safe="")
 
 
 def _moment(at: float) -> datetime:

@@ -19,7 +19,6 @@ from scheduler import wire
 from scheduler.authorisation import Context, InvalidRequest, abort, server_of
 from scheduler.ca import SERVER_TTL_SECONDS, AuthorityError, CertificateAuthority, CsrError
 from scheduler.commands import Command
-from scheduler.enrolment import renew
 from scheduler.model import Phase, Tempo
 from scheduler.ports import Mind
 from scheduler.requests import Refused
@@ -93,12 +92,16 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
     ) -> link_pb2.RenewCertificateResponse:
         server = server_of(context)
         self._check_member(server)
+        self._check_not_drained(server)
         try:
-            return renew(self._ca, server, request.csr_pem, self._server_ttl_seconds)
+            issued = self._ca.issue_server(request.csr_pem, server, self._server_ttl_seconds)
         except CsrError as error:
             raise InvalidRequest(str(error)) from error
         except AuthorityError as error:
             raise Refused("authority", str(error)) from error
+        return link_pb2.RenewCertificateResponse(
+            certificate_pem=issued.certificate_pem, expires_at=issued.expires_at
+        )
 
     # --- one session ----------------------------------------------------------------------------------------------
 
@@ -122,11 +125,14 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
             await abort(context, ending.code, ending.reason)
 
     def _check_member(self, server: str) -> None:
-        known = self._mind.view().fleet.servers.get(server)
-        if known is None:
+        """A drained server may attach: it gets no cells, and what it may still run has to be removed."""
+        if server not in self._mind.view().fleet.servers:
             raise Refused(
                 "unknown_server", f"server {server} is not in this fleet; enrol it anew with a token"
             )
+
+    def _check_not_drained(self, server: str) -> None:
+        known = self._mind.view().fleet.servers[server]
         if known.phase is Phase.DECOMMISSIONED and known.is_drained:
             raise Refused("drained", f"server {server} was drained; enrol it anew with a token")
 

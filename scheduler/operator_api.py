@@ -16,8 +16,9 @@ from galactica.v1 import operator_pb2, operator_pb2_grpc
 
 from scheduler import history, requests, views
 from scheduler.authorisation import Context, InvalidRequest, operator_of
-from scheduler.ca import AuthorityError, CertificateAuthority, CsrError, Role
+from scheduler.ca import AuthorityError, CertificateAuthority, CsrError
 from scheduler.events import Record
+from scheduler.identities import Role
 from scheduler.model import Group, parse_cell_id
 from scheduler.ports import Mind
 from scheduler.preview import Preview, preview

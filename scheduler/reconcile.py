@@ -167,8 +167,8 @@ def _judge_server(draft: Draft, server: Server, key: ServerKey) -> None:
             e.ServerCondemned(server.id, verdict.health, verdict.rule, verdict.reason, verdict.evidence)
         )
         draft.dirty(cells_of(draft.fleet.servers[server.id], f"event:{record.position}"))
-        return
-    draft.look(key, verdict.next_look_at)
+    else:
+        draft.look(key, verdict.next_look_at)
     _bury_server(draft, server.id)
 
 
@@ -252,7 +252,9 @@ def _judge_cell(draft: Draft, key: SlotKey, cell: Cell) -> None:
         _condemn_by_health(draft, state, cell, verdict)
         return
     if key.slot >= state.wanted_slots:
-        rule, reason = ("deleted", "its group was deleted") if state.deleted else ("scaled_down", "its slot is gone")
+        rule, reason = (
+            ("deleted", "its group was deleted") if state.deleted else ("scaled_down", "its slot is gone")
+        )
         _condemn(draft, cell, verdict, rule, reason, "none needed")
         return
     if not _keep(draft, key, state, cell, verdict):
@@ -290,7 +292,9 @@ def _condemn_by_health(draft: Draft, state: GroupState, cell: Cell, verdict: Ver
     )
 
 
-def _condemn(draft: Draft, cell: Cell, verdict: Verdict, rule: str, reason: str, budget: str, cause: str = "") -> None:
+def _condemn(
+    draft: Draft, cell: Cell, verdict: Verdict, rule: str, reason: str, budget: str, cause: str = ""
+) -> None:
     draft.emit(
         e.CellCondemned(
             cell=cell.id,
@@ -320,7 +324,12 @@ def _keep(draft: Draft, key: SlotKey, state: GroupState, cell: Cell, verdict: Ve
     if not cell.was_ready:
         allowed = Allowed("none needed: it never served")
     if isinstance(allowed, Held):
-        draft.hold(key, allowed.rule, f"{cell.id} is to be replaced ({reason}): {allowed.reason}", allowed.next_look_at)
+        draft.hold(
+            key,
+            allowed.rule,
+            f"{cell.id} is to be replaced ({reason}): {allowed.reason}",
+            allowed.next_look_at,
+        )
         return True
     if cell.was_ready:
         place = draft.placer.place(state, state.group.spec)
@@ -368,13 +377,18 @@ def _fill(draft: Draft, key: SlotKey) -> None:
 
 def _order(draft: Draft, key: SlotKey, state: GroupState, server: str) -> None:
     slot = state.slots.get(key.slot) or Slot(next_generation=state.first_generation)
-    before = max(slot.cells, key=lambda cell: cell.generation, default=None)
     cell_id = str(CellId(key.group, key.slot, slot.next_generation))
+    replaces = _predecessor(state, key.slot, slot.next_generation)
+    before = draft.fleet.cell(replaces)
     cause = f"event:{before.last_position if before else state.last_position}"
     resources = state.group.spec.resources
-    replaces = before.id if before else ""
     draft.emit(e.CellOrdered(cell_id, state.digest, state.revision, server, resources, replaces), cause)
     draft.look(key, draft.now + state.group.spec.health.boot_within_seconds)
+
+
+def _predecessor(state: GroupState, slot: int, generation: int) -> str:
+    """The cell that had the slot before, though it may be gone by now: a backoff outlives the dead."""
+    return str(CellId(state.group.name, slot, generation - 1)) if generation > state.first_generation else ""
 
 
 def _deliver(draft: Draft, key: SlotKey, cell: Cell) -> None:

@@ -20,7 +20,7 @@ import grpc
 import structlog
 from msgspec import Struct
 
-from scheduler.ca import SERVER_TTL_SECONDS, AuthorityError, CertificateAuthority, Role, new_key_and_csr
+from scheduler.ca import SERVER_TTL_SECONDS, AuthorityError, CertificateAuthority, new_key_and_csr
 from scheduler.clock import DisciplinedClock
 from scheduler.context import Context, write_context
 from scheduler.controller import Controller, load
@@ -28,6 +28,7 @@ from scheduler.core import Start
 from scheduler.dispatcher import Dispatcher
 from scheduler.enrolment import EnrolmentService, enrolment_credentials, make_enrolment_server
 from scheduler.errors import CommandFailed, ExitCode
+from scheduler.identities import Role
 from scheduler.journal import Journal, JournalError
 from scheduler.journal.sqlite import SqliteJournal
 from scheduler.local_agent import AgentPlan, LocalAgent

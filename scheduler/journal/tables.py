@@ -100,6 +100,7 @@ def create(path: Path) -> None:
         connection.close()
     making.rename(path)
     sync_directory(path.parent)
+    sync_directory(path.parent.parent)
 
 
 def sync_directory(path: Path) -> None:

@@ -186,6 +186,8 @@ class Writer:
 
     def _transact(self, do: Callable[[sqlite3.Connection], T]) -> T:
         connection = self._connection
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")  # of one before, whose own rollback the disk refused
         connection.execute("BEGIN IMMEDIATE")
         try:
             result = do(connection)

@@ -23,8 +23,9 @@ import grpc
 import pytest
 from galactica.v1 import operator_pb2
 
-from scheduler.ca import CertificateAuthority, Role
+from scheduler.ca import CertificateAuthority
 from scheduler.context import read_context, write_context
+from scheduler.identities import Role
 from scheduler.manifest import parse
 from scheduler.wire_groups import group_to_proto
 from tests.support.operator_service import Refusal, Scheduler, a_small_fleet, context_of, operator_service

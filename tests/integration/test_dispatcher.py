@@ -91,23 +91,18 @@ class TestAttaching:
             "server web-1 is not in this fleet; enrol it anew with a token",
         )
 
-    async def test_drained_server_has_to_enrol_anew(self, world):
+    async def test_drained_server_may_attach_for_its_orphans_but_gets_no_new_certificate(self, world):
         agent = await world.agent("web-1")
         await world.mind.ask(DrainServer("web-1"), "operator:ann")
         agent.call.cancel()
         await world.mind.until(lambda: observed(world, Detached))
 
-        again = await world.agent("web-1", attached=False)
-        assert await again.ending() == (
-            Code.FAILED_PRECONDITION,
-            "server web-1 was drained; enrol it anew with a token",
-        )
+        again = await world.agent("web-1")
+        assert world.mind.view().fleet.servers["web-1"].phase == "DECOMMISSIONED"
         with pytest.raises(grpc.aio.AioRpcError) as refusal:
             await again.stub.RenewCertificate(link_pb2.RenewCertificateRequest(csr_pem=new_key_and_csr()[1]))
         assert refusal.value.code() is Code.FAILED_PRECONDITION
-
-        await world.mind.enrol("web-1")
-        assert (await world.agent("web-1")).welcome.session
+        assert refusal.value.details() == "server web-1 was drained; enrol it anew with a token"
 
     @limited(hello_seconds=0.1)
     async def test_agent_that_says_no_hello_is_let_go(self, world):

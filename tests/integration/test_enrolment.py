@@ -19,7 +19,7 @@ from galactica.v1 import link_pb2, link_pb2_grpc
 
 from agent.identity import Identity, IdentityError, channel_options, store, store_renewed
 from scheduler import requests
-from scheduler.ca import CertificateAuthority, Role, ServerIdentity, identity_of, new_key_and_csr
+from scheduler.ca import CertificateAuthority, new_key_and_csr
 from scheduler.enrolment import (
     EnrolmentService,
     enrolment_credentials,
@@ -27,6 +27,7 @@ from scheduler.enrolment import (
     make_enrolment_server,
     renew,
 )
+from scheduler.identities import Role, ServerIdentity, identity_of
 from scheduler.tokens import new_token, parse_token
 
 REPOSITORY = Path(__file__).parents[2]

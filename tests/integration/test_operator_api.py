@@ -11,7 +11,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from scheduler.authorisation import OPERATOR_CALLS
-from scheduler.ca import OperatorIdentity, Role, new_key_and_csr
+from scheduler.ca import new_key_and_csr
+from scheduler.identities import OperatorIdentity, Role
 from scheduler.requests import Enrol
 from scheduler.tokens import parse_token
 from scheduler.wire_groups import group_to_proto

@@ -17,7 +17,8 @@ import psutil
 from galactica.v1 import cell_pb2, link_pb2, link_pb2_grpc
 
 from agent.identity import Identity, store
-from scheduler.ca import CertificateAuthority, identity_of, new_key_and_csr
+from scheduler.ca import CertificateAuthority, new_key_and_csr
+from scheduler.identities import identity_of
 
 FLEET = "testfleet"
 DEADLINE_SECONDS = 20.0

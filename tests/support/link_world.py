@@ -11,8 +11,9 @@ from pathlib import Path
 import grpc
 from galactica.v1 import cell_pb2, link_pb2, link_pb2_grpc, operator_pb2_grpc
 
-from scheduler.ca import SCHEDULER_NAME, CertificateAuthority, Role, new_key_and_csr
+from scheduler.ca import SCHEDULER_NAME, CertificateAuthority, new_key_and_csr
 from scheduler.dispatcher import Dispatcher
+from scheduler.identities import Role
 from scheduler.operator_api import OperatorApi
 from scheduler.serving import make_server
 from scheduler.session import LinkLimits

@@ -2,6 +2,7 @@
 
 import pytest
 from galactica.v1 import cell_pb2, operator_pb2
+from msgspec.structs import replace
 
 from scheduler import history, views
 from scheduler.model import Policy
@@ -43,6 +44,13 @@ def certificate(world, cell_id, *, forgotten=False):
     if forgotten:
         seen = view(World(fleet=type(seen.fleet)()))
     return history.certificate(seen, cell_id, of(cell_id), of(successor))
+
+
+def _as_if_all_ready(fleet):
+    state = fleet.groups["web"]
+    return replace(
+        fleet, groups=fleet.groups.insert("web", replace(state, tally=replace(state.tally, ready=3)))
+    )
 
 
 class TestStatus:
@@ -99,6 +107,19 @@ class TestStatus:
         assert group(world) == operator_pb2.GroupStatus(
             kind="service", name="web", wanted=2, ready=2, revision=2
         )
+
+    def test_cells_of_an_older_revision_make_it_unhealthy_though_they_serve(self):
+        world = world_of(service("web", 3))
+        world.obedient = False
+        world.apply(service("web", 3, spec("2")))
+        seen = replace(view(world), holds=())
+        assert not views.status(replace(seen, fleet=_as_if_all_ready(seen.fleet)), "alpha").healthy
+
+    def test_what_is_held_makes_it_unhealthy_though_all_is_ready(self):
+        world = world_of(service("web", 1), servers=("a",))
+        world.ask(DrainServer("a"))
+        shown = status(world)
+        assert (group(world).ready, shown.held[0].rule, shown.healthy) == (1, "no_capacity", False)
 
     def test_service_that_is_deleted_is_shown_until_its_last_cell_is_gone(self):
         world = world_of(service("web", 2))

@@ -1,0 +1,401 @@
+"""A whole fleet of real processes on this machine: scheduler, agents, their cells, and the command line beside them.
+
+Everything is below one temporary directory and on free loopback ports. ``close`` ends by its id whatever was begun,
+cells too, however the test ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+import psutil
+from galactica.v1 import operator_pb2, operator_pb2_grpc
+
+from agent.runtimes.process import ProcessRuntime
+from scheduler.ca import SCHEDULER_NAME
+from scheduler.cli import shapes
+
+T = TypeVar("T")
+Json = dict[str, Any]
+
+ROOT = Path(__file__).parents[2]
+WAIT_SECONDS = 30.0
+LEASE_SECONDS = 5.0
+LOOK_EVERY_SECONDS = 0.05
+PORTS = range(12_000, 30_000)
+"""Below those that the kernel hands to outgoing connections: such a one could meet itself where nobody listens."""
+
+HTTP_SERVER = [sys.executable, "-S", "-m", "http.server", "{port.http}", "--bind", "127.0.0.1"]
+SLEEP = ["sleep", "1000"]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@dataclass
+class Fleet:
+    """``directory`` holds the scheduler's data, one directory for each agent, and a log of each process."""
+
+    directory: Path
+    name: str = field(default_factory=lambda: f"test-{uuid.uuid4().hex[:12]}")
+    scheduler: subprocess.Popen[bytes] | None = None
+    agents: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    _data: Path | None = None
+    _ports: tuple[int, int] = field(default_factory=lambda: free_ports())
+    _channel: grpc.Channel | None = None
+    _token: str = ""
+
+    # --- processes ------------------------------------------------------------------------------------------------
+
+    @property
+    def data(self) -> Path:
+        """The scheduler's data directory."""
+        return self._data or self.directory / "scheduler"
+
+    @property
+    def context(self) -> Path:
+        return self.directory / "context.json"
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self._ports[0]}"
+
+    @property
+    def enrol_address(self) -> str:
+        return f"127.0.0.1:{self._ports[1]}"
+
+    def environment(self, **more: str) -> dict[str, str]:
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("GALACTICA_")}
+        return {**inherited, "GALACTICA_CONTEXT": str(self.context), **more}
+
+    def start_scheduler(self, data: Path | None = None) -> None:
+        """Returns when it answers."""
+        self._data = data or self._data
+        words = ["scheduler", "--data", str(self.data), "--fleet", self.name]
+        words += ["--listen", self.address, "--enrol-listen", self.enrol_address]
+        self.scheduler = self.spawn("scheduler", [*cli_command(), *words])
+        self.until(self._answers, "the scheduler answers")
+
+    def _answers(self) -> bool:
+        assert self.scheduler is not None
+        assert self.scheduler.poll() is None, f"the scheduler ended:\n{self.log('scheduler')}"
+        if not self.context.exists():
+            return False
+        try:
+            self._ask("GetVersion", operator_pb2.GetVersionRequest(), 1.0)
+        except grpc.RpcError:
+            return False
+        return True
+
+    def kill_scheduler(self) -> None:
+        assert self.scheduler is not None
+        self.scheduler.kill()
+        self.scheduler.wait()
+
+    def begin_agent(self, name: str, *words: str, runtime: str = "process", **environment: str) -> None:
+        """Start it; says nothing about whether it comes up. Without a token it has to have enrolled before."""
+        command = [*agent_command(), "--scheduler", self.address, "--enrol", self.enrol_address]
+        command += ["--id", name, "--data", str(self.directory / name), "--runtime", runtime, *words]
+        self.agents[name] = self.spawn(name, command, **environment)
+
+    def start_agent(self, name: str, *words: str, runtime: str = "process", **environment: str) -> None:
+        """Returns when it is READY and heard."""
+        self.start_agents([name], *words, runtime=runtime, **environment)
+
+    def start_agents(
+        self, names: Iterable[str], *words: str, runtime: str = "process", **environment: str
+    ) -> None:
+        """Those that never were here enrol. Returns when all are READY and heard."""
+        names = list(names)
+        for name in names:
+            known = (self.directory / name / "identity").exists()
+            token = {} if known else {"GALACTICA_TOKEN": self._usual_token()}
+            self.begin_agent(name, *words, runtime=runtime, **token, **environment)
+        for name in names:
+            self.until(partial(self.is_attached, name), f"{name} is attached")
+
+    def _usual_token(self) -> str:
+        self._token = self._token or self.token("--uses", "1000")
+        return self._token
+
+    def is_attached(self, server: str) -> bool:
+        found = next((one for one in self.servers() if one["id"] == server), None)
+        return found is not None and (found["phase"], found["verdict"]) == ("READY", "healthy")
+
+    def kill_agent(self, name: str) -> None:
+        self.agents[name].kill()
+        self.agents[name].wait()
+
+    def end_agent(self, name: str) -> int:
+        """SIGTERM; its exit code."""
+        self.agents[name].terminate()
+        return self.agents[name].wait(WAIT_SECONDS)
+
+    def token(self, *words: str) -> str:
+        done = self.run("token", "create", "-o", "json", *words)
+        assert done.code == 0, done
+        return str(done.json["token"])
+
+    def spawn(self, name: str, command: list[str], **environment: str) -> subprocess.Popen[bytes]:
+        """A process in a session of its own, whose output is appended to ``NAME.log``."""
+        with (self.directory / f"{name}.log").open("ab") as log:
+            return subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=self.environment(**environment),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def log(self, name: str, characters: int = 3_000) -> str:
+        return (self.directory / f"{name}.log").read_text(errors="replace")[-characters:]
+
+    # --- the command line -----------------------------------------------------------------------------------------
+
+    def run(self, *words: str, context: Path | None = None, timeout_seconds: float = 60.0) -> Done:
+        """``galactica WORDS``."""
+        done = subprocess.run(
+            [*cli_command(), *words],
+            cwd=ROOT,
+            env=self.environment(**({"GALACTICA_CONTEXT": str(context)} if context else {})),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout_seconds,
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    def done(self, *words: str) -> str:
+        """What a command prints that has to work."""
+        done = self.run(*words)
+        assert done.code == 0, (words, done)
+        return done.out
+
+    def service(self, name: str, replicas: int = 1, **spec: object) -> Path:
+        """A manifest in a file of its own (JSON is YAML); processes that sleep, where nothing else is said."""
+        wanted: Json = {"kind": "service", "name": name, "replicas": replicas}
+        if "image" not in spec:
+            wanted |= {"runtime": "process", "command": SLEEP}
+        wanted |= {"stop": {"grace": "1s"}, **spec}
+        file = self.directory / f"{name}.yaml"
+        file.write_text(json.dumps(wanted))
+        return file
+
+    def apply(self, name: str, replicas: int = 1, **spec: object) -> list[Json]:
+        """Apply such a manifest of something new and wait until it is ready; its cells."""
+        self.done("apply", str(self.service(name, replicas, **spec)))
+        return self.until_ready(name, replicas)
+
+    # --- looking (through a connection that stays, in the shapes of ``-o json``) ------------------------------------
+
+    def cells(self, group: str = "", *, everything: bool = False) -> list[Json]:
+        answer = self._ask("ListCells", operator_pb2.ListCellsRequest(all=everything))
+        return [shapes.cell(cell) for cell in answer.cells if group in {"", cell.group}]
+
+    def cell(self, cell_id: str) -> Json | None:
+        return next((one for one in self.cells(everything=True) if one["id"] == cell_id), None)
+
+    def ready(self, group: str) -> list[Json]:
+        return [cell for cell in self.cells(group) if cell["phase"] == "READY"]
+
+    def servers(self) -> list[Json]:
+        answer = self._ask("ListServers", operator_pb2.ListServersRequest())
+        return [shapes.server(server) for server in answer.servers]
+
+    def server(self, name: str) -> Json:
+        return next(one for one in self.servers() if one["id"] == name)
+
+    def status(self) -> Json:
+        return shapes.status(self._ask("GetStatus", operator_pb2.GetStatusRequest()))
+
+    def held(self, group: str | None) -> dict[str, Json]:
+        """What is held of a group (None: of the fleet) by rule."""
+        return {hold["rule"]: hold for hold in self.status()["held"] if hold["group"] == group}
+
+    def position(self) -> int:
+        """Of the newest event."""
+        return int(self._ask("GetStatus", operator_pb2.GetStatusRequest()).position)
+
+    def events(self, *types: str, after: int = 0) -> list[Json]:
+        """All events of these types, oldest first."""
+        request = operator_pb2.WatchEventsRequest(from_position=after + 1)
+        answers = self._stub().WatchEvents(request, timeout=WAIT_SECONDS, wait_for_ready=True)
+        found = [shapes.event(event) for answer in answers for event in answer.events]
+        return [event for event in found if not types or event["type"] in types]
+
+    def why(self, cell_id: str) -> Json:
+        return shapes.certificate(
+            self._ask("GetCertificate", operator_pb2.GetCertificateRequest(cell_id=cell_id))
+        )
+
+    def until(self, look: Callable[[], T], what: str, seconds: float = WAIT_SECONDS) -> T:
+        """What ``look`` gives as soon as that is true. Fails with what was waited for and what the processes said."""
+        deadline = time.monotonic() + seconds
+        while not (value := look()):
+            assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}\n{self._story()}"
+            time.sleep(LOOK_EVERY_SECONDS)
+        return value
+
+    def until_ready(self, group: str, number: int, *, without: tuple[str, ...] = ()) -> list[Json]:
+        """So many cells are READY, and none of these is there any more; they."""
+
+        def look() -> list[Json]:
+            cells = self.cells(group)
+            whole = len(cells) == number and all(cell["phase"] == "READY" for cell in cells)
+            return cells if whole and not {cell["id"] for cell in cells} & set(without) else []
+
+        return self.until(look, f"{number} cells of {group} are ready without {without}")
+
+    def _stub(self) -> Any:
+        if self._channel is None:
+            context = json.loads(self.context.read_text())
+            self._channel = self.channel(context["key_pem"].encode(), context["cert_pem"].encode())
+        return operator_pb2_grpc.OperatorServiceStub(self._channel)
+
+    def channel(self, key: bytes, certificate: bytes) -> grpc.Channel:
+        """A connection to the scheduler as whoever that certificate names."""
+        authority = json.loads(self.context.read_text())["ca_pem"].encode()
+        options = [
+            ("grpc.ssl_target_name_override", SCHEDULER_NAME),
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.enable_http_proxy", 0),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 200),
+        ]
+        credentials = grpc.ssl_channel_credentials(authority, key, certificate)
+        return grpc.secure_channel(self.address, credentials, options)
+
+    def _ask(self, call: str, request: object, timeout_seconds: float = WAIT_SECONDS) -> Any:
+        return getattr(self._stub(), call)(request, timeout=timeout_seconds, wait_for_ready=True)
+
+    def _story(self) -> str:
+        logs = sorted(self.directory.glob("*.log"))
+        told = [f"--- {log.name}\n{self.log(log.stem)}" for log in logs]
+        with contextlib.suppress(grpc.RpcError, OSError):
+            if self.scheduler is not None and self.scheduler.poll() is None:
+                told += [json.dumps(self.status(), indent=1), *map(json.dumps, self.cells()[:20])]
+        return "\n".join(told)
+
+    # --- the end --------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End processes, then cells, then what is left of either."""
+        if self._channel is not None:
+            self._channel.close()
+        for process in (self.scheduler, *self.agents.values()):
+            if process is not None:
+                process.kill()
+                process.wait()
+        for cells in self.directory.glob("**/cells"):
+            with contextlib.suppress(Exception):  # what it cannot remove is killed below
+                asyncio.run(_remove_cells(cells, self.name))
+        for process in self.left_running():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def left_running(self) -> list[psutil.Process]:
+        """Processes that name this fleet's directory in their command or environment."""
+        needle = str(self.directory)
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                named = [*process.cmdline(), *process.environ().values()]
+                if process.pid != os.getpid() and any(needle in text for text in named):
+                    found.append(process)
+        return found
+
+
+async def _remove_cells(directory: Path, fleet: str) -> None:
+    runtime = ProcessRuntime(directory, fleet)
+    try:
+        for found in await runtime.list():
+            await runtime.stop(found.order.cell_id, "SIGKILL", 5.0)
+    finally:
+        await runtime.close()
+
+
+@contextlib.contextmanager
+def a_fleet(*agents: str, data: Path | None = None) -> Iterator[Fleet]:
+    """A scheduler and agents of these names, ready; all of it ends with the block."""
+    fleet = Fleet(Path(tempfile.mkdtemp(prefix="galactica-e2e-")))
+    try:
+        fleet.start_scheduler(data)
+        fleet.start_agents(agents)
+        yield fleet
+    finally:
+        fleet.close()
+
+
+def cli_command() -> list[str]:
+    return [sys.executable, "-m", "scheduler.cli"]
+
+
+def agent_command() -> list[str]:
+    return [sys.executable, "-m", "agent"]
+
+
+def free_ports() -> tuple[int, int]:
+    """Two that follow each other, as ``--listen`` alone would use them."""
+    while True:
+        port = random.choice(PORTS)
+        with contextlib.suppress(OSError), socket.socket() as one, socket.socket() as other:
+            one.bind(("127.0.0.1", port))
+            other.bind(("127.0.0.1", port + 1))
+            return port, port + 1
+
+
+def pids(cells: list[Json]) -> dict[str, int]:
+    """Cell id to the process id of its main process."""
+    return {cell["id"]: int(cell["runtime_id"]) for cell in cells}
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def kill(cell: Json) -> None:
+    os.kill(int(cell["runtime_id"]), signal.SIGKILL)
+
+
+def answer_of(endpoint: str) -> tuple[int, str]:
+    """Status and body of GET / there."""
+    with urllib.request.urlopen(f"http://{endpoint}/", timeout=5) as answer:
+        return answer.status, answer.read().decode()

@@ -1,0 +1,383 @@
+"""What is asked of the core is admitted whole or refused whole, each refusal by its rule and in words for people."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from scheduler import admission
+from scheduler import events as e
+from scheduler.admission import MAX_TOKENS, admit, differences
+from scheduler.draft import Draft
+from scheduler.model import (
+    Fleet,
+    Health,
+    HealthSpec,
+    Phase,
+    Placement,
+    Policy,
+    Resources,
+    ServerKey,
+    SlotKey,
+    TcpProbe,
+    digest_of,
+)
+from scheduler.requests import (
+    Accepted,
+    ApplyGroups,
+    CondemnCell,
+    CreateToken,
+    DeleteGroup,
+    DrainServer,
+    Enrol,
+    EnrolOperator,
+    GroupChange,
+    RecordRefusal,
+    Refused,
+    Request,
+)
+from scheduler.sight import Sight
+from tests.support.world import SECRET, START, World, running, service, spec
+
+ONE, TWO = digest_of(spec("1")), digest_of(spec("2"))
+WRONG = "6" * 64
+
+
+def draft_of(fleet: Fleet, now: float = START) -> Draft:
+    return Draft(fleet, Sight(), now, Policy())
+
+
+def two_ready() -> World:
+    world = World()
+    world.join("a", "b")
+    world.apply(service("web", 2))
+    return world
+
+
+def sick_one() -> World:
+    """web/0.1 is condemned and waits for a successor that boots."""
+    world = two_ready()
+    world.obedient = False
+    world.report(world.cell("web/0.1").server, running("web/0.1", failures=3))
+    return world
+
+
+def drained() -> World:
+    world = World()
+    world.join("a")
+    world.apply(service())
+    world.ask(DrainServer("a"))
+    return world
+
+
+def expired() -> World:
+    world = World()
+    world.ask(CreateToken("t", SECRET, 1, world.now + 10))
+    world.now += 10
+    return world
+
+
+def with_token() -> World:
+    world = two_ready()
+    world.ask(CreateToken("t", SECRET, 2, world.now + 10))
+    return world
+
+
+def full_of_tokens() -> World:
+    world = World()
+    for number in range(MAX_TOKENS):
+        world.ask(CreateToken(f"t{number}", SECRET, 1, world.now + 10))
+    return world
+
+
+TOKEN = "the join token is unknown, wrong or used up; ask an operator for a new one"
+REFUSALS = [
+    (
+        two_ready,
+        ApplyGroups((service("api", 1), service("huge", 1_000_000))),
+        ("too_many_cells", "1000003 cells wanted; one scheduler takes at most 1000000", False),
+    ),
+    (
+        two_ready,
+        ApplyGroups(tuple(service(f"g{number}", 0) for number in range(10_000))),
+        ("too_many_groups", "10001 groups; one scheduler takes at most 10000", False),
+    ),
+    (two_ready, DeleteGroup("api"), ("no_such_group", "there is no service api", True)),
+    (
+        two_ready,
+        CondemnCell("web/2.1"),
+        ("no_such_cell", "there is no cell web/2.1, or it is decommissioned already", True),
+    ),
+    (
+        two_ready,
+        CondemnCell("web"),
+        ("no_such_cell", "there is no cell web, or it is decommissioned already", True),
+    ),
+    (
+        sick_one,
+        CondemnCell("web/0.1"),
+        ("condemned", "web/0.1 was condemned before, by rule probe_failed", False),
+    ),
+    (two_ready, DrainServer("c"), ("no_such_server", "there is no server c", True)),
+    (
+        drained,
+        DrainServer("a"),
+        ("not_ready", "server a is CONDEMNED; only a READY server can be drained", False),
+    ),
+    (
+        full_of_tokens,
+        CreateToken("one", SECRET, 1, START + 10),
+        ("too_many_tokens", "1000 join tokens are open; wait until some are used or expire", False),
+    ),
+    (two_ready, Enrol("nobody", SECRET, "c"), ("token", TOKEN, False)),
+    (with_token, Enrol("t", WRONG, "c"), ("token", TOKEN, False)),
+    (
+        expired,
+        Enrol("t", SECRET, "c"),
+        ("token", "the join token has expired; ask an operator for a new one", False),
+    ),
+    (expired, Enrol("t", WRONG, "c"), ("token", TOKEN, False)),
+    (
+        with_token,
+        Enrol("t", SECRET, "a"),
+        (
+            "server_exists",
+            "server a is READY in this fleet; choose another id with --id, or wait until it is lost",
+            False,
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("of", "request_", "refusal"), REFUSALS, ids=lambda x: x[0] if isinstance(x, tuple) else ""
+)
+def test_each_refusal_names_its_rule_and_decides_nothing(
+    of, request_: Request, refusal: tuple[str, str, bool]
+) -> None:
+    world = of()
+    draft = draft_of(world.core.fleet, world.now)
+    with pytest.raises(Refused) as refused:
+        admit(draft, request_, "operator:ann")
+    assert (refused.value.rule, str(refused.value), refused.value.missing) == refusal
+    assert (draft.records, draft.commands, draft.fleet is world.core.fleet) == ([], [], True)
+
+
+def test_what_is_refused_changes_nothing_in_the_world() -> None:
+    world = two_ready()
+    fleet, records = world.core.fleet, len(world.records)
+    with pytest.raises(Refused):
+        world.apply(service("api", 1), service("huge", 1_000_000))
+    assert (world.core.fleet, len(world.records)) == (fleet, records)
+
+
+def test_a_refusal_does_not_hinder_what_was_asked_beside_it() -> None:
+    world = two_ready()
+    draft = draft_of(world.core.fleet)
+    with pytest.raises(Refused):
+        admit(draft, DeleteGroup("api"), "operator:ann")
+    admitted = admit(draft, DeleteGroup("web"), "operator:ann")
+    assert admitted.accepted == Accepted(world.core.fleet.position + 1, 2)
+
+
+# --- applying -----------------------------------------------------------------------------------------------------
+
+
+def test_applying_says_what_it_means_for_each_group_and_which_slots_to_look_at() -> None:
+    world = two_ready()
+    position = world.core.fleet.position
+    draft = draft_of(world.core.fleet)
+    groups = (service("web", 2), service("api", 1), service("db", 0))
+    admitted = admit(draft, ApplyGroups(groups), "operator:ann")
+    changes = (
+        GroupChange("web", "unchanged", 1, ONE),
+        GroupChange("api", "created", 1, ONE),
+        GroupChange("db", "created", 1, ONE),
+    )
+    assert admitted.accepted == Accepted(position + 2, 1, changes)
+    assert admitted.dirty == {SlotKey("api", 0): f"event:{position + 1}"}
+    assert [(record.cause, record.event) for record in draft.records] == [
+        ("operator:ann", e.GroupApplied(service("api", 1), ONE, 1)),
+        ("operator:ann", e.GroupApplied(service("db", 0), ONE, 1)),
+    ]
+
+
+def test_a_changed_group_tells_each_difference_and_a_new_revision_only_for_a_new_spec() -> None:
+    world = two_ready()
+    scaled = world.apply(service("web", 3))
+    assert scaled.changes == (GroupChange("web", "changed", 1, ONE, ("replicas: 2 -> 3",)),)
+    changed = world.apply(service("web", 3, spec("2")))
+    assert changed.changes == (GroupChange("web", "changed", 2, TWO, ("spec.command: serve 1 -> serve 2",)),)
+    back = world.apply(service("web", 3))
+    assert back.changes == (GroupChange("web", "changed", 3, ONE, ("spec.command: serve 2 -> serve 1",)),)
+
+
+def test_fewer_replicas_and_deletion_look_at_empty_slots_too_so_that_nothing_stays_held_for_them() -> None:
+    nowhere = spec(placement=Placement(require={"zone": "nowhere"}))
+    world = World()
+    world.join("a")
+    world.apply(service("web", 3, nowhere))
+    assert len(world.core.view(world.now).holds) == 3
+    world.apply(service("web", 1, nowhere))
+    assert [hold.key for hold in world.core.view(world.now).holds] == [SlotKey("web", 0)]
+    assert world.ask(DeleteGroup("web")).cells == 0
+    assert world.core.view(world.now).holds == ()
+
+
+def test_a_deleted_group_that_is_applied_again_while_its_cells_end_is_a_change() -> None:
+    world = two_ready()
+    world.obedient = False
+    world.ask(DeleteGroup("web"))
+    with pytest.raises(Refused, match="there is no service web"):
+        world.ask(DeleteGroup("web"))
+    assert [change.change for change in world.apply(service("web", 2)).changes] == ["changed"]
+    assert {cell: phase for cell, phase in world.phases().items() if phase is Phase.ORDERED} == {
+        "web/0.2": Phase.ORDERED,
+        "web/1.2": Phase.ORDERED,
+    }
+
+
+def test_values_of_the_environment_are_never_shown_in_differences() -> None:
+    before = service(of=spec(env={"PASSWORD": "hunter2", "OLD": "secret1", "SAME": "secret2"}))
+    after = service(of=spec(env={"PASSWORD": "hunter3", "NEW": "secret3", "SAME": "secret2"}))
+    lines = differences(before, after)
+    assert lines == ("spec.env.NEW: changed", "spec.env.OLD: changed", "spec.env.PASSWORD: changed")
+    only_env = differences(service(), after)
+    assert not [line for line in only_env if "hunter" in line or "secret" in line]
+
+
+def test_each_kind_of_difference_is_told_by_its_path() -> None:
+    after = spec(
+        resources=Resources(cpu_millis=500),
+        ports={"http": 80, "admin": 0},
+        placement=Placement("none", {"zone": "a"}),
+        health=HealthSpec(probe=TcpProbe("http"), boot_within_seconds=30.0),
+    )
+    assert differences(service(), service(of=after)) == (
+        "spec.health.probe.path: / -> -",
+        "spec.health.probe.type: http -> tcp",
+        "spec.placement.require.zone: - -> a",
+        "spec.placement.spread: server -> none",
+        "spec.ports.admin: - -> 0",
+        "spec.ports.http: 0 -> 80",
+        "spec.resources.cpu_millis: - -> 500",
+    )
+
+
+# --- the other verbs ----------------------------------------------------------------------------------------------
+
+
+def test_condemning_and_draining_leave_their_certificate() -> None:
+    world = two_ready()
+    draft = draft_of(world.core.fleet)
+    position = draft.fleet.position
+    on = world.cell("web/0.1").server
+    condemned = admit(draft, CondemnCell("web/0.1"), "operator:ann")
+    drained = admit(draft, DrainServer(on), "operator:bob")
+    assert condemned.accepted == Accepted(position + 1, 1)
+    assert condemned.dirty == {SlotKey("web", 0): "operator:ann"}
+    assert drained.accepted == Accepted(position + 2, 1)
+    assert drained.dirty == {ServerKey(on): "operator:bob", SlotKey("web", 0): "operator:bob"}
+    assert [(record.cause, record.event) for record in draft.records] == [
+        (
+            "operator:ann",
+            e.CellCondemned(
+                "web/0.1",
+                Health.HEALTHY,
+                "operator",
+                "condemned by ann",
+                budget="an operator's word needs none; replaced before it goes",
+            ),
+        ),
+        ("operator:bob", e.ServerCondemned(on, Health.HEALTHY, "operator", "drained by bob")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("request_", "event"),
+    [
+        (EnrolOperator("ann", "admin", 9.0), e.OperatorEnrolled("ann", "admin", 9.0)),
+        (RecordRefusal("eve", "viewer", "Apply"), e.CallRefused("eve", "viewer", "Apply")),
+        (CreateToken("t", SECRET, 2, START + 9), e.TokenCreated("t", SECRET, 2, START + 9)),
+    ],
+)
+def test_what_only_has_to_be_known_is_recorded(request_: Request, event: e.AnyEvent) -> None:
+    draft = draft_of(Fleet())
+    admitted = admit(draft, request_, "operator:ann")
+    assert (admitted.accepted, admitted.dirty) == (Accepted(1), {})
+    assert [record.event for record in draft.records] == [event]
+
+
+# --- tokens -------------------------------------------------------------------------------------------------------
+
+
+def enrol_all(world: World, servers: Sequence[str]) -> list[str]:
+    """Who was admitted."""
+    admitted = []
+    for server in servers:
+        try:
+            world.ask(Enrol("t", SECRET, server), f"server:{server}")
+        except Refused:
+            continue
+        admitted.append(server)
+    return admitted
+
+
+@pytest.mark.parametrize("uses", [1, 2, 3])
+def test_a_token_admits_as_many_servers_as_it_has_uses(uses: int) -> None:
+    world = World()
+    world.ask(CreateToken("t", SECRET, uses, world.now + 10))
+    assert enrol_all(world, "abcd") == list("abcd")[:uses]
+    assert sorted(world.core.fleet.servers) == list("abcd")[:uses]
+    assert list(world.core.fleet.tokens) == []
+
+
+def test_a_wrong_secret_and_an_unknown_token_cannot_be_told_apart_and_use_nothing_up() -> None:
+    world = World()
+    world.ask(CreateToken("t", SECRET, 1, world.now + 10))
+    answers = []
+    for token in ("t", "unknown"):
+        with pytest.raises(Refused) as refused:
+            world.ask(Enrol(token, WRONG, "a"))
+        answers.append((refused.value.rule, str(refused.value), refused.value.missing))
+    assert answers[0] == answers[1]
+    assert enrol_all(world, "a") == ["a"]
+
+
+def test_a_token_that_was_never_made_is_not_opened_by_the_empty_secret() -> None:
+    with pytest.raises(Refused):
+        World().ask(Enrol("t", "0" * 64, "a"))
+
+
+def test_a_token_admits_until_it_expires() -> None:
+    world = World()
+    world.ask(CreateToken("t", SECRET, 5, world.now + 10))
+    world.now += 9.999
+    assert enrol_all(world, "a") == ["a"]
+    world.now += 0.001
+    assert enrol_all(world, "b") == []
+
+
+def test_expired_tokens_leave_room_for_new_ones() -> None:
+    world = full_of_tokens()
+    world.now += 10
+    world.ask(CreateToken("one", SECRET, 1, world.now + 10))
+    assert list(world.core.fleet.tokens) == ["one"]
+
+
+def test_a_server_that_enrolled_may_enrol_again_until_it_attached_and_after_it_is_gone() -> None:
+    world = World()
+    world.ask(CreateToken("t", SECRET, 5, world.now + 100))
+    assert enrol_all(world, "aa") == ["a", "a"]
+    world.attach("a")
+    assert enrol_all(world, "a") == []
+    world.ask(DrainServer("a"))
+    assert world.core.fleet.servers["a"].phase is Phase.DECOMMISSIONED
+    assert enrol_all(world, "a") == ["a"]
+    assert (world.core.fleet.servers["a"].phase, world.core.fleet.servers["a"].generation) == (Phase.READY, 2)
+
+
+def test_enrolment_looks_at_its_server_alone() -> None:
+    draft = draft_of(Fleet())
+    admit(draft, CreateToken("t", SECRET, 1, START + 9), "operator:ann")
+    admitted = admit(draft, Enrol("t", SECRET, "a"), "server:a")
+    assert admitted == admission.Admitted(Accepted(2), {ServerKey("a"): "server:a"})

@@ -1,0 +1,443 @@
+"""Every rule of both verdict tables: when it matches, what it says, when to look again, and which rule goes first."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+from rpds import HashTrieMap
+
+from scheduler.health import CELL_RULES, SERVER_RULES, cell_verdict, is_serving, server_verdict
+from scheduler.model import (
+    Autopsy,
+    Cell,
+    Evidence,
+    Health,
+    HealthSpec,
+    HttpProbe,
+    Phase,
+    Policy,
+    RuntimeKind,
+    Server,
+    Spec,
+    Verdict,
+)
+from scheduler.sight import CellReport, CellState, ProbeStatus, ServerSight, Sight
+from tests.support.world import World
+
+NOW = 1_000.0
+ORDERED_AT = 990.0
+HEARD_AT = 999.0
+BOOT_WITHIN = 30.0
+DEADLINE = ORDERED_AT + BOOT_WITHIN
+SPEC = Spec(
+    RuntimeKind.PROCESS,
+    health=HealthSpec(probe=HttpProbe("http"), sick_after=3, boot_within_seconds=BOOT_WITHIN),
+)
+NO_PROBE = Spec(RuntimeKind.PROCESS)
+UP = Server("a", 1, Phase.READY, joined_at=900.0)
+DRAINED = Server(
+    "a", 1, Phase.CONDEMNED, condemned_at=995.0, condemned_by="operator", condemned_health=Health.HEALTHY
+)
+LOST = Server(
+    "a", 1, Phase.CONDEMNED, condemned_at=995.0, condemned_by="lease_expired", condemned_health=Health.DEAD
+)
+OPEN = ServerSight("s1", attached_at=900.0, heard_at=HEARD_AT)
+CLOSED = ServerSight("s1", attached_at=900.0, heard_at=HEARD_AT, closed_at=999.5)
+
+
+@dataclass
+class Case:
+    """A cell, what carries it and what is seen of it; by default one that boots and is not shown yet."""
+
+    phase: Phase = Phase.BOOTING
+    report: CellReport | None = None
+    server: Server | None = field(default_factory=lambda: UP)
+    seen: ServerSight | None = field(default_factory=lambda: OPEN)
+    spec: Spec = field(default_factory=lambda: SPEC)
+    trusted_since: float = 0.0
+    now: float = NOW
+
+    def verdict(self) -> Verdict:
+        ready_at = 992.0 if self.phase is Phase.READY else None
+        cell = Cell("web/0.1", "web", 0, 1, self.phase, "d", 1, "a", ORDERED_AT, ready_at=ready_at)
+        sight = Sight(trusted_since=self.trusted_since)
+        if self.seen is not None:
+            seen = self.seen
+            if self.report is not None:
+                seen = replace(seen, reports=HashTrieMap({"web/0.1": self.report}))
+            sight = Sight(self.trusted_since, HashTrieMap({"a": seen}))
+        return cell_verdict(cell, self.spec, self.server, sight, self.now, Policy())
+
+
+def shown(state: CellState = CellState.RUNNING, **facts: Any) -> CellReport:
+    return CellReport("web/0.1", "d", state, **facts)
+
+
+def probed(failures: int, *, passed: bool = True, error: str = "") -> CellReport:
+    return shown(probe=ProbeStatus(passed, failures, error))
+
+
+def agent_says(says: str, at: float = HEARD_AT) -> tuple[Evidence, ...]:
+    return (Evidence("agent a", says, at),)
+
+
+RUNNING = Verdict(Health.HEALTHY, "running", "it runs")
+BOOTING = Verdict(Health.HEALTHY, "booting", "it boots", next_look_at=DEADLINE)
+SILENT = Verdict(
+    Health.SUSPECT,
+    "server_silent",
+    "nothing is heard from its server a",
+    (Evidence("scheduler", "nothing is heard from its server a", NOW),),
+)
+SERVER_LOST = Verdict(
+    Health.DEAD,
+    "server_lost",
+    "its server a is lost",
+    (Evidence("server a", "it was condemned as dead by rule lease_expired", 995.0),),
+)
+VANISHED = Verdict(
+    Health.DEAD,
+    "vanished",
+    "its agent does not have it any more",
+    agent_says("its agent does not have it any more"),
+)
+
+
+def dead(rule: str, reason: str) -> Verdict:
+    return Verdict(Health.DEAD, rule, reason, agent_says(reason))
+
+
+def sick(rule: str, reason: str) -> Verdict:
+    return Verdict(Health.SICK, rule, reason, agent_says(reason))
+
+
+def suspect(rule: str, reason: str) -> Verdict:
+    return Verdict(Health.SUSPECT, rule, reason, agent_says(reason))
+
+
+FAILED_3 = sick("probe_failed", "its probe failed 3 times in a row")
+TOO_SLOW = "not ready within 30 s of its order"
+
+CELL_TABLE: dict[str, tuple[Case, Verdict]] = {
+    "lost server": (Case(Phase.READY, shown(), LOST), SERVER_LOST),
+    "unknown server": (
+        Case(Phase.READY, None, None, None),
+        Verdict(
+            Health.DEAD, "server_lost", "its server a is lost", (Evidence("server a", "it is gone", NOW),)
+        ),
+    ),
+    "drained server is not lost": (Case(Phase.READY, probed(0), DRAINED), RUNNING),
+    "exited with autopsy": (
+        Case(Phase.READY, shown(CellState.EXITED, autopsy=Autopsy("exited with 1", exit_code=1))),
+        dead("exited", "exited with 1"),
+    ),
+    "exited without autopsy": (Case(Phase.READY, shown(CellState.EXITED)), dead("exited", "exited")),
+    "start failed": (
+        Case(Phase.ORDERED, shown(CellState.FAILED, autopsy=Autopsy("no such image"))),
+        dead("start_failed", "no such image"),
+    ),
+    "start failed without autopsy": (
+        Case(Phase.ORDERED, shown(CellState.FAILED)),
+        dead("start_failed", "start_failed"),
+    ),
+    "not shown any more": (Case(Phase.READY), VANISHED),
+    "not shown any more while it boots": (Case(Phase.BOOTING), VANISHED),
+    "gone by itself": (Case(Phase.READY, shown(CellState.GONE)), VANISHED),
+    "not shown yet": (Case(Phase.ORDERED), BOOTING),
+    "gone before it was taken": (Case(Phase.ORDERED, shown(CellState.GONE)), BOOTING),
+    "not shown while its agent is away": (Case(Phase.READY, seen=CLOSED), SILENT),
+    "boot too long": (Case(report=shown(), now=DEADLINE), sick("boot_timeout", TOO_SLOW)),
+    "boot too long, with the probe's error": (
+        Case(report=probed(9, passed=False, error="refused"), now=DEADLINE),
+        sick("boot_timeout", TOO_SLOW + ": refused"),
+    ),
+    "boot just short of too long": (Case(report=shown(), now=DEADLINE - 0.001), BOOTING),
+    "boot counts from the attachment": (
+        Case(report=shown(), seen=ServerSight("s2", attached_at=1_010.0, heard_at=1_011.0), now=DEADLINE),
+        Verdict(Health.HEALTHY, "booting", "it boots", next_look_at=1_010.0 + BOOT_WITHIN),
+    ),
+    "boot counts from the scheduler's start": (
+        Case(report=shown(), trusted_since=1_005.0, now=DEADLINE),
+        Verdict(Health.HEALTHY, "booting", "it boots", next_look_at=1_005.0 + BOOT_WITHIN),
+    ),
+    "boot too long while nothing is heard": (
+        Case(report=shown(), seen=CLOSED, now=DEADLINE),
+        Verdict(
+            Health.SUSPECT,
+            SILENT.rule,
+            SILENT.reason,
+            (Evidence("scheduler", SILENT.reason, DEADLINE),),
+        ),
+    ),
+    "boot time does not bind a cell that was ready": (Case(Phase.READY, probed(0), now=DEADLINE), RUNNING),
+    "boot tells its progress": (
+        Case(report=shown(CellState.STARTING, progress="pulls hello:1, 40 %")),
+        Verdict(Health.HEALTHY, "booting", "pulls hello:1, 40 %", next_look_at=DEADLINE),
+    ),
+    "probe failed often enough": (Case(Phase.READY, probed(3)), FAILED_3),
+    "probe failed more than enough": (
+        Case(Phase.READY, probed(7, error="refused")),
+        sick("probe_failed", "its probe failed 7 times in a row: refused"),
+    ),
+    "probe failed after it passed, before READY": (Case(report=probed(3)), FAILED_3),
+    "probe failed though the agent forgot its success": (
+        Case(Phase.READY, probed(3, passed=False)),
+        FAILED_3,
+    ),
+    "probe never passed": (Case(report=probed(50, passed=False)), BOOTING),
+    "probe begins to fail": (
+        Case(Phase.READY, probed(2, error="timeout")),
+        suspect("probe_failing", "its probe failed 2 of 3 times: timeout"),
+    ),
+    "probe failed once": (
+        Case(Phase.READY, probed(1)),
+        suspect("probe_failing", "its probe failed 1 of 3 times"),
+    ),
+    "stream closed": (Case(Phase.READY, probed(0), seen=CLOSED), SILENT),
+    "no session at all": (Case(Phase.READY, seen=None), SILENT),
+    "no session at all while it boots": (Case(Phase.BOOTING, seen=None), SILENT),
+    "probe passes": (Case(Phase.READY, probed(0)), RUNNING),
+    "runs without a probe": (Case(Phase.READY, shown(), spec=NO_PROBE), RUNNING),
+    "stops by itself, it seems": (Case(Phase.READY, shown(CellState.STOPPING)), RUNNING),
+}
+
+
+@pytest.mark.parametrize("story", CELL_TABLE)
+def test_each_rule_on_cells_says_what_it_saw(story: str) -> None:
+    case, expected = CELL_TABLE[story]
+    assert case.verdict() == expected
+
+
+PAIRS_OF_CELL_RULES: dict[str, Case] = {
+    "server_lost before exited": Case(Phase.READY, shown(CellState.EXITED), LOST),
+    "server_lost before vanished": Case(Phase.READY, None, LOST),
+    "server_lost before boot_timeout": Case(report=shown(), server=LOST, now=DEADLINE),
+    "server_lost before probe_failed": Case(Phase.READY, probed(3), LOST),
+    "server_lost before server_silent": Case(Phase.READY, probed(0), LOST, CLOSED),
+    "exited before boot_timeout": Case(report=shown(CellState.EXITED), now=DEADLINE),
+    "exited before probe_failed": Case(Phase.READY, shown(CellState.EXITED, probe=ProbeStatus(True, 3))),
+    "exited before server_silent": Case(Phase.READY, shown(CellState.EXITED), seen=CLOSED),
+    "start_failed before boot_timeout": Case(Phase.ORDERED, shown(CellState.FAILED), now=DEADLINE),
+    "start_failed before server_silent": Case(Phase.ORDERED, shown(CellState.FAILED), seen=CLOSED),
+    "vanished before boot_timeout": Case(now=DEADLINE),
+    "vanished before probe_failed": Case(Phase.READY, shown(CellState.GONE, probe=ProbeStatus(True, 3))),
+    "boot_timeout before probe_failed": Case(report=probed(3), now=DEADLINE),
+    "probe_failed before server_silent": Case(Phase.READY, probed(3), seen=CLOSED),
+    "probe_failed before booting": Case(report=probed(3)),
+    "server_silent before probe_failing": Case(Phase.READY, probed(1), seen=CLOSED),
+    "server_silent before booting": Case(report=shown(), seen=CLOSED),
+    "probe_failing before booting": Case(report=probed(1)),
+}
+
+
+@pytest.mark.parametrize("pair", PAIRS_OF_CELL_RULES)
+def test_where_two_rules_on_cells_match_the_first_one_is_told(pair: str) -> None:
+    assert PAIRS_OF_CELL_RULES[pair].verdict().rule == pair.partition(" ")[0]
+
+
+def test_the_tables_cover_every_rule_on_cells() -> None:
+    told = {expected.rule for _, expected in CELL_TABLE.values()}
+    ruled = {"server_lost", "exited", "start_failed", "vanished", "boot_timeout", "probe_failed"}
+    assert told == ruled | {"server_silent", "probe_failing", "booting", "running"}
+    assert len(CELL_RULES) == len(told) - 2  # one rule tells both endings, and "running" is what is left
+
+
+@pytest.mark.parametrize(
+    ("report", "spec", "serves"),
+    [
+        (None, SPEC, False),
+        (probed(0), SPEC, True),
+        (probed(1), SPEC, False),
+        (probed(0, passed=False), SPEC, False),
+        (shown(), SPEC, False),
+        (shown(), NO_PROBE, True),
+        (shown(CellState.STARTING, probe=ProbeStatus(True)), SPEC, False),
+        (shown(CellState.STOPPING), NO_PROBE, False),
+        (shown(CellState.EXITED), NO_PROBE, False),
+    ],
+)
+def test_a_cell_serves_when_it_runs_and_its_probe_passes(
+    report: CellReport | None, spec: Spec, serves: bool
+) -> None:
+    cell = Cell("web/0.1", "web", 0, 1, Phase.BOOTING, "d", 1, "a", ORDERED_AT)
+    reports = HashTrieMap({"web/0.1": report} if report else {})
+    sight = Sight(servers=HashTrieMap({"a": ServerSight("s1", 900.0, HEARD_AT, reports=reports)}))
+    assert is_serving(cell, spec, sight) is serves
+
+
+# --- servers ------------------------------------------------------------------------------------------------------
+
+
+HEARD = Evidence("agent a", "last heard", HEARD_AT)
+KEEPS = "it keeps its cells until the lease ends"
+
+
+def of_server(
+    server: Server, seen: ServerSight | None, now: float, trusted_since: float = 0.0, servers: int = 1
+) -> Verdict:
+    sight = Sight(trusted_since, HashTrieMap({"a": seen} if seen else {}))
+    return server_verdict(server, sight, now, Policy(), servers)
+
+
+def open_and_silent(now: float) -> tuple[Evidence, ...]:
+    return (HEARD, Evidence("link", "its stream is open and silent", now))
+
+
+STREAM_CLOSED = (HEARD, Evidence("link", "its stream was closed", 999.5))
+NO_SESSION = "no session since this scheduler started"
+
+SERVER_TABLE: dict[str, tuple[Verdict, Verdict]] = {
+    "beats": (
+        of_server(UP, OPEN, NOW),
+        Verdict(Health.HEALTHY, "beating", "it beats", next_look_at=HEARD_AT + 5),
+    ),
+    "two beats and a half": (
+        of_server(UP, OPEN, HEARD_AT + 2.5),
+        Verdict(Health.HEALTHY, "beating", "it beats", next_look_at=HEARD_AT + 5),
+    ),
+    "more than two beats and a half": (
+        of_server(UP, OPEN, HEARD_AT + 3.0),
+        Verdict(
+            Health.SUSPECT,
+            "beats_missed",
+            f"nothing heard for 3.0 s; {KEEPS}",
+            open_and_silent(HEARD_AT + 3.0),
+            HEARD_AT + 5,
+        ),
+    ),
+    "its lease ends": (
+        of_server(UP, OPEN, HEARD_AT + 5.0),
+        Verdict(
+            Health.DEAD,
+            "lease_expired",
+            "nothing heard for 5.0 s, longer than its lease of 5 s",
+            open_and_silent(HEARD_AT + 5.0),
+        ),
+    ),
+    "its stream closed": (
+        of_server(UP, CLOSED, NOW),
+        Verdict(
+            Health.SUSPECT, "stream_closed", f"its stream is closed; {KEEPS}", STREAM_CLOSED, HEARD_AT + 5
+        ),
+    ),
+    "its lease ends after its stream closed": (
+        of_server(UP, CLOSED, HEARD_AT + 5.25),
+        Verdict(
+            Health.DEAD,
+            "lease_expired",
+            "nothing heard for 5.2 s, longer than its lease of 5 s",
+            STREAM_CLOSED,
+        ),
+    ),
+    "no session yet counts from its joining": (
+        of_server(UP, None, 901.0),
+        Verdict(
+            Health.SUSPECT,
+            "stream_closed",
+            f"its stream is closed; {KEEPS}",
+            (Evidence("agent a", "last heard", 900.0), Evidence("scheduler", NO_SESSION, 901.0)),
+            905.0,
+        ),
+    ),
+    "silence before this scheduler's start counts for nothing": (
+        of_server(UP, None, NOW, trusted_since=998.0),
+        Verdict(
+            Health.SUSPECT,
+            "stream_closed",
+            f"its stream is closed; {KEEPS}",
+            (Evidence("agent a", "last heard", 998.0), Evidence("scheduler", NO_SESSION, NOW)),
+            1_003.0,
+        ),
+    ),
+    "no session for a whole lease after this scheduler's start": (
+        of_server(UP, None, NOW, trusted_since=995.0),
+        Verdict(
+            Health.DEAD,
+            "lease_expired",
+            "nothing heard for 5.0 s, longer than its lease of 5 s",
+            (Evidence("agent a", "last heard", 995.0), Evidence("scheduler", NO_SESSION, NOW)),
+        ),
+    ),
+    "the lease of a large fleet is stretched": (
+        of_server(UP, OPEN, HEARD_AT + 9.9, servers=2_000),
+        Verdict(
+            Health.SUSPECT,
+            "beats_missed",
+            f"nothing heard for 9.9 s; {KEEPS}",
+            open_and_silent(HEARD_AT + 9.9),
+            HEARD_AT + 10,
+        ),
+    ),
+    "enrolled and not attached": (
+        of_server(Server("a", 0, Phase.ORDERED), None, NOW),
+        Verdict(Health.HEALTHY, "enrolled", "it enrolled and has not attached yet"),
+    ),
+    "lost": (
+        of_server(LOST, OPEN, NOW),
+        Verdict(
+            Health.DEAD,
+            "lease_expired",
+            "condemned: lease_expired",
+            (Evidence("scheduler", "condemned by rule lease_expired", 995.0),),
+        ),
+    ),
+    "drained and still beating": (
+        of_server(DRAINED, OPEN, NOW),
+        Verdict(Health.HEALTHY, "beating", "it beats", next_look_at=HEARD_AT + 5),
+    ),
+    "drained and dying": (
+        of_server(DRAINED, OPEN, HEARD_AT + 5),
+        Verdict(
+            Health.DEAD,
+            "lease_expired",
+            "nothing heard for 5.0 s, longer than its lease of 5 s",
+            open_and_silent(HEARD_AT + 5),
+        ),
+    ),
+    "drained to the end": (
+        of_server(
+            replace(DRAINED, phase=Phase.DECOMMISSIONED),
+            None,
+            NOW,
+        ),
+        Verdict(
+            Health.HEALTHY,
+            "operator",
+            "condemned: operator",
+            (Evidence("scheduler", "condemned by rule operator", 995.0),),
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("story", SERVER_TABLE)
+def test_each_rule_on_servers_says_what_it_saw(story: str) -> None:
+    verdict, expected = SERVER_TABLE[story]
+    assert verdict == expected
+
+
+@pytest.mark.parametrize(
+    ("first", "verdict"),
+    [
+        ("lease_expired", of_server(UP, CLOSED, HEARD_AT + 60)),
+        ("stream_closed", of_server(UP, CLOSED, HEARD_AT + 4)),
+        ("enrolled", of_server(Server("a", 0, Phase.ORDERED), CLOSED, HEARD_AT + 60)),
+    ],
+)
+def test_where_two_rules_on_servers_match_the_first_one_is_told(first: str, verdict: Verdict) -> None:
+    assert verdict.rule == first
+
+
+def test_the_table_covers_every_rule_on_servers() -> None:
+    told = {expected.rule for _, expected in SERVER_TABLE.values()}
+    assert told == {"beating", "beats_missed", "lease_expired", "stream_closed", "enrolled", "operator"}
+    assert len(SERVER_RULES) == len(told) - 1  # "beating" is what is left; a condemned one tells its own rule
+
+
+def test_a_lost_server_that_carried_no_cell_is_decommissioned_like_any_other() -> None:
+    world = World()
+    world.join("a")
+    world.detach("a")
+    world.advance(6)
+    assert world.core.fleet.servers["a"].phase is Phase.DECOMMISSIONED
