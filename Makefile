@@ -57,7 +57,7 @@ lint-generated: venv
 		|| { echo "the generated code is stale: run make proto and commit it"; exit 1; }
 
 # The engine and what images and hosts are made from; the rest is in the environment.
-TEST_PACKAGES := docker.io docker-registry iproute2 iptables busybox-static procps
+TEST_PACKAGES := docker.io docker-registry iproute2 iptables busybox-static procps mosquitto
 
 test: venv ## the whole suite, on a real Docker Engine (the one that runs, else one for the time of the tests)
 	@.ci/packages $(TEST_PACKAGES)

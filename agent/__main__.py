@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from agent.runtimes import Runtime
+    from agent.will import Will
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -69,6 +70,9 @@ class Settings:
     host: str
     token: str
     token_file: str
+    bus: str = ""
+    bus_ca: str = ""
+    bus_password_file: str = ""
 
 
 def main() -> Never:
@@ -130,6 +134,7 @@ async def _serve(settings: Settings, identity: Identity) -> None:
         facts=facts,
         epoch=_epoch(settings.data),
         remember_epoch=lambda epoch: _remember_epoch(settings.data, epoch),
+        will=_will(settings, identity),
     )
     log.info(
         "started version=%s server=%s fleet=%s scheduler=%s runtimes=%s pid=%d",
@@ -257,6 +262,20 @@ async def _answers(runtime: Runtime) -> bool:
     return True
 
 
+def _will(settings: Settings, identity: Identity) -> Will | None:
+    if not settings.bus:
+        return None
+    try:
+        from agent.will import Will, broker  # noqa: PLC0415 - only what is used is loaded
+    except ModuleNotFoundError as error:
+        raise StartError("--bus needs its library: pip install 'galactica[bus]'") from error
+    try:
+        found = broker(settings.bus, settings.bus_ca, settings.bus_password_file, os.environ)
+    except ValueError as error:
+        raise StartError(str(error), EXIT_USAGE) from error
+    return Will(found, identity.fleet, identity.server_id)
+
+
 def _identity_directory(data: Path) -> Path:
     return data / "identity"
 
@@ -316,6 +335,15 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--label", action="append", default=[], metavar="KEY=VALUE", help="a label of this server; repeatable"
     )
+    add(
+        "--bus",
+        default="",
+        metavar="URL",
+        help="a broker that holds this agent's last will: mqtt://[USER@]HOST[:PORT], mqtts:// for TLS; "
+        "its password in GALACTICA_BUS_PASSWORD or in a file",
+    )
+    add("--bus-ca", default="", metavar="FILE", help="the CA of the broker's certificate (this machine's)")
+    add("--bus-password-file", default="", metavar="FILE", help="a file that holds the broker's password")
     add("--stop-cells", action="store_true", help="end the cells too when the agent is told to end")
     add("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     add("--version", action="version", version=f"galactica-agent {__version__}")
@@ -337,6 +365,9 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         host=arguments.host,
         token=arguments.token,
         token_file=arguments.token_file,
+        bus=arguments.bus,
+        bus_ca=arguments.bus_ca,
+        bus_password_file=arguments.bus_password_file,
     )
 
 

@@ -13,11 +13,12 @@ import math
 import time
 from typing import TYPE_CHECKING, assert_never
 
-from agent import wire
+from agent import drift, wire
 from agent.logs import LogStreams
 from agent.messages import (
     CloseSession,
     ClosingDown,
+    Compared,
     Died,
     Disconnected,
     Event,
@@ -42,9 +43,10 @@ from agent.messages import (
     StopProbing,
     Tick,
     VitalsTaken,
+    Welcomed,
 )
 from agent.probes import Prober
-from agent.runtimes import Exited, RuntimeFailure, RuntimeUnavailable
+from agent.runtimes import Exited, RuntimeFailure, RuntimeUnavailable, Stirred
 from agent.state import State, is_news, next_look, step
 
 if TYPE_CHECKING:
@@ -52,9 +54,11 @@ if TYPE_CHECKING:
 
     from galactica.v1 import link_pb2
 
+    from agent.reporting import Cell
     from agent.runtimes import Progress, Runtime
     from agent.session import Link
     from agent.vitals import VitalsTaker
+    from agent.will import Will
 
 QUEUE_LIMIT = 10_000
 STARTS_AT_ONCE = 16
@@ -68,7 +72,8 @@ log = logging.getLogger(__name__)
 
 
 class Daemon:
-    """``link_to`` makes the link once it is known where its events go. ``remember_epoch`` may block."""
+    """``link_to`` makes the link once it is known where its events go. ``remember_epoch`` may block. ``will``: what
+    speaks for the agent on the message bus, if there is one."""
 
     def __init__(
         self,
@@ -79,15 +84,21 @@ class Daemon:
         facts: wire.ServerFacts,
         epoch: int,
         remember_epoch: Callable[[int], None],
+        compare_every_seconds: float = drift.EVERY_SECONDS,
+        will: Will | None = None,
     ) -> None:
         self._runtimes = runtimes
         self._facts = facts
         self._remember_epoch = remember_epoch
+        self._will = will
         self._state = State(epoch=epoch)
         self._queue: asyncio.Queue[Event] = asyncio.Queue(QUEUE_LIMIT)
         self._link = link_to(self.deliver)
         self._vitals = vitals_of(self._link)
         self._prober = Prober(self._execute, self._probed)
+        self._drift = drift.DriftWatch(
+            lambda: self._state.cells, self._compare, self._compared, compare_every_seconds
+        )
         self._starts = asyncio.Semaphore(STARTS_AT_ONCE)
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
@@ -105,12 +116,15 @@ class Daemon:
             self._tasks = tasks
             self._logs = LogStreams(self._runtimes, self._link, tasks)
             owned = [tasks.create_task(self._consume()), tasks.create_task(self._prober.run())]
+            owned.append(tasks.create_task(self._drift.run()))
             recovered = [asyncio.Event() for _ in self._runtimes]
             for kind, listed in zip(self._runtimes, recovered, strict=True):
                 owned.append(tasks.create_task(self._watch(kind)))
                 owned.append(tasks.create_task(self._relist(kind, listed)))
             owned.append(tasks.create_task(self._take_vitals()))
             owned.append(tasks.create_task(self._attach(recovered)))
+            if self._will is not None:
+                owned.append(tasks.create_task(self._will.run()))
             await stop.wait()
             if stops_cells:
                 await self._stop_cells()
@@ -140,6 +154,8 @@ class Daemon:
     def _take(self, event: Event) -> None:
         if isinstance(event, Disconnected):
             self._logs.stop_all_of(event.link)
+        if isinstance(event, Welcomed) and self._will is not None:
+            self._will.attached(event.session)
         self._state, instructions = step(self._state, event)
         for instruction in instructions:
             self._carry_out(instruction)
@@ -249,6 +265,8 @@ class Daemon:
                 async for seen in self._runtimes[kind].watch():
                     if isinstance(seen, Exited):
                         await self.deliver(Died(seen.cell_id, seen.autopsy, time.monotonic()))
+                    elif isinstance(seen, Stirred):
+                        self._drift.stir(seen.cell_id)
                     else:
                         # Our own list instead of theirs: it is known when it was asked for.
                         await self._list(kind)
@@ -284,6 +302,14 @@ class Daemon:
         # Fifty of these a second and nearly none of them says anything: the queue is for those that do.
         if is_news(self._state, cell_id, error):
             self._offer(ProbeFinished(cell_id, error, time.monotonic()))
+
+    async def _compare(self, cell: Cell) -> tuple[str, ...]:
+        return await self._runtimes[cell.kind].compare(cell.order, cell.runtime_id)
+
+    async def _compared(self, cell_id: str, touched: tuple[str, ...]) -> None:
+        cell = self._state.cells.get(cell_id)
+        if cell is not None and cell.touched != touched:
+            await self.deliver(Compared(cell_id, touched, time.monotonic()))
 
     async def _take_vitals(self) -> None:
         while True:

@@ -20,6 +20,7 @@ import grpc
 import structlog
 from msgspec import Struct
 
+from scheduler.bus.address import BusOptions
 from scheduler.ca import SERVER_TTL_SECONDS, AuthorityError, CertificateAuthority, new_key_and_csr
 from scheduler.clock import DisciplinedClock
 from scheduler.context import Context, write_context
@@ -55,11 +56,14 @@ class Setup(Struct, frozen=True):
     fleet: str
     listen: Address
     enrol_listen: Address
+    bus: BusOptions | None = None
 
 
 def run_scheduler(options: SchedulerOptions) -> None:
     """``galactica scheduler``: until SIGINT or SIGTERM. Raises CommandFailed."""
-    setup = Setup(options.data, options.context, options.fleet, options.listen, options.enrol_listen)
+    setup = Setup(
+        options.data, options.context, options.fleet, options.listen, options.enrol_listen, options.bus
+    )
     _run(setup, None)
 
 
@@ -69,7 +73,7 @@ def run_up(options: UpOptions) -> None:
         enrol_listen = next_port(options.listen)
     except ValueError as error:
         raise CommandFailed(str(error), ExitCode.USAGE) from error
-    _run(Setup(options.data, options.context, FLEET, options.listen, enrol_listen), options)
+    _run(Setup(options.data, options.context, FLEET, options.listen, enrol_listen, options.bus), options)
 
 
 def configure_logging() -> None:
@@ -114,6 +118,7 @@ async def _serve(setup: Setup, up: UpOptions | None) -> None:
     scheduler = await Scheduler.open(setup)
     try:
         async with asyncio.TaskGroup() as tasks:
+            bus = tasks.create_task(_run_bus(setup, scheduler), name="bus")
             mind = tasks.create_task(scheduler.controller.run(scheduler.dispatcher), name="controller")
             await scheduler.begin()
             say(_greeting(setup, scheduler, up))
@@ -122,9 +127,18 @@ async def _serve(setup: Setup, up: UpOptions | None) -> None:
             else:
                 await _run_agent_until(stop, scheduler, _plan(setup, scheduler, up))
             await scheduler.end()
+            bus.cancel()
             mind.cancel()
     finally:
         await scheduler.close()
+
+
+async def _run_bus(setup: Setup, scheduler: Scheduler) -> None:
+    if setup.bus is None:
+        return
+    from scheduler.bus.bus import Bus  # noqa: PLC0415 - only what is used is loaded
+
+    await Bus(setup.bus, scheduler.controller, setup.fleet).run()
 
 
 async def _run_agent_until(stop: asyncio.Event, scheduler: Scheduler, plan: AgentPlan) -> None:
@@ -312,7 +326,16 @@ def _plan(setup: Setup, scheduler: Scheduler, up: UpOptions) -> AgentPlan:
         runtime=up.runtime.value if up.runtime else "",
         labels=up.labels,
         stop_cells=up.stop_cells,
+        bus=_bus_words(setup.bus),
     )
+
+
+def _bus_words(bus: BusOptions | None) -> tuple[str, ...]:
+    """The agent's options for the same broker; a password of the environment it has from there."""
+    if bus is None:
+        return ()
+    files = (("--bus-ca", bus.ca_file), ("--bus-password-file", bus.password_file))
+    return "--bus", bus.address.url, *(word for name, file in files if file for word in (name, str(file)))
 
 
 def _greeting(setup: Setup, scheduler: Scheduler, up: UpOptions | None) -> str:
