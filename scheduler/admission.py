@@ -12,7 +12,6 @@ from msgspec import Struct
 from scheduler import events as e
 from scheduler.draft import Draft
 from scheduler.model import Group, GroupState, Health, Key, Phase, ServerKey, SlotKey, digest_of
-from scheduler.reconcile import cells_of
 from scheduler.requests import (
     Accepted,
     ApplyGroups,
@@ -25,8 +24,10 @@ from scheduler.requests import (
     GroupChange,
     RecordRefusal,
     Refused,
+    ReleaseStorm,
     Request,
 )
+from scheduler.servers import cells_of
 
 MAX_GROUPS = 10_000
 MAX_CELLS = 1_000_000
@@ -51,6 +52,8 @@ def admit(draft: Draft, request: Request, by: str) -> Admitted:
             return _drain_server(draft, request, by)
         case CreateToken():
             return _create_token(draft, request, by)
+        case ReleaseStorm():
+            return _release_storm(draft, request, by)
         case Enrol():
             return _enrol(draft, request, by)
         case EnrolOperator():
@@ -165,11 +168,26 @@ def _drain_server(draft: Draft, request: DrainServer, by: str) -> Admitted:
     return Admitted(Accepted(draft.fleet.position, len(dirty)), {ServerKey(server.id): by, **dirty})
 
 
+def _release_storm(draft: Draft, request: ReleaseStorm, by: str) -> Admitted:
+    for pool in {server.pool for server in draft.fleet.servers.values()}:
+        storm = draft.storm(pool)
+        if storm is not None and storm.id == request.storm:
+            draft.emit(e.StormReleased(pool, draft.now + draft.policy.storm_hold_seconds), by)
+            keys: dict[Key, str] = {
+                ServerKey(server.id): by for server in draft.fleet.servers.values() if server.pool == pool
+            }
+            return Admitted(Accepted(draft.fleet.position, storm.silent), keys)
+    raise Refused("no_such_storm", f"there is no storm {request.storm}", missing=True)
+
+
 def _create_token(draft: Draft, request: CreateToken, by: str) -> Admitted:
     live = sum(1 for token in draft.fleet.tokens.values() if token.expires_at > draft.now)
     if live >= MAX_TOKENS:
         raise Refused("too_many_tokens", f"{live} join tokens are open; wait until some are used or expire")
-    draft.emit(e.TokenCreated(request.token, request.secret_sha256, request.uses, request.expires_at), by)
+    created = e.TokenCreated(
+        request.token, request.secret_sha256, request.uses, request.expires_at, request.server
+    )
+    draft.emit(created, by)
     return Admitted(Accepted(draft.fleet.position))
 
 
@@ -182,6 +200,8 @@ def _enrol(draft: Draft, request: Enrol, by: str) -> Admitted:
         raise Refused("token", "the join token is unknown, wrong or used up; ask an operator for a new one")
     if token.expires_at <= draft.now:
         raise Refused("token", "the join token has expired; ask an operator for a new one")
+    if token.server and token.server != request.server:
+        raise Refused("token", f"the join token is for server {token.server}, not for {request.server}")
     server = draft.fleet.servers.get(request.server)
     if server is not None and server.phase in (Phase.READY, Phase.CONDEMNED):
         raise Refused(

@@ -30,12 +30,13 @@ class Resync(Struct, frozen=True):
 
 
 class OrderServer(Struct, frozen=True):
-    """To a provider. ``token``: the join token made for this one server, already admitted."""
+    """To a provider. ``token``: a join token for this one server; the core leaves it empty, since making one takes
+    chance, and whoever carries the order to the provider fills it in."""
 
     provider: str
     cell: str
     spec: Spec
-    token: str
+    token: str = ""
 
 
 class DecommissionServer(Struct, frozen=True):
@@ -45,6 +46,7 @@ class DecommissionServer(Struct, frozen=True):
     reason: str
 
 
-AgentCommand = Order | Decommission | Resync
+Command = Order | Decommission | Resync
+"""For agents."""
+
 ProviderCommand = OrderServer | DecommissionServer
-Command = AgentCommand | ProviderCommand

@@ -15,15 +15,17 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from scheduler.admission import admit
-from scheduler.commands import Command
+from scheduler.commands import Command, ProviderCommand
 from scheduler.draft import Draft
 from scheduler.events import Record, SchedulerStarted
-from scheduler.model import Fleet, Hold, Key, OrphanKey, Policy, ServerKey, SlotKey
+from scheduler.model import Fleet, Hold, Key, LeakKey, OrphanKey, Policy, ServerKey, SlotKey
 from scheduler.placement import Placer
 from scheduler.ports import View
-from scheduler.reconcile import Plan, cells_of, finish
+from scheduler.reconcile import Plan, finish
 from scheduler.requests import Accepted, Refused, Request
+from scheduler.servers import cells_of
 from scheduler.sight import Observation, Sight, observe
+from scheduler.storm import Storm, storm_of
 
 KEYS_PER_TURN = 1_000
 """A turn stays short, so that beats and operators wait for no long plan; the rest is dealt with in the next one."""
@@ -63,11 +65,17 @@ class Turn(Struct, frozen=True):
     def commands(self) -> tuple[Command, ...]:
         return self.plan.commands
 
+    @property
+    def provider_commands(self) -> tuple[ProviderCommand, ...]:
+        return self.plan.provider_commands
+
 
 class Core:
     """The one owner of the scheduler's state."""
 
-    def __init__(self, fleet: Fleet, policy: Policy, now: float, start: Start, sight: Sight | None = None) -> None:
+    def __init__(
+        self, fleet: Fleet, policy: Policy, now: float, start: Start, sight: Sight | None = None
+    ) -> None:
         """A core that starts has seen nothing and looks at everything; one that is given a sight goes on from it."""
         self.fleet = fleet
         self.start = start
@@ -100,17 +108,22 @@ class Core:
         """Fold one observation into the sight and note what to look at."""
         observed = observe(self.sight, observation)
         self.sight = observed.sight
-        server_id = observation.server
-        cause = f"report:{server_id}"
-        if observed.server:
+        cause = f"report:{observed.server}" if observed.server else f"provider:{observed.provider}"
+        for server_id in observed.servers:
             self._dirty.setdefault(ServerKey(server_id), cause)
             self._placer.touch(server_id)
         if observed.everything:
-            server = self.fleet.servers.get(server_id)
+            server = self.fleet.servers.get(observed.server)
             for key in cells_of(server, cause) if server else ():
                 self._dirty.setdefault(key, cause)
         for cell_id in observed.cells:
-            self._dirty.setdefault(self._key_of(server_id, cell_id), cause)
+            self._dirty.setdefault(self._key_of(observed.server, cell_id), cause)
+        for cell_id in observed.made:
+            self._dirty.setdefault(self._key_of_made(observed.provider, cell_id), cause)
+
+    def _key_of_made(self, provider: str, cell_id: str) -> Key:
+        cell = self.fleet.cell(cell_id)
+        return LeakKey(provider, cell_id) if cell is None else SlotKey(cell.group, cell.slot)
 
     def _key_of(self, server_id: str, cell_id: str) -> Key:
         cell = self.fleet.cell(cell_id)
@@ -218,9 +231,22 @@ class Core:
         return self._looks[0][0] if self._looks else None
 
     def view(self, now: float) -> View:
-        return View(self.fleet, self.sight, tuple(self._holds.values()), self.policy, now, self.trouble)
+        holds = tuple(self._holds.values())
+        return View(self.fleet, self.sight, holds, self.policy, now, self.trouble, self._storms(holds, now))
+
+    def _storms(self, holds: tuple[Hold, ...], now: float) -> tuple[Storm, ...]:
+        """The storms behind what is held."""
+        pools = {_pool_of(hold.key, self.fleet) for hold in holds if hold.rule == "storm"}
+        found = (storm_of(self.fleet, self.sight, pool, now, self.policy) for pool in sorted(pools))
+        return tuple(storm for storm in found if storm is not None)
+
+
+def _pool_of(key: Key, fleet: Fleet) -> str:
+    if isinstance(key, SlotKey):
+        return key.group
+    server = fleet.servers.get(key.server) if isinstance(key, ServerKey) else None
+    return server.pool if server else ""
 
 
 def _group_of(key: Key) -> str:
     return key.group if isinstance(key, SlotKey) else ""
-

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 import grpc
 import structlog
 from galactica.v1 import link_pb2, link_pb2_grpc
+from msgspec.structs import replace
 
 from scheduler import wire
 from scheduler.authorisation import Context, InvalidRequest, abort, server_of
@@ -23,7 +24,8 @@ from scheduler.model import Phase, Tempo
 from scheduler.ports import Mind
 from scheduler.requests import Refused
 from scheduler.session import Ending, LinkLimits, Session
-from scheduler.sight import Detached
+from scheduler.sight import Detached, Reported
+from scheduler.watch import Watch
 
 TEMPO_WORTH_TELLING = 0.1
 """A beat that changed by this fraction is told to agents whose session has begun."""
@@ -55,6 +57,7 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         self._sessions: dict[str, Session] = {}
         self._numbers = itertools.count(1)
         self._told = Tempo(0.0, 0.0)
+        self._watch = Watch(epoch, self._is_member, self._tell_neighbours)
 
     # --- for the controller and the operators' side ---------------------------------------------------------------
 
@@ -75,6 +78,7 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
 
     def close(self) -> None:
         """End every session; agents keep their cells and come back to the next scheduler."""
+        self._watch.close()
         for session in self._sessions.values():
             session.end(grpc.StatusCode.UNAVAILABLE, "the scheduler ends")
 
@@ -111,12 +115,15 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         hello = await self._hello(context)
         session_id = f"{self._epoch}-{next(self._numbers)}"
         attached = _checked(lambda: wire.attached(hello, server, session_id, self._mind.now()))
+        watch_address = _checked(lambda: wire.watch_address(hello))
         session = self._open(server, session_id)
         ending = Ending(grpc.StatusCode.CANCELLED, "its stream broke")
         try:
             await self._mind.observe(attached)
             log.info("attached", server=server, session=session.id, cells=len(attached.inventory))
             self._share_tempo()
+            if self._sessions.get(server) is session:
+                self._watch.attached(server, watch_address)
             ending = await self._serve(session, context)
         finally:
             self._close(session, ending)
@@ -173,6 +180,7 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         session.end_logs(f"the link to server {session.server} ended: {ending.reason}")
         if self._sessions.get(session.server) is session:
             del self._sessions[session.server]
+            self._watch.detached(session.server)
         log.info("detached", server=session.server, session=session.id, reason=ending.reason)
 
     async def _serve(self, session: Session, context: Context) -> Ending:
@@ -216,7 +224,26 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         if report.sent_at:
             echo = link_pb2.Echo(sent_at=report.sent_at, received_at=now)
             session.notice(link_pb2.AttachResponse(echo=echo))
-        await self._mind.observe(observation)
+        await self._mind.observe(self._with_witnesses(observation))
+
+    # --- neighbours -----------------------------------------------------------------------------------------------
+
+    def _with_witnesses(self, report: Reported) -> Reported:
+        """Of others a server is heard only about those that it was given to watch."""
+        is_whole = report.complete or report.sequence == 1
+        heard = self._watch.heard(report.server, report.testimonies, is_whole=is_whole)
+        if not report.testimonies and not heard.withdrawn:
+            return report
+        return replace(report, testimonies=heard.testimonies, withdrawn=heard.withdrawn)
+
+    def _is_member(self, server: str) -> bool:
+        known = self._mind.view().fleet.servers.get(server)
+        return known is not None and known.phase is not Phase.DECOMMISSIONED
+
+    def _tell_neighbours(self, server: str, neighbours: link_pb2.Neighbours) -> None:
+        session = self._sessions.get(server)
+        if session is not None:
+            session.notice(link_pb2.AttachResponse(neighbours=neighbours))
 
     # --- tempo ----------------------------------------------------------------------------------------------------
 

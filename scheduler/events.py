@@ -42,9 +42,10 @@ class CellOrdered(Event, frozen=True):
 
 
 class CellBooting(Event, frozen=True):
-    """The agent took the order."""
+    """The agent, or for a server its provider, took the order. ``runtime_id``: the provider's ref."""
 
     cell: str
+    runtime_id: str = ""
 
 
 class CellReady(Event, frozen=True):
@@ -135,6 +136,22 @@ class TokenCreated(Event, frozen=True):
     secret_sha256: str
     uses: int
     expires_at: float
+    server: str = ""
+
+
+class LeakRemoved(Event, frozen=True):
+    """A provider showed a server that nobody ordered or that is decommissioned; it was told to delete it."""
+
+    cell: str
+    provider: str
+    ref: str
+
+
+class StormReleased(Event, frozen=True):
+    """An operator says that the silence is real: until then it may condemn in this pool ("" for joined servers)."""
+
+    pool: str
+    until: float
 
 
 class OperatorEnrolled(Event, frozen=True):
@@ -171,6 +188,8 @@ AnyEvent = (
     | ServerCondemned
     | ServerDecommissioned
     | TokenCreated
+    | LeakRemoved
+    | StormReleased
     | OperatorEnrolled
     | CallRefused
 )

@@ -27,6 +27,9 @@ _CELL_ID = re.compile(r"(?P<group>[a-z0-9][-a-z0-9]{0,62})/(?P<slot>\d{1,9})\.(?
 REVISIONS_KEPT = 100
 """How many specs of a group are remembered; a cell of an older one is outdated whatever it says."""
 
+DEATHS_KEPT = 16
+"""How many deaths of a group, and of a server, diagnosis looks back at."""
+
 GRAVES_KEPT = 2_000
 """How many decommissioned cells stay in memory (and in snapshots); the journal knows more."""
 
@@ -307,6 +310,16 @@ class Revision(Struct, frozen=True):
     spec: Spec
 
 
+class Death(Struct, frozen=True):
+    """One death by health, as diagnosis remembers it. ``group``/``digest`` name the spec."""
+
+    group: str
+    digest: str
+    server: str
+    rule: str
+    at: float
+
+
 class Backoff(Struct, frozen=True):
     """Repeated early deaths of one digest. ``level`` grows with each round of them; ``not_before``: hold until then."""
 
@@ -332,6 +345,8 @@ class GroupState(Struct, frozen=True):
     per_server: HashTrieMap[str, int] = HashTrieMap()
     """How many cells of the group that are not decommissioned each server has; zeros are left out."""
     deleted: bool = False
+    deaths: tuple[Death, ...] = ()
+    """The newest deaths of its cells by their health, oldest first; at most DEATHS_KEPT."""
     last_position: int = 0
 
     @property
@@ -364,6 +379,10 @@ class Server(Struct, frozen=True):
     used: Resources = Resources()
     cells: HashTrieSet[str] = HashTrieSet()
     """Ids of the cells that are not decommissioned and were placed here."""
+    pool: str = ""
+    """The pool that it is a cell of; empty where it joined by itself. A pool's server never joins twice."""
+    deaths: tuple[Death, ...] = ()
+    """The newest deaths on it by health, oldest first; at most DEATHS_KEPT."""
     last_position: int = 0
 
     @property
@@ -388,6 +407,8 @@ class Token(Struct, frozen=True):
     secret_sha256: str
     uses_left: int
     expires_at: float
+    server: str = ""
+    """The only server that may use it; empty: any."""
 
 
 class Fleet(Struct, frozen=True):
@@ -404,6 +425,8 @@ class Fleet(Struct, frozen=True):
     graves: HashTrieMap[int, Cell] = HashTrieMap()
     """The newest decommissioned cells: number of the burial modulo GRAVES_KEPT to cell."""
     burials: int = 0
+    released: HashTrieMap[str, float] = HashTrieMap()
+    """Pools whose storm an operator released, and until when (Unix seconds)."""
 
     def cell(self, cell_id: str) -> Cell | None:
         """The cell of that id, if it exists and is not decommissioned."""
@@ -440,7 +463,14 @@ class OrphanKey(Struct, frozen=True, order=True):
     cell: str
 
 
-Key = SlotKey | ServerKey | OrphanKey
+class LeakKey(Struct, frozen=True, order=True):
+    """A server that a provider has and that should not be there."""
+
+    provider: str
+    cell: str
+
+
+Key = SlotKey | ServerKey | OrphanKey | LeakKey
 
 
 class Hold(Struct, frozen=True):
@@ -477,6 +507,18 @@ class Policy(Struct, frozen=True):
     """An order or decommission that an attached agent does not show is sent again after so long."""
     relook_seconds: float = 60.0
     """What is held until news comes is looked at again after so long all the same."""
+    provider_resend_seconds: float = 60.0
+    """The same for providers, which take longer."""
+    storm_fraction: float = 0.2
+    """More than this share of a pool silent within the window (but never fewer than one) is a storm."""
+    storm_window_seconds: float = 60.0
+    storm_hold_seconds: float = 900.0
+    """How long a storm is held where nobody releases it."""
+    cut_off_after_seconds: float = 300.0
+    """For servers of no pool: how long one that only neighbours can reach keeps its cells."""
+    blame_window_seconds: float = 60.0
+    fence_margin_seconds: float = 2.0
+    """What is added to an agent's lease before an exclusive cell counts as ended by its own agent."""
     sick_surge_fraction: float = 0.25
     """Share of a group's replicas (at least 1) that may be replaced at once while the old cell still runs."""
     outdated_surge: int = 1

@@ -33,6 +33,13 @@ class CreateToken(Struct, frozen=True):
     secret_sha256: str
     uses: int
     expires_at: float
+    server: str = ""
+
+
+class ReleaseStorm(Struct, frozen=True):
+    """``storm``: its id, as status shows it."""
+
+    storm: str
 
 
 class Enrol(Struct, frozen=True):
@@ -57,7 +64,17 @@ class RecordRefusal(Struct, frozen=True):
     call: str
 
 
-Request = ApplyGroups | DeleteGroup | CondemnCell | DrainServer | CreateToken | Enrol | EnrolOperator | RecordRefusal
+Request = (
+    ApplyGroups
+    | DeleteGroup
+    | CondemnCell
+    | DrainServer
+    | CreateToken
+    | ReleaseStorm
+    | Enrol
+    | EnrolOperator
+    | RecordRefusal
+)
 
 
 class GroupChange(Struct, frozen=True):

@@ -109,6 +109,9 @@ class Reported(Struct, frozen=True):
     vitals: Vitals | None = None
     complete: bool = False
     testimonies: tuple[Testimony, ...] = ()
+    """What is new of those that it watches."""
+    withdrawn: tuple[str, ...] = ()
+    """Servers that it watches no more, or knows nothing of any more: what it said of them counts no longer."""
 
 
 class Detached(Struct, frozen=True):
@@ -220,11 +223,29 @@ class ServerSight(Struct, frozen=True):
         return self.closed_at is None
 
 
+class ProviderSight(Struct, frozen=True):
+    """What one provider says. ``servers``: cell id to the newest word about it."""
+
+    servers: HashTrieMap[str, ProviderServer] = HashTrieMap()
+    refused: HashTrieMap[str, str] = HashTrieMap()
+    """Orders that it will not take, and why."""
+    told: HashTrieMap[str, Told] = HashTrieMap()
+    listed_at: float = 0.0
+    """When its newest list that can be believed was asked for."""
+    trouble: str = ""
+    """Why it cannot be asked at the moment."""
+
+
 class Sight(Struct, frozen=True):
     """``trusted_since``: silence before this instant (start, a stall of the scheduler itself) counts for nothing."""
 
     trusted_since: float = 0.0
     servers: HashTrieMap[str, ServerSight] = HashTrieMap()
+    about: HashTrieMap[str, HashTrieMap[str, Testimony]] = HashTrieMap()
+    """Server to what each neighbour that watches it says of it."""
+    wills: HashTrieMap[str, float] = HashTrieMap()
+    """Servers whose last will was read on the bus, and when."""
+    providers: HashTrieMap[str, ProviderSight] = HashTrieMap()
 
     def report_of(self, server: str, cell: str) -> CellReport | None:
         """What that server's agent said last of the cell. No agent is heard about another server's cells."""
@@ -233,15 +254,19 @@ class Sight(Struct, frozen=True):
 
 
 class Observed(Struct, frozen=True):
-    """What an observation brought: the new sight, the cells to look at, and whether the server itself is news.
+    """What an observation brought: the new sight, and what is news by it.
 
-    ``everything``: the whole inventory came, so every cell of the server is news.
+    ``cells``: cells that the server ``server`` reports on; ``everything``: its whole inventory came, so that each of
+    its cells is news. ``servers``: servers that are news themselves. ``made``: server cells that a provider spoke about.
     """
 
     sight: Sight
+    server: str = ""
     cells: tuple[str, ...] = ()
-    server: bool = False
     everything: bool = False
+    servers: tuple[str, ...] = ()
+    provider: str = ""
+    made: tuple[str, ...] = ()
 
 
 def observe(sight: Sight, observation: Observation) -> Observed:
@@ -253,6 +278,12 @@ def observe(sight: Sight, observation: Observation) -> Observed:
             return _reported(sight, observation)
         case Detached():
             return _detached(sight, observation)
+        case WillRead(server=server, at=at):
+            return Observed(replace(sight, wills=sight.wills.insert(server, at)), servers=(server,))
+        case ProviderListed():
+            return _listed(sight, observation)
+        case _:
+            return _provider_said(sight, observation)
 
 
 def _attached(sight: Sight, attached: Attached) -> Observed:
@@ -264,12 +295,18 @@ def _attached(sight: Sight, attached: Attached) -> Observed:
         reports=HashTrieMap((report.cell, report) for report in attached.inventory),
     )
     cells = tuple(report.cell for report in attached.inventory)
-    return Observed(_with(sight, attached.server, seen), cells, server=True, everything=True)
+    sight = replace(_with(sight, attached.server, seen), wills=sight.wills.discard(attached.server))
+    return Observed(sight, attached.server, cells, everything=True, servers=(attached.server,))
 
 
 def _reported(sight: Sight, reported: Reported) -> Observed:
     seen = sight.servers.get(reported.server)
-    if seen is None or seen.session != reported.session or not seen.is_open or reported.sequence <= seen.sequence:
+    if (
+        seen is None
+        or seen.session != reported.session
+        or not seen.is_open
+        or reported.sequence <= seen.sequence
+    ):
         return Observed(sight)
     gap = reported.sequence > seen.sequence + 1
     is_doubtful = not reported.complete and (gap or seen.is_doubtful)
@@ -287,14 +324,58 @@ def _reported(sight: Sight, reported: Reported) -> Observed:
     )
     cells = tuple(report.cell for report in reported.cells)
     sight = _with(sight, reported.server, seen)
-    return Observed(sight, cells, server=was_silent or gap, everything=reported.complete)
+    news = [reported.server] if was_silent or gap else []
+    for testimony in reported.testimonies:
+        others = sight.about.get(testimony.server) or HashTrieMap()
+        heard = others.insert(reported.server, testimony)
+        sight = replace(sight, about=sight.about.insert(testimony.server, heard))
+        news.append(testimony.server)
+    return Observed(sight, reported.server, cells, everything=reported.complete, servers=tuple(news))
 
 
 def _detached(sight: Sight, detached: Detached) -> Observed:
     seen = sight.servers.get(detached.server)
     if seen is None or seen.session != detached.session or not seen.is_open:
         return Observed(sight)
-    return Observed(_with(sight, detached.server, replace(seen, closed_at=detached.at)), server=True)
+    closed = _with(sight, detached.server, replace(seen, closed_at=detached.at))
+    return Observed(closed, servers=(detached.server,))
+
+
+def _listed(sight: Sight, listed: ProviderListed) -> Observed:
+    """A list replaces what is known, but for servers that it spoke about after the list was asked for."""
+    before = sight.providers.get(listed.provider) or ProviderSight()
+    servers = HashTrieMap((server.cell, server) for server in listed.servers)
+    for cell, known in before.servers.items():
+        if cell not in servers and before.listed_at and not listed.servers:
+            servers = servers.insert(cell, known)  # an empty answer never reads as "all are gone"
+    now = replace(before, servers=servers, listed_at=listed.asked_at, trouble="")
+    changed = [c for c, one in servers.items() if before.servers.get(c) != one]
+    missing = [c for c in before.servers if c not in servers]
+    sight = replace(sight, providers=sight.providers.insert(listed.provider, now))
+    return Observed(sight, provider=listed.provider, made=(*changed, *missing))
+
+
+def _provider_said(
+    sight: Sight, said: ServerMade | ServerNotMade | ServerUnmade | ProviderSilent
+) -> Observed:
+    known = sight.providers.get(said.provider) or ProviderSight()
+    made: tuple[str, ...] = ()
+    match said:
+        case ServerMade(server=cell, ref=ref):
+            server = ProviderServer(cell, ref, ProviderState.RUNNING)
+            known = replace(known, servers=known.servers.insert(cell, server), trouble="")
+            made = (cell,)
+        case ServerNotMade(server=cell, reason=reason):
+            known = replace(known, refused=known.refused.insert(cell, reason), trouble="")
+            made = (cell,)
+        case ServerUnmade(server=cell):
+            gone = ProviderServer(cell, "", ProviderState.GONE, "deleted")
+            known = replace(known, servers=known.servers.insert(cell, gone), trouble="")
+            made = (cell,)
+        case ProviderSilent(reason=reason):
+            known = replace(known, trouble=reason)
+    sight = replace(sight, providers=sight.providers.insert(said.provider, known))
+    return Observed(sight, provider=said.provider, made=made)
 
 
 def tell(sight: Sight, server: str, cell: str, verb: str, now: float) -> Sight:
@@ -303,6 +384,27 @@ def tell(sight: Sight, server: str, cell: str, verb: str, now: float) -> Sight:
     if seen is None:
         return sight
     return _with(sight, server, replace(seen, told=seen.told.insert(cell, Told(verb, now))))
+
+
+def tell_provider(sight: Sight, provider: str, cell: str, verb: str, now: float) -> Sight:
+    """The same for a provider."""
+    known = sight.providers.get(provider) or ProviderSight()
+    known = replace(known, told=known.told.insert(cell, Told(verb, now)))
+    return replace(sight, providers=sight.providers.insert(provider, known))
+
+
+def forget_server(sight: Sight, provider: str, cell: str) -> Sight:
+    """Drop what was seen and told of a server cell that is no more."""
+    known = sight.providers.get(provider)
+    if known is None:
+        return sight
+    known = replace(
+        known,
+        servers=known.servers.discard(cell),
+        refused=known.refused.discard(cell),
+        told=known.told.discard(cell),
+    )
+    return replace(sight, providers=sight.providers.insert(provider, known), about=sight.about.discard(cell))
 
 
 def doubt(sight: Sight, server: str) -> Sight:

@@ -14,10 +14,14 @@ from rpds import HashTrieMap
 
 from scheduler import events as e
 from scheduler.model import (
+    DEATHS_KEPT,
     GRAVES_KEPT,
     REVISIONS_KEPT,
     Cell,
+    CellKind,
+    Death,
     Fleet,
+    GroupKind,
     GroupState,
     Health,
     Phase,
@@ -40,6 +44,10 @@ CELL_MOVES: dict[type[e.Event], tuple[tuple[Phase, ...], Phase]] = {
     e.CellDecommissioned: ((Phase.CONDEMNED, Phase.DRAINING), Phase.DECOMMISSIONED),
 }
 """Event to the phases it may come from and the one it leads to."""
+
+
+NOT_ITS_OWN = frozenset({"server_lost", "touched"})
+"""Rules that speak neither about a cell's spec nor about its server's fitness."""
 
 
 class IllegalTransition(Exception):
@@ -70,7 +78,7 @@ def _started(fleet: Fleet, _: e.Record, event: e.SchedulerStarted) -> Fleet:
 
 
 def _token_created(fleet: Fleet, record: e.Record, event: e.TokenCreated) -> Fleet:
-    token = Token(event.token, event.secret_sha256, event.uses, event.expires_at)
+    token = Token(event.token, event.secret_sha256, event.uses, event.expires_at, event.server)
     return replace(fleet, tokens=_without_expired(fleet.tokens, record.at).insert(token.id, token))
 
 
@@ -210,12 +218,12 @@ def _cell_ordered(fleet: Fleet, record: e.Record, event: e.CellOrdered) -> Fleet
         server=event.server,
         ordered_at=record.at,
         resources=event.resources,
+        kind=CellKind.SERVER if state.group.kind is GroupKind.POOL else CellKind.CONTAINER,
         replaces=event.replaces,
         last_position=record.position,
     )
     older = tuple(replace(c, replaced_by=cell.id) if c.id == event.replaces else c for c in slot.cells)
-    fleet = _on_server(fleet, cell, 1)
-    state = replace(state, per_server=_counted(state.per_server, cell.server, 1))
+    fleet, state = _placed(fleet, state, cell, 1)
     return _put_slot(fleet, state, parsed.slot, Slot((*older, cell), slot.next_generation + 1))
 
 
@@ -225,16 +233,33 @@ def _cell_moved(fleet: Fleet, record: e.Record, event: Any) -> Fleet:
     if cell.phase not in allowed:
         raise IllegalTransition(f"{_name(record)} cannot follow: {_story(cell)}")
     moved = replace(cell, phase=phase, last_position=record.position, **_details(event, record.at))
-    if isinstance(event, e.CellCondemned) and event.backoff is not None:
-        state = replace(state, backoff=event.backoff)
+    if isinstance(event, e.CellCondemned):
+        fleet, state = _remember_death(fleet, state, cell, event, record.at)
     if phase is Phase.DECOMMISSIONED:
         return _bury(fleet, state, slot, moved)
     cells = tuple(moved if c.id == cell.id else c for c in slot.cells)
     return _put_slot(fleet, state, cell.slot, replace(slot, cells=cells))
 
 
+def _remember_death(
+    fleet: Fleet, state: GroupState, cell: Cell, event: e.CellCondemned, at: float
+) -> tuple[Fleet, GroupState]:
+    """What backoff and diagnosis need to know. Only a cell's own end speaks about its spec or its server."""
+    if event.backoff is not None:
+        state = replace(state, backoff=event.backoff)
+    if event.health is Health.HEALTHY or event.rule in NOT_ITS_OWN or cell.kind is CellKind.SERVER:
+        return fleet, state
+    death = Death(cell.group, cell.digest, cell.server, event.rule, at)
+    server = fleet.servers.get(cell.server)
+    if server is not None:
+        fleet = _put_server(fleet, replace(server, deaths=(*server.deaths, death)[-DEATHS_KEPT:]))
+    return fleet, replace(state, deaths=(*state.deaths, death)[-DEATHS_KEPT:])
+
+
 def _details(event: e.Event, at: float) -> dict[str, Any]:
     match event:
+        case e.CellBooting(runtime_id=ref) if ref:
+            return {"runtime_id": ref}
         case e.CellReady():
             return {"ready_at": at, "endpoints": event.endpoints, "runtime_id": event.runtime_id}
         case e.CellCondemned():
@@ -245,10 +270,9 @@ def _details(event: e.Event, at: float) -> dict[str, Any]:
 
 
 def _bury(fleet: Fleet, state: GroupState, slot: Slot, cell: Cell) -> Fleet:
-    fleet = _on_server(fleet, cell, -1)
+    fleet, state = _placed(fleet, state, cell, -1)
     graves = fleet.graves.insert(fleet.burials % GRAVES_KEPT, cell)
     fleet = replace(fleet, graves=graves, burials=fleet.burials + 1)
-    state = replace(state, per_server=_counted(state.per_server, cell.server, -1))
     cells = tuple(c for c in slot.cells if c.id != cell.id)
     return _put_slot(fleet, state, cell.slot, replace(slot, cells=cells))
 
@@ -270,7 +294,11 @@ def _find(fleet: Fleet, cell_id: str, record: e.Record) -> tuple[GroupState, Slo
 
 def _story(cell: Cell) -> str:
     times = [f"ordered at {cell.ordered_at:.3f}"]
-    for word, at in (("ready", cell.ready_at), ("condemned", cell.condemned_at), ("gone", cell.decommissioned_at)):
+    for word, at in (
+        ("ready", cell.ready_at),
+        ("condemned", cell.condemned_at),
+        ("gone", cell.decommissioned_at),
+    ):
         if at is not None:
             times.append(f"{word} at {at:.3f}")
     return f"{cell.id} on {cell.server} is {cell.phase} ({', '.join(times)})"
@@ -286,6 +314,14 @@ def _counted(counts: HashTrieMap[str, int], key: str, by: int) -> HashTrieMap[st
 
 
 # --- servers ----------------------------------------------------------------------------------------------------
+
+
+def _placed(fleet: Fleet, state: GroupState, cell: Cell, sign: int) -> tuple[Fleet, GroupState]:
+    """Account for a container's place, on its server and in its group. A server takes no place on another."""
+    if cell.kind is CellKind.SERVER:
+        return fleet, state
+    fleet = _on_server(fleet, cell, sign)
+    return fleet, replace(state, per_server=_counted(state.per_server, cell.server, sign))
 
 
 def _on_server(fleet: Fleet, cell: Cell, sign: int) -> Fleet:
@@ -326,15 +362,18 @@ def _server_enrolled(fleet: Fleet, record: e.Record, event: e.ServerEnrolled) ->
     if known is not None and known.phase in (Phase.READY, Phase.CONDEMNED):
         return fleet
     generation = known.generation if known else 0
-    return _put_server(
-        fleet, Server(event.server, generation, phase=Phase.ORDERED, last_position=record.position)
-    )
+    cell = fleet.cell(event.server)
+    pool = cell.group if cell is not None and cell.kind is CellKind.SERVER else ""
+    enrolled = Server(event.server, generation, phase=Phase.ORDERED, pool=pool, last_position=record.position)
+    return _put_server(fleet, enrolled)
 
 
 def _server_joined(fleet: Fleet, record: e.Record, event: e.ServerJoined) -> Fleet:
     before = _server(fleet, event.server, record, Phase.ORDERED, Phase.DECOMMISSIONED)
     if event.generation != before.generation + 1:
-        raise IllegalTransition(f"{_name(record)}: server {event.server} is of generation {before.generation}")
+        raise IllegalTransition(
+            f"{_name(record)}: server {event.server} is of generation {before.generation}"
+        )
     joined = Server(
         id=event.server,
         generation=event.generation,
@@ -345,6 +384,7 @@ def _server_joined(fleet: Fleet, record: e.Record, event: e.ServerJoined) -> Fle
         runtimes=event.runtimes,
         agent_version=event.agent_version,
         joined_at=record.at,
+        pool=before.pool,
         last_position=record.position,
     )
     return _put_server(fleet, joined)
@@ -387,6 +427,10 @@ def _server_decommissioned(fleet: Fleet, record: e.Record, event: e.ServerDecomm
     return _put_server(fleet, replace(before, phase=Phase.DECOMMISSIONED, last_position=record.position))
 
 
+def _storm_released(fleet: Fleet, _: e.Record, event: e.StormReleased) -> Fleet:
+    return replace(fleet, released=fleet.released.insert(event.pool, event.until))
+
+
 _APPLY: dict[type[e.Event], Callable[[Fleet, e.Record, Any], Fleet]] = {
     e.SchedulerStarted: _started,
     e.GroupApplied: _group_applied,
@@ -404,6 +448,8 @@ _APPLY: dict[type[e.Event], Callable[[Fleet, e.Record, Any], Fleet]] = {
     e.ServerCondemned: _server_condemned,
     e.ServerDecommissioned: _server_decommissioned,
     e.TokenCreated: _token_created,
+    e.LeakRemoved: _nothing,
+    e.StormReleased: _storm_released,
     e.OperatorEnrolled: _nothing,
     e.CallRefused: _nothing,
 }

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 
 from galactica.v1 import cell_pb2, operator_pb2
 
-from scheduler.health import cell_verdict, server_verdict
+from scheduler.health import cell_verdict
 from scheduler.model import (
     Cell,
     GroupState,
@@ -24,6 +24,7 @@ from scheduler.model import (
     Verdict,
 )
 from scheduler.ports import View
+from scheduler.server_health import server_verdict
 from scheduler.sight import CellReport, CellState
 from scheduler.wire import vitals_to_proto
 
@@ -204,7 +205,7 @@ def servers(view: View) -> Iterator[operator_pb2.Server]:
 
 def _server_row(view: View, server: Server) -> operator_pb2.Server:
     seen = view.sight.servers.get(server.id)
-    verdict = server_verdict(server, view.sight, view.now, view.policy, len(view.fleet.servers))
+    verdict = server_verdict(view.fleet, server, view.sight, view.now, view.policy)
     return operator_pb2.Server(
         id=server.id,
         phase=server.phase.value,

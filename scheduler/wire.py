@@ -7,6 +7,7 @@ complaint is no reason to lose a server.
 
 from __future__ import annotations
 
+import ipaddress
 import math
 from collections.abc import Mapping, Sequence
 
@@ -15,12 +16,14 @@ from galactica.v1 import cell_pb2, link_pb2
 from scheduler.commands import Command, Decommission, Order, Resync
 from scheduler.model import Autopsy, Resources, RuntimeKind, Tempo
 from scheduler.sight import (
+    Answer,
     Attached,
     CellReport,
     CellState,
     ProbeStatus,
     Reported,
     ServerFacts,
+    Testimony,
     Vitals,
 )
 from scheduler.wire_groups import spec_to_proto
@@ -36,9 +39,12 @@ LABELS_LIMIT = 64
 LABEL_CHARACTERS = 256
 ENDPOINTS_LIMIT = 64
 LAST_LINES_LIMIT = 50
+TOUCHES_LIMIT = 20
 LARGEST_INTEGER = 2**63 - 1
 LARGEST_NUMBER = 1e15
 CHUNK_BYTES_LIMIT = 1024 * 1024
+TESTIMONIES_LIMIT = 256
+"""In one message; an agent watches three others, and those who were absent when pairs were drawn anew."""
 
 _RUNTIMES: Mapping[int, RuntimeKind] = {
     cell_pb2.RUNTIME_KIND_PROCESS: RuntimeKind.PROCESS,
@@ -51,6 +57,11 @@ _STATES: Mapping[int, CellState] = {
     cell_pb2.CELL_STATE_FAILED: CellState.FAILED,
     cell_pb2.CELL_STATE_STOPPING: CellState.STOPPING,
     cell_pb2.CELL_STATE_GONE: CellState.GONE,
+}
+_ANSWERS: Mapping[int, Answer] = {
+    link_pb2.ANSWER_ANSWERS: Answer.ANSWERS,
+    link_pb2.ANSWER_REFUSED: Answer.REFUSED,
+    link_pb2.ANSWER_SILENT: Answer.SILENT,
 }
 
 
@@ -78,7 +89,40 @@ def reported(report: link_pb2.Report, server: str, at: float) -> Reported:
         cells=_cell_reports(report.cells) if report.cells else (),
         vitals=vitals_from_proto(report.vitals) if report.HasField("vitals") else None,
         complete=report.complete,
+        testimonies=_testimonies(report.testimonies, at) if report.testimonies else (),
     )
+
+
+def watch_address(hello: link_pb2.Hello) -> str:
+    """Where neighbours reach the agent, as "address:port" with a numeric address; empty where it takes no part.
+
+    Raises WireError. Others will send there, so it must be one host's address and no name that somebody else answers for.
+    """
+    given = hello.watch_address
+    if not given:
+        return ""
+    host, _, port = given[:LABEL_CHARACTERS].rpartition(":")
+    try:
+        address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        raise WireError("hello.watch_address: not a numeric ADDRESS:PORT") from None
+    is_one_host = not (address.is_unspecified or address.is_multicast or str(address) == "255.255.255.255")
+    if not is_one_host or not port.isdecimal() or not 0 < int(port) < 65_536:
+        raise WireError(f"hello.watch_address: nobody can be reached at {given[:LABEL_CHARACTERS]}")
+    return given
+
+
+def _testimonies(messages: Sequence[link_pb2.Testimony], at: float) -> tuple[Testimony, ...]:
+    _bound("testimonies", len(messages), TESTIMONIES_LIMIT)
+    return tuple(_testimony(message, at) for message in messages)
+
+
+def _testimony(message: link_pb2.Testimony, at: float) -> Testimony:
+    server = _text("testimonies", message.server_id, ID_CHARACTERS)
+    answer = _ANSWERS.get(message.answer)
+    if answer is None:
+        raise WireError(f"testimonies: the answer {int(message.answer)} about {server} is not known here")
+    return Testimony(server, answer, since=at - message.for_ms / 1_000)
 
 
 def _facts(hello: link_pb2.Hello) -> ServerFacts:
@@ -123,6 +167,7 @@ def _cell_report(message: cell_pb2.CellReport) -> CellReport:
         probe=_probe(message.probe) if message.HasField("probe") else None,
         autopsy=_autopsy(cell, message.autopsy) if message.HasField("autopsy") else None,
         progress=message.progress[:TEXT_CHARACTERS],
+        touched=tuple(line[:TEXT_CHARACTERS] for line in message.touched[:TOUCHES_LIMIT]),
     )
 
 

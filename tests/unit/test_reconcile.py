@@ -227,7 +227,7 @@ def test_a_spec_that_never_gets_ready_takes_only_one_cell_hostage_and_kills_none
         world.report(server_of(world, f"web/0.{generation}"), exited(f"web/0.{generation}"))
     phases = world.phases()
     assert (phases["web/0.1"], phases["web/1.1"], phases["web/2.1"]) == (CONDEMNED, READY, READY)
-    assert world.held() >= {"backoff"}
+    assert world.held() >= {"spec_blamed"}
 
 
 def test_going_back_to_the_old_spec_orders_afresh_and_never_revives_the_condemned() -> None:
@@ -320,8 +320,20 @@ def test_a_scheduler_that_was_stalled_trusts_no_silence_from_before() -> None:
     world.now += 60
     world.settle()
     assert world.events(e.ServerCondemned) == []
-    world.advance(5.5, beating=False)
-    assert len(world.events(e.ServerCondemned)) == 3
+    for _ in range(11):
+        world.now += 0.5
+        world.beat("b", "c")
+    assert [event.server for event in world.events(e.ServerCondemned)] == ["a"]
+
+
+def test_when_all_fall_silent_together_the_scheduler_doubts_itself_until_the_hold_ends() -> None:
+    world = three_ready()
+    world.advance(60, beating=False)
+    assert world.events(e.ServerCondemned) == []
+    assert world.held() == {"storm"}
+    world.beat()
+    world.advance(2)
+    assert world.held() == set()
 
 
 def test_a_cell_that_its_agent_no_longer_has_is_dead() -> None:

@@ -1,0 +1,186 @@
+"""Who carries a cell: an agent (containers) or a provider (servers). The same questions are asked of both."""
+
+# ruff: noqa: ARG002 - one may need what the other does not
+from __future__ import annotations
+
+from typing import Protocol
+
+from scheduler import events as e
+from scheduler.commands import Decommission, DecommissionServer, Order, OrderServer
+from scheduler.draft import Draft
+from scheduler.health import cell_verdict, is_serving, server_cell_verdict
+from scheduler.model import (
+    Cell,
+    CellKind,
+    Group,
+    GroupKind,
+    GroupState,
+    Health,
+    Phase,
+    Server,
+    SlotKey,
+    Spec,
+    Verdict,
+)
+from scheduler.placement import Unplaceable
+from scheduler.servers import condemn_server, verdict_on
+from scheduler.sight import CellState, ProviderServer, ProviderState
+from scheduler.telling import send_when_due, tell_provider_when_due
+
+
+class Carrier(Protocol):
+    def verdict(self, draft: Draft, state: GroupState, cell: Cell) -> Verdict:
+        """What the evidence says of a cell."""
+
+    def place(self, draft: Draft, state: GroupState) -> str | Unplaceable:
+        """Where a new cell of the group goes: a server's id; empty where a provider decides."""
+
+    def deliver(self, draft: Draft, key: SlotKey, cell: Cell) -> None:
+        """Hand over the order until it shows that it was taken."""
+
+    def advance(self, draft: Draft, key: SlotKey, state: GroupState, cell: Cell) -> None:
+        """Record BOOTING and READY when they are so."""
+
+    def out_of_reach(self, draft: Draft, key: SlotKey, cell: Cell) -> str:
+        """The proof that a condemned cell is no more, although nobody can say so of it; empty where there is none."""
+
+    def end(self, draft: Draft, key: SlotKey, cell: Cell) -> str:
+        """Have a draining cell ended; the proof that it is gone, or empty while it is not."""
+
+    def provider_of(self, draft: Draft, cell: Cell) -> str:
+        """The provider that carries the cell; empty where an agent does."""
+
+
+def carrier_of(what: Cell | Group) -> Carrier:
+    is_server = what.kind is (CellKind.SERVER if isinstance(what, Cell) else GroupKind.POOL)
+    return ByProvider() if is_server else ByAgent()
+
+
+def spec_of(state: GroupState, cell: Cell) -> Spec:
+    """The cell's spec; one that is too old to be remembered is judged by the newest."""
+    return state.spec_of(cell.digest) or state.group.spec
+
+
+class ByAgent:
+    """Containers: placed on a server, ordered and ended through its agent."""
+
+    def verdict(self, draft: Draft, state: GroupState, cell: Cell) -> Verdict:
+        server = draft.fleet.servers.get(cell.server)
+        return cell_verdict(cell, spec_of(state, cell), server, draft.sight, draft.now, draft.policy)
+
+    def place(self, draft: Draft, state: GroupState) -> str | Unplaceable:
+        return draft.placer.place(state, state.group.spec)
+
+    def deliver(self, draft: Draft, key: SlotKey, cell: Cell) -> None:
+        spec = draft.fleet.groups[key.group].spec_of(cell.digest)
+        report = draft.sight.report_of(cell.server, cell.id)
+        if spec is None or (report is not None and report.state is not CellState.GONE):
+            return
+        send_when_due(draft, key, Order(cell.server, cell.id, cell.digest, spec))
+
+    def advance(self, draft: Draft, key: SlotKey, state: GroupState, cell: Cell) -> None:
+        report = draft.sight.report_of(cell.server, cell.id)
+        if cell.phase is Phase.READY or report is None:
+            return
+        if is_serving(cell, spec_of(state, cell), draft.sight):
+            draft.emit(e.CellReady(cell.id, report.endpoints, report.runtime_id))
+            draft.freed.add(cell.group)
+        elif cell.phase is Phase.ORDERED and report.state in (CellState.STARTING, CellState.RUNNING):
+            draft.emit(e.CellBooting(cell.id))
+
+    def out_of_reach(self, draft: Draft, key: SlotKey, cell: Cell) -> str:
+        server = draft.fleet.servers.get(cell.server)
+        if server is not None and not server.is_lost:
+            return ""
+        state = draft.fleet.groups[cell.group]
+        if server is not None and spec_of(state, cell).exclusive:
+            return self._fenced(draft, key, server)
+        return "server_lost"
+
+    def _fenced(self, draft: Draft, key: SlotKey, server: Server) -> str:
+        """An exclusive cell is gone for sure when its provider says so, or when its agent must have ended it."""
+        if server.condemned_by == "provider_gone":
+            return "provider"
+        seen = draft.sight.servers.get(server.id)
+        heard_at = max(seen.heard_at if seen else 0.0, draft.sight.trusted_since)
+        lease = draft.policy.tempo(len(draft.fleet.servers)).lease_seconds
+        ended_at = heard_at + lease + draft.policy.fence_margin_seconds
+        if draft.now >= ended_at:
+            return "fenced"
+        draft.look(key, ended_at)
+        return ""
+
+    def end(self, draft: Draft, key: SlotKey, cell: Cell) -> str:
+        report = draft.sight.report_of(cell.server, cell.id)
+        if report is not None and report.state is CellState.GONE:
+            return "agent"
+        send_when_due(draft, key, Decommission(cell.server, cell.id, cell.condemned_by))
+        return ""
+
+    def provider_of(self, draft: Draft, cell: Cell) -> str:
+        return ""
+
+
+class ByProvider:
+    """Servers: made and deleted by a provider, and a place for containers in between."""
+
+    def verdict(self, draft: Draft, state: GroupState, cell: Cell) -> Verdict:
+        server = draft.fleet.servers.get(cell.id)
+        of_place = None
+        if server is not None and server.phase in (Phase.READY, Phase.CONDEMNED):
+            of_place = verdict_on(draft, server)
+        made, refused = self._seen(draft, cell)
+        spec = spec_of(state, cell)
+        return server_cell_verdict(cell, spec, of_place, made, refused, draft.sight.trusted_since, draft.now)
+
+    def place(self, draft: Draft, state: GroupState) -> str | Unplaceable:
+        return ""
+
+    def deliver(self, draft: Draft, key: SlotKey, cell: Cell) -> None:
+        spec = draft.fleet.groups[key.group].spec_of(cell.digest)
+        made, _ = self._seen(draft, cell)
+        if spec is None or made is not None:
+            return
+        tell_provider_when_due(draft, key, OrderServer(self.provider_of(draft, cell), cell.id, spec))
+
+    def advance(self, draft: Draft, key: SlotKey, state: GroupState, cell: Cell) -> None:
+        made, _ = self._seen(draft, cell)
+        if cell.phase is Phase.ORDERED and made is not None and made.state is not ProviderState.GONE:
+            draft.emit(e.CellBooting(cell.id, made.ref))
+        server = draft.fleet.servers.get(cell.id)
+        if cell.phase is Phase.READY or server is None or server.phase is not Phase.READY:
+            return
+        if verdict_on(draft, server).health is Health.HEALTHY:
+            draft.emit(e.CellReady(cell.id, runtime_id=made.ref if made else cell.runtime_id))
+            draft.freed.add(cell.group)
+
+    def out_of_reach(self, draft: Draft, key: SlotKey, cell: Cell) -> str:
+        return ""
+
+    def end(self, draft: Draft, key: SlotKey, cell: Cell) -> str:
+        """First the place is emptied, then the provider deletes it."""
+        server = draft.fleet.servers.get(cell.id)
+        if server is not None and server.phase is Phase.READY:
+            reason = f"its pool lets it go: {cell.condemned_by}"
+            condemn_server(draft, server, Verdict(Health.HEALTHY, cell.condemned_by, reason))
+            server = draft.fleet.servers[cell.id]
+        if server is not None and len(server.cells):
+            return ""
+        made, _ = self._seen(draft, cell)
+        if made is not None and made.state is ProviderState.GONE:
+            return "provider"
+        ref = made.ref if made else cell.runtime_id
+        provider = self.provider_of(draft, cell)
+        tell_provider_when_due(draft, key, DecommissionServer(provider, cell.id, ref, cell.condemned_by))
+        return ""
+
+    def provider_of(self, draft: Draft, cell: Cell) -> str:
+        body = spec_of(draft.fleet.groups[cell.group], cell).server
+        return body.provider if body else ""
+
+    def _seen(self, draft: Draft, cell: Cell) -> tuple[ProviderServer | None, str]:
+        """The provider's word on the cell, and why it refused the order, if it did."""
+        known = draft.sight.providers.get(self.provider_of(draft, cell))
+        if known is None:
+            return None, ""
+        return known.servers.get(cell.id), known.refused.get(cell.id) or ""

@@ -1,0 +1,288 @@
+"""The one loop of order, watch, condemn, replace: for the cells of services and of pools alike.
+
+Only who carries a cell differs (``carriers``): an agent carries containers, a provider carries servers.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+from msgspec import Struct
+
+from scheduler import events as e
+from scheduler.budget import (
+    Allowed,
+    Held,
+    backoff_hold,
+    may_condemn_drained,
+    may_condemn_outdated,
+    may_surge,
+    next_backoff,
+)
+from scheduler.carriers import Carrier, carrier_of
+from scheduler.diagnosis import blame_spec
+from scheduler.draft import Draft
+from scheduler.model import (
+    Cell,
+    CellId,
+    CellKind,
+    GroupState,
+    Health,
+    Phase,
+    ServerKey,
+    Slot,
+    SlotKey,
+    Verdict,
+)
+from scheduler.placement import Unplaceable
+from scheduler.servers import bury_server, condemn_server, held_by_storm
+from scheduler.transitions import NOT_ITS_OWN, still_waits
+
+AGE_JITTER = 0.1
+"""Cells of one wave do not all come of age at the same moment."""
+
+
+def look_slot(draft: Draft, key: SlotKey) -> None:
+    for cell in _cells(draft, key):
+        if not cell.is_condemned:
+            _judge(draft, key, cell)
+    _fill(draft, key)
+    wanted = _slot(draft, key).wanted_cell
+    if wanted is not None and wanted.phase is Phase.ORDERED:
+        carrier_of(wanted).deliver(draft, key, wanted)
+    for cell in _cells(draft, key):
+        _retire(draft, key, cell)
+
+
+def _slot(draft: Draft, key: SlotKey) -> Slot:
+    state = draft.fleet.groups.get(key.group)
+    slot = state.slots.get(key.slot) if state else None
+    return slot or Slot()
+
+
+def _cells(draft: Draft, key: SlotKey) -> tuple[Cell, ...]:
+    return _slot(draft, key).cells
+
+
+# --- judging ------------------------------------------------------------------------------------------------------
+
+
+def _judge(draft: Draft, key: SlotKey, cell: Cell) -> None:
+    """Advance a living cell, or condemn it: by its health, or because it is not wanted any more."""
+    state = draft.fleet.groups[key.group]
+    carrier = carrier_of(cell)
+    verdict = carrier.verdict(draft, state, cell)
+    if verdict.health in (Health.DEAD, Health.SICK):
+        _condemn_by_health(draft, key, state, cell, verdict)
+        return
+    doom = _doom(draft, key, state, cell)
+    if doom is not None and _carry_out(draft, key, state, cell, verdict, doom):
+        return
+    draft.look(key, verdict.next_look_at)
+    carrier.advance(draft, key, state, cell)
+
+
+def _condemn_by_health(draft: Draft, key: SlotKey, state: GroupState, cell: Cell, verdict: Verdict) -> None:
+    server = draft.fleet.servers.get(cell.id) if cell.kind is CellKind.SERVER else None
+    if server is not None and held_by_storm(draft, key, server, verdict):
+        return
+    served = 0.0 if cell.ready_at is None else draft.now - cell.ready_at
+    early = served < draft.policy.early_seconds and verdict.rule not in NOT_ITS_OWN
+    report = draft.sight.report_of(cell.server, cell.id)
+    draft.emit(
+        e.CellCondemned(
+            cell=cell.id,
+            health=verdict.health,
+            rule=verdict.rule,
+            reason=verdict.reason,
+            evidence=verdict.evidence,
+            budget="a dead cell needs none" if verdict.health is Health.DEAD else "replaced before it goes",
+            autopsy=report.autopsy if report else None,
+            backoff=next_backoff(state, cell.digest, draft.now, draft.policy) if early else None,
+        )
+    )
+    if server is not None and server.phase is Phase.READY and verdict.health is Health.DEAD:
+        condemn_server(draft, server, verdict)
+    draft.dirty({ServerKey(cell.server): f"event:{draft.fleet.position}"} if cell.server else {})
+
+
+class _Doom(Struct, frozen=True):
+    """Why a cell that is well must go all the same. ``cause``: what brought it about."""
+
+    rule: str
+    reason: str
+    cause: str
+    allowed: Allowed | Held
+    needs_place: bool = True
+
+
+def _doom(draft: Draft, key: SlotKey, state: GroupState, cell: Cell) -> _Doom | None:
+    """The first reason that applies, with whether the budget allows it now."""
+    server = draft.fleet.servers.get(cell.server)
+    if key.slot >= state.wanted_slots:
+        why = ("deleted", "its group was deleted") if state.deleted else ("scaled_down", "its slot is gone")
+        return _Doom(*why, "", Allowed("none needed"), needs_place=False)
+    if cell.digest != state.digest:
+        reason = f"revision {cell.revision}; the group is at {state.revision}"
+        return _Doom(
+            "outdated", reason, f"event:{state.last_position}", may_condemn_outdated(state, draft.policy)
+        )
+    if server is not None and server.phase is Phase.CONDEMNED:
+        cause = f"event:{server.last_position}"
+        reason = f"its server {server.id} is drained"
+        return _Doom("server_drained", reason, cause, may_condemn_drained(state, draft.policy))
+    report = draft.sight.report_of(cell.server, cell.id)
+    if report is not None and report.touched and state.group.replace_touched:
+        reason = f"touched: {'; '.join(report.touched)}"
+        return _Doom("touched", reason, "", may_condemn_drained(state, draft.policy))
+    due_at = due_of(state, cell)
+    if due_at is not None:
+        if draft.now >= due_at:
+            reason = f"older than {state.group.max_age_seconds:g} s, give or take a tenth"
+            return _Doom("old", reason, "", may_condemn_outdated(state, draft.policy))
+        draft.look(key, due_at)
+    return None
+
+
+def due_of(state: GroupState, cell: Cell) -> float | None:
+    """When a cell is too old; None where cells of its group never are, or it is not READY yet."""
+    if not state.group.max_age_seconds or cell.ready_at is None:
+        return None
+    share = zlib.crc32(cell.id.encode()) / 0xFFFFFFFF
+    return cell.ready_at + state.group.max_age_seconds * (1 - AGE_JITTER + 2 * AGE_JITTER * share)
+
+
+def _carry_out(
+    draft: Draft, key: SlotKey, state: GroupState, cell: Cell, verdict: Verdict, doom: _Doom
+) -> bool:
+    """True where the cell was condemned; else what holds that back is noted."""
+    allowed = (
+        doom.allowed if cell.was_ready or not doom.needs_place else Allowed("none needed: it never served")
+    )
+    if isinstance(allowed, Held):
+        reason = f"{cell.id} is to be replaced ({doom.reason}): {allowed.reason}"
+        draft.hold(key, allowed.rule, reason, allowed.next_look_at)
+        return False
+    if doom.needs_place and cell.was_ready:
+        place = carrier_of(cell).place(draft, state)
+        if isinstance(place, Unplaceable):
+            draft.hold(key, "no_capacity", f"{cell.id} is to be replaced ({doom.reason}): {place.explain()}")
+            return False
+    draft.emit(
+        e.CellCondemned(
+            cell=cell.id,
+            health=verdict.health,
+            rule=doom.rule,
+            reason=doom.reason,
+            evidence=verdict.evidence,
+            budget=allowed.budget,
+        ),
+        doom.cause,
+    )
+    return True
+
+
+# --- ordering -----------------------------------------------------------------------------------------------------
+
+
+def _fill(draft: Draft, key: SlotKey) -> None:
+    """Order a cell where the slot is wanted and nothing that stays is in it."""
+    state = draft.fleet.groups.get(key.group)
+    if state is None or key.slot >= state.wanted_slots:
+        return
+    slot = _slot(draft, key)
+    if slot.wanted_cell is not None:
+        return
+    held = _held(draft, state, slot)
+    if held is not None:
+        draft.hold(key, held.rule, held.reason, held.next_look_at)
+        return
+    place = _carrier(state).place(draft, state)
+    if isinstance(place, Unplaceable):
+        draft.hold(key, "no_capacity", place.explain())
+        return
+    _order(draft, key, state, place)
+
+
+def _held(draft: Draft, state: GroupState, slot: Slot) -> Held | None:
+    """The first brake that holds the order."""
+    if state.group.spec.exclusive and slot.cells:
+        return Held("exclusive", f"{slot.cells[-1].id} may still run, and there must never be two")
+    held = backoff_hold(state, draft.now)
+    if held is not None:
+        blame = blame_spec(state.deaths, state.digest, draft.now, draft.policy.blame_window_seconds)
+        return held if blame is None else Held("spec_blamed", blame.reason, held.next_look_at)
+    if any(still_waits(cell) for cell in slot.cells):
+        allowed = may_surge(state, draft.policy)
+        return allowed if isinstance(allowed, Held) else None
+    return None
+
+
+def _carrier(state: GroupState) -> Carrier:
+    return carrier_of(state.group)
+
+
+def _order(draft: Draft, key: SlotKey, state: GroupState, server: str) -> None:
+    slot = state.slots.get(key.slot) or Slot(next_generation=state.first_generation)
+    cell_id = str(CellId(key.group, key.slot, slot.next_generation))
+    replaces = _predecessor(state, key.slot, slot.next_generation)
+    before = draft.fleet.cell(replaces)
+    cause = f"event:{before.last_position if before else state.last_position}"
+    resources = state.group.spec.resources
+    draft.emit(e.CellOrdered(cell_id, state.digest, state.revision, server, resources, replaces), cause)
+    draft.look(key, draft.now + state.group.spec.health.boot_within_seconds)
+
+
+def _predecessor(state: GroupState, slot: int, generation: int) -> str:
+    """The cell that had the slot before, though it may be gone by now: a backoff outlives the dead."""
+    return str(CellId(state.group.name, slot, generation - 1)) if generation > state.first_generation else ""
+
+
+# --- ending -------------------------------------------------------------------------------------------------------
+
+
+def _retire(draft: Draft, key: SlotKey, cell: Cell) -> None:
+    """Lead a condemned cell to its end: wait for its successor, have it ended, note that it is gone."""
+    if not cell.is_condemned:
+        return
+    carrier = carrier_of(cell)
+    proof = carrier.out_of_reach(draft, key, cell)
+    if proof:
+        _decommissioned(draft, cell, proof)
+        return
+    if cell.phase is Phase.CONDEMNED and _may_go(draft, key, cell):
+        draft.emit(e.CellDraining(cell.id), f"event:{cell.last_position}")
+        cell = next(c for c in _cells(draft, key) if c.id == cell.id)
+    if cell.phase is not Phase.DRAINING:
+        return
+    proof = carrier.end(draft, key, cell)
+    if proof:
+        _decommissioned(draft, cell, proof)
+
+
+def _may_go(draft: Draft, key: SlotKey, cell: Cell) -> bool:
+    """A cell that still serves goes when its successor is READY; anything else goes at once."""
+    state = draft.fleet.groups[key.group]
+    if key.slot >= state.wanted_slots or not still_waits(cell):
+        return True
+    if state.group.spec.exclusive:
+        return True  # there can be no successor beside it
+    current = _slot(draft, key).wanted_cell
+    if current is not None and current.phase is Phase.READY:
+        return True
+    return carrier_of(cell).verdict(draft, state, cell).health is Health.DEAD
+
+
+def _decommissioned(draft: Draft, cell: Cell, proof: str) -> None:
+    report = draft.sight.report_of(cell.server, cell.id)
+    autopsy = report.autopsy if report else None
+    provider = carrier_of(cell).provider_of(draft, cell)
+    draft.emit(e.CellDecommissioned(cell.id, proof, autopsy))
+    if proof == "agent":  # what a lost server showed last is where its orphans are looked for when it returns
+        draft.forget(cell.server, cell.id)
+    if provider:
+        draft.forget_server(provider, cell.id)
+    draft.freed.add(cell.group)
+    if cell.server:
+        draft.freed_servers.add(cell.server)
+        bury_server(draft, cell.server)

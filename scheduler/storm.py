@@ -1,0 +1,69 @@
+"""The guard against our own blindness: when many fall silent together, it is our sight that is to blame.
+
+Absolute number, share and time window together, so that small pools can still lose one, and nothing large is lost
+because a switch, a scheduler or a network had a bad minute.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from scheduler.model import Fleet, Phase, Policy, Server
+from scheduler.server_health import SILENCE_RULES, SILENT_BEATS
+from scheduler.sight import Sight
+
+
+class Storm(Struct, frozen=True):
+    """More silence in a pool ("" stands for the servers that joined by themselves) than the guard believes."""
+
+    id: str
+    pool: str
+    silent: int
+    of: int
+    since: float
+    expires_at: float
+    reason: str
+
+
+def storm_of(fleet: Fleet, sight: Sight, pool: str, now: float, policy: Policy) -> Storm | None:
+    """The pool's storm, if there is one that neither expired nor was released."""
+    until = fleet.released.get(pool)
+    if until is not None and now < until:
+        return None
+    limit_seconds = SILENT_BEATS * policy.tempo(len(fleet.servers)).beat_seconds
+    silent_since = []
+    of = 0
+    for server in fleet.servers.values():
+        if server.pool != pool or server.phase is Phase.ORDERED:
+            continue
+        since = _silent_since(server, sight, now, limit_seconds, policy.storm_window_seconds)
+        if since is not None:
+            silent_since.append(since)
+        of += since is not None or server.phase is not Phase.DECOMMISSIONED
+    believed = max(1, int(of * policy.storm_fraction))
+    if len(silent_since) <= believed:
+        return None
+    since = min(silent_since)
+    expires_at = since + policy.storm_hold_seconds
+    if now >= expires_at:
+        return None
+    where = f"pool {pool}" if pool else "the joined servers"
+    reason = (
+        f"{len(silent_since)} of {of} of {where} fell silent within {policy.storm_window_seconds:g} s, more than "
+        f"{believed}: the scheduler doubts its own sight and condemns none of them for silence"
+    )
+    return Storm(f"{pool or 'joined'}-{int(since)}", pool, len(silent_since), of, since, expires_at, reason)
+
+
+def _silent_since(
+    server: Server, sight: Sight, now: float, limit_seconds: float, window_seconds: float
+) -> float | None:
+    """Since when it is silent; one that was condemned for silence counts for as long as the window lasts."""
+    if server.condemned_by in SILENCE_RULES:
+        at = server.condemned_at or 0.0
+        return at if now - at < window_seconds else None
+    if server.phase is Phase.DECOMMISSIONED:
+        return None
+    seen = sight.servers.get(server.id)
+    heard_at = max(seen.heard_at if seen else server.joined_at, sight.trusted_since)
+    return heard_at if now - heard_at > limit_seconds else None

@@ -1,0 +1,280 @@
+"""Statements about servers as cells: one loop for both, and death by evidence."""
+
+import pytest
+
+from scheduler import events as e
+from scheduler.commands import DecommissionServer, OrderServer
+from scheduler.model import Group, Health, Phase, Resources
+from scheduler.requests import CondemnCell, Refused, ReleaseStorm
+from scheduler.sight import (  # pytest takes what is called Test… for tests
+    Answer,
+    ProviderListed,
+    ProviderServer,
+    ProviderState,
+    Reported,
+    ServerNotMade,
+    WillRead,
+)
+from scheduler.sight import (
+    Testimony as Saying,
+)
+from tests.support.world import World, exited, pool, service, spec
+
+READY = Phase.READY
+
+
+def rack(size: int = 3, **changes: object) -> World:
+    world = World()
+    world.apply(pool("rack", size, **changes))
+    return world
+
+
+def loaded(size: int = 5) -> World:
+    """A pool that carries a service of as many cells."""
+    world = rack(size)
+    world.apply(service("web", size))
+    world.advance(10)
+    world.told_providers.clear()
+    return world
+
+
+def servers(world: World) -> dict[str, Phase]:
+    return {server.id: server.phase for server in world.core.fleet.servers.values()}
+
+
+def silence(world: World, silent: str, seconds: float, says: Answer | None = None) -> None:
+    """One server is not heard any more; its neighbours say what they say of it."""
+    others = [name for name in world.core.sight.servers if name != silent]
+    began = world.now
+    end = world.now + seconds
+    while world.now < end:
+        world.now += 0.5
+        for name in others:
+            seen = world.core.sight.servers[name]
+            if not seen.is_open:
+                continue
+            testimony = (Saying(silent, says, began),) if says else ()
+            world.core.take(Reported(name, seen.session, seen.sequence + 1, world.now, testimonies=testimony))
+        world.settle()
+
+
+def condemned(world: World) -> list[tuple[str, str]]:
+    return [(event.server, event.rule) for event in world.events(e.ServerCondemned)]
+
+
+def test_a_pool_orders_servers_that_boot_enrol_and_become_ready() -> None:
+    world = rack(2)
+    assert [type(c) for c in world.told_providers] == [OrderServer, OrderServer]
+    assert world.phases("rack") == {"rack/0.1": READY, "rack/1.1": READY}
+    assert servers(world) == {"rack/0.1": READY, "rack/1.1": READY}
+    assert world.cell("rack/0.1").runtime_id == "ref-rack/0.1"
+
+
+def test_a_server_that_never_attaches_is_condemned_and_another_ordered_with_backoff() -> None:
+    world = World(deaf_providers=True)
+    world.apply(pool("rack", 1))
+    world.advance(61)
+    assert world.cell("rack/0.1").condemned_by == "boot_timeout"
+    assert world.phases("rack")["rack/0.2"] is Phase.ORDERED
+
+
+def test_an_order_that_the_provider_refuses_is_a_death_with_its_reason() -> None:
+    world = World(deaf_providers=True)
+    world.apply(pool("rack", 1))
+    world.core.take(ServerNotMade("local", "rack/0.1", "no quota", world.now))
+    world.settle()
+    (event,) = world.events(e.CellCondemned)
+    assert (event.cell, event.rule, event.reason) == ("rack/0.1", "start_failed", "no quota")
+
+
+def test_a_server_that_its_provider_reports_gone_is_dead_at_once_and_its_cells_with_it() -> None:
+    world = loaded()
+    (cell,) = world.core.fleet.servers["rack/0.1"].cells
+    gone = tuple(
+        ProviderServer(
+            f"rack/{n}.1", f"ref-rack/{n}.1", ProviderState.GONE if n == 0 else ProviderState.RUNNING
+        )
+        for n in range(5)
+    )
+    world.core.take(ProviderListed("local", gone, world.now, world.now))
+    world.settle()
+    assert condemned(world) == [("rack/0.1", "provider_gone")]
+    assert world.phases("rack")["rack/0.2"] is READY
+    assert world.cell(cell).condemned_by == "server_lost"
+    assert len([c for c, phase in world.phases("web").items() if phase is READY]) == 5
+
+
+def test_an_empty_answer_of_a_provider_never_reads_as_all_are_gone() -> None:
+    world = loaded()
+    world.core.take(ProviderListed("local", (), world.now, world.now))
+    world.core.take(ProviderListed("local", (), world.now, world.now))
+    world.advance(5)
+    assert world.events(e.CellCondemned) == []
+
+
+def test_silence_that_neighbours_confirm_is_death_within_three_seconds() -> None:
+    world = loaded()
+    silence(world, "rack/0.1", 3.0, Answer.SILENT)
+    assert condemned(world) == [("rack/0.1", "neighbours_silent")]
+    (event,) = world.events(e.ServerCondemned)
+    assert {fact.source for fact in event.evidence} >= {"agent rack/0.1", "link", "neighbour rack/1.1"}
+    assert world.phases("rack")["rack/0.2"] is READY
+
+
+def test_a_server_that_neighbours_reach_is_cut_off_and_keeps_its_cells() -> None:
+    world = loaded()
+    silence(world, "rack/0.1", 60.0, Answer.ANSWERS)
+    assert condemned(world) == []
+    assert world.phases("web") == {f"web/{slot}.1": READY for slot in range(5)}
+    silence(world, "rack/0.1", 245.0, Answer.ANSWERS)
+    assert condemned(world) == [("rack/0.1", "cut_off_too_long")]
+
+
+def test_a_host_whose_agent_is_gone_keeps_its_cells_until_the_lease_ends() -> None:
+    world = loaded()
+    silence(world, "rack/0.1", 4.5, Answer.REFUSED)
+    assert condemned(world) == []
+    silence(world, "rack/0.1", 1.0, Answer.REFUSED)
+    assert condemned(world) == [("rack/0.1", "agent_gone")]
+
+
+def test_where_nobody_can_testify_the_lease_decides_and_the_certificate_says_so() -> None:
+    world = loaded()
+    silence(world, "rack/0.1", 5.5)
+    (event,) = world.events(e.ServerCondemned)
+    assert event.rule == "lease_expired"
+    assert "no neighbour can testify, so the lease alone decides" in event.reason
+
+
+def test_a_last_will_testifies_like_a_neighbour_that_hears_nothing() -> None:
+    world = loaded()
+    world.core.take(WillRead("rack/0.1", world.now + 0.1))
+    silence(world, "rack/0.1", 2.5)
+    assert condemned(world) == [("rack/0.1", "neighbours_silent")]
+
+
+def test_neighbours_that_cannot_reach_the_scheduler_themselves_do_not_count() -> None:
+    world = loaded()
+    for name in ("rack/1.1", "rack/2.1"):
+        seen = world.core.sight.servers[name]
+        testimony = (Saying("rack/0.1", Answer.SILENT, world.now),)
+        world.core.take(Reported(name, seen.session, seen.sequence + 1, world.now, testimonies=testimony))
+    world.advance(60, beating=False)
+    assert condemned(world) == []
+    assert world.held() == {"storm"}
+
+
+def test_two_of_five_silent_together_are_a_storm_that_an_operator_can_release() -> None:
+    world = loaded()
+    for _ in range(20):
+        world.now += 0.5
+        world.beat("rack/2.1", "rack/3.1", "rack/4.1")
+    assert condemned(world) == []
+    storm = world.core.view(world.now).storms[0]
+    assert (storm.pool, storm.silent, storm.of) == ("rack", 2, 5)
+    with pytest.raises(Refused, match="there is no storm nowhere-1"):
+        world.ask(ReleaseStorm("nowhere-1"))
+    world.ask(ReleaseStorm(storm.id))
+    for _ in range(4):
+        world.now += 0.5
+        world.beat("rack/2.1", "rack/3.1", "rack/4.1")
+    assert sorted(server for server, _ in condemned(world)) == ["rack/0.1", "rack/1.1"]
+
+
+def test_a_changed_pool_replaces_servers_one_by_one_and_drains_each_before_it_goes() -> None:
+    world = loaded(3)
+    world.apply(pool("rack", 3, body='{"size":"large"}'))
+    world.advance(30)
+    assert world.phases("rack") == {f"rack/{slot}.2": READY for slot in range(3)}
+    deleted = [c.cell for c in world.told_providers if isinstance(c, DecommissionServer)]
+    assert deleted == ["rack/0.1", "rack/1.1", "rack/2.1"]
+    assert all(phase is READY for phase in world.phases("web").values())
+    assert [event.rule for event in world.events(e.CellCondemned) if event.cell.startswith("web")] == [
+        "server_drained"
+    ] * len([event for event in world.events(e.CellCondemned) if event.cell.startswith("web")])
+
+
+def test_a_condemned_server_never_returns_although_its_agent_does() -> None:
+    world = loaded()
+    silence(world, "rack/0.1", 6.0, Answer.SILENT)
+    world.attach("rack/0.1")
+    assert world.core.fleet.servers["rack/0.1"].phase is Phase.DECOMMISSIONED
+
+
+def test_an_operator_condemns_a_server_and_a_fresh_one_is_ordered_first() -> None:
+    world = loaded()
+    world.ask(CondemnCell("rack/0.1"))
+    world.advance(5)
+    assert world.phases("rack")["rack/0.2"] is READY
+    assert world.cell("rack/0.1").phase is Phase.DECOMMISSIONED
+
+
+def test_leaked_servers_are_deleted() -> None:
+    world = rack(1)
+    leaked = ProviderServer("rack/9.4", "ref-9", ProviderState.RUNNING)
+    mine = ProviderServer("rack/0.1", "ref-rack/0.1", ProviderState.RUNNING)
+    world.core.take(ProviderListed("local", (mine, leaked), world.now, world.now))
+    world.settle()
+    assert [event.cell for event in world.events(e.LeakRemoved)] == ["rack/9.4"]
+    assert world.told_providers[-1] == DecommissionServer("local", "rack/9.4", "ref-9", "leaked")
+
+
+def test_a_scheduler_that_starts_anew_condemns_no_server_because_of_it() -> None:
+    before = loaded()
+    world = before.crash()
+    world.advance(4, beating=False)
+    for server in before.core.fleet.servers.values():
+        reports = [before.core.sight.report_of(server.id, cell) for cell in server.cells]
+        world.attach(server.id, *(report for report in reports if report))
+    world.advance(10)
+    assert world.phases("rack") == before.phases("rack")
+    assert world.told_providers == []
+
+
+def test_deaths_of_several_specs_on_one_server_blame_the_server() -> None:
+    world = rack(3)
+    groups: tuple[Group, ...] = tuple(service(name, 3) for name in ("web", "api", "db"))
+    world.apply(*groups)
+    world.advance(10)
+    victims = sorted(world.core.fleet.servers["rack/1.1"].cells)
+    for victim in victims:
+        world.report("rack/1.1", exited(victim))
+    world.advance(3)
+    (event,) = [c for c in world.events(e.CellCondemned) if c.cell == "rack/1.1"]
+    assert (event.health, event.rule) == (Health.SICK, "blamed")
+    assert "the server is to blame" in event.reason
+    assert world.phases("rack")["rack/1.2"] is READY
+
+
+def test_deaths_of_one_spec_on_several_servers_blame_the_spec() -> None:
+    world = rack(3)
+    world.apply(service("web", 3))
+    for slot in range(3):
+        world.report(world.cell(f"web/{slot}.1").server, exited(f"web/{slot}.1"))
+    assert world.held() == {"spec_blamed"}
+
+
+def test_old_cells_are_replaced_within_budget_and_not_all_at_once() -> None:
+    world = World()
+    world.join("a", "b", "c")
+    group = service("web", 4)
+    world.apply(Group(group.kind, group.name, group.replicas, group.spec, max_age_seconds=100.0))
+    world.advance(89)
+    assert world.events(e.CellCondemned) == []
+    world.advance(25)
+    assert {event.rule for event in world.events(e.CellCondemned)} == {"old"}
+    assert [cell.rpartition(".")[2] for cell in world.phases()] == ["2"] * 4
+
+
+def test_an_exclusive_cell_is_never_there_twice_and_a_lost_one_waits_for_its_fence() -> None:
+    world = rack(3)
+    world.apply(service("db", 1, spec(exclusive=True, resources=Resources())))
+    world.advance(10)
+    holder = world.cell("db/0.1").server
+    world.deaf.add(holder)
+    silence(world, holder, 3.0, Answer.SILENT)
+    assert condemned(world)[0] == (holder, "neighbours_silent")
+    assert "db/0.2" not in world.phases("db")
+    assert "exclusive" in world.held()
+    silence(world, holder, 5.0)
+    assert world.phases("db") == {"db/0.2": READY}
