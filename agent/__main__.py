@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import contextlib
 import fcntl
+import ipaddress
 import logging
 import os
 import signal
@@ -25,6 +26,7 @@ from galactica.v1 import cell_pb2
 from agent import __version__, wire
 from agent.daemon import Daemon
 from agent.identity import Identity, IdentityError
+from agent.neighbours import NeighbourWatch, address_towards, joined_address, listen, split_address
 from agent.runtimes import RuntimeUnavailable
 from agent.session import Link, RefusedError
 from agent.vitals import VitalsTaker, capacity
@@ -44,6 +46,7 @@ TOKEN_VARIABLE = "GALACTICA_TOKEN"  # noqa: S105 - a name, no token
 DEFAULT_DATA = Path("/var/lib/galactica-agent")
 ENGINE_SECONDS = 3.0
 LABELS_LIMIT = 64
+WATCH_OFF = "off"
 
 log = logging.getLogger("agent")
 
@@ -58,7 +61,8 @@ class StartError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the command line says. ``runtimes`` empty: what this host offers."""
+    """What the command line says. ``runtimes`` empty: what this host offers. ``watch``: "off", ADDRESS:PORT, or empty
+    for an address that is found here and a free port."""
 
     scheduler: str
     enrolment: str
@@ -70,6 +74,7 @@ class Settings:
     host: str
     token: str
     token_file: str
+    watch: str = ""
     bus: str = ""
     bus_ca: str = ""
     bus_password_file: str = ""
@@ -116,12 +121,14 @@ async def _serve(settings: Settings, identity: Identity) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    listening = _watch_socket(settings)
     runtimes = await _runtimes(settings, identity)
     facts = wire.ServerFacts(
         labels=settings.labels,
         capacity=capacity(settings.data),
         runtimes=tuple(cell_pb2.RuntimeKind.ValueType(kind) for kind in runtimes),
         agent_version=__version__,
+        watch_address=joined_address(*listening.getsockname()[:2]) if listening else "",
     )
     daemon = Daemon(
         runtimes=runtimes,
@@ -135,14 +142,16 @@ async def _serve(settings: Settings, identity: Identity) -> None:
         epoch=_epoch(settings.data),
         remember_epoch=lambda epoch: _remember_epoch(settings.data, epoch),
         will=_will(settings, identity),
+        watch_to=lambda deliver: NeighbourWatch(listening, deliver) if listening else None,
     )
     log.info(
-        "started version=%s server=%s fleet=%s scheduler=%s runtimes=%s pid=%d",
+        "started version=%s server=%s fleet=%s scheduler=%s runtimes=%s watch=%s pid=%d",
         __version__,
         identity.server_id,
         identity.fleet,
         settings.scheduler,
         ",".join(cell_pb2.RuntimeKind.Name(kind) for kind in facts.runtimes),
+        facts.watch_address or WATCH_OFF,
         os.getpid(),
     )
     try:
@@ -262,6 +271,49 @@ async def _answers(runtime: Runtime) -> bool:
     return True
 
 
+def _watch_socket(settings: Settings) -> socket.socket | None:
+    """Where neighbours reach this agent; None where it takes no part. Raises StartError."""
+    if settings.watch == WATCH_OFF:
+        return None
+    if settings.watch:
+        host, port = _watch_address(settings.watch)
+        try:
+            return listen(host, port)
+        except OSError as error:
+            raise StartError(
+                f"neighbours cannot reach this agent at {settings.watch}: {error.strerror}; give an address of this "
+                "server and a free UDP port with --watch, or --watch off"
+            ) from error
+    try:
+        return listen(_own_address(settings), 0)
+    except OSError as error:
+        log.warning("neighbours cannot reach this agent reason=%r hint='--watch ADDRESS:PORT'", str(error))
+        return None
+
+
+def _own_address(settings: Settings) -> str:
+    """Where cells are published, if others can reach that; else the address that leads to the scheduler."""
+    with contextlib.suppress(ValueError):
+        address = ipaddress.ip_address(settings.host)
+        if not address.is_loopback and not address.is_unspecified:
+            return str(address)
+    return address_towards(*_host_and_port(settings.scheduler))
+
+
+def _watch_address(text: str) -> tuple[str, int]:
+    """Raises StartError (wrong usage)."""
+    try:
+        host, port = split_address(text)
+        if ipaddress.ip_address(host).is_unspecified:
+            raise ValueError
+    except ValueError:
+        raise StartError(
+            f"--watch: '{text}' is neither off nor ADDRESS:PORT with a numeric address that neighbours reach",
+            EXIT_USAGE,
+        ) from None
+    return host, port
+
+
 def _will(settings: Settings, identity: Identity) -> Will | None:
     if not settings.bus:
         return None
@@ -333,6 +385,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--host", default="127.0.0.1", metavar="ADDRESS", help="the address on which cells are published")
     add(
+        "--watch",
+        default="",
+        metavar="ADDRESS:PORT",
+        help="where neighbours ping this agent by UDP (--host or the address that leads to the scheduler, "
+        "and a free port); off: it watches nobody",
+    )
+    add(
         "--label", action="append", default=[], metavar="KEY=VALUE", help="a label of this server; repeatable"
     )
     add(
@@ -354,6 +413,8 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     """Raises StartError (wrong usage)."""
     host, port = _host_and_port(arguments.scheduler)
     _host_and_port(arguments.enrol or arguments.scheduler)
+    if arguments.watch not in {"", WATCH_OFF}:
+        _watch_address(arguments.watch)
     return Settings(
         scheduler=arguments.scheduler,
         enrolment=arguments.enrol or f"{host}:{port + 1}",
@@ -365,6 +426,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         host=arguments.host,
         token=arguments.token,
         token_file=arguments.token_file,
+        watch=arguments.watch,
         bus=arguments.bus,
         bus_ca=arguments.bus_ca,
         bus_password_file=arguments.bus_password_file,

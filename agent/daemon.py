@@ -43,6 +43,7 @@ from agent.messages import (
     StopProbing,
     Tick,
     VitalsTaken,
+    WatchNeighbours,
     Welcomed,
 )
 from agent.probes import Prober
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 
     from galactica.v1 import link_pb2
 
+    from agent.neighbours import NeighbourWatch
     from agent.reporting import Cell
     from agent.runtimes import Progress, Runtime
     from agent.session import Link
@@ -72,8 +74,9 @@ log = logging.getLogger(__name__)
 
 
 class Daemon:
-    """``link_to`` makes the link once it is known where its events go. ``remember_epoch`` may block. ``will``: what
-    speaks for the agent on the message bus, if there is one."""
+    """``link_to`` and ``watch_to`` make the link and the neighbours' watch (if there is one) once it is known where
+    their events go. ``remember_epoch`` may block. ``will``: what speaks for the agent on the message bus, if there is
+    one."""
 
     def __init__(
         self,
@@ -86,6 +89,7 @@ class Daemon:
         remember_epoch: Callable[[int], None],
         compare_every_seconds: float = drift.EVERY_SECONDS,
         will: Will | None = None,
+        watch_to: Callable[[Callable[[Event], Awaitable[None]]], NeighbourWatch | None] = lambda _: None,
     ) -> None:
         self._runtimes = runtimes
         self._facts = facts
@@ -95,6 +99,7 @@ class Daemon:
         self._queue: asyncio.Queue[Event] = asyncio.Queue(QUEUE_LIMIT)
         self._link = link_to(self.deliver)
         self._vitals = vitals_of(self._link)
+        self._neighbours = watch_to(self.deliver)
         self._prober = Prober(self._execute, self._probed)
         self._drift = drift.DriftWatch(
             lambda: self._state.cells, self._compare, self._compared, compare_every_seconds
@@ -122,6 +127,8 @@ class Daemon:
                 owned.append(tasks.create_task(self._watch(kind)))
                 owned.append(tasks.create_task(self._relist(kind, listed)))
             owned.append(tasks.create_task(self._take_vitals()))
+            if self._neighbours:
+                owned.append(tasks.create_task(self._neighbours.run()))
             owned.append(tasks.create_task(self._attach(recovered)))
             if self._will is not None:
                 owned.append(tasks.create_task(self._will.run()))
@@ -197,18 +204,29 @@ class Daemon:
                 self._link.send(instruction.link, wire.hello(instruction, self._facts))
             case SendReport():
                 self._link.send(instruction.link, wire.report(instruction, time.time()))
-            case FetchLogs():
-                self._logs.fetch(instruction)
-            case RefuseLogs():
-                self._logs.refuse(instruction.link, instruction.stream, instruction.reason)
-            case StopLogs():
-                self._logs.stop(instruction.link, instruction.stream)
+            case WatchNeighbours():
+                self._watch_neighbours(instruction)
+            case FetchLogs() | RefuseLogs() | StopLogs():
+                self._serve_logs(instruction)
             case CloseSession():
                 self._link.close(instruction.link, instruction.reason)
             case RememberEpoch():
                 self._work(asyncio.to_thread(self._remember_epoch, instruction.epoch))
             case _:
                 assert_never(instruction)
+
+    def _watch_neighbours(self, told: WatchNeighbours) -> None:
+        if self._neighbours is not None:
+            self._neighbours.watch(told.neighbours, told.accepted_keys)
+
+    def _serve_logs(self, instruction: FetchLogs | RefuseLogs | StopLogs) -> None:
+        match instruction:
+            case FetchLogs():
+                self._logs.fetch(instruction)
+            case RefuseLogs():
+                self._logs.refuse(instruction.link, instruction.stream, instruction.reason)
+            case StopLogs():
+                self._logs.stop(instruction.link, instruction.stream)
 
     def _work(self, work: Coroutine[None, None, None]) -> None:
         """Do it beside everything else; the daemon's task group owns it."""

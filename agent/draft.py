@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from galactica.v1 import cell_pb2
 
-    from agent.messages import CellReport, Instruction
+    from agent.messages import CellReport, Instruction, Testimony
     from agent.reporting import Cell, Session
 
 GONE_KEPT = 1_000
@@ -39,6 +39,8 @@ class State:
     since_hello: Mapping[str, CellReport | None] = field(default_factory=dict)
     """What changed since that Hello: its session's first report."""
     vitals: cell_pb2.Vitals | None = None
+    testimonies: Mapping[str, Testimony] = field(default_factory=dict)
+    """What is seen of the neighbours; kept without a session too."""
     is_closing: bool = False
 
 
@@ -121,7 +123,9 @@ class Draft:
         if self._news and state.greeting is not None:
             state = replace(state, since_hello={**state.since_hello, **self._news})
         if state.session:
-            session, report = reporting.flush(state.session, self._news, state.cells, state.vitals, self.now)
+            session, report = reporting.flush(
+                state.session, self._news, state.cells, state.vitals, state.testimonies, self.now
+            )
             if session is not state.session:
                 state = replace(state, session=session)
             if report:

@@ -58,6 +58,43 @@ class CellReport:
     probe: ProbeStatus | None = None
     autopsy: cell_pb2.Autopsy | Death | None = None
     progress: str = ""
+    touched: tuple[str, ...] = ()
+    """How it differs from its spec; empty where it does not."""
+
+
+class Answer(IntEnum):
+    """What a neighbour says when it is pinged, with the contract's numbers."""
+
+    ANSWERS = 1
+    REFUSED = 2
+    SILENT = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """Another server that this one watches. ``address``: numeric, with the port. ``key``: theirs alone."""
+
+    server_id: str
+    address: str
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Testimony:
+    """What this agent sees of a neighbour, and since when (monotonic seconds)."""
+
+    server_id: str
+    answer: Answer
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class TestimonyReport:
+    """The same as it is told: no two clocks agree, so for how long it has been so."""
+
+    server_id: str
+    answer: Answer
+    for_seconds: float
 
 
 # What the scheduler asks for, inside a batch.
@@ -147,6 +184,24 @@ class Echoed:
 
 
 @dataclass(frozen=True, slots=True)
+class NeighboursGiven:
+    """The scheduler says whom to watch from now on, and the keys of those who watch this server."""
+
+    link: int
+    neighbours: tuple[Neighbour, ...]
+    accepted_keys: tuple[bytes, ...]
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Testified:
+    """What can be said of the neighbours now: everything, whether it is new or not."""
+
+    testimonies: tuple[Testimony, ...]
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
 class Disconnected:
     link: int
     now: float
@@ -230,6 +285,15 @@ class ProbeFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class Compared:
+    """A running cell was compared with its spec; ``touched`` is empty where it does not differ."""
+
+    cell_id: str
+    touched: tuple[str, ...]
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
 class VitalsTaken:
     vitals: cell_pb2.Vitals
     now: float
@@ -255,6 +319,8 @@ Event = (
     | Welcomed
     | Retuned
     | Echoed
+    | NeighboursGiven
+    | Testified
     | Disconnected
     | Instructed
     | Progressed
@@ -265,6 +331,7 @@ Event = (
     | Stopped
     | StopFailed
     | ProbeFinished
+    | Compared
     | VitalsTaken
     | ClosingDown
     | Tick
@@ -322,6 +389,15 @@ class SendReport:
     vitals: cell_pb2.Vitals | None = None
     complete: bool = False
     wants_echo: bool = False
+    testimonies: tuple[TestimonyReport, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WatchNeighbours:
+    """Answered by Testified, again and again, also while there is no session."""
+
+    neighbours: tuple[Neighbour, ...]
+    accepted_keys: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,6 +445,7 @@ Instruction = (
     | StopProbing
     | SendHello
     | SendReport
+    | WatchNeighbours
     | FetchLogs
     | RefuseLogs
     | StopLogs

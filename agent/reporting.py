@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from agent.messages import CellReport, CellState, Death, ProbeStatus, SendReport
+from agent.messages import CellReport, CellState, Death, ProbeStatus, SendReport, Testimony, TestimonyReport
 
 if TYPE_CHECKING:
     from galactica.v1 import cell_pb2, link_pb2
@@ -49,6 +49,8 @@ class Cell:
     tries: int = 0
     """How often the engine did not answer, in a row."""
     tried_since: float = 0.0
+    touched: tuple[str, ...] = ()
+    """How it differs from its spec."""
 
     @property
     def is_probed(self) -> bool:
@@ -71,6 +73,8 @@ class Session:
     """The sequence of the newest report."""
     unsent: Mapping[str, CellReport | None] = field(default_factory=dict)
     """What waits for the next report; None: the cell as it is by then."""
+    untold: Mapping[str, Testimony] = field(default_factory=dict)
+    """What neighbours' testimonies wait for the next report."""
     owes_everything: bool = False
     """A resync was asked for and not answered yet."""
     vitals: cell_pb2.Vitals | None = None
@@ -88,6 +92,7 @@ def report(cell: Cell) -> CellReport:
         probe=cell.probe,
         autopsy=cell.autopsy,
         progress=cell.progress,
+        touched=cell.touched,
     )
 
 
@@ -97,7 +102,7 @@ def gone(cell_id: str, digest: str) -> CellReport:
 
 def next_look(session: Session) -> float:
     """When a report or beat is due, or the scheduler's silence has lasted too long."""
-    due = session.sent_at + (WINDOW_SECONDS if session.unsent else session.beat_seconds)
+    due = session.sent_at + (WINDOW_SECONDS if session.unsent or session.untold else session.beat_seconds)
     return min(due, session.heard_at + session.lease_seconds)
 
 
@@ -106,6 +111,7 @@ def flush(
     news: Mapping[str, CellReport | None],
     cells: Mapping[str, Cell],
     vitals: cell_pb2.Vitals | None,
+    testimonies: Mapping[str, Testimony],
     now: float,
 ) -> tuple[Session, SendReport | None]:
     """The session with the news taken in, and the report that is due, if one is."""
@@ -124,12 +130,17 @@ def flush(
         vitals=vitals if with_vitals else None,
         complete=session.owes_everything,
         wants_echo=now - session.heard_at >= session.lease_seconds * ECHO_SHARE,
+        testimonies=tuple(
+            TestimonyReport(one.server_id, one.answer, now - one.since)
+            for one in (testimonies if session.owes_everything else session.untold).values()
+        ),
     )
     session = replace(
         session,
         sent=message.sequence,
         sent_at=now,
         unsent={},
+        untold={},
         owes_everything=False,
         vitals=vitals if with_vitals else session.vitals,
         vitals_at=now if with_vitals else session.vitals_at,
@@ -137,9 +148,21 @@ def flush(
     return session, message
 
 
+def testified(
+    session: Session, before: Mapping[str, Testimony], testimonies: Mapping[str, Testimony]
+) -> Session:
+    """Put on the next report what is new of the neighbours, and nothing of those that are watched no more."""
+    untold = {
+        server_id: testimony
+        for server_id, testimony in testimonies.items()
+        if server_id in session.untold or before.get(server_id) != testimony
+    }
+    return replace(session, untold=untold)
+
+
 def _due(session: Session, *, is_marked: bool) -> float:
     """The first change goes out at once; those right behind a report share the next one."""
-    if session.unsent or is_marked:
+    if session.unsent or session.untold or is_marked:
         return session.sent_at + WINDOW_SECONDS if session.sent else 0.0
     return session.sent_at + session.beat_seconds
 

@@ -21,6 +21,7 @@ from agent.messages import (
     CellState,
     CloseSession,
     ClosingDown,
+    Compared,
     Connected,
     Decommissioned,
     Died,
@@ -32,6 +33,7 @@ from agent.messages import (
     Instruction,
     LogsAsked,
     LogsDeclined,
+    NeighboursGiven,
     Ordered,
     ProbeFinished,
     Progressed,
@@ -47,9 +49,11 @@ from agent.messages import (
     StopFailed,
     StopLogs,
     Stopped,
+    Testified,
     Tick,
     Verb,
     VitalsTaken,
+    WatchNeighbours,
     Welcomed,
 )
 from agent.reporting import Session
@@ -84,6 +88,11 @@ def _take(draft: Draft, event: Event) -> None:  # noqa: C901, PLR0912 - one tabl
             _welcomed(draft, event)
         case Retuned() | Echoed():
             _heard(draft, event)
+        case NeighboursGiven():
+            if _heard(draft, event):
+                draft.emit(WatchNeighbours(event.neighbours, event.accepted_keys))
+        case Testified():
+            _testified(draft, event)
         case Disconnected():
             _disconnected(draft, event)
         case Instructed():
@@ -106,6 +115,8 @@ def _take(draft: Draft, event: Event) -> None:  # noqa: C901, PLR0912 - one tabl
             life.stop_failed(draft, event)
         case ProbeFinished():
             life.probed(draft, event)
+        case Compared():
+            life.compared(draft, event)
         case VitalsTaken():
             draft.change(vitals=event.vitals)
         case ClosingDown():
@@ -153,11 +164,12 @@ def _welcomed(draft: Draft, event: Welcomed) -> None:
         heard_at=draft.now,
         sent_at=draft.now,
         unsent=state.since_hello,
+        untold=state.testimonies,
     )
     draft.change(session=session)
 
 
-def _heard(draft: Draft, event: Retuned | Echoed | Instructed) -> Session | None:
+def _heard(draft: Draft, event: Retuned | Echoed | NeighboursGiven | Instructed) -> Session | None:
     """Note that the scheduler spoke: the session in force, None where the event is of another one."""
     session = draft.state.session
     if session is None or session.link != event.link:
@@ -167,6 +179,14 @@ def _heard(draft: Draft, event: Retuned | Echoed | Instructed) -> Session | None
         session = replace(session, beat_seconds=event.beat_seconds, lease_seconds=event.lease_seconds)
     draft.change(session=session)
     return session
+
+
+def _testified(draft: Draft, event: Testified) -> None:
+    before, session = draft.state.testimonies, draft.state.session
+    now = {one.server_id: one for one in event.testimonies}
+    draft.change(
+        testimonies=now, session=reporting.testified(session, before, now) if session is not None else None
+    )
 
 
 def _disconnected(draft: Draft, event: Disconnected) -> None:

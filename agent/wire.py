@@ -18,12 +18,15 @@ from agent.messages import (
     Instructed,
     LogsAsked,
     LogsDeclined,
+    Neighbour,
+    NeighboursGiven,
     Ordered,
     ProbeStatus,
     ResyncAsked,
     Retuned,
     SendHello,
     SendReport,
+    TestimonyReport,
     Verb,
     Welcomed,
 )
@@ -34,6 +37,7 @@ MESSAGE_BYTES = 3 * 1024 * 1024
 LAST_WORDS_BYTES = 8 * 1024
 """What an autopsy's last lines may take in a message that would be too large otherwise."""
 BEAT_LEAST_SECONDS = 0.05
+LONGEST_MS = 2**32 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,8 @@ class ServerFacts:
     capacity: cell_pb2.Capacity
     runtimes: tuple[cell_pb2.RuntimeKind.ValueType, ...]
     agent_version: str
+    watch_address: str = ""
+    """Where neighbours reach this agent; empty where it takes no part in their watch."""
 
 
 def hello(instruction: SendHello, facts: ServerFacts) -> link_pb2.AttachRequest:
@@ -56,6 +62,7 @@ def hello(instruction: SendHello, facts: ServerFacts) -> link_pb2.AttachRequest:
             runtimes=facts.runtimes,
             inventory=_bounded([_cell_report(one) for one in instruction.inventory]),
             epoch=instruction.epoch,
+            watch_address=facts.watch_address,
         )
     )
 
@@ -70,6 +77,7 @@ def report(instruction: SendReport, wall_seconds: float) -> link_pb2.AttachReque
             vitals=instruction.vitals,
             complete=instruction.complete,
             sent_at=wall_seconds if instruction.wants_echo else 0.0,
+            testimonies=[_testimony(one) for one in instruction.testimonies],
         )
     )
 
@@ -84,7 +92,7 @@ def log_chunk(
 
 def event(
     response: link_pb2.AttachResponse, link: int, now: float
-) -> Welcomed | Instructed | Retuned | Echoed | None:
+) -> Welcomed | Instructed | Retuned | Echoed | NeighboursGiven | None:
     """The event that a response is; None where this agent does not know such a message (yet)."""
     match response.WhichOneof("message"):
         case "welcome":
@@ -100,6 +108,10 @@ def event(
             return Retuned(link, beat_seconds, lease_seconds, now)
         case "echo":
             return Echoed(link, now)
+        case "neighbours":
+            given = response.neighbours
+            neighbours = tuple(Neighbour(one.server_id, one.address, one.key) for one in given.neighbours)
+            return NeighboursGiven(link, neighbours, tuple(given.accepted_keys), now)
         case _:
             return None
 
@@ -137,6 +149,15 @@ def _cell_report(cell: CellReport) -> cell_pb2.CellReport:
         probe=_probe_status(cell.probe),
         autopsy=_autopsy(cell.autopsy),
         progress=cell.progress,
+        touched=cell.touched,
+    )
+
+
+def _testimony(testimony: TestimonyReport) -> link_pb2.Testimony:
+    return link_pb2.Testimony(
+        server_id=testimony.server_id,
+        answer=link_pb2.Answer.ValueType(testimony.answer),
+        for_ms=min(LONGEST_MS, max(0, round(testimony.for_seconds * 1_000))),
     )
 
 

@@ -1,14 +1,15 @@
 """Who watches whom: a random regular graph over the fleet, the same for the same servers and seed.
 
-The servers stand on ``degree`` rings, each in an order of its own that a hash decides, and everyone watches the one that
-follows on each ring. So everyone watches as many as watch it, any two rings are unlike each other, and one that comes or
-goes touches only those beside its places. One ring alone connects all.
+The servers stand on ``degree`` rings, each in an order of its own that a hash decides, and everyone watches the one
+that follows on each ring. So everyone watches as many as watch it, one that comes or goes touches only those beside its
+places, and one ring alone connects all.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from hashlib import blake2b
 from itertools import pairwise
 
@@ -31,7 +32,7 @@ def draw(servers: Sequence[str], seed: int, degree: int = DEGREE) -> Watched:
 
 
 def redraw(
-    before: Watched, servers: Sequence[str], absent: Set[str], seed: int, degree: int = DEGREE
+    before: Watched, servers: Sequence[str], absent: AbstractSet[str], seed: int, degree: int = DEGREE
 ) -> Watched:
     """A draw in which those who are ``absent`` keep those who watch them.
 

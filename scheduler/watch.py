@@ -1,7 +1,7 @@
 """The dispatcher's part in the neighbours' watch: who takes part, the pairs' keys, whom to tell, and whom to believe.
 
-Servers that come and go are gathered for a moment, then pairs are drawn anew. Pairs that stay keep their key. A server that
-went away without being decommissioned stays in, watched by the same neighbours: now it matters what they say of it.
+Servers that come and go are gathered for a moment, then pairs are drawn anew. Pairs that stay keep their key. A server
+that went away without being decommissioned stays in, watched by the same neighbours: now it matters what they say.
 """
 
 from __future__ import annotations

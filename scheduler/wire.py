@@ -96,7 +96,7 @@ def reported(report: link_pb2.Report, server: str, at: float) -> Reported:
 def watch_address(hello: link_pb2.Hello) -> str:
     """Where neighbours reach the agent, as "address:port" with a numeric address; empty where it takes no part.
 
-    Raises WireError. Others will send there, so it must be one host's address and no name that somebody else answers for.
+    Raises WireError. Others will send there, so it must be one host's address, and no name that somebody else resolves.
     """
     given = hello.watch_address
     if not given:
