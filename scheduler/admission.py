@@ -31,7 +31,7 @@ from scheduler.servers import cells_of
 
 MAX_GROUPS = 10_000
 MAX_CELLS = 1_000_000
-MAX_TOKENS = 1_000
+MAX_TOKENS = 10_000
 
 
 class Admitted(Struct, frozen=True):

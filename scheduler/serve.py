@@ -35,6 +35,9 @@ from scheduler.journal.sqlite import SqliteJournal
 from scheduler.local_agent import AgentPlan, LocalAgent
 from scheduler.operator_api import OperatorApi
 from scheduler.options import Address, SchedulerOptions, UpOptions, next_port
+from scheduler.providers.configuration import ConfigurationError, make_suppliers, read_providers
+from scheduler.providers.runner import ProviderRunner
+from scheduler.provisioning import Provisioner
 from scheduler.requests import EnrolOperator, Refused
 from scheduler.serving import make_server
 
@@ -119,7 +122,13 @@ async def _serve(setup: Setup, up: UpOptions | None) -> None:
     try:
         async with asyncio.TaskGroup() as tasks:
             bus = tasks.create_task(_run_bus(setup, scheduler), name="bus")
-            mind = tasks.create_task(scheduler.controller.run(scheduler.dispatcher), name="controller")
+            living = [
+                tasks.create_task(
+                    scheduler.controller.run(scheduler.dispatcher, scheduler.provisioner), name="controller"
+                ),
+                tasks.create_task(scheduler.provisioner.run(), name="provisioner"),
+                tasks.create_task(scheduler.providers.run(), name="providers"),
+            ]
             await scheduler.begin()
             say(_greeting(setup, scheduler, up))
             if up is None:
@@ -128,7 +137,8 @@ async def _serve(setup: Setup, up: UpOptions | None) -> None:
                 await _run_agent_until(stop, scheduler, _plan(setup, scheduler, up))
             await scheduler.end()
             bus.cancel()
-            mind.cancel()
+            for task in living:
+                task.cancel()
     finally:
         await scheduler.close()
 
@@ -168,6 +178,8 @@ class Scheduler:
         clock = DisciplinedClock(fleet.at)
         self.controller = Controller(journal, fleet, clock, Start(epoch, version))
         self.dispatcher = Dispatcher(self.controller, ca, fleet=setup.fleet, epoch=epoch)
+        self.providers: ProviderRunner
+        self.provisioner: Provisioner
         self._version = version
         self._servers: list[grpc.aio.Server] = []
         self.address = ""
@@ -217,6 +229,24 @@ class Scheduler:
         self._servers.append(server)
         self.address = _near(setup.listen, port)
         self.enrol_address = _near(setup.enrol_listen, enrol_port)
+        self._connect_providers()
+
+    def _connect_providers(self) -> None:
+        """Raises CommandFailed where the providers' file is wrong."""
+        setup = self._setup
+        try:
+            entries = read_providers(None, setup.data)
+            suppliers = make_suppliers(entries, setup.fleet, setup.data)
+        except ConfigurationError as error:
+            raise CommandFailed(str(error), ExitCode.USAGE) from error
+        self.providers = ProviderRunner(
+            suppliers,
+            self.controller,
+            fleet=setup.fleet,
+            scheduler=self.address,
+            enrolment=self.enrol_address,
+        )
+        self.provisioner = Provisioner(self.controller, self.providers, self.ca.digest)
 
     def _advertised(self) -> str:
         """Where others find it: a wildcard is told as this machine's name."""

@@ -18,6 +18,7 @@ from scheduler.model import (
     Backoff,
     Cell,
     CellKind,
+    Death,
     Fleet,
     Group,
     GroupState,
@@ -113,6 +114,7 @@ class _Group(Struct, frozen=True, array_like=True):
     per_server: dict[str, int]
     deleted: bool
     last_position: int
+    deaths: tuple[Death, ...] = ()
 
 
 class _Server(Struct, frozen=True, array_like=True):
@@ -131,6 +133,8 @@ class _Server(Struct, frozen=True, array_like=True):
     used: Resources
     cells: list[str]
     last_position: int
+    pool: str = ""
+    deaths: tuple[Death, ...] = ()
 
 
 class _Token(Struct, frozen=True, array_like=True):
@@ -138,6 +142,7 @@ class _Token(Struct, frozen=True, array_like=True):
     secret_sha256: str
     uses_left: int
     expires_at: float
+    server: str = ""
 
 
 class _Fleet(Struct, frozen=True, array_like=True):
@@ -154,6 +159,7 @@ class _Fleet(Struct, frozen=True, array_like=True):
     graves: list[tuple[int, _Cell]]
     burials: int
     words: list[str]
+    released: dict[str, float] = {}
 
 
 def encode(fleet: Fleet) -> bytes:
@@ -173,6 +179,7 @@ def encode(fleet: Fleet) -> bytes:
         graves=[(number, _cell_to_disk(cell, words)) for number, cell in fleet.graves.items()],
         burials=fleet.burials,
         words=words.in_order,
+        released=dict(fleet.released.items()),
     )
     body = zlib.compress(write(disk), _COMPRESSION_LEVEL)
     return _MAGIC + VERSION.to_bytes(_VERSION_BYTES, "big") + body
@@ -267,6 +274,7 @@ def _group_to_disk(state: GroupState, words: _Words) -> _Group:
         per_server=dict(state.per_server.items()),
         deleted=state.deleted,
         last_position=state.last_position,
+        deaths=state.deaths,
     )
 
 
@@ -287,6 +295,8 @@ def _server_to_disk(server: Server) -> _Server:
         used=server.used,
         cells=list(server.cells),
         last_position=server.last_position,
+        pool=server.pool,
+        deaths=server.deaths,
     )
 
 
@@ -308,6 +318,7 @@ def _fleet_from_disk(disk: _Fleet) -> Fleet:
         generations=HashTrieMap(disk.generations),
         graves=HashTrieMap((number, _cell_from_disk(cell, words)) for number, cell in disk.graves),
         burials=disk.burials,
+        released=HashTrieMap(disk.released),
     )
 
 
@@ -357,6 +368,7 @@ def _group_from_disk(group: _Group, words: list[str]) -> GroupState:
         backoff=Backoff(*astuple(group.backoff)),
         per_server=HashTrieMap(group.per_server),
         deleted=group.deleted,
+        deaths=group.deaths,
         last_position=group.last_position,
     )
 
@@ -377,5 +389,7 @@ def _server_from_disk(server: _Server) -> Server:
         condemned_health=server.condemned_health,
         used=server.used,
         cells=HashTrieSet(server.cells),
+        pool=server.pool,
+        deaths=server.deaths,
         last_position=server.last_position,
     )
