@@ -26,7 +26,7 @@ $(READY): pyproject.toml constraints.txt .ci/packages
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt pip
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --root-user-action ignore \
 		-c constraints.txt --build-constraint constraints.txt \
-		--editable '.[scheduler,docker,enrol]' --group dev
+		--editable '.[scheduler,docker,enrol,cloud]' --group dev
 	@touch $@
 
 proto: venv ## make the Python code beside the .proto files anew
@@ -74,7 +74,7 @@ bench: venv ## measure what the README's table of numbers says
 constraints: ## take the newest versions that fit pyproject.toml into constraints.txt
 	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(PYTHON) -m venv "$$fresh" \
 		&& "$$fresh/bin/pip" install --quiet --upgrade pip \
-		&& "$$fresh/bin/pip" install --quiet --editable '.[scheduler,docker,enrol]' --group dev hatchling \
+		&& "$$fresh/bin/pip" install --quiet --editable '.[scheduler,docker,enrol,cloud]' --group dev hatchling \
 		&& { sed -n '/^#/p' constraints.txt; "$$fresh/bin/pip" freeze --all --exclude-editable; } > "$$fresh/constraints.txt" \
 		&& cp "$$fresh/constraints.txt" constraints.txt
 
