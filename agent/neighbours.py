@@ -29,13 +29,13 @@ from agent.watch_state import (
     Assigned,
     Elapsed,
     Ping,
-    Testify,
+    Tell,
     WasRefused,
     WatchEvent,
     WatchState,
     next_look,
+    said,
     step,
-    testimonies,
 )
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ class NeighbourWatch:
             while True:
                 await self._changed.wait()
                 self._changed.clear()
-                await self._deliver(Testified(testimonies(self._state), time.monotonic()))
+                await self._deliver(Testified(said(self._state), time.monotonic()))
         finally:
             for timer in self._timers.values():
                 timer.cancel()
@@ -252,7 +252,7 @@ class NeighbourWatch:
         for instruction in instructions:
             if isinstance(instruction, Ping):
                 self._ping(instruction)
-            elif isinstance(instruction, Testify):
+            elif isinstance(instruction, Tell):
                 self._changed.set()
         self._arm()
 

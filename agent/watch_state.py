@@ -93,13 +93,13 @@ class Ping:
 
 
 @dataclass(frozen=True, slots=True)
-class Testify:
+class Tell:
     """Everything that can be said now; it differs from what was said before."""
 
     testimonies: tuple[Testimony, ...]
 
 
-WatchInstruction = Ping | Testify
+WatchInstruction = Ping | Tell
 
 
 def step(state: WatchState, event: WatchEvent) -> tuple[WatchState, tuple[WatchInstruction, ...]]:
@@ -128,15 +128,16 @@ def next_look(state: WatchState) -> float:
     return min(state.beat_at, *(one.due_at for one in state.watched.values()))
 
 
-def testimonies(state: WatchState) -> tuple[Testimony, ...]:
+def said(state: WatchState) -> tuple[Testimony, ...]:
+    """Everything that can be said now."""
     return tuple(one.testimony for one in state.watched.values() if one.testimony is not None)
 
 
-def _news(before: WatchState, after: WatchState) -> tuple[Testify, ...]:
+def _news(before: WatchState, after: WatchState) -> tuple[Tell, ...]:
     if before.watched is after.watched:
         return ()
-    now = testimonies(after)
-    return (Testify(now),) if now != testimonies(before) else ()
+    now = said(after)
+    return (Tell(now),) if now != said(before) else ()
 
 
 def _assigned(state: WatchState, event: Assigned) -> WatchState:

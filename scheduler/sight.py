@@ -257,7 +257,7 @@ class Observed(Struct, frozen=True):
     """What an observation brought: the new sight, and what is news by it.
 
     ``cells``: cells that the server ``server`` reports on; ``everything``: its whole inventory came, so that each of
-    its cells is news. ``servers``: servers that are news themselves. ``made``: server cells that a provider spoke about.
+    its cells is news. ``servers``: servers that are news themselves. ``made``: server cells that a provider spoke of.
     """
 
     sight: Sight
@@ -324,13 +324,23 @@ def _reported(sight: Sight, reported: Reported) -> Observed:
     )
     cells = tuple(report.cell for report in reported.cells)
     sight = _with(sight, reported.server, seen)
+    sight = _testified(sight, reported)
     news = [reported.server] if was_silent or gap else []
-    for testimony in reported.testimonies:
-        others = sight.about.get(testimony.server) or HashTrieMap()
-        heard = others.insert(reported.server, testimony)
-        sight = replace(sight, about=sight.about.insert(testimony.server, heard))
-        news.append(testimony.server)
+    news += [testimony.server for testimony in reported.testimonies]
+    news += reported.withdrawn
     return Observed(sight, reported.server, cells, everything=reported.complete, servers=tuple(news))
+
+
+def _testified(sight: Sight, reported: Reported) -> Sight:
+    """What the neighbour says of others now, without what it said before of those that it watches no more."""
+    about = sight.about
+    for server in reported.withdrawn:
+        others = (about.get(server) or HashTrieMap()).discard(reported.server)
+        about = about.insert(server, others) if others else about.discard(server)
+    for testimony in reported.testimonies:
+        others = about.get(testimony.server) or HashTrieMap()
+        about = about.insert(testimony.server, others.insert(reported.server, testimony))
+    return sight if about is sight.about else replace(sight, about=about)
 
 
 def _detached(sight: Sight, detached: Detached) -> Observed:
