@@ -169,33 +169,35 @@ def start_scheduler(fleet: Fleet, broker: Broker) -> None:
     fleet.until(fleet._answers, "the scheduler answers")
 
 
-async def test_scheduler_goes_on_while_its_broker_stands_still_and_tells_it_all_afterwards(tmp_path):
+def test_scheduler_goes_on_while_its_broker_stands_still_and_tells_it_all_afterwards(tmp_path):
     with a_broker(tmp_path / "broker") as broker, a_fleet() as fleet:
         fleet.scheduler.terminate()
         fleet.scheduler.wait()
         start_scheduler(fleet, broker)
-        async with listening(broker, f"galactica/{fleet.name}/#") as listener:
-            await asyncio.to_thread(fleet.start_agent, "host1", "--bus", broker.url())
-            await until(
-                lambda: f"galactica/{fleet.name}/wills/host1" in listener.retained, "both are connected"
-            )
-            broker.send(signal.SIGSTOP)
-            try:
-                loop = asyncio.get_running_loop()
-                begun, asked = loop.time(), 0
-                while loop.time() - begun < STOPPED_SECONDS:
-                    asked += 1
-                    await asyncio.to_thread(fleet.apply, f"group-{asked}", 1)  # ready, too
-            finally:
-                broker.send(signal.SIGCONT)
-            ready = {f"galactica/{fleet.name}/cells/group-{number}/0.1" for number in range(1, asked + 1)}
-            await until(lambda: ready <= set(listener.retained), "the cells are told")
-            newest = fleet.position()
-            await until(
-                lambda: newest in [one["position"] for one in listener.payloads("/events/")], "the events"
-            )
-            seen = list(dict.fromkeys(one["position"] for one in listener.payloads("/events/")))
-            assert seen == list(range(seen[0], seen[-1] + 1))
-            os.kill(fleet.agents["host1"].pid, signal.SIGKILL)
-            fleet.agents["host1"].wait()
-            await until(lambda: '"will_read"' in fleet.log("scheduler", 100_000), "the will is read")
+        asyncio.run(_applies_while_the_broker_stands_still(fleet, broker))
+        os.kill(fleet.agents["host1"].pid, signal.SIGKILL)
+        fleet.agents["host1"].wait()
+        fleet.until(lambda: "will_read" in fleet.log("scheduler", 100_000), "the will is read")
+
+
+async def _applies_while_the_broker_stands_still(fleet: Fleet, broker: Broker) -> None:
+    async with listening(broker, f"galactica/{fleet.name}/#") as listener:
+        await asyncio.to_thread(fleet.start_agent, "host1", "--bus", broker.url())
+        await until(lambda: f"galactica/{fleet.name}/wills/host1" in listener.retained, "both are connected")
+        broker.send(signal.SIGSTOP)
+        try:
+            loop = asyncio.get_running_loop()
+            begun, asked = loop.time(), 0
+            while loop.time() - begun < STOPPED_SECONDS:
+                asked += 1
+                await asyncio.to_thread(fleet.apply, f"group-{asked}", 1)  # ready, too
+        finally:
+            broker.send(signal.SIGCONT)
+        ready = {f"galactica/{fleet.name}/cells/group-{number}/0.1" for number in range(1, asked + 1)}
+        await until(lambda: ready <= set(listener.retained), "the cells are told")
+        newest = fleet.position()
+        await until(
+            lambda: newest in [one["position"] for one in listener.payloads("/events/")], "the events"
+        )
+        seen = list(dict.fromkeys(one["position"] for one in listener.payloads("/events/")))
+        assert seen == list(range(seen[0], seen[-1] + 1))
