@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from agent import reporting
 from agent.messages import (
     CellState,
+    Compared,
     Death,
     ProbeFinished,
     ProbeStatus,
@@ -260,3 +261,13 @@ def probed(draft: Draft, event: ProbeFinished) -> None:
     else:
         after = ProbeStatus(has_passed=True)
     draft.put(replace(cell, probe=after))
+
+
+# What the comparison with its spec says.
+
+
+def compared(draft: Draft, event: Compared) -> None:
+    """Told when it is news; a beat every half minute for each cell would say nothing."""
+    cell = draft.cells.get(event.cell_id)
+    if cell is not None and cell.state is CellState.RUNNING and cell.touched != event.touched:
+        draft.put(replace(cell, touched=event.touched))

@@ -44,6 +44,8 @@ PIDS_LIMIT = 2**22
 """The kernel's own limit (PID_MAX_LIMIT)."""
 SICK_AFTER_LIMIT = 1_000
 DAY_SECONDS = 86_400.0
+MAX_AGE_SECONDS_LEAST = 1.0
+MAX_AGE_SECONDS_LIMIT = 3_650 * DAY_SECONDS
 SPREADS = ("server", "none")
 
 _PORT_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,30}[a-z0-9])?")
@@ -92,6 +94,7 @@ def problems_of(group: Group) -> tuple[Problem, ...]:
         problem
         for rules in (
             _name_and_replicas(group),
+            _max_age(group),
             _runtime(spec),
             _command(spec),
             _ports(spec),
@@ -117,6 +120,12 @@ def _name_and_replicas(group: Group) -> Iterator[Problem]:
         )
     if not 0 <= group.replicas <= REPLICAS_LIMIT:
         yield Problem(("replicas",), f"{group.replicas} is not between 0 and {REPLICAS_LIMIT:,}")
+
+
+def _max_age(group: Group) -> Iterator[Problem]:
+    age = group.max_age_seconds
+    if age and not MAX_AGE_SECONDS_LEAST <= age <= MAX_AGE_SECONDS_LIMIT:
+        yield Problem(("max_age",), f"is not between 1s and {MAX_AGE_SECONDS_LIMIT / DAY_SECONDS:.0f}d")
 
 
 def _runtime(spec: Spec) -> Iterator[Problem]:

@@ -24,6 +24,7 @@ from scheduler.model import (
 PROBLEMS_TOLD = 20
 
 _KINDS = {operator_pb2.GROUP_KIND_SERVICE: GroupKind.SERVICE}
+_DRIFTS = {operator_pb2.DRIFT_UNSPECIFIED, operator_pb2.DRIFT_REPLACE, operator_pb2.DRIFT_REPORT}
 _RUNTIMES = {
     cell_pb2.RUNTIME_KIND_PROCESS: RuntimeKind.PROCESS,
     cell_pb2.RUNTIME_KIND_DOCKER: RuntimeKind.DOCKER,
@@ -34,7 +35,12 @@ def group_to_proto(group: Group) -> operator_pb2.Group:
     """The contract's form of a valid group; nothing is lost."""
     kind = next(wire for wire, own in _KINDS.items() if own is group.kind)
     return operator_pb2.Group(
-        kind=kind, name=group.name, replicas=group.replicas, spec=spec_to_proto(group.spec)
+        kind=kind,
+        name=group.name,
+        replicas=group.replicas,
+        spec=spec_to_proto(group.spec),
+        max_age_ms=_milliseconds(group.max_age_seconds),
+        drift=operator_pb2.DRIFT_REPLACE if group.replace_touched else operator_pb2.DRIFT_REPORT,
     )
 
 
@@ -46,7 +52,16 @@ def group_from_proto(message: operator_pb2.Group) -> Group:
         problems.append(Problem(("kind",), f"{int(message.kind)} is not known to this scheduler"))
     if message.spec.runtime not in _RUNTIMES:
         problems.append(Problem(("runtime",), f"{int(message.spec.runtime)} is not known to this scheduler"))
-    group = Group(kind or GroupKind.SERVICE, message.name, message.replicas, spec_from_proto(message.spec))
+    if message.drift not in _DRIFTS:
+        problems.append(Problem(("drift",), f"{int(message.drift)} is not known to this scheduler"))
+    group = Group(
+        kind or GroupKind.SERVICE,
+        message.name,
+        message.replicas,
+        spec_from_proto(message.spec),
+        max_age_seconds=message.max_age_ms / 1_000,
+        replace_touched=message.drift != operator_pb2.DRIFT_REPORT,
+    )
     unreadable = {problem.path[0] for problem in problems}
     problems += [problem for problem in problems_of(group) if not problem.needs & unreadable]
     if problems:
@@ -79,6 +94,7 @@ def spec_to_proto(spec: Spec) -> cell_pb2.Spec:
         stop=cell_pb2.Stop(signal=spec.stop.signal, grace_ms=_milliseconds(spec.stop.grace_seconds)),
         writable=spec.writable,
         placement=cell_pb2.Placement(spread=spec.placement.spread, require=spec.placement.require),
+        exclusive=spec.exclusive,
     )
 
 
@@ -96,6 +112,7 @@ def spec_from_proto(message: cell_pb2.Spec) -> Spec:
         stop=Stop(message.stop.signal, message.stop.grace_ms / 1_000) if message.HasField("stop") else Stop(),
         writable=tuple(message.writable),
         placement=Placement(message.placement.spread or "server", dict(message.placement.require)),
+        exclusive=message.exclusive,
     )
 
 

@@ -61,6 +61,13 @@ class Relisted:
     found: tuple[Found, ...] = field(default_factory=tuple)
 
 
+@dataclass(frozen=True, slots=True)
+class Stirred:
+    """Somebody laid hands on a cell: it is worth a comparison now."""
+
+    cell_id: str
+
+
 class Progress(Protocol):
     """Called with a line for people while a start takes its time."""
 
@@ -81,8 +88,12 @@ class Runtime(Protocol):
 
         Raises RuntimeUnavailable."""
 
-    def watch(self) -> AsyncIterator[Exited | Relisted]:
+    def watch(self) -> AsyncIterator[Exited | Relisted | Stirred]:
         """Deaths as they happen, without polling. Cells that ``stop`` ended are not told of."""
+
+    async def compare(self, order: link_pb2.Order, runtime_id: str) -> tuple[str, ...]:
+        """How the running cell differs, or was seen to differ, from its order: short lines for people, no values of
+        the environment. Empty where it is untouched. Raises RuntimeFailure."""
 
     def logs(self, cell_id: str, tail: int, *, follow: bool) -> AsyncIterator[bytes]:
         """What the cell wrote (stdout and stderr): the last ``tail`` lines, then what comes. Raises RuntimeFailure."""

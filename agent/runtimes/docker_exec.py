@@ -22,6 +22,7 @@ import docker.errors
 import requests
 
 from agent.runtimes import LINE_CHARACTERS, RuntimeFailure
+from agent.runtimes.docker_differences import OURS_KEYS
 from agent.runtimes.docker_engine import Engine, explained
 
 OUTPUT_BYTES = 65_536
@@ -38,7 +39,7 @@ def execute(engine: Engine, cell_id: str, command: Sequence[str], timeout_second
     deadline = time.monotonic() + timeout_seconds
     client = engine.client()
     with engine.errors(f"run a command in {cell_id}"):
-        exec_id = _created(client, engine.scope.name_of(cell_id), cell_id, command)
+        exec_id = _created(engine, client, cell_id, command)
         try:
             output = _output(client, exec_id, deadline)
         except docker.errors.APIError as error:
@@ -55,15 +56,18 @@ def execute(engine: Engine, cell_id: str, command: Sequence[str], timeout_second
     return (-1 if exit_code is None else int(exit_code)), line
 
 
-def _created(client: docker.APIClient, name: str, cell_id: str, command: Sequence[str]) -> str:
+def _created(engine: Engine, client: docker.APIClient, cell_id: str, command: Sequence[str]) -> str:
+    name = engine.scope.name_of(cell_id)
     try:
-        return str(client.exec_create(name, list(command))["Id"])
+        exec_id = str(client.exec_create(name, list(command), detach_keys=OURS_KEYS)["Id"])
     except docker.errors.NotFound as error:
         raise RuntimeFailure(f"there is no cell {cell_id} on this server") from error
     except docker.errors.APIError as error:
         if error.status_code == requests.codes.conflict:
             raise RuntimeFailure(f"cell {cell_id} does not run") from error
         raise
+    engine.execs.note(exec_id)
+    return exec_id
 
 
 def _not_started(why: str) -> tuple[int, str]:

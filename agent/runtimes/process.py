@@ -195,6 +195,11 @@ class ProcessRuntime:
             raise RuntimeFailure(f"{cell_id} does not run any more")
         return await process_execute.execute(cell.record, cell.folder, command, timeout_seconds)
 
+    async def compare(self, order: link_pb2.Order, runtime_id: str) -> tuple[str, ...]:  # noqa: ARG002 - the port's
+        """Nothing: what a process has (files, environment, limits of its own) it may change by itself, and then it
+        is not touched."""
+        return ()
+
     async def ping(self) -> float | None:
         return None
 

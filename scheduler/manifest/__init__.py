@@ -13,13 +13,16 @@ A file holds any number of documents. ``kind: service`` is a group of identical 
     resources: {cpu: 0.1, memory: 64MiB, pids: 64}     # cores, KiB/MiB/GiB or K/M/G; left out: no limit
     health:                    # exactly one of http, tcp, exec, grpc; no health: a cell that runs is healthy
       http: {port: http, path: /}                      # a name from ports
-      every: 1s                # ms, s, m, h; default 1s
+      every: 1s                # ms, s, m, h, d; default 1s
       timeout: 500ms           # default 1s, at most every
       sick_after: 3            # failures in a row; default 3
       boot_within: 30s         # from the order to the first success; default 60s
     stop: {signal: SIGTERM, grace: 10s}
     placement: {spread: server, require: {zone: a}}    # or spread: none, which packs
     writable: [/var/cache/app] # docker only: paths besides /tmp that the cell may write to
+    exclusive: true            # never two cells of one slot alive at once, even across a partition; default false
+    max_age: 30d               # older cells are replaced, well as they are; left out: never
+    drift: report              # a cell that differs from its spec: report, or replace (default)
 
 Anchors and aliases work within a document. Tags, duplicate keys, files above 1 MiB and more than 1,000 documents are
 refused.

@@ -85,6 +85,20 @@ def _duration(data: Any) -> float:
     return parse_duration(_text(data))
 
 
+def _age(data: Any) -> float:
+    seconds = parse_duration(_text(data))
+    if seconds <= 0:
+        raise ValueError("must be above 0; leave it out where cells may grow as old as they like")
+    return seconds
+
+
+def _flag(data: Any) -> bool:
+    scalar = _scalar(data)
+    if not isinstance(scalar.value, bool):
+        raise ValueError(f"must be true or false, not {scalar.text!r}")
+    return scalar.value
+
+
 def _port(data: Any) -> int:
     scalar = _scalar(data)
     if scalar.text == "auto":
@@ -128,6 +142,9 @@ Count = Annotated[int, BeforeValidator(_count)]
 Cpu = Annotated[int, BeforeValidator(_cpu)]
 Memory = Annotated[int, BeforeValidator(_memory)]
 Duration = Annotated[float, BeforeValidator(_duration)]
+Age = Annotated[float, BeforeValidator(_age)]
+Flag = Annotated[bool, BeforeValidator(_flag)]
+Drift = Annotated[str, BeforeValidator(_one_of("replace", "report"))]
 Port = Annotated[int, BeforeValidator(_port)]
 Words = Annotated[list[Text], BeforeValidator(_words)]
 Kind = Annotated[str, BeforeValidator(_one_of("service"))]
@@ -197,6 +214,9 @@ class ServiceShape(_Shape):
     stop: StopShape = StopShape()
     placement: PlacementShape = PlacementShape()
     writable: list[Text] = []
+    exclusive: Flag = False
+    max_age: Age = 0.0
+    drift: Drift = "replace"
 
 
 SECTIONS: dict[Path, type[BaseModel]] = {
@@ -229,8 +249,16 @@ def group_of(shape: ServiceShape) -> Group:
         stop=Stop(shape.stop.signal, shape.stop.grace),
         writable=tuple(shape.writable),
         placement=Placement(shape.placement.spread, dict(shape.placement.require)),
+        exclusive=shape.exclusive,
     )
-    return Group(GroupKind(shape.kind), shape.name, shape.replicas, spec)
+    return Group(
+        GroupKind(shape.kind),
+        shape.name,
+        shape.replicas,
+        spec,
+        max_age_seconds=shape.max_age,
+        replace_touched=shape.drift == "replace",
+    )
 
 
 def _health(shape: HealthShape) -> HealthSpec:

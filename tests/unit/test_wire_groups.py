@@ -42,8 +42,11 @@ def test_a_group_comes_back_as_it_went(probe):
         stop=Stop("SIGINT", 1.001),
         writable=("/data",),
         placement=Placement("none", {"zone": "a"}),
+        exclusive=True,
     )
-    group = Group(GroupKind.SERVICE, "web", 100_000, spec)
+    group = Group(
+        GroupKind.SERVICE, "web", 100_000, spec, max_age_seconds=30 * 86_400.0 + 0.001, replace_touched=False
+    )
     sent = operator_pb2.Group.FromString(group_to_proto(group).SerializeToString())
     assert group_from_proto(sent) == group
     assert digest_of(group_from_proto(sent).spec) == digest_of(spec)

@@ -45,6 +45,30 @@ GROUP_KIND_UNSPECIFIED: GroupKind.ValueType  # 0
 GROUP_KIND_SERVICE: GroupKind.ValueType  # 1
 Global___GroupKind: _TypeAlias = GroupKind  # noqa: Y015
 
+class _Drift:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DriftEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Drift.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DRIFT_UNSPECIFIED: _Drift.ValueType  # 0
+    """As DRIFT_REPLACE."""
+    DRIFT_REPLACE: _Drift.ValueType  # 1
+    """It is condemned, and replaced first."""
+    DRIFT_REPORT: _Drift.ValueType  # 2
+    """It is reported, no more."""
+
+class Drift(_Drift, metaclass=_DriftEnumTypeWrapper):
+    """What becomes of a cell that differs from its spec."""
+
+DRIFT_UNSPECIFIED: Drift.ValueType  # 0
+"""As DRIFT_REPLACE."""
+DRIFT_REPLACE: Drift.ValueType  # 1
+"""It is condemned, and replaced first."""
+DRIFT_REPORT: Drift.ValueType  # 2
+"""It is reported, no more."""
+Global___Drift: _TypeAlias = Drift  # noqa: Y015
+
 @_typing.final
 class Group(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -53,9 +77,14 @@ class Group(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
+    MAX_AGE_MS_FIELD_NUMBER: _builtins.int
+    DRIFT_FIELD_NUMBER: _builtins.int
     kind: Global___GroupKind.ValueType
     name: _builtins.str
     replicas: _builtins.int
+    max_age_ms: _builtins.int
+    """Cells older than this (give or take a tenth) are replaced although they are well; 0: never."""
+    drift: Global___Drift.ValueType
     @_builtins.property
     def spec(self) -> _cell_pb2.Spec: ...
     def __init__(
@@ -65,10 +94,12 @@ class Group(_message.Message):
         name: _builtins.str = ...,
         replicas: _builtins.int = ...,
         spec: _cell_pb2.Spec | None = ...,
+        max_age_ms: _builtins.int = ...,
+        drift: Global___Drift.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "name", b"name", "replicas", b"replicas", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drift", b"drift", "kind", b"kind", "max_age_ms", b"max_age_ms", "name", b"name", "replicas", b"replicas", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
