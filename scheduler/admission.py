@@ -11,7 +11,18 @@ from msgspec import Struct
 
 from scheduler import events as e
 from scheduler.draft import Draft
-from scheduler.model import Group, GroupState, Health, Key, Phase, ServerKey, SlotKey, digest_of
+from scheduler.model import (
+    CellKind,
+    Group,
+    GroupState,
+    Health,
+    Key,
+    Phase,
+    ServerKey,
+    SlotKey,
+    digest_of,
+    parse_cell_id,
+)
 from scheduler.requests import (
     Accepted,
     ApplyGroups,
@@ -22,6 +33,7 @@ from scheduler.requests import (
     Enrol,
     EnrolOperator,
     GroupChange,
+    OpenShell,
     RecordRefusal,
     Refused,
     ReleaseStorm,
@@ -48,6 +60,8 @@ def admit(draft: Draft, request: Request, by: str) -> Admitted:
             return _delete_group(draft, request, by)
         case CondemnCell():
             return _condemn_cell(draft, request, by)
+        case OpenShell():
+            return _open_shell(draft, request, by)
         case DrainServer():
             return _drain_server(draft, request, by)
         case CreateToken():
@@ -154,6 +168,22 @@ def _condemn_cell(draft: Draft, request: CondemnCell, by: str) -> Admitted:
     return Admitted(Accepted(draft.fleet.position, 1), {SlotKey(cell.group, cell.slot): by})
 
 
+def _open_shell(draft: Draft, request: OpenShell, by: str) -> Admitted:
+    """The first shell begins the death timer; further ones do not put it off."""
+    cell = draft.fleet.cell(request.cell)
+    if cell is None:
+        raise Refused(
+            "no_such_cell", f"there is no cell {request.cell}, or it is decommissioned already", missing=True
+        )
+    if cell.kind is CellKind.SERVER:
+        raise Refused("is_server", f"{cell.id} is a server; a shell is opened in a cell that runs on one")
+    dies_at = draft.now + draft.policy.shell_seconds
+    if cell.dies_at is not None:
+        dies_at = min(dies_at, cell.dies_at)
+    draft.emit(e.ShellOpened(cell.id, by.removeprefix("operator:"), dies_at), by)
+    return Admitted(Accepted(draft.fleet.position, 1), {SlotKey(cell.group, cell.slot): by})
+
+
 def _drain_server(draft: Draft, request: DrainServer, by: str) -> Admitted:
     server = draft.fleet.servers.get(request.server)
     if server is None:
@@ -202,6 +232,10 @@ def _enrol(draft: Draft, request: Enrol, by: str) -> Admitted:
         raise Refused("token", "the join token has expired; ask an operator for a new one")
     if token.server and token.server != request.server:
         raise Refused("token", f"the join token is for server {token.server}, not for {request.server}")
+    if parse_cell_id(request.server) is not None:
+        cell = draft.fleet.cell(request.server)
+        if cell is None or cell.kind is not CellKind.SERVER or cell.is_condemned:
+            raise Refused("token", f"{request.server} is no server that a pool of this fleet waits for")
     server = draft.fleet.servers.get(request.server)
     if server is not None and server.phase in (Phase.READY, Phase.CONDEMNED):
         raise Refused(

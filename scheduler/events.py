@@ -154,6 +154,14 @@ class StormReleased(Event, frozen=True):
     until: float
 
 
+class ShellOpened(Event, frozen=True):
+    """An operator opens a shell in the cell, which makes it a touched one: it is to go at ``dies_at`` (Unix seconds)."""
+
+    cell: str
+    operator: str
+    dies_at: float
+
+
 class OperatorEnrolled(Event, frozen=True):
     """A certificate was handed out to an operator."""
 
@@ -190,6 +198,7 @@ AnyEvent = (
     | TokenCreated
     | LeakRemoved
     | StormReleased
+    | ShellOpened
     | OperatorEnrolled
     | CallRefused
 )

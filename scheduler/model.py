@@ -27,6 +27,12 @@ _CELL_ID = re.compile(r"(?P<group>[a-z0-9][-a-z0-9]{0,62})/(?P<slot>\d{1,9})\.(?
 REVISIONS_KEPT = 100
 """How many specs of a group are remembered; a cell of an older one is outdated whatever it says."""
 
+SILENCES_KEPT = 1_000
+"""How many condemnations for silence of a pool the storm guard looks back at."""
+
+SILENCE_RULES = frozenset({"neighbours_silent", "agent_gone", "cut_off_too_long", "lease_expired"})
+"""Verdicts that rest on hearing nothing: those that the scheduler's own blindness could bring about."""
+
 DEATHS_KEPT = 16
 """How many deaths of a group, and of a server, diagnosis looks back at."""
 
@@ -262,6 +268,8 @@ class Cell(Struct, frozen=True):
     """What its runtime calls it; for a server its provider's ref."""
     last_position: int = 0
     """Journal position of the newest event about it: the cause of what follows from it."""
+    dies_at: float | None = None
+    """Somebody opened a shell in it: when it must go, as a touched one."""
 
     @property
     def is_condemned(self) -> bool:
@@ -317,6 +325,13 @@ class Death(Struct, frozen=True):
     digest: str
     server: str
     rule: str
+    at: float
+
+
+class Silence(Struct, frozen=True):
+    """A server that was condemned because nothing was heard of it."""
+
+    server: str
     at: float
 
 
@@ -425,6 +440,8 @@ class Fleet(Struct, frozen=True):
     graves: HashTrieMap[int, Cell] = HashTrieMap()
     """The newest decommissioned cells: number of the burial modulo GRAVES_KEPT to cell."""
     burials: int = 0
+    silences: HashTrieMap[str, tuple[Silence, ...]] = HashTrieMap()
+    """Pool ("" for servers that joined by themselves) to the newest condemnations for silence in it."""
     released: HashTrieMap[str, float] = HashTrieMap()
     """Pools whose storm an operator released, and until when (Unix seconds)."""
 
@@ -505,6 +522,8 @@ class Policy(Struct, frozen=True):
     backoff_reset_seconds: float = 600.0
     resend_seconds: float = 3.0
     """An order or decommission that an attached agent does not show is sent again after so long."""
+    shell_seconds: float = 900.0
+    """How long a cell lives on after somebody opened a shell in it."""
     relook_seconds: float = 60.0
     """What is held until news comes is looked at again after so long all the same."""
     provider_resend_seconds: float = 60.0

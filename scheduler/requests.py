@@ -22,6 +22,12 @@ class CondemnCell(Struct, frozen=True):
     reason: str = ""
 
 
+class OpenShell(Struct, frozen=True):
+    """A person wants a look inside: allowed, and the cell is a touched one from then on."""
+
+    cell: str
+
+
 class DrainServer(Struct, frozen=True):
     server: str
 
@@ -68,6 +74,7 @@ Request = (
     ApplyGroups
     | DeleteGroup
     | CondemnCell
+    | OpenShell
     | DrainServer
     | CreateToken
     | ReleaseStorm

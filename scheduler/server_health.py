@@ -14,9 +14,6 @@ from scheduler.health import BEATS_MISSED
 from scheduler.model import Evidence, Fleet, Health, Phase, Policy, Server, Tempo, Verdict
 from scheduler.sight import Answer, ProviderServer, ProviderState, ServerSight, Sight, Testimony
 
-SILENCE_RULES = frozenset({"neighbours_silent", "agent_gone", "cut_off_too_long", "lease_expired"})
-"""Verdicts that rest on hearing nothing: those that our own blindness could bring about."""
-
 SILENT_BEATS = 2.0
 """Silence of this many beats is enough where neighbours hear nothing either."""
 

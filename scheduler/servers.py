@@ -13,6 +13,7 @@ from scheduler.commands import Decommission, DecommissionServer, Resync
 from scheduler.draft import Draft
 from scheduler.health import BEATS_MISSED
 from scheduler.model import (
+    SILENCE_RULES,
     Health,
     Key,
     LeakKey,
@@ -24,7 +25,7 @@ from scheduler.model import (
     Verdict,
     parse_cell_id,
 )
-from scheduler.server_health import SILENCE_RULES, server_verdict
+from scheduler.server_health import server_verdict
 from scheduler.sight import CellState, ProviderState
 from scheduler.telling import send_when_due, tell_provider_when_due
 
@@ -89,8 +90,9 @@ def own_slot(server: Server, cause: str) -> dict[Key, str]:
 def _judge(draft: Draft, server: Server, key: ServerKey) -> None:
     if server.phase is Phase.READY:
         _take_facts(draft, server)
-    if server.pool and server.phase is Phase.READY:
-        draft.dirty(own_slot(server, draft.cause))
+    cell = draft.fleet.cell(server.id) if server.pool else None
+    if cell is not None and not cell.is_condemned and server.phase is Phase.READY:
+        draft.dirty(own_slot(server, draft.cause))  # whether it must go is decided where it is for every cell
         return
     verdict = verdict_on(draft, server)
     if verdict.health is Health.DEAD and not server.is_lost:
@@ -123,7 +125,9 @@ def condemn_server(draft: Draft, server: Server, verdict: Verdict) -> None:
     record = draft.emit(
         e.ServerCondemned(server.id, verdict.health, verdict.rule, verdict.reason, verdict.evidence)
     )
-    draft.dirty(cells_of(draft.fleet.servers[server.id], f"event:{record.position}"))
+    cause = f"event:{record.position}"
+    draft.dirty(cells_of(draft.fleet.servers[server.id], cause))
+    draft.dirty(own_slot(server, cause))
 
 
 def _take_facts(draft: Draft, server: Server) -> None:

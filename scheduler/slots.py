@@ -23,6 +23,7 @@ from scheduler.carriers import Carrier, carrier_of
 from scheduler.diagnosis import blame_spec
 from scheduler.draft import Draft
 from scheduler.model import (
+    SILENCE_RULES,
     Cell,
     CellId,
     CellKind,
@@ -270,7 +271,8 @@ def _may_go(draft: Draft, key: SlotKey, cell: Cell) -> bool:
     current = _slot(draft, key).wanted_cell
     if current is not None and current.phase is Phase.READY:
         return True
-    return carrier_of(cell).verdict(draft, state, cell).health is Health.DEAD
+    verdict = carrier_of(cell).verdict(draft, state, cell)
+    return verdict.health is Health.DEAD and verdict.rule not in SILENCE_RULES
 
 
 def _decommissioned(draft: Draft, cell: Cell, proof: str) -> None:

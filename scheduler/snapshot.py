@@ -75,6 +75,7 @@ class _Cell(Struct, frozen=True, array_like=True, gc=False):
     endpoints: dict[str, str]
     runtime_id: str
     last_position: int
+    dies_at: float | None = None
 
 
 class _Slot(Struct, frozen=True, array_like=True, gc=False):
@@ -255,6 +256,7 @@ def _cell_to_disk(cell: Cell, words: _Words) -> _Cell:
         cell.endpoints,
         cell.runtime_id,
         cell.last_position,
+        cell.dies_at,
     )
 
 
@@ -346,6 +348,7 @@ def _cell_from_disk(cell: _Cell, words: list[str]) -> Cell:
         cell.endpoints,
         cell.runtime_id,
         cell.last_position,
+        cell.dies_at,
     )
 
 

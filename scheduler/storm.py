@@ -9,7 +9,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from scheduler.model import Fleet, Phase, Policy, Server
-from scheduler.server_health import SILENCE_RULES, SILENT_BEATS
+from scheduler.server_health import SILENT_BEATS
 from scheduler.sight import Sight
 
 
@@ -31,39 +31,38 @@ def storm_of(fleet: Fleet, sight: Sight, pool: str, now: float, policy: Policy) 
     if until is not None and now < until:
         return None
     limit_seconds = SILENT_BEATS * policy.tempo(len(fleet.servers)).beat_seconds
-    silent_since = []
-    of = 0
-    for server in fleet.servers.values():
-        if server.pool != pool or server.phase is Phase.ORDERED:
-            continue
-        since = _silent_since(server, sight, now, limit_seconds, policy.storm_window_seconds)
+    condemned = {
+        one.server: one.at
+        for one in fleet.silences.get(pool) or ()
+        if now - one.at < policy.storm_window_seconds
+    }
+    there = [server for server in fleet.servers.values() if server.pool == pool and _counts(server)]
+    silent = dict(condemned)
+    for server in there:
+        since = _silent_since(server, sight, now, limit_seconds)
         if since is not None:
-            silent_since.append(since)
-        of += since is not None or server.phase is not Phase.DECOMMISSIONED
+            silent[server.id] = since
+    of = len(condemned.keys() | {server.id for server in there})
     believed = max(1, int(of * policy.storm_fraction))
-    if len(silent_since) <= believed:
+    if len(silent) <= believed:
         return None
-    since = min(silent_since)
+    since = min(silent.values())
     expires_at = since + policy.storm_hold_seconds
     if now >= expires_at:
         return None
     where = f"pool {pool}" if pool else "the joined servers"
     reason = (
-        f"{len(silent_since)} of {of} of {where} fell silent within {policy.storm_window_seconds:g} s, more than "
+        f"{len(silent)} of {of} of {where} fell silent within {policy.storm_window_seconds:g} s, more than "
         f"{believed}: the scheduler doubts its own sight and condemns none of them for silence"
     )
-    return Storm(f"{pool or 'joined'}-{int(since)}", pool, len(silent_since), of, since, expires_at, reason)
+    return Storm(f"{pool or 'joined'}-{int(since)}", pool, len(silent), of, since, expires_at, reason)
 
 
-def _silent_since(
-    server: Server, sight: Sight, now: float, limit_seconds: float, window_seconds: float
-) -> float | None:
-    """Since when it is silent; one that was condemned for silence counts for as long as the window lasts."""
-    if server.condemned_by in SILENCE_RULES:
-        at = server.condemned_at or 0.0
-        return at if now - at < window_seconds else None
-    if server.phase is Phase.DECOMMISSIONED:
-        return None
+def _counts(server: Server) -> bool:
+    return server.phase in (Phase.READY, Phase.CONDEMNED) and not server.is_lost
+
+
+def _silent_since(server: Server, sight: Sight, now: float, limit_seconds: float) -> float | None:
     seen = sight.servers.get(server.id)
     heard_at = max(seen.heard_at if seen else server.joined_at, sight.trusted_since)
     return heard_at if now - heard_at > limit_seconds else None

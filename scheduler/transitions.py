@@ -17,6 +17,8 @@ from scheduler.model import (
     DEATHS_KEPT,
     GRAVES_KEPT,
     REVISIONS_KEPT,
+    SILENCE_RULES,
+    SILENCES_KEPT,
     Cell,
     CellKind,
     Death,
@@ -28,6 +30,7 @@ from scheduler.model import (
     Resources,
     Revision,
     Server,
+    Silence,
     Slot,
     Tally,
     Token,
@@ -256,6 +259,14 @@ def _remember_death(
     return fleet, replace(state, deaths=(*state.deaths, death)[-DEATHS_KEPT:])
 
 
+def _shell_opened(fleet: Fleet, record: e.Record, event: e.ShellOpened) -> Fleet:
+    """No move: whoever looks into a cell decides nothing about its phase, but when it must go."""
+    state, slot, cell = _find(fleet, event.cell, record)
+    touched = replace(cell, dies_at=event.dies_at, last_position=record.position)
+    cells = tuple(touched if c.id == cell.id else c for c in slot.cells)
+    return _put_slot(fleet, state, cell.slot, replace(slot, cells=cells))
+
+
 def _details(event: e.Event, at: float) -> dict[str, Any]:
     match event:
         case e.CellBooting(runtime_id=ref) if ref:
@@ -271,6 +282,8 @@ def _details(event: e.Event, at: float) -> dict[str, Any]:
 
 def _bury(fleet: Fleet, state: GroupState, slot: Slot, cell: Cell) -> Fleet:
     fleet, state = _placed(fleet, state, cell, -1)
+    if cell.kind is CellKind.SERVER:
+        fleet = replace(fleet, servers=fleet.servers.discard(cell.id))  # a cell's id never comes again
     graves = fleet.graves.insert(fleet.burials % GRAVES_KEPT, cell)
     fleet = replace(fleet, graves=graves, burials=fleet.burials + 1)
     cells = tuple(c for c in slot.cells if c.id != cell.id)
@@ -417,7 +430,14 @@ def _server_condemned(fleet: Fleet, record: e.Record, event: e.ServerCondemned) 
         condemned_health=event.health,
         last_position=record.position,
     )
+    if event.rule in SILENCE_RULES:
+        fleet = _remember_silence(fleet, Silence(event.server, record.at), before.pool)
     return _put_server(fleet, condemned)
+
+
+def _remember_silence(fleet: Fleet, silence: Silence, pool: str) -> Fleet:
+    before = fleet.silences.get(pool) or ()
+    return replace(fleet, silences=fleet.silences.insert(pool, (*before, silence)[-SILENCES_KEPT:]))
 
 
 def _server_decommissioned(fleet: Fleet, record: e.Record, event: e.ServerDecommissioned) -> Fleet:
@@ -450,6 +470,7 @@ _APPLY: dict[type[e.Event], Callable[[Fleet, e.Record, Any], Fleet]] = {
     e.TokenCreated: _token_created,
     e.LeakRemoved: _nothing,
     e.StormReleased: _storm_released,
+    e.ShellOpened: _shell_opened,
     e.OperatorEnrolled: _nothing,
     e.CallRefused: _nothing,
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
@@ -40,6 +41,8 @@ from scheduler.sight import (
 )
 
 REF_CHARACTERS = 256
+LIST_GAP_SECONDS = 0.02
+"""From one list to the next, however much happens meanwhile."""
 JITTER = 0.25
 """Pauses are longer or shorter by up to this fraction, so that what failed together does not try together."""
 
@@ -181,6 +184,7 @@ class Lane:
             # Before the question, so that what changes while it is answered is asked about again.
             self._next_list_at = loop.time() + _jittered(self._limits.sweep_seconds)
             await self._mind.observe(await self._listed())
+            await asyncio.sleep(LIST_GAP_SECONDS)
             while (left := self._next_list_at - loop.time()) > 0:
                 self._list_sooner.clear()
                 await _wait(self._list_sooner, left)
@@ -217,7 +221,9 @@ class Lane:
         except TimeoutError as error:
             raise ProviderUnavailable(f"{what} took longer than {seconds:g} s") from error
         except Exception as error:
-            log.exception("provider_failed", provider=self._name, call=what)
+            # Where it was, but no local variables: a token may be among them.
+            trace = "".join(traceback.format_exception(error))
+            log.error("provider_failed", provider=self._name, call=what, traceback=trace)  # noqa: TRY400
             raise ProviderUnavailable(f"{what} failed: {type(error).__name__}: {error}") from error
 
 

@@ -95,6 +95,8 @@ class LocalProvider:
         async with self._lock:
             await self._load()
         for server in tuple(self._servers.values()):
+            if server.pidfd is not None and processes.has_ended(server.pidfd):
+                self._ended(server)
             if server.has_ended.is_set():
                 await self._clear(server)
         return tuple(server.seen for server in self._servers.values())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -80,6 +81,10 @@ def send_signal(descriptor: int, number: signal.Signals) -> None:
     """Does nothing where it has ended."""
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(descriptor, number)
+
+
+def has_ended(descriptor: int) -> bool:
+    return bool(select.select([descriptor], [], [], 0)[0])
 
 
 def bury(descriptor: int) -> str:

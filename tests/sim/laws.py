@@ -85,9 +85,12 @@ class Laws:
                 self.wanted.pop(name, None)
             case e.ServerJoined(server=server):
                 self.lost.discard(server)
+            case e.StormReleased(pool=pool, until=until):
+                self.released[pool] = until
             case e.ServerCondemned(server=server, health=health):
                 if health is Health.DEAD:
                     self.lost.add(server)
+                    self._certified(record, event)
             case e.CellOrdered():
                 self._ordered(record, event)
             case (
@@ -118,7 +121,8 @@ class Laws:
             raise LawBroken(f"{record} is about a cell that nobody ordered")
         rank = RANK[type(event)]
         self._require(rank > life.rank, record, f"its phase goes back: {life}")
-        if isinstance(event, e.CellDecommissioned) and life.rank < DRAINING:
+        is_container = life.server != ""
+        if is_container and isinstance(event, e.CellDecommissioned) and life.rank < DRAINING:
             self._require(life.server in self.lost, record, "gone without an agent's word or a lost server")
         life.rank = rank
         if isinstance(event, e.CellReady):
@@ -157,6 +161,23 @@ class Laws:
             return
         ready = [c for c in self.slots[parsed.group, parsed.slot] if self.lives[c].rank == READY]
         self._require(bool(ready), record, "ended before its replacement was READY")
+
+    released: dict[str, float] = field(default_factory=dict)
+    silenced: dict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
+    """Pool ("" for joined servers) to its servers that were condemned for silence, and when."""
+
+    def _certified(self, record: Record, event: e.ServerCondemned) -> None:
+        """Every death of a server has evidence, and silence never condemns more than the guard believes."""
+        self._require(bool(event.evidence and event.reason), record, "a server died without a certificate")
+        if event.rule not in {"neighbours_silent", "agent_gone", "cut_off_too_long", "lease_expired"}:
+            return
+        parsed = parse_cell_id(event.server)
+        pool = parsed.group if parsed else ""
+        recent = {server: at for server, at in self.silenced[pool].items() if record.at - at < 60.0}
+        self.silenced[pool] = recent | {event.server: record.at}
+        if record.at >= self.released.get(pool, 0.0):
+            count = len(self.silenced[pool])  # pools here are small: one is what the guard believes
+            self._require(count == 1, record, f"silence condemned {count} of pool {pool!r} in a minute")
 
     known_dead: set[str] = field(default_factory=set)
     """Cells whose bodies are dead in the virtual world, whatever the journal knows."""

@@ -22,6 +22,7 @@ from scheduler.sight import (
     ProbeStatus,
     Reported,
     ServerFacts,
+    Testimony,
 )
 from tests.sim.host import Host
 from tests.sim.network import Network
@@ -42,6 +43,8 @@ class Links:
     network: Network
     epoch: int
     on_command: Callable[[Command], None]
+    testimony: Callable[[Host, float], tuple[Testimony, ...]]
+    """What a host says of its neighbours."""
     controller: Controller | None = None
     sessions: dict[str, _Session] = field(default_factory=dict)
     inbox: asyncio.Queue[Observation] = field(default_factory=asyncio.Queue)
@@ -89,7 +92,10 @@ class Links:
             return
         cells = tuple(map(_report, report.cells))
         now = self.controller.now()
-        observation = Reported(host.name, session.id, report.sequence, now, cells, None, report.complete)
+        said = self.testimony(host, now)
+        observation = Reported(
+            host.name, session.id, report.sequence, now, cells, None, report.complete, testimonies=said
+        )
         self.inbox.put_nowait(observation)
         if report.wants_echo:
             self.network.to_host(host.name, _hear, host, link, m.Echoed(link, host.now))

@@ -5,7 +5,7 @@ import pytest
 from scheduler import events as e
 from scheduler.commands import DecommissionServer, OrderServer
 from scheduler.model import Group, Health, Phase, Resources
-from scheduler.requests import CondemnCell, Refused, ReleaseStorm
+from scheduler.requests import CondemnCell, CreateToken, Enrol, Refused, ReleaseStorm
 from scheduler.sight import (  # pytest takes what is called Test… for tests
     Answer,
     ProviderListed,
@@ -18,7 +18,7 @@ from scheduler.sight import (  # pytest takes what is called Test… for tests
 from scheduler.sight import (
     Testimony as Saying,
 )
-from tests.support.world import World, exited, pool, service, spec
+from tests.support.world import SECRET, World, exited, pool, service, spec
 
 READY = Phase.READY
 
@@ -198,7 +198,10 @@ def test_a_condemned_server_never_returns_although_its_agent_does() -> None:
     world = loaded()
     silence(world, "rack/0.1", 6.0, Answer.SILENT)
     world.attach("rack/0.1")
-    assert world.core.fleet.servers["rack/0.1"].phase is Phase.DECOMMISSIONED
+    world.advance(5)
+    assert world.cell("rack/0.1").phase is Phase.DECOMMISSIONED
+    assert "rack/0.1" not in world.core.fleet.servers
+    assert world.phases("rack")["rack/0.2"] is READY
 
 
 def test_an_operator_condemns_a_server_and_a_fresh_one_is_ordered_first() -> None:
@@ -278,3 +281,11 @@ def test_an_exclusive_cell_is_never_there_twice_and_a_lost_one_waits_for_its_fen
     assert "exclusive" in world.held()
     silence(world, holder, 5.0)
     assert world.phases("db") == {"db/0.2": READY}
+
+
+def test_a_server_that_no_pool_waits_for_cannot_enrol_under_a_cells_name() -> None:
+    world = rack(1)
+    world.ask(CreateToken("t", SECRET, 1, world.now + 60))
+    for name in ("rack/7.1", "rack/0.2", "web/0.1"):
+        with pytest.raises(Refused, match=f"{name} is no server that a pool of this fleet waits for"):
+            world.ask(Enrol("t", SECRET, name))
