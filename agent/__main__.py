@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Never
 
@@ -25,6 +25,7 @@ from galactica.v1 import cell_pb2
 from agent import __version__, wire
 from agent.daemon import Daemon
 from agent.identity import Identity, IdentityError
+from agent.renewal import RenewalRefusedError
 from agent.runtimes import RuntimeUnavailable
 from agent.session import Link, RefusedError
 from agent.vitals import VitalsTaker, capacity
@@ -57,7 +58,8 @@ class StartError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the command line says. ``runtimes`` empty: what this host offers."""
+    """What the command line says. ``runtimes`` empty: what this host offers. ``enrolment`` empty: where this host
+    enrolled, or else the port after ``scheduler``'s. ``token`` and ``token_file``: at most one is not empty."""
 
     scheduler: str
     enrolment: str
@@ -67,7 +69,7 @@ class Settings:
     labels: Mapping[str, str]
     stops_cells: bool
     host: str
-    token: str
+    token: str = field(repr=False)
     token_file: str
 
 
@@ -84,25 +86,41 @@ def run(argv: Sequence[str]) -> int:
     try:
         settings = _settings(arguments)
         with _own(settings.data):
-            identity = _identity(settings)
-            asyncio.run(_serve(settings, identity))
+            _live(settings)
     except StartError as error:
         return _complain(str(error), error.exit_code)
-    except IdentityError as error:
+    except (IdentityError, RefusedError, RenewalRefusedError) as error:
         return _complain(str(error), EXIT_FAILED)
+    return EXIT_DONE
+
+
+def _live(settings: Settings) -> None:
+    """Serve until a signal. An agent that cannot renew its certificate enrols anew once, if it was given a token."""
+    identity = _identity(settings)
+    try:
+        _run_loop(settings, identity)
+    except RenewalRefusedError as refusal:
+        if not (settings.token or settings.token_file):
+            raise
+        log.warning("enrols anew reason=%r", str(refusal))
+        _run_loop(settings, _enrolled(settings, identity))
+
+
+def _run_loop(settings: Settings, identity: Identity) -> None:
+    """Raises what ended the loop, if it was the scheduler's no: the task groups wrap it."""
+    try:
+        asyncio.run(_serve(settings, identity))
     except BaseExceptionGroup as group:
         refusal = _refusal_in(group)
         if refusal is None:
             raise
-        return _complain(str(refusal), EXIT_FAILED)
-    return EXIT_DONE
+        raise refusal from None
 
 
-def _refusal_in(group: BaseExceptionGroup[BaseException]) -> RefusedError | None:
-    """The task groups wrap what ends them; this is what ended them, if it was the scheduler's no."""
+def _refusal_in(group: BaseExceptionGroup[BaseException]) -> RefusedError | RenewalRefusedError | None:
     for error in group.exceptions:
         found = _refusal_in(error) if isinstance(error, BaseExceptionGroup) else error
-        if isinstance(found, RefusedError):
+        if isinstance(found, RefusedError | RenewalRefusedError):
             return found
     return None
 
@@ -122,7 +140,11 @@ async def _serve(settings: Settings, identity: Identity) -> None:
     daemon = Daemon(
         runtimes=runtimes,
         link_to=lambda deliver: Link(
-            settings.scheduler, _identity_directory(settings.data), identity, deliver
+            settings.scheduler,
+            _enrolment(settings, identity),
+            _identity_directory(settings.data),
+            identity,
+            deliver,
         ),
         vitals_of=lambda link: VitalsTaker(
             settings.data, tuple(runtimes.values()), lambda: link.clock_offset_ms
@@ -170,49 +192,57 @@ def _own(data: Path) -> Iterator[None]:
 
 
 def _identity(settings: Settings) -> Identity:
-    """Who this agent is; enrols first where it is nobody yet, or where its certificate has ended."""
-    directory = _identity_directory(settings.data)
-    identity = Identity.load(directory)
-    if identity is not None and settings.server_id not in {"", identity.server_id}:
+    """Who this agent is; enrols first where it is nobody yet. A certificate that has ended is the link's to renew."""
+    identity = Identity.load(_identity_directory(settings.data))
+    if identity is None:
+        return _enrolled(settings, None)
+    if settings.server_id not in {"", identity.server_id}:
         raise StartError(
             f"{settings.data} belongs to the server {identity.server_id}, not {settings.server_id}; "
             "give each server a directory of its own with --data",
             EXIT_USAGE,
         )
-    if identity is None or identity.has_expired(time.time()):
-        _enrol(settings, directory, identity)
-        identity = Identity.load(directory)
-    os.environ.pop(TOKEN_VARIABLE, None)
-    if identity is None:
-        raise StartError(f"enrolment left no identity in {directory}")
     return identity
 
 
-def _enrol(settings: Settings, directory: Path, before: Identity | None) -> None:
-    """In a process of its own, so that the memory that cryptography takes is given back."""
-    token = settings.token or os.environ.get(TOKEN_VARIABLE, "")
-    if not token and not settings.token_file:
-        why = "this server's certificate has ended" if before else "this server has not enrolled yet"
+def _enrolled(settings: Settings, before: Identity | None) -> Identity:
+    """Enrol in a process of its own, so that the memory that cryptography takes is given back."""
+    if not settings.token and not settings.token_file:
         raise StartError(
-            f"{why}: a join token is needed. Make one with 'galactica token create' at the scheduler "
-            f"and give it as --token-file FILE, {TOKEN_VARIABLE} or --token",
+            "this server has not enrolled yet: a join token is needed. Make one with 'galactica token create' "
+            f"at the scheduler and give it as --token-file FILE, {TOKEN_VARIABLE} or --token",
             EXIT_USAGE,
         )
-    command = [sys.executable, "-m", "agent.enrol", "--scheduler-enrol", settings.enrolment]
-    command += ["--scheduler", settings.scheduler, "--directory", str(directory)]
-    command += ["--server-id", settings.server_id or (before.server_id if before else socket.gethostname())]
+    directory, enrolment = _identity_directory(settings.data), _enrolment(settings, before)
+    server_id = before.server_id if before else settings.server_id or socket.gethostname()
+    command = [sys.executable, "-m", "agent.enrol", "--scheduler-enrol", enrolment]
+    command += ["--scheduler", settings.scheduler, "--directory", str(directory), "--server-id", server_id]
     environment = dict(os.environ)
     if settings.token_file:
         command += ["--token-file", settings.token_file]
     else:
-        environment[TOKEN_VARIABLE] = token
+        environment[TOKEN_VARIABLE] = settings.token
     done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         words = done.stderr.strip().splitlines()
         message = words[-1].removeprefix("error: ") if words else f"enrolment ended with {done.returncode}"
         exit_code = done.returncode if done.returncode in {EXIT_USAGE, EXIT_UNREACHABLE} else EXIT_FAILED
         raise StartError(message, exit_code)
-    log.info("enrolled scheduler=%s", settings.enrolment)
+    log.info("enrolled scheduler=%s", enrolment)
+    identity = Identity.load(directory)
+    if identity is None:
+        raise StartError(f"enrolment left no identity in {directory}")
+    return identity
+
+
+def _enrolment(settings: Settings, identity: Identity | None) -> str:
+    """The enrolment's port: what was said now, or else where this host enrolled, unless the scheduler has moved."""
+    if settings.enrolment:
+        return settings.enrolment
+    if identity and identity.enrolment and identity.scheduler == settings.scheduler:
+        return identity.enrolment
+    host, port = _host_and_port(settings.scheduler)
+    return f"{host}:{port + 1}"
 
 
 async def _runtimes(settings: Settings, identity: Identity) -> dict[int, Runtime]:
@@ -292,7 +322,7 @@ def _parser() -> argparse.ArgumentParser:
         "--enrol",
         default="",
         metavar="HOST:PORT",
-        help="its enrolment port (the next one after --scheduler's)",
+        help="its enrolment port (the one that enrolled this host, at first the next one after --scheduler's)",
     )
     token = parser.add_mutually_exclusive_group()
     token.add_argument("--token-file", default="", metavar="FILE", help="a file that holds the join token")
@@ -324,18 +354,20 @@ def _parser() -> argparse.ArgumentParser:
 
 def _settings(arguments: argparse.Namespace) -> Settings:
     """Raises StartError (wrong usage)."""
-    host, port = _host_and_port(arguments.scheduler)
+    _host_and_port(arguments.scheduler)
     _host_and_port(arguments.enrol or arguments.scheduler)
+    # Out of the environment: what this process starts has no business with it.
+    token = os.environ.pop(TOKEN_VARIABLE, "")
     return Settings(
         scheduler=arguments.scheduler,
-        enrolment=arguments.enrol or f"{host}:{port + 1}",
+        enrolment=arguments.enrol,
         server_id=arguments.id,
         data=arguments.data.absolute(),
         runtimes=tuple(dict.fromkeys(arguments.runtime)),
         labels=_labels(arguments.label),
         stops_cells=arguments.stop_cells,
         host=arguments.host,
-        token=arguments.token,
+        token=arguments.token or ("" if arguments.token_file else token),
         token_file=arguments.token_file,
     )
 
