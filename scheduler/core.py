@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -18,6 +18,7 @@ from scheduler.admission import admit
 from scheduler.commands import Command
 from scheduler.draft import Draft
 from scheduler.events import Record, SchedulerStarted
+from scheduler.health import BEATS_MISSED
 from scheduler.model import Fleet, Hold, Key, OrphanKey, Policy, ServerKey, SlotKey
 from scheduler.placement import Placer
 from scheduler.ports import View
@@ -67,7 +68,9 @@ class Turn(Struct, frozen=True):
 class Core:
     """The one owner of the scheduler's state."""
 
-    def __init__(self, fleet: Fleet, policy: Policy, now: float, start: Start, sight: Sight | None = None) -> None:
+    def __init__(
+        self, fleet: Fleet, policy: Policy, now: float, start: Start, sight: Sight | None = None
+    ) -> None:
         """A core that starts has seen nothing and looks at everything; one that is given a sight goes on from it."""
         self.fleet = fleet
         self.start = start
@@ -98,19 +101,28 @@ class Core:
 
     def take(self, observation: Observation) -> None:
         """Fold one observation into the sight and note what to look at."""
+        server_id = observation.server
+        was_silent = self._is_silent(server_id, observation.at)
         observed = observe(self.sight, observation)
         self.sight = observed.sight
-        server_id = observation.server
         cause = f"report:{server_id}"
         if observed.server:
             self._dirty.setdefault(ServerKey(server_id), cause)
             self._placer.touch(server_id)
+            if was_silent:  # it takes cells again, and some may wait for just that
+                self._wake(self._held_in)
         if observed.everything:
             server = self.fleet.servers.get(server_id)
             for key in cells_of(server, cause) if server else ():
                 self._dirty.setdefault(key, cause)
         for cell_id in observed.cells:
             self._dirty.setdefault(self._key_of(server_id, cell_id), cause)
+
+    def _is_silent(self, server_id: str, now: float) -> bool:
+        """Whether placement passes the server by because nothing is heard from it."""
+        seen = self.sight.servers.get(server_id)
+        limit = BEATS_MISSED * self.policy.tempo(len(self.fleet.servers)).beat_seconds
+        return seen is None or not seen.is_open or now - seen.heard_at > limit
 
     def _key_of(self, server_id: str, cell_id: str) -> Key:
         cell = self.fleet.cell(cell_id)
@@ -167,7 +179,7 @@ class Core:
         released = self._take_holds(plan)
         for at, key in plan.looks:
             self._schedule(key, at)
-        self._wake(plan, released)
+        self._wake(self._held_in if plan.roomier else plan.freed | released)
 
     def abandon(self, turn: Turn, reason: str) -> None:
         """The journal refused: nothing happened. Look at the same keys again soon."""
@@ -194,10 +206,10 @@ class Core:
                     del self._held_in[group]
         return released
 
-    def _wake(self, plan: Plan, released: set[str]) -> None:
-        groups = set(self._held_in) if plan.roomier else (plan.freed | released) & set(self._held_in)
+    def _wake(self, groups: Iterable[str]) -> None:
+        """Look again at the first of what is held in these groups."""
         for group in groups:
-            for key in list(self._held_in[group])[:WOKEN_PER_TURN]:
+            for key in list(self._held_in.get(group, ()))[:WOKEN_PER_TURN]:
                 self._dirty.setdefault(key, "look")
 
     def _schedule(self, key: Key, at: float) -> None:
@@ -223,4 +235,3 @@ class Core:
 
 def _group_of(key: Key) -> str:
     return key.group if isinstance(key, SlotKey) else ""
-
