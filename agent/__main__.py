@@ -5,7 +5,6 @@ Exit codes: 0 ended by a signal, 1 refused or failed, 2 wrong usage, 3 the sched
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import fcntl
@@ -16,7 +15,6 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Never
 
@@ -28,49 +26,28 @@ from agent.identity import Identity, IdentityError
 from agent.renewal import RenewalRefusedError
 from agent.runtimes import RuntimeUnavailable
 from agent.session import Link, RefusedError
+from agent.settings import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_UNREACHABLE,
+    EXIT_USAGE,
+    TOKEN_VARIABLE,
+    Settings,
+    StartError,
+    host_and_port,
+    parser,
+    settings_of,
+)
 from agent.vitals import VitalsTaker, capacity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from agent.runtimes import Runtime
 
-EXIT_DONE = 0
-EXIT_FAILED = 1
-EXIT_USAGE = 2
-EXIT_UNREACHABLE = 3
-
-TOKEN_VARIABLE = "GALACTICA_TOKEN"  # noqa: S105 - a name, no token
-DEFAULT_DATA = Path("/var/lib/galactica-agent")
 ENGINE_SECONDS = 3.0
-LABELS_LIMIT = 64
 
 log = logging.getLogger("agent")
-
-
-class StartError(Exception):
-    """The agent cannot begin; the message is one line for people."""
-
-    def __init__(self, message: str, exit_code: int = EXIT_FAILED) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What the command line says. ``runtimes`` empty: what this host offers. ``enrolment`` empty: where this host
-    enrolled, or else the port after ``scheduler``'s. ``token`` and ``token_file``: at most one is not empty."""
-
-    scheduler: str
-    enrolment: str
-    server_id: str
-    data: Path
-    runtimes: tuple[str, ...]
-    labels: Mapping[str, str]
-    stops_cells: bool
-    host: str
-    token: str = field(repr=False)
-    token_file: str
 
 
 def main() -> Never:
@@ -81,10 +58,10 @@ def main() -> Never:
 
 def run(argv: Sequence[str]) -> int:
     """The whole life of the agent; answers the exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     _log_to_stderr(arguments.log_level)
     try:
-        settings = _settings(arguments)
+        settings = settings_of(arguments)
         with _own(settings.data):
             _live(settings)
     except StartError as error:
@@ -241,7 +218,7 @@ def _enrolment(settings: Settings, identity: Identity | None) -> str:
         return settings.enrolment
     if identity and identity.enrolment and identity.scheduler == settings.scheduler:
         return identity.enrolment
-    host, port = _host_and_port(settings.scheduler)
+    host, port = host_and_port(settings.scheduler)
     return f"{host}:{port + 1}"
 
 
@@ -306,89 +283,7 @@ def _remember_epoch(data: Path, epoch: int) -> None:
         whole.replace(data / "epoch")
 
 
-# Command line and log.
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="galactica-agent",
-        description="Run the cells that the scheduler orders on this server, watch them and report.",
-        epilog="Exit codes: 0 ended by a signal, 1 refused or failed, 2 wrong usage, "
-        "3 the scheduler cannot be reached to enrol.",
-    )
-    add = parser.add_argument
-    add("--scheduler", required=True, metavar="HOST:PORT", help="where the scheduler listens for agents")
-    add(
-        "--enrol",
-        default="",
-        metavar="HOST:PORT",
-        help="its enrolment port (the one that enrolled this host, at first the next one after --scheduler's)",
-    )
-    token = parser.add_mutually_exclusive_group()
-    token.add_argument("--token-file", default="", metavar="FILE", help="a file that holds the join token")
-    token.add_argument("--token", default="", help=f"the join token; {TOKEN_VARIABLE} does not show in ps")
-    add("--id", default="", metavar="NAME", help="what this server is called (its host name)")
-    add(
-        "--data",
-        type=Path,
-        default=DEFAULT_DATA,
-        metavar="DIR",
-        help=f"where it keeps things ({DEFAULT_DATA})",
-    )
-    add(
-        "--runtime",
-        action="append",
-        default=[],
-        choices=("process", "docker"),
-        help="what runs cells here; may be given twice (process, and docker where an engine answers)",
-    )
-    add("--host", default="127.0.0.1", metavar="ADDRESS", help="the address on which cells are published")
-    add(
-        "--label", action="append", default=[], metavar="KEY=VALUE", help="a label of this server; repeatable"
-    )
-    add("--stop-cells", action="store_true", help="end the cells too when the agent is told to end")
-    add("--log-level", default="info", choices=("debug", "info", "warning", "error"))
-    add("--version", action="version", version=f"galactica-agent {__version__}")
-    return parser
-
-
-def _settings(arguments: argparse.Namespace) -> Settings:
-    """Raises StartError (wrong usage)."""
-    _host_and_port(arguments.scheduler)
-    _host_and_port(arguments.enrol or arguments.scheduler)
-    # Out of the environment: what this process starts has no business with it.
-    token = os.environ.pop(TOKEN_VARIABLE, "")
-    return Settings(
-        scheduler=arguments.scheduler,
-        enrolment=arguments.enrol,
-        server_id=arguments.id,
-        data=arguments.data.absolute(),
-        runtimes=tuple(dict.fromkeys(arguments.runtime)),
-        labels=_labels(arguments.label),
-        stops_cells=arguments.stop_cells,
-        host=arguments.host,
-        token=arguments.token or ("" if arguments.token_file else token),
-        token_file=arguments.token_file,
-    )
-
-
-def _host_and_port(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
-        raise StartError(f"'{address}' is not HOST:PORT", EXIT_USAGE)
-    return host, int(port)
-
-
-def _labels(pairs: Sequence[str]) -> dict[str, str]:
-    labels: dict[str, str] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not key or not equals:
-            raise StartError(f"the label '{pair}' is not KEY=VALUE", EXIT_USAGE)
-        labels[key] = value
-    if len(labels) > LABELS_LIMIT:
-        raise StartError(f"{len(labels)} labels were given, at most {LABELS_LIMIT} are carried", EXIT_USAGE)
-    return labels
+# Its log and last words.
 
 
 class _Line(logging.Formatter):
