@@ -383,7 +383,6 @@ def _order(draft: Draft, key: SlotKey, state: GroupState, server: str) -> None:
     cause = f"event:{before.last_position if before else state.last_position}"
     resources = state.group.spec.resources
     draft.emit(e.CellOrdered(cell_id, state.digest, state.revision, server, resources, replaces), cause)
-    draft.look(key, draft.now + state.group.spec.health.boot_within_seconds)
 
 
 def _predecessor(state: GroupState, slot: int, generation: int) -> str:
@@ -450,6 +449,5 @@ def _decommissioned(draft: Draft, cell: Cell, proof: str) -> None:
     draft.emit(e.CellDecommissioned(cell.id, proof, autopsy))
     if proof == "agent":  # what a lost server showed last is where its orphans are looked for when it returns
         draft.forget(cell.server, cell.id)
-    draft.freed.add(cell.group)
     draft.freed_servers.add(cell.server)
     _bury_server(draft, cell.server)
