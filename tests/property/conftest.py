@@ -16,5 +16,5 @@ settings.register_profile(
     print_blob=True,
     **_CALM,
 )
-settings.register_profile("explore", max_examples=1_000, stateful_step_count=60, print_blob=True, **_CALM)
+settings.register_profile("explore", max_examples=600, stateful_step_count=60, print_blob=True, **_CALM)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "gate"))

@@ -29,7 +29,7 @@ class AnyHistory(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.world = World(obedient=False)
-        self.bodies: dict[str, dict[str, CellReport]] = {name: {} for name in "abcd"}
+        self.bodies: dict[str, dict[str, CellReport]] = {name: {} for name in "abcde"}
         self.history: list[Record] = []
         self.replayed = Fleet()
         self.pending: list[tuple[str, Command]] = []
@@ -162,7 +162,7 @@ class AnyHistory(RuleBasedStateMachine):
         self.world.now += 1.0
         self.world.settle()
         self.world.obedient = True
-        for name in "abcd":
+        for name in "abcde":  # the last one is new: all others may be drained
             self._enrolled(name)
             self.world.attach(name, *(running(cell) for cell in self.bodies[name]))
         end = self.world.now + CALM_SECONDS
