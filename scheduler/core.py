@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from scheduler.admission import admit
 from scheduler.commands import Command
 from scheduler.draft import Draft
-from scheduler.events import Record, SchedulerStarted
+from scheduler.events import JournalResumed, Record, SchedulerStarted
 from scheduler.health import BEATS_MISSED
 from scheduler.model import Fleet, Hold, Key, OrphanKey, Policy, ServerKey, SlotKey
 from scheduler.placement import Placer
@@ -78,6 +78,8 @@ class Core:
         self.sight = sight or Sight(trusted_since=now)
         self.trouble = ""
         """Why the journal takes nothing at the moment; empty while it does."""
+        self._trouble_since = 0.0
+        self._try_again_at = 0.0
         self._placer = Placer()
         self._dirty: OrderedDict[Key, str] = OrderedDict()
         self._looks: list[tuple[float, int, Key]] = []
@@ -140,6 +142,9 @@ class Core:
         draft = Draft(self.fleet, self.sight, now, self.policy, self._placer)
         if self.fleet.epoch < self.start.epoch:
             draft.emit(SchedulerStarted(self.start.epoch, self.start.version), "start")
+        if self.trouble and now >= self._try_again_at:
+            # Something to write, so that the end of the trouble is noticed where nobody wants anything.
+            draft.emit(JournalResumed(self._trouble_since, self.trouble), "look")
         answers: list[tuple[int, Accepted | Refused]] = []
         dirty: dict[Key, str] = {}
         for one in asked:
@@ -173,7 +178,8 @@ class Core:
         plan = turn.plan
         self.fleet = plan.fleet
         self.sight = plan.sight
-        self.trouble = ""
+        if turn.records:  # a turn that wrote nothing says nothing about the journal
+            self.trouble = ""
         for server_id in plan.roomier:
             self._placer.touch(server_id)
         released = self._take_holds(plan)
@@ -183,7 +189,10 @@ class Core:
 
     def abandon(self, turn: Turn, reason: str) -> None:
         """The journal refused: nothing happened. Look at the same keys again soon."""
+        if not self.trouble:
+            self._trouble_since = turn.at
         self.trouble = reason
+        self._try_again_at = turn.at + ABANDONED_LOOK_SECONDS
         self._placer = Placer()
         for key in turn.plan.looked:
             self._schedule(key, turn.at + ABANDONED_LOOK_SECONDS)

@@ -154,6 +154,14 @@ class CallRefused(Event, frozen=True):
     times: int = 1
 
 
+class JournalResumed(Event, frozen=True):
+    """The journal takes records again. It refused some from ``since`` on, for ``reason``; what was asked then was not
+    done. Written only where there was nothing else to write: it is how the end of the trouble is noticed."""
+
+    since: float
+    reason: str
+
+
 AnyEvent = (
     SchedulerStarted
     | GroupApplied
@@ -173,6 +181,7 @@ AnyEvent = (
     | TokenCreated
     | OperatorEnrolled
     | CallRefused
+    | JournalResumed
 )
 
 

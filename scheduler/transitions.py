@@ -406,4 +406,5 @@ _APPLY: dict[type[e.Event], Callable[[Fleet, e.Record, Any], Fleet]] = {
     e.TokenCreated: _token_created,
     e.OperatorEnrolled: _nothing,
     e.CallRefused: _nothing,
+    e.JournalResumed: _nothing,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -51,8 +52,8 @@ def test_a_cell_that_dies_at_birth_again_and_again_backs_off_and_the_hold_says_s
     times = [
         datetime.fromisoformat(e["at"]).timestamp() for e in deaths if e["cell"].startswith("stillborn/0.")
     ]
-    waits = [after - before for before, after in zip(times, times[1:], strict=False)]
-    assert all(later > earlier for earlier, later in zip(waits[1:], waits[2:], strict=False)), waits
+    waits = [after - before for before, after in pairwise(times)]
+    assert all(later > earlier for earlier, later in pairwise(waits[1:])), waits
     # A new spec ends it at once.
     fleet.done("apply", str(fleet.service("stillborn", 2)))
     fleet.until(lambda: len(fleet.ready("stillborn")) == 2, "the new spec lives", 2.0)

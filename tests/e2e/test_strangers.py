@@ -81,7 +81,7 @@ def test_wrong_token_is_refused(fleet):
 
 def test_token_of_another_fleet_is_never_shown_to_this_one(fleet, another_authority):
     head, identity, secret, _ = fleet.token().split(".")
-    fleet.begin_agent("alien", GALACTICA_TOKEN=".".join([head, identity, secret, another_authority.digest]))
+    fleet.begin_agent("alien", GALACTICA_TOKEN=f"{head}.{identity}.{secret}.{another_authority.digest}")
     code, words = ended(fleet, "alien")
     assert code == 1
     assert "CA" in words

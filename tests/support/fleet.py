@@ -113,9 +113,9 @@ class Fleet:
         words = ["scheduler", "--data", str(self.data), "--fleet", self.name]
         words += ["--listen", self.address, "--enrol-listen", self.enrol_address]
         self.scheduler = self.spawn("scheduler", [*cli_command(), *words])
-        self.until(self._answers, "the scheduler answers")
+        self.until(self.answers, "the scheduler answers")
 
-    def _answers(self) -> bool:
+    def answers(self) -> bool:
         assert self.scheduler is not None
         assert self.scheduler.poll() is None, f"the scheduler ended:\n{self.log('scheduler')}"
         if not self.context.exists():
