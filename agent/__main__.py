@@ -5,7 +5,6 @@ Exit codes: 0 ended by a signal, 1 refused or failed, 2 wrong usage, 3 the sched
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import fcntl
@@ -17,7 +16,6 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Never
 
@@ -27,57 +25,33 @@ from agent import __version__, wire
 from agent.daemon import Daemon
 from agent.identity import Identity, IdentityError
 from agent.neighbours import NeighbourWatch, address_towards, joined_address, listen, split_address
+from agent.renewal import RenewalRefusedError
 from agent.runtimes import RuntimeUnavailable
 from agent.session import Link, RefusedError
+from agent.settings import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_UNREACHABLE,
+    EXIT_USAGE,
+    TOKEN_VARIABLE,
+    WATCH_OFF,
+    Settings,
+    StartError,
+    host_and_port,
+    parser,
+    settings_of,
+)
 from agent.vitals import VitalsTaker, capacity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from agent.runtimes import Runtime
     from agent.will import Will
 
-EXIT_DONE = 0
-EXIT_FAILED = 1
-EXIT_USAGE = 2
-EXIT_UNREACHABLE = 3
-
-TOKEN_VARIABLE = "GALACTICA_TOKEN"  # noqa: S105 - a name, no token
-DEFAULT_DATA = Path("/var/lib/galactica-agent")
 ENGINE_SECONDS = 3.0
-LABELS_LIMIT = 64
-WATCH_OFF = "off"
 
 log = logging.getLogger("agent")
-
-
-class StartError(Exception):
-    """The agent cannot begin; the message is one line for people."""
-
-    def __init__(self, message: str, exit_code: int = EXIT_FAILED) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What the command line says. ``runtimes`` empty: what this host offers. ``watch``: "off", ADDRESS:PORT, or empty
-    for an address that is found here and a free port."""
-
-    scheduler: str
-    enrolment: str
-    server_id: str
-    data: Path
-    runtimes: tuple[str, ...]
-    labels: Mapping[str, str]
-    stops_cells: bool
-    host: str
-    token: str
-    token_file: str
-    watch: str = ""
-    bus: str = ""
-    bus_ca: str = ""
-    bus_password_file: str = ""
 
 
 def main() -> Never:
@@ -88,30 +62,46 @@ def main() -> Never:
 
 def run(argv: Sequence[str]) -> int:
     """The whole life of the agent; answers the exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     _log_to_stderr(arguments.log_level)
     try:
-        settings = _settings(arguments)
+        settings = settings_of(arguments)
         with _own(settings.data):
-            identity = _identity(settings)
-            asyncio.run(_serve(settings, identity))
+            _live(settings)
     except StartError as error:
         return _complain(str(error), error.exit_code)
-    except IdentityError as error:
+    except (IdentityError, RefusedError, RenewalRefusedError) as error:
         return _complain(str(error), EXIT_FAILED)
+    return EXIT_DONE
+
+
+def _live(settings: Settings) -> None:
+    """Serve until a signal. An agent that cannot renew its certificate enrols anew once, if it was given a token."""
+    identity = _identity(settings)
+    try:
+        _run_loop(settings, identity)
+    except RenewalRefusedError as refusal:
+        if not (settings.token or settings.token_file):
+            raise
+        log.warning("enrols anew reason=%r", str(refusal))
+        _run_loop(settings, _enrolled(settings, identity))
+
+
+def _run_loop(settings: Settings, identity: Identity) -> None:
+    """Raises what ended the loop, if it was the scheduler's no: the task groups wrap it."""
+    try:
+        asyncio.run(_serve(settings, identity))
     except BaseExceptionGroup as group:
         refusal = _refusal_in(group)
         if refusal is None:
             raise
-        return _complain(str(refusal), EXIT_FAILED)
-    return EXIT_DONE
+        raise refusal from None
 
 
-def _refusal_in(group: BaseExceptionGroup[BaseException]) -> RefusedError | None:
-    """The task groups wrap what ends them; this is what ended them, if it was the scheduler's no."""
+def _refusal_in(group: BaseExceptionGroup[BaseException]) -> RefusedError | RenewalRefusedError | None:
     for error in group.exceptions:
         found = _refusal_in(error) if isinstance(error, BaseExceptionGroup) else error
-        if isinstance(found, RefusedError):
+        if isinstance(found, RefusedError | RenewalRefusedError):
             return found
     return None
 
@@ -133,7 +123,11 @@ async def _serve(settings: Settings, identity: Identity) -> None:
     daemon = Daemon(
         runtimes=runtimes,
         link_to=lambda deliver: Link(
-            settings.scheduler, _identity_directory(settings.data), identity, deliver
+            settings.scheduler,
+            _enrolment(settings, identity),
+            _identity_directory(settings.data),
+            identity,
+            deliver,
         ),
         vitals_of=lambda link: VitalsTaker(
             settings.data, tuple(runtimes.values()), lambda: link.clock_offset_ms
@@ -184,49 +178,57 @@ def _own(data: Path) -> Iterator[None]:
 
 
 def _identity(settings: Settings) -> Identity:
-    """Who this agent is; enrols first where it is nobody yet, or where its certificate has ended."""
-    directory = _identity_directory(settings.data)
-    identity = Identity.load(directory)
-    if identity is not None and settings.server_id not in {"", identity.server_id}:
+    """Who this agent is; enrols first where it is nobody yet. A certificate that has ended is the link's to renew."""
+    identity = Identity.load(_identity_directory(settings.data))
+    if identity is None:
+        return _enrolled(settings, None)
+    if settings.server_id not in {"", identity.server_id}:
         raise StartError(
             f"{settings.data} belongs to the server {identity.server_id}, not {settings.server_id}; "
             "give each server a directory of its own with --data",
             EXIT_USAGE,
         )
-    if identity is None or identity.has_expired(time.time()):
-        _enrol(settings, directory, identity)
-        identity = Identity.load(directory)
-    os.environ.pop(TOKEN_VARIABLE, None)
-    if identity is None:
-        raise StartError(f"enrolment left no identity in {directory}")
     return identity
 
 
-def _enrol(settings: Settings, directory: Path, before: Identity | None) -> None:
-    """In a process of its own, so that the memory that cryptography takes is given back."""
-    token = settings.token or os.environ.get(TOKEN_VARIABLE, "")
-    if not token and not settings.token_file:
-        why = "this server's certificate has ended" if before else "this server has not enrolled yet"
+def _enrolled(settings: Settings, before: Identity | None) -> Identity:
+    """Enrol in a process of its own, so that the memory that cryptography takes is given back."""
+    if not settings.token and not settings.token_file:
         raise StartError(
-            f"{why}: a join token is needed. Make one with 'galactica token create' at the scheduler "
-            f"and give it as --token-file FILE, {TOKEN_VARIABLE} or --token",
+            "this server has not enrolled yet: a join token is needed. Make one with 'galactica token create' "
+            f"at the scheduler and give it as --token-file FILE, {TOKEN_VARIABLE} or --token",
             EXIT_USAGE,
         )
-    command = [sys.executable, "-m", "agent.enrol", "--scheduler-enrol", settings.enrolment]
-    command += ["--scheduler", settings.scheduler, "--directory", str(directory)]
-    command += ["--server-id", settings.server_id or (before.server_id if before else socket.gethostname())]
+    directory, enrolment = _identity_directory(settings.data), _enrolment(settings, before)
+    server_id = before.server_id if before else settings.server_id or socket.gethostname()
+    command = [sys.executable, "-m", "agent.enrol", "--scheduler-enrol", enrolment]
+    command += ["--scheduler", settings.scheduler, "--directory", str(directory), "--server-id", server_id]
     environment = dict(os.environ)
     if settings.token_file:
         command += ["--token-file", settings.token_file]
     else:
-        environment[TOKEN_VARIABLE] = token
+        environment[TOKEN_VARIABLE] = settings.token
     done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         words = done.stderr.strip().splitlines()
         message = words[-1].removeprefix("error: ") if words else f"enrolment ended with {done.returncode}"
         exit_code = done.returncode if done.returncode in {EXIT_USAGE, EXIT_UNREACHABLE} else EXIT_FAILED
         raise StartError(message, exit_code)
-    log.info("enrolled scheduler=%s", settings.enrolment)
+    log.info("enrolled scheduler=%s", enrolment)
+    identity = Identity.load(directory)
+    if identity is None:
+        raise StartError(f"enrolment left no identity in {directory}")
+    return identity
+
+
+def _enrolment(settings: Settings, identity: Identity | None) -> str:
+    """The enrolment's port: what was said now, or else where this host enrolled, unless the scheduler has moved."""
+    if settings.enrolment:
+        return settings.enrolment
+    if identity and identity.enrolment and identity.scheduler == settings.scheduler:
+        return identity.enrolment
+    host, port = host_and_port(settings.scheduler)
+    return f"{host}:{port + 1}"
 
 
 async def _runtimes(settings: Settings, identity: Identity) -> dict[int, Runtime]:
@@ -297,7 +299,7 @@ def _own_address(settings: Settings) -> str:
         address = ipaddress.ip_address(settings.host)
         if not address.is_loopback and not address.is_unspecified:
             return str(address)
-    return address_towards(*_host_and_port(settings.scheduler))
+    return address_towards(*host_and_port(settings.scheduler))
 
 
 def _watch_address(text: str) -> tuple[str, int]:
@@ -347,109 +349,7 @@ def _remember_epoch(data: Path, epoch: int) -> None:
         whole.replace(data / "epoch")
 
 
-# Command line and log.
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="galactica-agent",
-        description="Run the cells that the scheduler orders on this server, watch them and report.",
-        epilog="Exit codes: 0 ended by a signal, 1 refused or failed, 2 wrong usage, "
-        "3 the scheduler cannot be reached to enrol.",
-    )
-    add = parser.add_argument
-    add("--scheduler", required=True, metavar="HOST:PORT", help="where the scheduler listens for agents")
-    add(
-        "--enrol",
-        default="",
-        metavar="HOST:PORT",
-        help="its enrolment port (the next one after --scheduler's)",
-    )
-    token = parser.add_mutually_exclusive_group()
-    token.add_argument("--token-file", default="", metavar="FILE", help="a file that holds the join token")
-    token.add_argument("--token", default="", help=f"the join token; {TOKEN_VARIABLE} does not show in ps")
-    add("--id", default="", metavar="NAME", help="what this server is called (its host name)")
-    add(
-        "--data",
-        type=Path,
-        default=DEFAULT_DATA,
-        metavar="DIR",
-        help=f"where it keeps things ({DEFAULT_DATA})",
-    )
-    add(
-        "--runtime",
-        action="append",
-        default=[],
-        choices=("process", "docker"),
-        help="what runs cells here; may be given twice (process, and docker where an engine answers)",
-    )
-    add("--host", default="127.0.0.1", metavar="ADDRESS", help="the address on which cells are published")
-    add(
-        "--watch",
-        default="",
-        metavar="ADDRESS:PORT",
-        help="where neighbours ping this agent by UDP (--host or the address that leads to the scheduler, "
-        "and a free port); off: it watches nobody",
-    )
-    add(
-        "--label", action="append", default=[], metavar="KEY=VALUE", help="a label of this server; repeatable"
-    )
-    add(
-        "--bus",
-        default="",
-        metavar="URL",
-        help="a broker that holds this agent's last will: mqtt://[USER@]HOST[:PORT], mqtts:// for TLS; "
-        "its password in GALACTICA_BUS_PASSWORD or in a file",
-    )
-    add("--bus-ca", default="", metavar="FILE", help="the CA of the broker's certificate (this machine's)")
-    add("--bus-password-file", default="", metavar="FILE", help="a file that holds the broker's password")
-    add("--stop-cells", action="store_true", help="end the cells too when the agent is told to end")
-    add("--log-level", default="info", choices=("debug", "info", "warning", "error"))
-    add("--version", action="version", version=f"galactica-agent {__version__}")
-    return parser
-
-
-def _settings(arguments: argparse.Namespace) -> Settings:
-    """Raises StartError (wrong usage)."""
-    host, port = _host_and_port(arguments.scheduler)
-    _host_and_port(arguments.enrol or arguments.scheduler)
-    if arguments.watch not in {"", WATCH_OFF}:
-        _watch_address(arguments.watch)
-    return Settings(
-        scheduler=arguments.scheduler,
-        enrolment=arguments.enrol or f"{host}:{port + 1}",
-        server_id=arguments.id,
-        data=arguments.data.absolute(),
-        runtimes=tuple(dict.fromkeys(arguments.runtime)),
-        labels=_labels(arguments.label),
-        stops_cells=arguments.stop_cells,
-        host=arguments.host,
-        token=arguments.token,
-        token_file=arguments.token_file,
-        watch=arguments.watch,
-        bus=arguments.bus,
-        bus_ca=arguments.bus_ca,
-        bus_password_file=arguments.bus_password_file,
-    )
-
-
-def _host_and_port(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
-        raise StartError(f"'{address}' is not HOST:PORT", EXIT_USAGE)
-    return host, int(port)
-
-
-def _labels(pairs: Sequence[str]) -> dict[str, str]:
-    labels: dict[str, str] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not key or not equals:
-            raise StartError(f"the label '{pair}' is not KEY=VALUE", EXIT_USAGE)
-        labels[key] = value
-    if len(labels) > LABELS_LIMIT:
-        raise StartError(f"{len(labels)} labels were given, at most {LABELS_LIMIT} are carried", EXIT_USAGE)
-    return labels
+# Its log and last words.
 
 
 class _Line(logging.Formatter):

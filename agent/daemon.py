@@ -116,7 +116,7 @@ class Daemon:
     async def run(self, stop: asyncio.Event, *, stops_cells: bool) -> None:
         """Work until ``stop`` is set, then detach; cells live on unless they are to be stopped too.
 
-        Raises session.RefusedError."""
+        Raises, in groups, session.RefusedError and renewal.RenewalRefusedError."""
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             self._logs = LogStreams(self._runtimes, self._link, tasks)

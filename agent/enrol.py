@@ -88,6 +88,7 @@ def enrol(application: Application) -> Identity:
         server_id=application.server_id,
         fleet=response.fleet,
         scheduler=application.scheduler,
+        enrolment=application.enrolment,
         issued_at=time.time(),
         expires_at=response.expires_at,
         key_pem=key.private_bytes(
@@ -281,6 +282,7 @@ def _say(message: str, exit_code: int) -> int:
 
 
 def main() -> Never:
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines say less than ours
     sys.exit(run(sys.argv[1:]))
 
 

@@ -43,11 +43,13 @@ class IdentityError(Exception):
 @dataclass(frozen=True, slots=True)
 class Identity:
     """All that the agent needs to be let in. Times are Unix seconds: ``issued_at`` by this machine's clock,
-    ``expires_at`` by the scheduler's. ``scheduler``: "HOST:PORT" of the link, empty where it was not told."""
+    ``expires_at`` by the scheduler's. ``scheduler``: "HOST:PORT" of the link, empty where it was not told;
+    ``enrolment``: of the port that enrolled it, which also renews a certificate that has ended."""
 
     server_id: str
     fleet: str
     scheduler: str
+    enrolment: str
     issued_at: float
     expires_at: float
     key_pem: bytes = field(repr=False)
@@ -70,6 +72,7 @@ class Identity:
                 server_id=_text(facts["server_id"]),
                 fleet=_text(facts["fleet"]),
                 scheduler=_text(facts["scheduler"]),
+                enrolment=_text(facts["enrolment"]),
                 issued_at=float(facts["issued_at"]),
                 expires_at=float(facts["expires_at"]),
                 key_pem=_read_private(directory / _KEY),
@@ -93,7 +96,7 @@ class Identity:
         return max(now, self.issued_at + lifetime_seconds * _RENEW_AFTER_FRACTION)
 
     def has_expired(self, now: float) -> bool:
-        """Expired certificates open no link: the host has to enrol anew, with a new token."""
+        """Expired certificates open no link; by our own clock, which may be wrong (see ``renewal``)."""
         return now >= self.expires_at
 
 
@@ -147,6 +150,7 @@ def _facts(identity: Identity) -> bytes:
         "server_id": identity.server_id,
         "fleet": identity.fleet,
         "scheduler": identity.scheduler,
+        "enrolment": identity.enrolment,
         "issued_at": identity.issued_at,
         "expires_at": identity.expires_at,
     }

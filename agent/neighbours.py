@@ -59,8 +59,8 @@ READS_AT_ONCE = 32
 ANSWERS_A_WINDOW = 8
 """To one key: a watcher sends at most three pings a second. Somebody may repeat what it sent, with another's
 address."""
-READS_A_PING = 64
-"""How much may come from a neighbour's address until it is pinged again."""
+READS_A_LOOK = 64
+"""How much of what came from a neighbour's address is looked at, some time after each ping."""
 RECEIVE_BUFFER_BYTES = 64 * 1024
 KEY_BYTES = 16
 KEYS_LIMIT = 256
@@ -147,8 +147,6 @@ class _Peer:
 
     socket: socket.socket
     keys: Mapping[bytes, bytes]
-    reads: int = 0
-    """Since the newest ping."""
 
     @property
     def key(self) -> bytes:
@@ -207,10 +205,13 @@ class NeighbourWatch:
             if wanted.get(server_id) != known.neighbour:
                 self._close(server_id)
         self._step(Assigned(tuple(wanted.values()), time.monotonic()))
+        self._arm()
 
     # What others ask of us.
 
     def _read_pings(self) -> None:
+        self._collect()
+        self._arm()
         now = time.monotonic()
         if now >= self._window_ends_at:
             self._window_ends_at, self._reads = now + WINDOW_SECONDS, 0
@@ -254,7 +255,6 @@ class NeighbourWatch:
                 self._ping(instruction)
             elif isinstance(instruction, Tell):
                 self._changed.set()
-        self._arm()
 
     def _arm(self) -> None:
         look_at = next_look(self._state)
@@ -264,7 +264,15 @@ class NeighbourWatch:
 
     def _look(self) -> None:
         self._look_at = math.inf
+        self._collect()
         self._step(Elapsed(time.monotonic()))
+        self._arm()
+
+    def _collect(self) -> None:
+        """Read what came back. It waits in its socket until this agent is awake anyway: waking up is what costs."""
+        for server_id, peer in self._peers.items():
+            if self._state.watched[server_id].awaited:
+                self._read_answers(server_id, peer)
 
     def _call_at(self, at: float, act: Callable[[], None]) -> None:
         """Instead of what was planned for it before; never, where that is at infinity."""
@@ -278,31 +286,27 @@ class NeighbourWatch:
         peer = self._peers.get(ping.server_id) or self._open(self._state.watched[ping.server_id].neighbour)
         if peer is None:
             return
-        if peer.reads >= READS_A_PING:
-            self._listen_to(ping.server_id, peer)
-        peer.reads = 0
         try:
             peer.socket.send(packet(PING, peer.key, ping.sequence))
-        except ConnectionRefusedError:  # the kernel's word on an earlier ping that was not read yet
+        except ConnectionRefusedError:  # the kernel's word on an earlier ping, after that was looked at
             asyncio.get_running_loop().call_soon(self._refused, ping.server_id)
         except OSError as error:  # shows by the answer that is missing
             log.debug("ping not sent server=%s reason=%r", ping.server_id, str(error))
 
-    def _read_answers(self, server_id: str) -> None:
-        peer = self._peers[server_id]
-        try:
-            data = peer.socket.recv(READ_BYTES)
-        except ConnectionRefusedError:
-            self._refused(server_id)
-            return
-        except OSError:  # no way there: shows by the answer that is missing
-            return
-        peer.reads += 1
-        if peer.reads >= READS_A_PING:
-            asyncio.get_running_loop().remove_reader(peer.socket)
-        known = opened(data, ANSWER, peer.keys)
-        if known is not None:
-            self._step(Answered(server_id, known[1], time.monotonic()))
+    def _read_answers(self, server_id: str, peer: _Peer) -> None:
+        for _ in range(READS_A_LOOK):
+            try:
+                data = peer.socket.recv(READ_BYTES)
+            except BlockingIOError:
+                return
+            except ConnectionRefusedError:
+                self._refused(server_id)
+                continue
+            except OSError:  # no way there: shows by the answer that is missing
+                continue
+            known = opened(data, ANSWER, peer.keys)
+            if known is not None:
+                self._step(Answered(server_id, known[1], time.monotonic()))
 
     def _refused(self, server_id: str) -> None:
         self._step(WasRefused(server_id, time.monotonic()))
@@ -319,14 +323,9 @@ class NeighbourWatch:
             return None
         peer = _Peer(opened_socket, {key_id(neighbour.key): neighbour.key})
         self._peers[neighbour.server_id] = peer
-        self._listen_to(neighbour.server_id, peer)
         return peer
-
-    def _listen_to(self, server_id: str, peer: _Peer) -> None:
-        asyncio.get_running_loop().add_reader(peer.socket, self._read_answers, server_id)
 
     def _close(self, server_id: str) -> None:
         peer = self._peers.pop(server_id, None)
         if peer is not None:
-            asyncio.get_running_loop().remove_reader(peer.socket)
             peer.socket.close()

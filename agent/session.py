@@ -3,7 +3,8 @@
 ``Link.run`` opens streams one after the other, with growing pauses between failures. What it reads becomes
 events; what the state wants said is queued with ``send`` and written in order. Logs wait behind reports and are
 bounded, so that they never delay one. Before the certificate ends it is renewed, and the stream with the new
-one is open before the old one is closed, so that the scheduler never misses the agent.
+one is open before the old one is closed, so that the scheduler never misses the agent. Where it has ended while no
+scheduler could be reached, it is renewed on another way (``renewal``) before the next stream.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from galactica.v1 import link_pb2, link_pb2_grpc
 from agent import wire
 from agent.identity import Identity, IdentityError, channel_options, store_renewed
 from agent.messages import Connected, Disconnected, Event, Welcomed
+from agent.renewal import NotRenewedError, renew_expired
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -38,6 +40,8 @@ OUTGOING_LIMIT = 256
 LOG_CHUNKS_LIMIT = 4
 RENEW_AGAIN_SECONDS = 15.0
 UNTIL_WELCOME_SECONDS = 0.5
+UNHEARD_LIMIT = 5
+"""After so many streams in a row without a welcome the certificate may have ended by the scheduler's clock only."""
 
 _FINAL = {
     grpc.StatusCode.FAILED_PRECONDITION,
@@ -86,10 +90,30 @@ class _Attachment:
 
 
 @dataclass(slots=True)
+class _Pauses:
+    """Growing pauses between attempts, with jitter so that a fleet does not come back as one."""
+
+    count: int = 0
+    """How many there were since the last success."""
+    _seconds: float = PAUSE_FIRST_SECONDS
+
+    def begin_anew(self) -> None:
+        self.count, self._seconds = 0, PAUSE_FIRST_SECONDS
+
+    async def wait(self) -> None:
+        self.count += 1
+        seconds = self._seconds
+        self._seconds = min(PAUSE_LIMIT_SECONDS, 2 * seconds)
+        await asyncio.sleep(seconds * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+
+
+@dataclass(slots=True)
 class Link:
-    """``deliver`` takes events, and may make the reader wait. ``directory`` is the identity's."""
+    """``address`` and ``enrolment``: HOST:PORT of the scheduler's two ports. ``directory`` is the identity's.
+    ``deliver`` takes events, and may make the reader wait."""
 
     address: str
+    enrolment: str
     directory: Path
     identity: Identity
     deliver: Callable[[Event], Awaitable[None]]
@@ -124,9 +148,10 @@ class Link:
             attachment.close(reason)
 
     async def run(self) -> None:
-        """Keep a stream open until ``leave``. Raises RefusedError."""
-        pause_seconds = PAUSE_FIRST_SECONDS
+        """Keep a stream open until ``leave``. Raises RefusedError, renewal.RenewalRefusedError."""
+        pauses = _Pauses()
         async with asyncio.TaskGroup() as tasks:
+            await self._renew_expired(pauses.count)
             current = self._attach(tasks)
             while True:
                 ending = await self._watch(current)
@@ -137,12 +162,24 @@ class Link:
                 if ending.is_final:
                     raise RefusedError(ending.reason)
                 if current.welcomed.is_set():
-                    pause_seconds = PAUSE_FIRST_SECONDS
-                await asyncio.sleep(pause_seconds * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
-                pause_seconds = min(PAUSE_LIMIT_SECONDS, 2 * pause_seconds)
-                if self.identity.has_expired(time.time()):
-                    raise RefusedError(_EXPIRED)
+                    pauses.begin_anew()
+                await pauses.wait()
+                await self._renew_expired(pauses.count)
                 current = self._attach(tasks)
+
+    async def _renew_expired(self, failures: int) -> None:
+        """Before a stream is opened, where the certificate has ended by our clock or may have by the scheduler's.
+
+        One attempt; the stream is tried whatever comes of it, for the clock may be what is wrong."""
+        is_unheard = failures > 0 and failures % UNHEARD_LIMIT == 0
+        if not is_unheard and not self.identity.has_expired(time.time()):
+            return
+        try:
+            self.identity = await renew_expired(self.enrolment, self.directory, self.identity)
+        except NotRenewedError as error:
+            log.warning("certificate not renewed scheduler=%s reason=%r", self.enrolment, str(error))
+        else:
+            log.info("ended certificate renewed scheduler=%s", self.enrolment)
 
     async def leave(self) -> None:
         """Say what is queued, then close every stream properly. ``run`` is to be cancelled after this."""
@@ -255,12 +292,6 @@ class Link:
         """The scheduler wrote its time about half way through the round trip."""
         half_way = (echo.sent_at + time.time()) / 2
         self.clock_offset_ms = (half_way - echo.received_at) * 1_000
-
-
-_EXPIRED = (
-    "this server's certificate has ended, so no scheduler lets it in; enrol again with a fresh token: "
-    "'galactica token create' at the scheduler, then galactica-agent --token"
-)
 
 
 def _ending(address: str, code: grpc.StatusCode, details: str | None) -> Ending:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -17,14 +17,15 @@ from msgspec.structs import replace
 from scheduler.admission import admit
 from scheduler.commands import Command, ProviderCommand
 from scheduler.draft import Draft
-from scheduler.events import Record, SchedulerStarted
+from scheduler.events import JournalResumed, Record, SchedulerStarted
+from scheduler.health import BEATS_MISSED
 from scheduler.model import Fleet, Hold, Key, LeakKey, OrphanKey, Policy, ServerKey, SlotKey
 from scheduler.placement import Placer
 from scheduler.ports import View
 from scheduler.reconcile import Plan, finish
 from scheduler.requests import Accepted, Refused, Request
 from scheduler.servers import cells_of
-from scheduler.sight import Observation, Sight, observe
+from scheduler.sight import Attached, Observation, Reported, Sight, observe
 from scheduler.storm import Storm, storm_of
 
 KEYS_PER_TURN = 1_000
@@ -83,6 +84,8 @@ class Core:
         self.sight = sight or Sight(trusted_since=now)
         self.trouble = ""
         """Why the journal takes nothing at the moment; empty while it does."""
+        self._trouble_since = 0.0
+        self._try_again_at = 0.0
         self._placer = Placer()
         self._dirty: OrderedDict[Key, str] = OrderedDict()
         self._looks: list[tuple[float, int, Key]] = []
@@ -106,12 +109,15 @@ class Core:
 
     def take(self, observation: Observation) -> None:
         """Fold one observation into the sight and note what to look at."""
+        silent = self._silent(observation)
         observed = observe(self.sight, observation)
         self.sight = observed.sight
         cause = f"report:{observed.server}" if observed.server else f"provider:{observed.provider}"
         for server_id in observed.servers:
             self._dirty.setdefault(ServerKey(server_id), cause)
             self._placer.touch(server_id)
+        if silent and silent in observed.servers:  # it takes cells again, and some may wait for just that
+            self._wake(self._held_in)
         if observed.everything:
             server = self.fleet.servers.get(observed.server)
             for key in cells_of(server, cause) if server else ():
@@ -124,6 +130,15 @@ class Core:
     def _key_of_made(self, provider: str, cell_id: str) -> Key:
         cell = self.fleet.cell(cell_id)
         return LeakKey(provider, cell_id) if cell is None else SlotKey(cell.group, cell.slot)
+
+    def _silent(self, observation: Observation) -> str:
+        """The server that speaks, where placement passed it by until now because nothing was heard from it."""
+        if not isinstance(observation, Attached | Reported):
+            return ""
+        seen = self.sight.servers.get(observation.server)
+        limit = BEATS_MISSED * self.policy.tempo(len(self.fleet.servers)).beat_seconds
+        is_silent = seen is None or not seen.is_open or observation.at - seen.heard_at > limit
+        return observation.server if is_silent else ""
 
     def _key_of(self, server_id: str, cell_id: str) -> Key:
         cell = self.fleet.cell(cell_id)
@@ -141,6 +156,9 @@ class Core:
         draft = Draft(self.fleet, self.sight, now, self.policy, self._placer)
         if self.fleet.epoch < self.start.epoch:
             draft.emit(SchedulerStarted(self.start.epoch, self.start.version), "start")
+        if self.trouble and now >= self._try_again_at:
+            # Something to write, so that the end of the trouble is noticed where nobody wants anything.
+            draft.emit(JournalResumed(self._trouble_since, self.trouble), "look")
         answers: list[tuple[int, Accepted | Refused]] = []
         dirty: dict[Key, str] = {}
         for one in asked:
@@ -174,17 +192,21 @@ class Core:
         plan = turn.plan
         self.fleet = plan.fleet
         self.sight = plan.sight
-        self.trouble = ""
+        if turn.records:  # a turn that wrote nothing says nothing about the journal
+            self.trouble = ""
         for server_id in plan.roomier:
             self._placer.touch(server_id)
         released = self._take_holds(plan)
         for at, key in plan.looks:
             self._schedule(key, at)
-        self._wake(plan, released)
+        self._wake(self._held_in if plan.roomier else plan.freed | released)
 
     def abandon(self, turn: Turn, reason: str) -> None:
         """The journal refused: nothing happened. Look at the same keys again soon."""
+        if not self.trouble:
+            self._trouble_since = turn.at
         self.trouble = reason
+        self._try_again_at = turn.at + ABANDONED_LOOK_SECONDS
         self._placer = Placer()
         for key in turn.plan.looked:
             self._schedule(key, turn.at + ABANDONED_LOOK_SECONDS)
@@ -207,10 +229,10 @@ class Core:
                     del self._held_in[group]
         return released
 
-    def _wake(self, plan: Plan, released: set[str]) -> None:
-        groups = set(self._held_in) if plan.roomier else (plan.freed | released) & set(self._held_in)
+    def _wake(self, groups: Iterable[str]) -> None:
+        """Look again at the first of what is held in these groups."""
         for group in groups:
-            for key in list(self._held_in[group])[:WOKEN_PER_TURN]:
+            for key in list(self._held_in.get(group, ()))[:WOKEN_PER_TURN]:
                 self._dirty.setdefault(key, "look")
 
     def _schedule(self, key: Key, at: float) -> None:

@@ -48,7 +48,8 @@ def blame_server(deaths: Sequence[Death], now: float, window_seconds: float) -> 
     groups = {death.group for death in recent}
     if len(recent) < SERVER_DEATHS or len(groups) < SERVER_SPECS:
         return None
-    reason = f"{len(recent)} cells of {len(groups)} groups died on it within {window_seconds:g} s: the server is to blame"
+    who = f"{len(recent)} cells of {len(groups)} groups"
+    reason = f"{who} died on it within {window_seconds:g} s: the server is to blame"
     return Blame(reason, tuple(map(_fact, recent)))
 
 

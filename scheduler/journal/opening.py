@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from scheduler.journal import JournalCorrupt, JournalForeign, JournalLocked, JournalTooNew
+from scheduler.journal import JournalCorrupt, JournalForeign, JournalFull, JournalLocked, JournalTooNew
 from scheduler.journal.tables import APPLICATION_ID, TABLES_VERSION
+from scheduler.journal.writer import NO_SPACE
 
 _HEADER_BYTES = 100
 _MAGIC = b"SQLite format 3\x00"
@@ -56,6 +57,10 @@ def check(path: Path) -> None:
             _check_pages(path, connection)
             _check_positions(path, connection)
     except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", None) in NO_SPACE:
+            raise JournalFull(
+                f"no space to look at the journal {path} ({error}). Make room on that file system."
+            ) from error
         raise JournalCorrupt(f"the journal {path} is damaged: {error}. {_BACKUP}") from error
 
 

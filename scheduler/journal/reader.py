@@ -1,5 +1,5 @@
 """Reading. Rows are joined to one JSON text inside SQLite and decoded in one call: nothing is done row by row in
-Python, and the interpreter's lock changes hands once for a whole page of records (measured: that is what counts)."""
+Python, and the interpreter's lock changes hands once for a whole page of records."""
 
 from __future__ import annotations
 

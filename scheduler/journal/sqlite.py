@@ -1,7 +1,7 @@
 """The embedded store: one SQLite database in the data directory, held by one process.
 
-``journal.db`` (with SQLite's own ``-wal`` and ``-shm`` beside it) and ``journal.lock``. To back it up, copy the
-directory while no scheduler runs, or use SQLite's online backup.
+``journal.db`` (with SQLite's own ``-wal`` and ``-shm`` beside it), ``journal.lock`` and ``journal.reserve``. To back it
+up, copy the directory while no scheduler runs, or use SQLite's online backup.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from scheduler.events import Record
 from scheduler.journal import Retention, StaleEpoch
 from scheduler.journal.opening import check, take_lock
 from scheduler.journal.reader import Pages, Reader, replay
+from scheduler.journal.reserve import release_when_short, set_aside
 from scheduler.journal.tables import RETENTION_FLOOR, create, open_for_reading, open_for_writing
 from scheduler.journal.writer import Writer
 
@@ -49,18 +50,21 @@ class SqliteJournal:
     def open(cls, data: Path) -> Self:
         """Open the journal in a data directory, or make it (mode 0700, files 0600) where there is none.
 
-        Blocks, for start-up. Raises JournalLocked, JournalCorrupt, JournalTooNew, JournalForeign, OSError; then
-        nothing was touched.
+        Blocks, for start-up. Raises JournalLocked, JournalCorrupt, JournalTooNew, JournalForeign, JournalFull,
+        OSError; then nothing was touched.
         """
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = data.absolute() / DATABASE
         lock = take_lock(path.with_name(LOCK))
         try:
+            release_when_short(path.parent)
             if path.exists():
                 check(path)
             else:
                 create(path)
-            return cls(path, lock)
+            journal = cls(path, lock)
+            set_aside(path.parent)
+            return journal
         except BaseException:
             os.close(lock)
             raise

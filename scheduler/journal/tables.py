@@ -75,7 +75,7 @@ CREATE TRIGGER epochs_never_go BEFORE DELETE ON epochs
 """  # noqa: S608 - made of constants
 
 _CHECKPOINT_PAGES = 4_000
-"""About 16 MiB of log before it is copied into the database: fewer, larger copies than by default (measured)."""
+"""About 16 MiB of log before it is copied into the database: fewer, larger copies than by default."""
 
 _LOG_BYTES_KEPT = 64 * 1024 * 1024
 

@@ -26,7 +26,7 @@ GROUP_RECORDS = 20_000
 ROWS_PER_STATEMENT = 128
 """Many rows in one statement: the interpreter's lock is let go and waited for once for all of them."""
 
-_NO_SPACE = frozenset(
+NO_SPACE = frozenset(
     {
         sqlite3.SQLITE_FULL,
         sqlite3.SQLITE_IOERR_WRITE,
@@ -200,7 +200,7 @@ class Writer:
 
     def _explained(self, error: Exception) -> JournalError:
         explained: JournalError
-        if isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", None) in _NO_SPACE:
+        if isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", None) in NO_SPACE:
             free = shutil.disk_usage(self._path.parent).free
             explained = JournalFull(
                 f"no space for the journal {self._path} ({error}; {free:,} bytes free). Make room on that file "

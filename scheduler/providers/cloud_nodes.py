@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import re
 from collections.abc import Iterable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from libcloud.compute.base import Node, NodeDriver, NodeImage, NodeLocation, NodeSize
@@ -28,7 +29,7 @@ _ONCE_ARGUMENTS = ("ex_clienttoken", "ex_client_token")
 
 
 class Body(BaseModel):
-    """``arguments``: more for the driver's ``create_node``."""
+    """``arguments``: more for the driver's ``create_node``; ``{"id": …}`` stands for an object of the driver's."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -96,7 +97,7 @@ def create(
         "name": names.name(cell),
         "image": NodeImage(id=body.image, name=body.image, driver=driver),
         "size": _the(body.size, "size", driver.list_sizes()),
-        **body.arguments,
+        **{name: _argument(value) for name, value in body.arguments.items()},
     }
     if body.location:
         arguments["location"] = _the(body.location, "location", driver.list_locations())
@@ -108,7 +109,10 @@ def create(
             arguments[name] = hashlib.sha256(names.name(cell).encode()).hexdigest()[:32]
     _add_user_data(arguments, parameters, user_data, user_data_argument)
     _check(arguments, parameters)
-    return driver.create_node(**arguments)
+    try:
+        return driver.create_node(**arguments)
+    except (ValueError, TypeError) as error:
+        raise ProviderRefused(f"the driver does not take these arguments: {error}") from error
 
 
 def _add_user_data(
@@ -132,6 +136,11 @@ def _check(arguments: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
     if unknown and not takes_any:
         known = ", ".join(name for name in parameters if name.startswith("ex_"))
         raise ProviderRefused(f"the driver does not know {', '.join(unknown)} (known: {known})")
+
+
+def _argument(value: Any) -> Any:
+    """Where a driver wants an object, a network say, most of them look at its id alone."""
+    return SimpleNamespace(**value) if isinstance(value, dict) and set(value) == {"id"} else value
 
 
 def _the(wanted: str, what: str, found: Iterable[NodeSize] | Iterable[NodeLocation]) -> Any:

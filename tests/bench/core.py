@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from scheduler.commands import Command, Decommission, Order
 from scheduler.core import Asked, Core, Start, Turn
-from scheduler.events import CellOrdered, GroupApplied, Record, ServerEnrolled, ServerJoined
+from scheduler.events import AnyEvent, CellOrdered, GroupApplied, Record, ServerEnrolled, ServerJoined
 from scheduler.health import cell_verdict
 from scheduler.model import (
     CellId,
@@ -235,7 +235,7 @@ def _place_by_walking(fleet: Fleet, sight: Sight, cells: int) -> float:
 
 def _joined(servers: int) -> Fleet:
     """A fleet to which that many servers have come, straight from its events."""
-    events = []
+    events: list[AnyEvent] = []
     for number in range(servers):
         events.append(ServerEnrolled(f"s{number}", ""))
         events.append(

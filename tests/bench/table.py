@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import os
 import platform
 import statistics
@@ -48,7 +48,7 @@ def machine() -> str:
         f"Linux {platform.release()}",
         f"Python {platform.python_version()}",
         _engine(),
-        datetime.datetime.now(datetime.UTC).date().isoformat(),
+        dt.datetime.now(dt.UTC).date().isoformat(),
     ]
     return ", ".join(parts)
 

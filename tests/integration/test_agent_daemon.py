@@ -13,10 +13,11 @@ import pytest
 from galactica.v1 import cell_pb2, link_pb2
 
 from tests.support.agent_world import (
-    AgentProcess,
+    CELL,
+    AgentWorld,
     FakeScheduler,
+    agent_world,
     decommission,
-    fake_scheduler,
     http_server,
     is_alive,
     order,
@@ -24,58 +25,17 @@ from tests.support.agent_world import (
     until,
 )
 
-CELL = "web/1.1"
 RUNNING = cell_pb2.CELL_STATE_RUNNING
 GONE = cell_pb2.CELL_STATE_GONE
 
 
-class World:
-    """One scheduler and one agent with the process runtime; ends both and every cell."""
-
-    def __init__(self, scheduler: FakeScheduler, directory: Path) -> None:
-        self.scheduler = scheduler
-        self.data = directory / "agent"
-        self.agents: list[AgentProcess] = []
-        self.pids: set[int] = set()
-
-    def agent(self, *arguments: str, **environment: str) -> AgentProcess:
-        agent = AgentProcess(self.scheduler, self.data, *arguments, **environment)
-        self.agents.append(agent)
-        return agent
-
-    def enrolled(self, ttl_seconds: float | None = None, age_seconds: float = 0.0) -> AgentProcess:
-        """An agent that has its identity already."""
-        self.scheduler.identity(self.data / "identity", "host1", ttl_seconds, age_seconds)
-        return self.agent()
-
-    async def running(self, cell_id: str = CELL, *command: str, number: int = 1) -> cell_pb2.CellReport:
-        session = await self.scheduler.until_sessions(number)
-        session.instruct(order(cell_id, *command))
-        report = await session.until_state(cell_id, RUNNING)
-        self.pids.add(pid_of(report))
-        return report
-
-
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    (tmp_path / "ca").mkdir()
-    async with fake_scheduler(tmp_path / "ca") as scheduler:
-        world = World(scheduler, tmp_path)
-        try:
-            yield world
-        finally:
-            for agent in world.agents:
-                agent.dispose()
-            sweeper = world.agent("--stop-cells") if (world.data / "identity").exists() else None
-            if sweeper and any(is_alive(pid) for pid in world.pids):
-                scheduler.refusal = None
-                count = len(scheduler.sessions)
-                sweeper.start()
-                await scheduler.until_sessions(count + 1)
-                await sweeper.ended()
+async def world(tmp_path: Path) -> AsyncIterator[AgentWorld]:
+    async with agent_world(tmp_path) as world:
+        yield world
 
 
-async def test_agent_enrols_with_its_token_and_says_who_and_how_large_it_is(world: World) -> None:
+async def test_agent_enrols_with_its_token_and_says_who_and_how_large_it_is(world: AgentWorld) -> None:
     agent = world.agent("--id", "host1", "--label", "zone=a", GALACTICA_TOKEN=world.scheduler.token)
     agent.start()
     session = await world.scheduler.until_sessions(1)
@@ -101,7 +61,7 @@ async def test_agent_enrols_with_its_token_and_says_who_and_how_large_it_is(worl
     ],
 )
 async def test_agent_that_cannot_begin_says_why_in_one_line(
-    world: World, arguments: tuple[str, ...], environment: dict[str, str], code: int, message: str
+    world: AgentWorld, arguments: tuple[str, ...], environment: dict[str, str], code: int, message: str
 ) -> None:
     agent = world.agent(*arguments, **environment)
     agent.start()
@@ -110,7 +70,7 @@ async def test_agent_that_cannot_begin_says_why_in_one_line(
     assert (ended, line[: len("error: ") + len(message)]) == (code, f"error: {message}")
 
 
-async def test_used_up_token_is_refused_with_the_schedulers_words(world: World) -> None:
+async def test_used_up_token_is_refused_with_the_schedulers_words(world: AgentWorld) -> None:
     wrong = world.scheduler.token.replace("c2VjcmV0", "b3RoZXI")
     agent = world.agent(GALACTICA_TOKEN=wrong)
     agent.start()
@@ -119,7 +79,7 @@ async def test_used_up_token_is_refused_with_the_schedulers_words(world: World) 
     assert "the token is unknown, used up or expired" in said
 
 
-async def test_second_agent_on_one_data_directory_is_refused(world: World) -> None:
+async def test_second_agent_on_one_data_directory_is_refused(world: AgentWorld) -> None:
     world.enrolled().start()
     await world.scheduler.until_sessions(1)
     second = world.agent()
@@ -131,7 +91,7 @@ async def test_second_agent_on_one_data_directory_is_refused(world: World) -> No
     )
 
 
-async def test_cell_is_ordered_once_runs_dies_and_is_gone(world: World) -> None:
+async def test_cell_is_ordered_once_runs_dies_and_is_gone(world: AgentWorld) -> None:
     world.enrolled().start()
     report = await world.running()
     session = world.scheduler.session
@@ -150,7 +110,7 @@ async def test_cell_is_ordered_once_runs_dies_and_is_gone(world: World) -> None:
     assert not is_alive(pid_of(report))
 
 
-async def test_death_is_told_within_a_moment(world: World) -> None:
+async def test_death_is_told_within_a_moment(world: AgentWorld) -> None:
     world.scheduler.beat_ms = 10_000
     world.scheduler.lease_ms = 60_000
     world.enrolled().start()
@@ -161,7 +121,7 @@ async def test_death_is_told_within_a_moment(world: World) -> None:
     assert time.monotonic() - began < 2.0
 
 
-async def test_command_that_is_not_there_is_a_failed_cell_with_its_reason(world: World) -> None:
+async def test_command_that_is_not_there_is_a_failed_cell_with_its_reason(world: AgentWorld) -> None:
     world.enrolled().start()
     session = await world.scheduler.until_sessions(1)
     session.instruct(order(CELL, "/no/such/command"))
@@ -171,7 +131,7 @@ async def test_command_that_is_not_there_is_a_failed_cell_with_its_reason(world:
     await session.until_state(CELL, GONE)
 
 
-async def test_runtime_that_this_server_does_not_have_is_a_failed_cell(world: World) -> None:
+async def test_runtime_that_this_server_does_not_have_is_a_failed_cell(world: AgentWorld) -> None:
     world.enrolled().start()
     session = await world.scheduler.until_sessions(1)
     wrong = order(CELL)
@@ -182,7 +142,9 @@ async def test_runtime_that_this_server_does_not_have_is_a_failed_cell(world: Wo
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-async def test_agent_that_ends_and_returns_takes_its_cells_over(world: World, how: signal.Signals) -> None:
+async def test_agent_that_ends_and_returns_takes_its_cells_over(
+    world: AgentWorld, how: signal.Signals
+) -> None:
     agent = world.enrolled()
     agent.start()
     before = await world.running()
@@ -197,7 +159,7 @@ async def test_agent_that_ends_and_returns_takes_its_cells_over(world: World, ho
     assert session.cells[CELL].runtime_id == before.runtime_id
 
 
-async def test_cell_that_died_while_no_agent_was_there_is_told_with_its_autopsy(world: World) -> None:
+async def test_cell_that_died_while_no_agent_was_there_is_told_with_its_autopsy(world: AgentWorld) -> None:
     agent = world.enrolled()
     agent.start()
     report = await world.running()
@@ -210,7 +172,7 @@ async def test_cell_that_died_while_no_agent_was_there_is_told_with_its_autopsy(
     assert dead.autopsy.signal == "SIGKILL"
 
 
-async def test_stop_cells_ends_them_and_says_so_before_it_leaves(world: World) -> None:
+async def test_stop_cells_ends_them_and_says_so_before_it_leaves(world: AgentWorld) -> None:
     world.scheduler.identity(world.data / "identity", "host1")
     agent = world.agent("--stop-cells")
     agent.start()
@@ -221,7 +183,9 @@ async def test_stop_cells_ends_them_and_says_so_before_it_leaves(world: World) -
     await world.scheduler.session.until_state(CELL, GONE)
 
 
-async def test_cells_outlive_a_scheduler_that_goes_away_and_the_next_hello_names_them(world: World) -> None:
+async def test_cells_outlive_a_scheduler_that_goes_away_and_the_next_hello_names_them(
+    world: AgentWorld,
+) -> None:
     world.enrolled().start()
     report = await world.running()
     await world.scheduler.stop()
@@ -233,7 +197,7 @@ async def test_cells_outlive_a_scheduler_that_goes_away_and_the_next_hello_names
     assert session.hello.epoch == 1
 
 
-async def test_scheduler_of_a_lower_epoch_is_left_even_by_the_agents_next_life(world: World) -> None:
+async def test_scheduler_of_a_lower_epoch_is_left_even_by_the_agents_next_life(world: AgentWorld) -> None:
     world.scheduler.epoch = 5
     agent = world.enrolled()
     agent.start()
@@ -249,7 +213,7 @@ async def test_scheduler_of_a_lower_epoch_is_left_even_by_the_agents_next_life(w
     assert session.cells == {}
 
 
-async def test_silent_scheduler_is_left_after_the_lease_and_called_again(world: World) -> None:
+async def test_silent_scheduler_is_left_after_the_lease_and_called_again(world: AgentWorld) -> None:
     world.scheduler.answers_echo = False
     world.scheduler.lease_ms = 600
     world.enrolled().start()
@@ -267,7 +231,7 @@ async def test_silent_scheduler_is_left_after_the_lease_and_called_again(world: 
     ],
 )
 async def test_refused_agent_ends_with_the_schedulers_words(
-    world: World, code: grpc.StatusCode, words: str
+    world: AgentWorld, code: grpc.StatusCode, words: str
 ) -> None:
     world.scheduler.refusal = (code, words)
     agent = world.enrolled()
@@ -279,15 +243,7 @@ async def test_refused_agent_ends_with_the_schedulers_words(
     )
 
 
-async def test_expired_certificate_asks_for_a_fresh_token(world: World) -> None:
-    agent = world.enrolled(ttl_seconds=-1.0)
-    agent.start()
-    code, said = await agent.ended(None)
-    assert code == 2
-    assert "this server's certificate has ended: a join token is needed" in said
-
-
-async def test_certificate_of_another_ca_opens_nothing(world: World, tmp_path: Path) -> None:
+async def test_certificate_of_another_ca_opens_nothing(world: AgentWorld, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     FakeScheduler(tmp_path / "other").identity(world.data / "identity", "host1")
     agent = world.agent()
@@ -299,7 +255,7 @@ async def test_certificate_of_another_ca_opens_nothing(world: World, tmp_path: P
 
 
 async def test_certificate_is_replaced_in_time_and_the_next_session_opens_before_the_old_one_ends(
-    world: World,
+    world: AgentWorld,
 ) -> None:
     world.enrolled(ttl_seconds=1_000.0, age_seconds=3_000.0).start()
     report = await world.running()
@@ -312,7 +268,7 @@ async def test_certificate_is_replaced_in_time_and_the_next_session_opens_before
     await second.until_state(CELL, cell_pb2.CELL_STATE_EXITED)
 
 
-async def test_reports_are_numbered_and_beats_come_when_nothing_changes(world: World) -> None:
+async def test_reports_are_numbered_and_beats_come_when_nothing_changes(world: AgentWorld) -> None:
     world.enrolled().start()
     await world.running()
     session = world.scheduler.session
@@ -323,7 +279,7 @@ async def test_reports_are_numbered_and_beats_come_when_nothing_changes(world: W
     assert all(not one.cells for one in session.reports[count + 1 :])
 
 
-async def test_resync_is_answered_with_everything(world: World) -> None:
+async def test_resync_is_answered_with_everything(world: AgentWorld) -> None:
     world.enrolled().start()
     await world.running()
     session = world.scheduler.session
@@ -332,7 +288,7 @@ async def test_resync_is_answered_with_everything(world: World) -> None:
     assert [one.cell_id for one in complete[0].cells] == [CELL]
 
 
-async def test_logs_come_in_chunks_with_an_end_and_do_not_hold_reports_back(world: World) -> None:
+async def test_logs_come_in_chunks_with_an_end_and_do_not_hold_reports_back(world: AgentWorld) -> None:
     world.enrolled().start()
     await world.running(CELL, "sh", "-c", "seq 1 20000; exec sleep 600")
     session = world.scheduler.session
@@ -352,7 +308,7 @@ async def test_logs_come_in_chunks_with_an_end_and_do_not_hold_reports_back(worl
     assert max(gaps) < 1.0
 
 
-async def test_logs_are_followed_until_nobody_wants_them(world: World) -> None:
+async def test_logs_are_followed_until_nobody_wants_them(world: AgentWorld) -> None:
     world.enrolled().start()
     await world.running(CELL, "sh", "-c", "while sleep 0.05; do echo tick; done")
     session = world.scheduler.session
@@ -367,7 +323,7 @@ async def test_logs_are_followed_until_nobody_wants_them(world: World) -> None:
     assert len(session.logs) == count
 
 
-async def test_logs_of_an_unknown_cell_end_with_the_reason(world: World) -> None:
+async def test_logs_of_an_unknown_cell_end_with_the_reason(world: AgentWorld) -> None:
     world.enrolled().start()
     session = await world.scheduler.until_sessions(1)
     ask = link_pb2.FetchLogs(stream=9, cell_id="db/1.1")
@@ -376,7 +332,9 @@ async def test_logs_of_an_unknown_cell_end_with_the_reason(world: World) -> None
     assert list(session.logs) == [link_pb2.LogChunk(stream=9, end=True, error="db/1.1 is not on this server")]
 
 
-async def test_probed_cell_is_told_passing_then_failing_then_passing(world: World, tmp_path: Path) -> None:
+async def test_probed_cell_is_told_passing_then_failing_then_passing(
+    world: AgentWorld, tmp_path: Path
+) -> None:
     world.enrolled().start()
     session = await world.scheduler.until_sessions(1)
     health = cell_pb2.Health(

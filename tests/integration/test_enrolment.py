@@ -25,7 +25,6 @@ from scheduler.enrolment import (
     enrolment_credentials,
     link_credentials,
     make_enrolment_server,
-    renew,
 )
 from scheduler.identities import Role, ServerIdentity, identity_of
 from scheduler.tokens import new_token, parse_token
@@ -89,7 +88,10 @@ class Link(link_pb2_grpc.AgentLinkServiceServicer):
         self.callers.append(caller)
         if not isinstance(caller, ServerIdentity):
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"{caller} is no server")
-        return renew(self.ca, caller.server_id, request.csr_pem, 3_600)
+        issued = self.ca.issue_server(request.csr_pem, caller.server_id)
+        return link_pb2.RenewCertificateResponse(
+            certificate_pem=issued.certificate_pem, expires_at=issued.expires_at
+        )
 
 
 @dataclass
@@ -220,10 +222,11 @@ class TestEnrolling:
         assert (code, said) == (0, "enrolled as rack-1/web in the fleet alpha\n")
         identity = Identity.load(directory)
         assert identity is not None
-        assert (identity.server_id, identity.fleet, identity.scheduler) == (
+        assert (identity.server_id, identity.fleet, identity.scheduler, identity.enrolment) == (
             "rack-1/web",
             "alpha",
             house.link_address,
+            house.enrolment_address,
         )
         assert identity.ca_pem == house.ca.certificate_pem
         async with grpc.aio.secure_channel(
@@ -250,7 +253,7 @@ class TestEnrolling:
             path.name: stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir()
         } == dict.fromkeys(["key.pem", "csr.pem", "cert.pem", "ca.pem", "identity.json"], 0o600)
         facts = json.loads((directory / "identity.json").read_text())
-        assert sorted(facts) == ["expires_at", "fleet", "issued_at", "scheduler", "server_id"]
+        assert sorted(facts) == ["enrolment", "expires_at", "fleet", "issued_at", "scheduler", "server_id"]
         assert 3_590 < facts["expires_at"] - facts["issued_at"] <= 3_600
 
     async def test_token_is_spent_in_the_name_of_the_server_and_only_its_hash_goes_to_the_core(self, house):
@@ -608,6 +611,7 @@ class TestRenewing:
             server_id="web-1",
             fleet=response.fleet,
             scheduler=house.link_address,
+            enrolment=house.enrolment_address,
             issued_at=1_000.0,
             expires_at=response.expires_at,
             key_pem=key,
@@ -657,7 +661,16 @@ class TestIdentityFiles:
         key, csr = new_key_and_csr()
         issued = ca.issue_server(csr, "web-1")
         return Identity(
-            "web-1", "alpha", "s:1", 1_000.0, 4_600.0, key, csr, issued.certificate_pem, ca.certificate_pem
+            "web-1",
+            "alpha",
+            "s:1",
+            "s:2",
+            1_000.0,
+            4_600.0,
+            key,
+            csr,
+            issued.certificate_pem,
+            ca.certificate_pem,
         )
 
     def test_host_that_has_not_enrolled_has_no_identity(self, tmp_path):

@@ -25,7 +25,7 @@ async def test_only_the_owner_may_look_at_a_journal(data: Path) -> None:
     await journal.append(records(1, 1), after=0, epoch=0)
     assert data.stat().st_mode & 0o777 == 0o700
     modes = {path.name: path.stat().st_mode & 0o777 for path in data.iterdir()}
-    names = ("journal.db", "journal.db-shm", "journal.db-wal", "journal.lock")
+    names = ("journal.db", "journal.db-shm", "journal.db-wal", "journal.lock", "journal.reserve")
     assert modes == dict.fromkeys(names, 0o600)
     await journal.close()
 
@@ -179,4 +179,4 @@ def test_crash_while_a_journal_is_made_leaves_none(data: Path) -> None:
     (data / "journal.db.creating").write_bytes(b"half a database")
     journal = SqliteJournal.open(data)
     journal.release()
-    assert sorted(path.name for path in data.iterdir()) == ["journal.db", "journal.lock"]
+    assert sorted(path.name for path in data.iterdir()) == ["journal.db", "journal.lock", "journal.reserve"]

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,15 +16,20 @@ from typing import Any
 import grpc
 import psutil
 from galactica.v1 import cell_pb2, link_pb2, link_pb2_grpc
+from rpds import HashTrieMap
 
 from agent.identity import Identity, store
 from scheduler.ca import CertificateAuthority, new_key_and_csr
 from scheduler.identities import identity_of
+from scheduler.model import Fleet, Phase, Server
+from scheduler.renewal import NotRenewed, server_to_renew
 
 FLEET = "testfleet"
 DEADLINE_SECONDS = 20.0
 ROOT = Path(__file__).parents[2]
 TOKEN_ID = "aa11"
+CELL = "web/1.1"
+"""What the agent runs unless a test names another one."""
 
 
 async def until(condition: Callable[[], Any], what: str, seconds: float = DEADLINE_SECONDS) -> Any:
@@ -91,8 +97,11 @@ class FakeScheduler(link_pb2_grpc.AgentLinkServiceServicer, link_pb2_grpc.Enrolm
         self.refusal: tuple[grpc.StatusCode, str] | None = None
         self.port = 0
         self.enrol_port = 0
+        self.members: set[str] = set()
+        self.renewed_expired: list[str] = []
         self.token = f"gal1.{TOKEN_ID}.c2VjcmV0.{self.ca.digest}"
         self._servers: list[grpc.aio.Server] = []
+        self._reserved: list[socket.socket] = []
 
     @property
     def address(self) -> str:
@@ -103,18 +112,19 @@ class FakeScheduler(link_pb2_grpc.AgentLinkServiceServicer, link_pb2_grpc.Enrolm
         return self.sessions[-1]
 
     async def start(self) -> None:
+        if not self._reserved:
+            self._reserved = [_reserved(), _reserved()]
+            self.port, self.enrol_port = (one.getsockname()[1] for one in self._reserved)
         key, certificate = self.ca.issue_scheduler()
-        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        server = grpc.aio.server()
         link_pb2_grpc.add_AgentLinkServiceServicer_to_server(self, server)
         mutual = grpc.ssl_server_credentials([(key, certificate)], self.ca.certificate_pem, True)
-        self.port = server.add_secure_port(f"127.0.0.1:{self.port}", mutual)
+        server.add_secure_port(self.address, mutual)
         await server.start()
         enrolment = grpc.aio.server()
         link_pb2_grpc.add_EnrolmentServiceServicer_to_server(self, enrolment)
         chain = certificate + self.ca.certificate_pem
-        self.enrol_port = enrolment.add_secure_port(
-            "127.0.0.1:0", grpc.ssl_server_credentials([(key, chain)])
-        )
+        enrolment.add_secure_port(f"127.0.0.1:{self.enrol_port}", grpc.ssl_server_credentials([(key, chain)]))
         await enrolment.start()
         self._servers = [server, enrolment]
 
@@ -123,6 +133,10 @@ class FakeScheduler(link_pb2_grpc.AgentLinkServiceServicer, link_pb2_grpc.Enrolm
             session.outgoing.put_nowait(None)
         for server in self._servers:
             await server.stop(0)
+
+    def close(self) -> None:
+        for one in self._reserved:
+            one.close()
 
     def identity(
         self, directory: Path, server_id: str, ttl_seconds: float | None = None, age_seconds: float = 0.0
@@ -134,6 +148,7 @@ class FakeScheduler(link_pb2_grpc.AgentLinkServiceServicer, link_pb2_grpc.Enrolm
             server_id=server_id,
             fleet=FLEET,
             scheduler=self.address,
+            enrolment=f"127.0.0.1:{self.enrol_port}",
             issued_at=time.time() - age_seconds,
             expires_at=issued.expires_at,
             key_pem=key,
@@ -142,6 +157,7 @@ class FakeScheduler(link_pb2_grpc.AgentLinkServiceServicer, link_pb2_grpc.Enrolm
             ca_pem=self.ca.certificate_pem,
         )
         store(directory, identity)
+        self.members.add(server_id)
         return identity
 
     async def until_sessions(self, number: int) -> Session:
@@ -152,11 +168,27 @@ class FakeScheduler(link_pb2_grpc.AgentLinkServiceServicer, link_pb2_grpc.Enrolm
         if request.token != self.token:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is unknown, used up or expired")
         issued = self.ca.issue_server(request.csr_pem, request.server_id, self.ttl_seconds)
+        self.members.add(request.server_id)
         return link_pb2.EnrolResponse(
             certificate_pem=issued.certificate_pem,
             ca_pem=self.ca.certificate_pem,
             fleet=FLEET,
             expires_at=issued.expires_at,
+        )
+
+    async def RenewExpired(  # noqa: N802
+        self, request: link_pb2.RenewExpiredRequest, context: Any
+    ) -> link_pb2.RenewExpiredResponse:
+        servers = {name: Server(name, 1, Phase.READY) for name in self.members}
+        fleet = Fleet(servers=HashTrieMap(servers))
+        try:
+            server = server_to_renew(self.ca, fleet, request.certificate_pem, request.csr_pem, time.time())
+        except NotRenewed as refusal:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(refusal))
+        issued = self.ca.issue_server(request.csr_pem, server, 3_600.0)
+        self.renewed_expired.append(server)
+        return link_pb2.RenewExpiredResponse(
+            certificate_pem=issued.certificate_pem, expires_at=issued.expires_at
         )
 
     async def RenewCertificate(  # noqa: N802
@@ -211,6 +243,14 @@ class FakeScheduler(link_pb2_grpc.AgentLinkServiceServicer, link_pb2_grpc.Enrolm
         session.outgoing.put_nowait(None)
 
 
+def _reserved() -> socket.socket:
+    """A port that stays ours while no scheduler listens on it, and refuses connections then."""
+    one = socket.socket()
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    one.bind(("127.0.0.1", 0))
+    return one
+
+
 @contextlib.asynccontextmanager
 async def fake_scheduler(directory: Path) -> AsyncIterator[FakeScheduler]:
     scheduler = FakeScheduler(directory)
@@ -219,6 +259,7 @@ async def fake_scheduler(directory: Path) -> AsyncIterator[FakeScheduler]:
         yield scheduler
     finally:
         await scheduler.stop()
+        scheduler.close()
 
 
 def order(cell_id: str, *command: str, **spec: Any) -> link_pb2.Instruction:
@@ -290,3 +331,56 @@ def pid_of(report: cell_pb2.CellReport) -> int:
 
 def is_alive(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+class AgentWorld:
+    """One scheduler and one agent with the process runtime; ends both and every cell."""
+
+    def __init__(self, scheduler: FakeScheduler, directory: Path) -> None:
+        self.scheduler = scheduler
+        self.data = directory / "agent"
+        self.agents: list[AgentProcess] = []
+        self.pids: set[int] = set()
+
+    def agent(self, *arguments: str, **environment: str) -> AgentProcess:
+        agent = AgentProcess(self.scheduler, self.data, *arguments, **environment)
+        self.agents.append(agent)
+        return agent
+
+    def enrolled(self, ttl_seconds: float | None = None, age_seconds: float = 0.0) -> AgentProcess:
+        """An agent that has its identity already."""
+        self.scheduler.identity(self.data / "identity", "host1", ttl_seconds, age_seconds)
+        return self.agent()
+
+    async def running(self, cell_id: str = CELL, *command: str, number: int = 1) -> cell_pb2.CellReport:
+        session = await self.scheduler.until_sessions(number)
+        session.instruct(order(cell_id, *command))
+        report = await session.until_state(cell_id, cell_pb2.CELL_STATE_RUNNING)
+        self.pids.add(pid_of(report))
+        return report
+
+
+@contextlib.asynccontextmanager
+async def agent_world(directory: Path) -> AsyncIterator[AgentWorld]:
+    """At the end no agent and no cell is left."""
+    (directory / "ca").mkdir()
+    async with fake_scheduler(directory / "ca") as scheduler:
+        world = AgentWorld(scheduler, directory)
+        try:
+            yield world
+        finally:
+            for agent in world.agents:
+                agent.dispose()
+            if any(is_alive(pid) for pid in world.pids):
+                await _sweep(world)
+
+
+async def _sweep(world: AgentWorld) -> None:
+    scheduler = world.scheduler
+    scheduler.refusal = None
+    scheduler.identity(world.data / "identity", "host1")
+    count = len(scheduler.sessions)
+    sweeper = world.agent("--stop-cells")
+    sweeper.start()
+    await scheduler.until_sessions(count + 1)
+    await sweeper.ended()

@@ -61,6 +61,16 @@ class Done:
         return json.loads(self.out)
 
 
+def free_ports() -> tuple[int, int]:
+    """Two that follow each other, as ``--listen`` alone would use them."""
+    while True:
+        port = random.choice(PORTS)
+        with contextlib.suppress(OSError), socket.socket() as one, socket.socket() as other:
+            one.bind(("127.0.0.1", port))
+            other.bind(("127.0.0.1", port + 1))
+            return port, port + 1
+
+
 @dataclass
 class Fleet:
     """``directory`` holds the scheduler's data, one directory for each agent, and a log of each process."""
@@ -70,7 +80,7 @@ class Fleet:
     scheduler: subprocess.Popen[bytes] | None = None
     agents: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     _data: Path | None = None
-    _ports: tuple[int, int] = field(default_factory=lambda: free_ports())
+    _ports: tuple[int, int] = field(default_factory=free_ports)
     _channel: grpc.Channel | None = None
     _token: str = ""
 
@@ -103,9 +113,9 @@ class Fleet:
         words = ["scheduler", "--data", str(self.data), "--fleet", self.name]
         words += ["--listen", self.address, "--enrol-listen", self.enrol_address]
         self.scheduler = self.spawn("scheduler", [*cli_command(), *words])
-        self.until(self._answers, "the scheduler answers")
+        self.until(self.answers, "the scheduler answers")
 
-    def _answers(self) -> bool:
+    def answers(self) -> bool:
         assert self.scheduler is not None
         assert self.scheduler.poll() is None, f"the scheduler ended:\n{self.log('scheduler')}"
         if not self.context.exists():
@@ -316,10 +326,10 @@ class Fleet:
         """End processes, then cells, then what is left of either."""
         if self._channel is not None:
             self._channel.close()
-        for process in (self.scheduler, *self.agents.values()):
-            if process is not None:
-                process.kill()
-                process.wait()
+        for begun in (self.scheduler, *self.agents.values()):
+            if begun is not None:
+                begun.kill()
+                begun.wait()
         for cells in self.directory.glob("**/cells"):
             with contextlib.suppress(Exception):  # what it cannot remove is killed below
                 asyncio.run(_remove_cells(cells, self.name))
@@ -367,16 +377,6 @@ def cli_command() -> list[str]:
 
 def agent_command() -> list[str]:
     return [sys.executable, "-m", "agent"]
-
-
-def free_ports() -> tuple[int, int]:
-    """Two that follow each other, as ``--listen`` alone would use them."""
-    while True:
-        port = random.choice(PORTS)
-        with contextlib.suppress(OSError), socket.socket() as one, socket.socket() as other:
-            one.bind(("127.0.0.1", port))
-            other.bind(("127.0.0.1", port + 1))
-            return port, port + 1
 
 
 def pids(cells: list[Json]) -> dict[str, int]:

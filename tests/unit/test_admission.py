@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import pytest
+from msgspec.structs import replace
 
 from scheduler import admission
 from scheduler import events as e
@@ -31,6 +32,7 @@ from scheduler.requests import (
     Enrol,
     EnrolOperator,
     GroupChange,
+    OpenShell,
     RecordRefusal,
     Refused,
     Request,
@@ -381,3 +383,33 @@ def test_enrolment_looks_at_its_server_alone() -> None:
     admit(draft, CreateToken("t", SECRET, 1, START + 9), "operator:ann")
     admitted = admit(draft, Enrol("t", SECRET, "a"), "server:a")
     assert admitted == admission.Admitted(Accepted(2), {ServerKey("a"): "server:a"})
+
+
+def test_a_shell_begins_the_cells_death_timer_and_a_second_one_does_not_put_it_off() -> None:
+    draft = draft_of(two_ready().fleet, START)
+    admitted = admit(draft, OpenShell("web/0.1"), "operator:ann")
+    assert admitted.dirty == {SlotKey("web", 0): "operator:ann"}
+    later = draft_of(draft.fleet, START + 60)
+    admit(later, OpenShell("web/0.1"), "operator:bob")
+    opened = [record.event for record in (*draft.records, *later.records)]
+    dies_at = START + Policy().shell_seconds
+    assert opened == [e.ShellOpened("web/0.1", "ann", dies_at), e.ShellOpened("web/0.1", "bob", dies_at)]
+    assert later.fleet.cell("web/0.1").dies_at == dies_at
+    assert later.fleet.cell("web/1.1").dies_at is None
+
+
+def test_a_shell_in_a_cell_that_is_not_there_is_refused() -> None:
+    with pytest.raises(Refused, match=r"there is no cell web/9\.9, or it is decommissioned already"):
+        admit(draft_of(two_ready().fleet), OpenShell("web/9.9"), "operator:ann")
+
+
+def test_age_drift_and_exclusion_are_told_as_differences() -> None:
+    before = service("web", 2)
+    after = replace(
+        before, max_age_seconds=3_600.0, replace_touched=False, spec=replace(before.spec, exclusive=True)
+    )
+    assert differences(before, after) == (
+        "max_age_seconds: 0.0 -> 3600.0",
+        "replace_touched: True -> False",
+        "spec.exclusive: False -> True",
+    )

@@ -12,6 +12,7 @@ from agent.messages import (
     CellState,
     CloseSession,
     ClosingDown,
+    Compared,
     Connected,
     Death,
     Decommissioned,
@@ -620,3 +621,25 @@ def test_orphan_whose_order_names_no_stop_gets_the_usual_one() -> None:
     bare = link_pb2.Order(cell_id=CELL, spec=cell_pb2.Spec(runtime=PROCESS))
     listed(agent, [Found(bare, Running("pid 7", {}, 0.0))])
     assert agent.instruct(DECOMMISSION) == (StopCell(CELL, PROCESS, "SIGTERM", 10.0),)
+
+
+def test_what_hands_did_to_a_cell_is_told_once_and_with_every_whole_report() -> None:
+    agent = running()
+    agent.sleep(1.0)
+    agent.sent.clear()
+    touched = ("sh was run in it by hand (docker exec)",)
+    agent.take(Compared(CELL, (), agent.now))
+    agent.take(Compared(CELL, touched, agent.now))
+    agent.take(Compared(CELL, touched, agent.now))
+    assert [report.cells[0].touched for report in agent.sent] == [touched]
+    agent.take(Disconnected(1, agent.now))
+    (hello,) = agent.take(Connected(2, agent.now))
+    assert isinstance(hello, SendHello)
+    assert hello.inventory[0].touched == touched
+
+
+def test_comparison_of_a_cell_that_does_not_run_says_nothing() -> None:
+    for agent in (stopping(), dead(), attached()):
+        agent.sent.clear()
+        agent.take(Compared(CELL, ("touched",), agent.now))
+        assert agent.sent == []

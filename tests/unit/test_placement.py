@@ -291,14 +291,23 @@ def test_a_fixed_port_that_comes_free_is_used_again() -> None:
     assert world.phases() == {"web/0.2": Phase.READY}
 
 
-def test_a_server_that_was_silent_takes_cells_when_it_is_heard_again() -> None:
+def test_a_server_that_was_silent_takes_what_waited_for_it_as_soon_as_it_is_heard_again() -> None:
     world = World()
     world.join("a")
     world.advance(3, beating=False)
-    world.apply(service())
+    world.apply(service("web", 100))
     assert (world.phases(), world.held()) == ({}, {"no_capacity"})
     world.beat("a")
-    world.advance(60)
+    assert (set(world.phases().values()), len(world.phases()), world.held()) == ({Phase.READY}, 100, set())
+
+
+def test_what_waited_for_any_server_goes_on_when_agents_attach_to_a_new_scheduler() -> None:
+    before = World()
+    before.join("a")
+    world = before.crash()
+    world.apply(service())
+    assert world.held() == {"no_capacity"}
+    world.attach("a")
     assert (world.phases(), world.held()) == ({"web/0.1": Phase.READY}, set())
 
 

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class EnrolmentServiceStub:
-    """Reached without a client certificate (that is what it hands out), on its own port.
+    """Reached without a client certificate that is valid (that is what it hands out), on its own port.
     """
 
     def __init__(self, channel):
@@ -40,15 +40,29 @@ class EnrolmentServiceStub:
                 request_serializer=galactica_dot_v1_dot_link__pb2.EnrolRequest.SerializeToString,
                 response_deserializer=galactica_dot_v1_dot_link__pb2.EnrolResponse.FromString,
                 _registered_method=True)
+        self.RenewExpired = channel.unary_unary(
+                '/galactica.v1.EnrolmentService/RenewExpired',
+                request_serializer=galactica_dot_v1_dot_link__pb2.RenewExpiredRequest.SerializeToString,
+                response_deserializer=galactica_dot_v1_dot_link__pb2.RenewExpiredResponse.FromString,
+                _registered_method=True)
 
 
 class EnrolmentServiceServicer:
-    """Reached without a client certificate (that is what it hands out), on its own port.
+    """Reached without a client certificate that is valid (that is what it hands out), on its own port.
     """
 
     def Enrol(self, request, context):
         """UNAUTHENTICATED: the token is unknown, used up or expired. INVALID_ARGUMENT: bad CSR or id.
         ALREADY_EXISTS: another live server has this id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RenewExpired(self, request, context):
+        """A fresh certificate for a server whose own has ended, so that no outage of the scheduler shuts agents out.
+        UNAUTHENTICATED: the certificate is not a server's of this fleet or ended too long ago, the CSR is for another
+        key, or the server is unknown or was drained. The details say which; then it takes a token and Enrol.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -62,6 +76,11 @@ def add_EnrolmentServiceServicer_to_server(servicer, server):
                     request_deserializer=galactica_dot_v1_dot_link__pb2.EnrolRequest.FromString,
                     response_serializer=galactica_dot_v1_dot_link__pb2.EnrolResponse.SerializeToString,
             ),
+            'RenewExpired': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenewExpired,
+                    request_deserializer=galactica_dot_v1_dot_link__pb2.RenewExpiredRequest.FromString,
+                    response_serializer=galactica_dot_v1_dot_link__pb2.RenewExpiredResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'galactica.v1.EnrolmentService', rpc_method_handlers)
@@ -71,7 +90,7 @@ def add_EnrolmentServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EnrolmentService:
-    """Reached without a client certificate (that is what it hands out), on its own port.
+    """Reached without a client certificate that is valid (that is what it hands out), on its own port.
     """
 
     @staticmethod
@@ -91,6 +110,33 @@ class EnrolmentService:
             '/galactica.v1.EnrolmentService/Enrol',
             galactica_dot_v1_dot_link__pb2.EnrolRequest.SerializeToString,
             galactica_dot_v1_dot_link__pb2.EnrolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenewExpired(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/galactica.v1.EnrolmentService/RenewExpired',
+            galactica_dot_v1_dot_link__pb2.RenewExpiredRequest.SerializeToString,
+            galactica_dot_v1_dot_link__pb2.RenewExpiredResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -29,7 +29,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class EnrolmentServiceStub:
-    """Reached without a client certificate (that is what it hands out), on its own port."""
+    """Reached without a client certificate that is valid (that is what it hands out), on its own port."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -39,19 +39,29 @@ class EnrolmentServiceStub:
     """UNAUTHENTICATED: the token is unknown, used up or expired. INVALID_ARGUMENT: bad CSR or id.
     ALREADY_EXISTS: another live server has this id.
     """
+    RenewExpired: _grpc.UnaryUnaryMultiCallable[_link_pb2.RenewExpiredRequest, _link_pb2.RenewExpiredResponse]
+    """A fresh certificate for a server whose own has ended, so that no outage of the scheduler shuts agents out.
+    UNAUTHENTICATED: the certificate is not a server's of this fleet or ended too long ago, the CSR is for another
+    key, or the server is unknown or was drained. The details say which; then it takes a token and Enrol.
+    """
 
 @_typing.type_check_only
 class EnrolmentServiceAsyncStub(EnrolmentServiceStub):
-    """Reached without a client certificate (that is what it hands out), on its own port."""
+    """Reached without a client certificate that is valid (that is what it hands out), on its own port."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Enrol: _aio.UnaryUnaryMultiCallable[_link_pb2.EnrolRequest, _link_pb2.EnrolResponse]  # type: ignore[assignment]
     """UNAUTHENTICATED: the token is unknown, used up or expired. INVALID_ARGUMENT: bad CSR or id.
     ALREADY_EXISTS: another live server has this id.
     """
+    RenewExpired: _aio.UnaryUnaryMultiCallable[_link_pb2.RenewExpiredRequest, _link_pb2.RenewExpiredResponse]  # type: ignore[assignment]
+    """A fresh certificate for a server whose own has ended, so that no outage of the scheduler shuts agents out.
+    UNAUTHENTICATED: the certificate is not a server's of this fleet or ended too long ago, the CSR is for another
+    key, or the server is unknown or was drained. The details say which; then it takes a token and Enrol.
+    """
 
 class EnrolmentServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Reached without a client certificate (that is what it hands out), on its own port."""
+    """Reached without a client certificate that is valid (that is what it hands out), on its own port."""
 
     @_abc_1.abstractmethod
     def Enrol(
@@ -61,6 +71,17 @@ class EnrolmentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_link_pb2.EnrolResponse, _abc.Awaitable[_link_pb2.EnrolResponse]]:
         """UNAUTHENTICATED: the token is unknown, used up or expired. INVALID_ARGUMENT: bad CSR or id.
         ALREADY_EXISTS: another live server has this id.
+        """
+
+    @_abc_1.abstractmethod
+    def RenewExpired(
+        self,
+        request: _link_pb2.RenewExpiredRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_link_pb2.RenewExpiredResponse, _abc.Awaitable[_link_pb2.RenewExpiredResponse]]:
+        """A fresh certificate for a server whose own has ended, so that no outage of the scheduler shuts agents out.
+        UNAUTHENTICATED: the certificate is not a server's of this fleet or ended too long ago, the CSR is for another
+        key, or the server is unknown or was drained. The details say which; then it takes a token and Enrol.
         """
 
 def add_EnrolmentServiceServicer_to_server(servicer: EnrolmentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
