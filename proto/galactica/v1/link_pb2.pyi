@@ -367,7 +367,7 @@ class Neighbour(_message.Message):
     server_id: _builtins.str
     address: _builtins.str
     key: _builtins.bytes
-    """16 random bytes for this pair, made anew with each draw."""
+    """16 random bytes that only these two know; the pair keeps them for as long as it is one."""
     def __init__(
         self,
         *,
