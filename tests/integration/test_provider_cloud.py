@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import socket
+import threading
 
 import pytest
 from libcloud.compute.providers import get_driver
@@ -81,6 +82,30 @@ async def test_repeated_order_makes_no_second_node(cloud, fleet, provider, tmp_p
     await another.close()
     assert len(set(refs)) == 1
     assert [node.id for node in nodes_of(cloud, fleet)] == [refs[0]]
+
+
+async def test_decommission_waits_for_an_order_that_nobody_waits_for_any_more(fleet, tmp_path):
+    """Else the node would be made after it was looked for in vain."""
+    asked, go = threading.Event(), threading.Event()
+
+    def before(action):
+        if action == "RunInstances":
+            asked.set()
+            go.wait(20)
+
+    with ec2(before) as cloud:
+        provider = provider_of(cloud, fleet, tmp_path, timeout=30)
+        order = asyncio.ensure_future(provider.order(CELL, body(SERVER), user_data()))
+        assert await asyncio.to_thread(asked.wait, 20)
+        order.cancel()
+        decommission = asyncio.ensure_future(provider.decommission("", CELL))
+        done, _ = await asyncio.wait([order, decommission], return_when=asyncio.FIRST_COMPLETED)
+        assert (done, order.cancelled()) == ({order}, True)
+        go.set()
+        async with asyncio.timeout(20):
+            await decommission
+        assert [one.state for one in await provider.list()] == [ProviderState.GONE]
+        await provider.close()
 
 
 async def test_nodes_are_told_apart_by_fleet_and_those_of_others_are_left_alone(
