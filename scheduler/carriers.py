@@ -17,13 +17,13 @@ from scheduler.model import (
     GroupState,
     Health,
     Phase,
-    Server,
     SlotKey,
     Spec,
     Verdict,
 )
 from scheduler.placement import Unplaceable
-from scheduler.servers import condemn_server, verdict_on
+from scheduler.server_health import made_by
+from scheduler.servers import cells_of, condemn_server, verdict_on
 from scheduler.sight import CellState, ProviderServer, ProviderState
 from scheduler.telling import send_when_due, tell_provider_when_due
 
@@ -93,22 +93,11 @@ class ByAgent:
         if server is not None and not server.is_lost:
             return ""
         state = draft.fleet.groups[cell.group]
-        if server is not None and spec_of(state, cell).exclusive:
-            return self._fenced(draft, key, server)
-        return "server_lost"
-
-    def _fenced(self, draft: Draft, key: SlotKey, server: Server) -> str:
-        """An exclusive cell is gone for sure when its provider says so, or when its agent must have ended it."""
-        if server.condemned_by == "provider_gone":
-            return "provider"
-        seen = draft.sight.servers.get(server.id)
-        heard_at = max(seen.heard_at if seen else 0.0, draft.sight.trusted_since)
-        lease = draft.policy.tempo(len(draft.fleet.servers)).lease_seconds
-        ended_at = heard_at + lease + draft.policy.fence_margin_seconds
-        if draft.now >= ended_at:
-            return "fenced"
-        draft.look(key, ended_at)
-        return ""
+        if server is None or not spec_of(state, cell).exclusive:
+            return "server_lost"
+        # There must never be two: that nothing is heard proves nothing; that its provider deleted it does.
+        made = made_by(server, draft.sight)
+        return "provider" if made is not None and made.state is ProviderState.GONE else ""
 
     def end(self, draft: Draft, key: SlotKey, cell: Cell) -> str:
         report = draft.sight.report_of(cell.server, cell.id)
@@ -164,10 +153,14 @@ class ByProvider:
             reason = f"its pool lets it go: {cell.condemned_by}"
             condemn_server(draft, server, Verdict(Health.HEALTHY, cell.condemned_by, reason))
             server = draft.fleet.servers[cell.id]
-        if server is not None and len(server.cells):
+        has_cells = server is not None and bool(len(server.cells))
+        if server is not None and has_cells and not server.is_lost:
             return ""
         made, _ = self._seen(draft, cell)
         if made is not None and made.state is ProviderState.GONE:
+            if server is not None and has_cells:  # those that waited for this proof go first
+                draft.dirty(cells_of(server, f"provider:{self.provider_of(draft, cell)}"))
+                return ""
             return "provider"
         ref = made.ref if made else cell.runtime_id
         provider = self.provider_of(draft, cell)

@@ -156,7 +156,7 @@ class Spec(Struct, frozen=True):
     placement: Placement = Placement()
     server: ServerBody | None = None
     exclusive: bool = False
-    """Never two cells of one slot alive at once, even across a partition."""
+    """Never two cells of one slot alive at once: the next is ordered only on proof that the one before is gone."""
 
 
 def digest_of(spec: Spec) -> str:
@@ -536,8 +536,6 @@ class Policy(Struct, frozen=True):
     cut_off_after_seconds: float = 300.0
     """For servers of no pool: how long one that only neighbours can reach keeps its cells."""
     blame_window_seconds: float = 60.0
-    fence_margin_seconds: float = 2.0
-    """What is added to an agent's lease before an exclusive cell counts as ended by its own agent."""
     sick_surge_fraction: float = 0.25
     """Share of a group's replicas (at least 1) that may be replaced at once while the old cell still runs."""
     outdated_surge: int = 1
