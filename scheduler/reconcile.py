@@ -41,6 +41,7 @@ from scheduler.model import (
     Slot,
     SlotKey,
     Spec,
+    Tally,
     Verdict,
     parse_cell_id,
 )
@@ -223,6 +224,19 @@ def _look_orphan(draft: Draft, key: OrphanKey) -> None:
 
 
 def _look_slot(draft: Draft, key: SlotKey) -> None:
+    before = _tally(draft, key)
+    _lead_slot(draft, key)
+    after = _tally(draft, key)
+    if after.ready > before.ready or after.replacing < before.replacing or after.surging < before.surging:
+        draft.freed.add(key.group)  # that is what budgets look at
+
+
+def _tally(draft: Draft, key: SlotKey) -> Tally:
+    state = draft.fleet.groups.get(key.group)
+    return state.tally if state else Tally()
+
+
+def _lead_slot(draft: Draft, key: SlotKey) -> None:
     for cell in _cells(draft, key):
         if not cell.is_condemned:
             _judge_cell(draft, key, cell)
@@ -346,7 +360,6 @@ def _advance(draft: Draft, state: GroupState, cell: Cell) -> None:
         return
     if is_serving(cell, _spec(state, cell), draft.sight):
         draft.emit(e.CellReady(cell.id, report.endpoints, report.runtime_id))
-        draft.freed.add(cell.group)
     elif cell.phase is Phase.ORDERED and report.state in (CellState.STARTING, CellState.RUNNING):
         draft.emit(e.CellBooting(cell.id))
 
