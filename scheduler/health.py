@@ -224,7 +224,9 @@ def _enrolled(case: _ServerCase) -> Verdict | None:
 def _lease_expired(case: _ServerCase) -> Verdict | None:
     if case.silence_seconds < case.lease_seconds:
         return None
-    reason = f"nothing heard for {case.silence_seconds:.1f} s, longer than its lease of {case.lease_seconds:g} s"
+    reason = (
+        f"nothing heard for {case.silence_seconds:.1f} s, longer than its lease of {case.lease_seconds:g} s"
+    )
     return Verdict(Health.DEAD, "lease_expired", reason, case.facts())
 
 

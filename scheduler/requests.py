@@ -57,7 +57,16 @@ class RecordRefusal(Struct, frozen=True):
     call: str
 
 
-Request = ApplyGroups | DeleteGroup | CondemnCell | DrainServer | CreateToken | Enrol | EnrolOperator | RecordRefusal
+Request = (
+    ApplyGroups
+    | DeleteGroup
+    | CondemnCell
+    | DrainServer
+    | CreateToken
+    | Enrol
+    | EnrolOperator
+    | RecordRefusal
+)
 
 
 class GroupChange(Struct, frozen=True):

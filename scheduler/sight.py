@@ -182,7 +182,12 @@ def _attached(sight: Sight, attached: Attached) -> Observed:
 
 def _reported(sight: Sight, reported: Reported) -> Observed:
     seen = sight.servers.get(reported.server)
-    if seen is None or seen.session != reported.session or not seen.is_open or reported.sequence <= seen.sequence:
+    if (
+        seen is None
+        or seen.session != reported.session
+        or not seen.is_open
+        or reported.sequence <= seen.sequence
+    ):
         return Observed(sight)
     gap = reported.sequence > seen.sequence + 1
     is_doubtful = not reported.complete and (gap or seen.is_doubtful)

@@ -270,7 +270,11 @@ def _find(fleet: Fleet, cell_id: str, record: e.Record) -> tuple[GroupState, Slo
 
 def _story(cell: Cell) -> str:
     times = [f"ordered at {cell.ordered_at:.3f}"]
-    for word, at in (("ready", cell.ready_at), ("condemned", cell.condemned_at), ("gone", cell.decommissioned_at)):
+    for word, at in (
+        ("ready", cell.ready_at),
+        ("condemned", cell.condemned_at),
+        ("gone", cell.decommissioned_at),
+    ):
         if at is not None:
             times.append(f"{word} at {at:.3f}")
     return f"{cell.id} on {cell.server} is {cell.phase} ({', '.join(times)})"
@@ -334,7 +338,9 @@ def _server_enrolled(fleet: Fleet, record: e.Record, event: e.ServerEnrolled) ->
 def _server_joined(fleet: Fleet, record: e.Record, event: e.ServerJoined) -> Fleet:
     before = _server(fleet, event.server, record, Phase.ORDERED, Phase.DECOMMISSIONED)
     if event.generation != before.generation + 1:
-        raise IllegalTransition(f"{_name(record)}: server {event.server} is of generation {before.generation}")
+        raise IllegalTransition(
+            f"{_name(record)}: server {event.server} is of generation {before.generation}"
+        )
     joined = Server(
         id=event.server,
         generation=event.generation,
