@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -239,4 +240,6 @@ class AnyHistory(RuleBasedStateMachine):
             self.world.report(name, report)
 
 
-TestAnyHistory = AnyHistory.TestCase
+TestAnyHistory = pytest.mark.timeout(600)(
+    AnyHistory.TestCase
+)  # a failing example takes minutes to be made small
