@@ -48,6 +48,7 @@ from agent.messages import (
 )
 from agent.probes import Prober
 from agent.runtimes import Exited, RuntimeFailure, RuntimeUnavailable, Stirred
+from agent.shell import Shells
 from agent.state import State, is_news, next_look, step
 
 if TYPE_CHECKING:
@@ -120,6 +121,8 @@ class Daemon:
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             self._logs = LogStreams(self._runtimes, self._link, tasks)
+            self._shells = Shells(self._runtimes, self._link, tasks, lambda: self._state.cells)
+            self._link.on_shell = self._shells.take
             owned = [tasks.create_task(self._consume()), tasks.create_task(self._prober.run())]
             owned.append(tasks.create_task(self._drift.run()))
             recovered = [asyncio.Event() for _ in self._runtimes]
@@ -140,6 +143,7 @@ class Daemon:
             for task in (*owned, *self._workers):
                 task.cancel()
             self._logs.stop_all()
+            self._shells.close_all()
             if self._timer:
                 self._timer.cancel()
 
@@ -161,6 +165,7 @@ class Daemon:
     def _take(self, event: Event) -> None:
         if isinstance(event, Disconnected):
             self._logs.stop_all_of(event.link)
+            self._shells.close_all_of(event.link)
         if isinstance(event, Welcomed) and self._will is not None:
             self._will.attached(event.session)
         self._state, instructions = step(self._state, event)

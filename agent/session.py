@@ -117,6 +117,8 @@ class Link:
     directory: Path
     identity: Identity
     deliver: Callable[[Event], Awaitable[None]]
+    on_shell: Callable[[int, link_pb2.ShellInput], None] | None = None
+    """What goes past the state: a shell's input, with the link that brought it. Never waits."""
     clock_offset_ms: float | None = None
     """Our wall clock minus the scheduler's, by the newest echo."""
     _attachments: dict[int, _Attachment] = field(default_factory=dict)
@@ -278,6 +280,8 @@ class Link:
                     code, details = await call.code(), await call.details()
                     return _ending(self.address, code, details)
                 event = wire.event(response, attachment.number, time.monotonic())
+                if response.HasField("shell_input") and self.on_shell:
+                    self.on_shell(attachment.number, response.shell_input)
                 if response.HasField("echo"):
                     self._measure_clocks(response.echo)
                 if event is not None:

@@ -84,7 +84,6 @@ class ByAgent:
             return
         if is_serving(cell, spec_of(state, cell), draft.sight):
             draft.emit(e.CellReady(cell.id, report.endpoints, report.runtime_id))
-            draft.freed.add(cell.group)
         elif cell.phase is Phase.ORDERED and report.state in (CellState.STARTING, CellState.RUNNING):
             draft.emit(e.CellBooting(cell.id))
 
@@ -141,7 +140,6 @@ class ByProvider:
             return
         if verdict_on(draft, server).health is Health.HEALTHY:
             draft.emit(e.CellReady(cell.id, runtime_id=made.ref if made else cell.runtime_id))
-            draft.freed.add(cell.group)
 
     def out_of_reach(self, draft: Draft, key: SlotKey, cell: Cell) -> str:
         return ""

@@ -24,6 +24,7 @@ from scheduler.model import Phase, Tempo
 from scheduler.ports import Mind
 from scheduler.requests import Refused
 from scheduler.session import Ending, LinkLimits, Session
+from scheduler.shells import ShellStream
 from scheduler.sight import Detached, Reported
 from scheduler.watch import Watch
 
@@ -75,6 +76,15 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
                 "not_attached", f"server {server} is not attached at the moment; its cells' logs are there"
             )
         return session.read_logs(cell, tail, follow=follow)
+
+    def open_shell(self, server: str) -> ShellStream:
+        """A stream to one shell on that server, not begun yet. Raises Refused."""
+        session = self._sessions.get(server)
+        if session is None:
+            raise Refused(
+                "not_attached", f"server {server} is not attached at the moment; its cells cannot be reached"
+            )
+        return session.open_shell()
 
     def close(self) -> None:
         """End every session; agents keep their cells and come back to the next scheduler."""
@@ -177,7 +187,7 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
 
     def _close(self, session: Session, ending: Ending) -> None:
         session.end(*ending)
-        session.end_logs(f"the link to server {session.server} ended: {ending.reason}")
+        session.end_streams(f"the link to server {session.server} ended: {ending.reason}")
         if self._sessions.get(session.server) is session:
             del self._sessions[session.server]
             self._watch.detached(session.server)
@@ -211,6 +221,10 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
                 if len(message.log_chunk.data) > wire.CHUNK_BYTES_LIMIT:
                     raise InvalidRequest(f"a log chunk has more than {wire.CHUNK_BYTES_LIMIT} bytes")
                 session.take_log_chunk(message.log_chunk)
+            case "shell_output":
+                if len(message.shell_output.data) > wire.CHUNK_BYTES_LIMIT:
+                    raise InvalidRequest(f"a shell's output has more than {wire.CHUNK_BYTES_LIMIT} bytes")
+                session.take_shell_output(message.shell_output)
             case "hello":
                 raise InvalidRequest("a link has one Hello")
             case _:

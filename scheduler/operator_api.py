@@ -14,7 +14,7 @@ from typing import Protocol
 
 from galactica.v1 import operator_pb2, operator_pb2_grpc
 
-from scheduler import history, requests, views
+from scheduler import history, operator_shell, requests, views
 from scheduler.authorisation import Context, InvalidRequest, operator_of
 from scheduler.ca import AuthorityError, CertificateAuthority, CsrError
 from scheduler.events import Record
@@ -23,6 +23,7 @@ from scheduler.model import Group, parse_cell_id
 from scheduler.ports import Mind
 from scheduler.preview import Preview, preview
 from scheduler.requests import Refused
+from scheduler.shells import ShellStream
 from scheduler.tokens import new_token
 from scheduler.wire import WIRE_VERSION
 from scheduler.wire_groups import group_from_proto
@@ -50,9 +51,11 @@ class History(Protocol):
 
 
 class Logs(Protocol):
-    """Who can fetch what a cell wrote: the dispatcher."""
+    """Who can fetch what a cell wrote, and open a shell in it: the dispatcher."""
 
     def open_logs(self, server: str, cell: str, tail: int, *, follow: bool) -> AsyncIterator[bytes]: ...
+
+    def open_shell(self, server: str) -> ShellStream: ...
 
 
 class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
@@ -224,6 +227,11 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
             raise InvalidRequest(f"the reason is longer than {TEXT_CHARACTERS} characters")
         accepted = await self._ask(requests.CondemnCell(request.cell_id, request.reason), context)
         return operator_pb2.CondemnCellResponse(position=accepted.position)
+
+    async def OpenShell(  # type: ignore[override]  # a coroutine that reads and writes
+        self, request_iterator: object, context: Context
+    ) -> None:
+        await operator_shell.serve(context, self._mind, self._logs, lambda asked: self._ask(asked, context))
 
     async def DrainServer(
         self, request: operator_pb2.DrainServerRequest, context: Context

@@ -16,6 +16,7 @@ from galactica.v1 import link_pb2
 from msgspec import Struct
 
 from scheduler.requests import Refused
+from scheduler.shells import SHELLS_LIMIT, ShellStream
 
 BATCH_LIMIT = 1_000
 BATCH_BYTES_LIMIT = 1024 * 1024
@@ -104,6 +105,9 @@ class Session:
         self._sequence = 0
         self._logs: dict[int, LogStream] = {}
         self._log_streams_made = 0
+        self._typed: deque[link_pb2.ShellInput] = deque()  # bounded by the shells' windows
+        self._shells: dict[int, ShellStream] = {}
+        self._shells_made = 0
 
     def end(self, code: grpc.StatusCode, reason: str) -> None:
         """The first ending counts."""
@@ -148,9 +152,13 @@ class Session:
                     return
 
     def _messages(self) -> Iterator[link_pb2.AttachResponse]:
-        while self._notices or self._instructions:
+        while self._notices or self._instructions or self._typed:
             if self._notices:
                 yield self._notices.popleft()
+                continue
+            if self._typed:
+                yield link_pb2.AttachResponse(shell_input=self._typed.popleft())
+            if not self._instructions:
                 continue
             self._sequence += 1
             batch = link_pb2.Instructions(
@@ -202,6 +210,36 @@ class Session:
         if chunk.end:
             stream.end(chunk.error)
 
-    def end_logs(self, reason: str) -> None:
+    # --- shells ---------------------------------------------------------------------------------------------------
+
+    def open_shell(self) -> ShellStream:
+        """Not begun yet. Raises Refused."""
+        if len(self._shells) >= SHELLS_LIMIT:
+            raise Refused(
+                "shells", f"{SHELLS_LIMIT} shells are open on server {self.server} already; close one of them"
+            )
+        if self.ended.done():
+            raise Refused("not_attached", f"server {self.server} is not attached at the moment; try again")
+        self._shells_made += 1
+        number = self._shells_made
+        self._shells[number] = ShellStream(number, self._type, lambda: self._forget_shell(number))
+        return self._shells[number]
+
+    def _forget_shell(self, number: int) -> None:
+        self._shells.pop(number, None)
+
+    def _type(self, typed: link_pb2.ShellInput) -> None:
+        if not self.ended.done():
+            self._typed.append(typed)
+            self._wake.set()
+
+    def take_shell_output(self, output: link_pb2.ShellOutput) -> None:
+        """What a shell says that nobody listens to any more is dropped."""
+        if (stream := self._shells.get(output.stream)) is not None:
+            stream.take(output)
+
+    def end_streams(self, reason: str) -> None:
+        for shell in tuple(self._shells.values()):
+            shell.lose(reason)
         for stream in self._logs.values():
             stream.end(reason)

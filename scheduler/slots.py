@@ -33,6 +33,7 @@ from scheduler.model import (
     ServerKey,
     Slot,
     SlotKey,
+    Tally,
     Verdict,
 )
 from scheduler.placement import Unplaceable
@@ -44,6 +45,19 @@ AGE_JITTER = 0.1
 
 
 def look_slot(draft: Draft, key: SlotKey) -> None:
+    before = _tally(draft, key)
+    _lead(draft, key)
+    after = _tally(draft, key)
+    if after.ready > before.ready or after.replacing < before.replacing or after.surging < before.surging:
+        draft.freed.add(key.group)  # that is what budgets look at
+
+
+def _tally(draft: Draft, key: SlotKey) -> Tally:
+    state = draft.fleet.groups.get(key.group)
+    return state.tally if state else Tally()
+
+
+def _lead(draft: Draft, key: SlotKey) -> None:
     for cell in _cells(draft, key):
         if not cell.is_condemned:
             _judge(draft, key, cell)

@@ -29,8 +29,10 @@ from agent.runtimes import (
     Running,
     RuntimeFailure,
     RuntimeUnavailable,
+    Shell,
     StartFailed,
     Stirred,
+    Window,
 )
 from agent.runtimes.docker_autopsy import Death, Life, autopsy_at_once, autopsy_of_exit
 from agent.runtimes.docker_drift import Comparer
@@ -39,11 +41,14 @@ from agent.runtimes.docker_events import EventThread, Hearers, Touch
 from agent.runtimes.docker_exec import execute
 from agent.runtimes.docker_logs import read_logs
 from agent.runtimes.docker_pull import Puller
+from agent.runtimes.docker_shell import open_shell
 from agent.runtimes.docker_spec import Scope
 
 NEWS_LIMIT = 4_096
 """Deaths that wait to be fetched from ``watch``; beyond it everything is listed anew instead."""
 LOG_READERS = 16
+SHELL_THREADS = 16
+"""Each shell needs a reader and a writer, and a moment's help to begin and end."""
 
 _Args = TypeVarTuple("_Args")
 _T = TypeVar("_T")
@@ -62,9 +67,11 @@ class _Lanes:
         self.logs = ThreadPoolExecutor(LOG_READERS, "docker-logs")
         self.ping = ThreadPoolExecutor(1, "docker-ping")
         self.compare = ThreadPoolExecutor(1, "docker-compare")
+        self.shells = ThreadPoolExecutor(SHELL_THREADS, "docker-shells")
 
     def close(self) -> None:
-        lanes = (self.make, self.look, self.bury, self.execute, self.pull, self.logs, self.ping, self.compare)
+        lanes = [self.make, self.look, self.bury, self.execute, self.pull, self.logs, self.ping]
+        lanes += [self.compare, self.shells]
         for lane in lanes:
             lane.shutdown(wait=False, cancel_futures=True)
 
@@ -159,6 +166,12 @@ class DockerRuntime:
 
     async def execute(self, cell_id: str, command: Sequence[str], timeout_seconds: float) -> tuple[int, str]:
         return await self._run(self._lanes.execute, execute, self._engine, cell_id, command, timeout_seconds)
+
+    async def open_shell(
+        self, cell_id: str, command: Sequence[str], term: str, window: Window | None
+    ) -> Shell:
+        threads = self._lanes.shells
+        return await self._run(threads, open_shell, self._engine, threads, cell_id, command, term, window)
 
     async def compare(self, order: link_pb2.Order, runtime_id: str) -> tuple[str, ...]:
         return await self._run(self._lanes.compare, self._comparer.compare, order, runtime_id)

@@ -45,7 +45,7 @@ def execute(engine: Engine, cell_id: str, command: Sequence[str], timeout_second
         except docker.errors.APIError as error:
             return _not_started(explained(error))
         if output is None:
-            _end(client, exec_id)
+            end_command(client, exec_id)
         else:
             exit_code = client.exec_inspect(exec_id)["ExitCode"]
     if output is None:
@@ -122,7 +122,7 @@ def _received(connection: Any, deadline: float) -> bytes:
     return received or b""
 
 
-def _end(client: docker.APIClient, exec_id: str) -> None:
+def end_command(client: docker.APIClient, exec_id: str) -> None:
     """Kill the command and what it started: the engine makes it the leader of a session of its own."""
     inspected = client.exec_inspect(exec_id)
     process_id = inspected.get("Pid") or 0

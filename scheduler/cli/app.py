@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from scheduler.cli import access, changing, reading, serving
+from scheduler.cli import access, changing, reading, serving, shell
 from scheduler.errors import EXIT_CODES
 
 
@@ -29,6 +29,7 @@ def build() -> typer.Typer:
         ("events", reading.events),
         ("why", reading.why),
         ("logs", reading.logs),
+        ("shell", shell.shell),
         ("version", access.version),
     ):
         app.command(name, epilog=EXIT_CODES)(command)

@@ -9,7 +9,7 @@ import signal
 
 import pytest
 
-from tests.support.fleet import WAIT_SECONDS, a_fleet, is_alive, kill, pids
+from tests.support.fleet import a_fleet, is_alive, kill, pids
 
 pytestmark = pytest.mark.xdist_group("e2e-agents")
 

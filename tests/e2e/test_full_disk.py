@@ -1,4 +1,4 @@
-"""No space under the journal: nothing new is decided and that is said; reads go on, and so does all with space again."""
+"""No space under the journal: nothing is decided, which is said; reads go on, and so does all when there is space."""
 
 from __future__ import annotations
 

@@ -89,6 +89,8 @@ def check_step(before: Fleet, record: Record, after: Fleet, policy: Policy) -> N
             _check_order(before, record.event, after, policy)
         case e.CellCondemned():
             _check_condemnation(before, record.event, policy)
+        case e.ServerJoined(server=server):
+            assert before.servers[server].phase is Phase.ORDERED or not before.servers[server].is_drained
 
 
 def _check_order(before: Fleet, event: e.CellOrdered, after: Fleet, policy: Policy) -> None:

@@ -81,6 +81,17 @@ def test_a_held_slot_that_may_go_on_wakes_the_others_even_where_no_agent_answers
     assert len(world.phases()) == 500
 
 
+def test_a_budget_that_comes_free_is_used_at_once_though_the_agent_that_freed_it_is_slow() -> None:
+    world = World()
+    world.join("a")
+    world.apply(service("web", 6))
+    world.obedient = False
+    world.report("a", running("web/2.1", failures=3))
+    world.apply(service("web", 1, spec("2")))
+    assert world.phases()["web/0.2"] is Phase.ORDERED
+    assert world.held() == set()
+
+
 def test_a_refused_turn_leaves_no_trace_in_what_placement_remembers() -> None:
     world = World()
     world.join("a", memory_bytes=1)

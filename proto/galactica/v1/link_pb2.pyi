@@ -198,24 +198,28 @@ class AttachRequest(_message.Message):
     HELLO_FIELD_NUMBER: _builtins.int
     REPORT_FIELD_NUMBER: _builtins.int
     LOG_CHUNK_FIELD_NUMBER: _builtins.int
+    SHELL_OUTPUT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
     def report(self) -> Global___Report: ...
     @_builtins.property
     def log_chunk(self) -> Global___LogChunk: ...
+    @_builtins.property
+    def shell_output(self) -> Global___ShellOutput: ...
     def __init__(
         self,
         *,
         hello: Global___Hello | None = ...,
         report: Global___Report | None = ...,
         log_chunk: Global___LogChunk | None = ...,
+        shell_output: Global___ShellOutput | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "log_chunk", b"log_chunk", "message", b"message", "report", b"report"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "log_chunk", b"log_chunk", "message", b"message", "report", b"report", "shell_output", b"shell_output"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "log_chunk", b"log_chunk", "message", b"message", "report", b"report"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "log_chunk", b"log_chunk", "message", b"message", "report", b"report", "shell_output", b"shell_output"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "report", "log_chunk"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "report", "log_chunk", "shell_output"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -230,6 +234,7 @@ class AttachResponse(_message.Message):
     TEMPO_FIELD_NUMBER: _builtins.int
     ECHO_FIELD_NUMBER: _builtins.int
     NEIGHBOURS_FIELD_NUMBER: _builtins.int
+    SHELL_INPUT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
@@ -240,6 +245,8 @@ class AttachResponse(_message.Message):
     def echo(self) -> Global___Echo: ...
     @_builtins.property
     def neighbours(self) -> Global___Neighbours: ...
+    @_builtins.property
+    def shell_input(self) -> Global___ShellInput: ...
     def __init__(
         self,
         *,
@@ -248,12 +255,13 @@ class AttachResponse(_message.Message):
         tempo: Global___Tempo | None = ...,
         echo: Global___Echo | None = ...,
         neighbours: Global___Neighbours | None = ...,
+        shell_input: Global___ShellInput | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["echo", b"echo", "instructions", b"instructions", "message", b"message", "neighbours", b"neighbours", "tempo", b"tempo", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["echo", b"echo", "instructions", b"instructions", "message", b"message", "neighbours", b"neighbours", "shell_input", b"shell_input", "tempo", b"tempo", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["echo", b"echo", "instructions", b"instructions", "message", b"message", "neighbours", b"neighbours", "tempo", b"tempo", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["echo", b"echo", "instructions", b"instructions", "message", b"message", "neighbours", b"neighbours", "shell_input", b"shell_input", "tempo", b"tempo", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "instructions", "tempo", "echo", "neighbours"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "instructions", "tempo", "echo", "neighbours", "shell_input"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -749,3 +757,128 @@ class LogChunk(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LogChunk: _TypeAlias = LogChunk  # noqa: Y015
+
+@_typing.final
+class ShellInput(_message.Message):
+    """To a shell that a person opened in a cell, for a look inside. At most 64 KiB of data may be under way in each
+    direction: whoever sends waits until the other end has said how much of it was taken.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAM_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    INPUT_ENDED_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    TAKEN_FIELD_NUMBER: _builtins.int
+    CLOSE_FIELD_NUMBER: _builtins.int
+    stream: _builtins.int
+    data: _builtins.bytes
+    input_ended: _builtins.bool
+    """There is no more input."""
+    taken: _builtins.int
+    """Bytes of output that have gone on their way."""
+    close: _builtins.bool
+    """Nobody is there any more: end it."""
+    @_builtins.property
+    def start(self) -> Global___ShellStart: ...
+    @_builtins.property
+    def size(self) -> _cell_pb2.WindowSize: ...
+    def __init__(
+        self,
+        *,
+        stream: _builtins.int = ...,
+        start: Global___ShellStart | None = ...,
+        data: _builtins.bytes = ...,
+        input_ended: _builtins.bool = ...,
+        size: _cell_pb2.WindowSize | None = ...,
+        taken: _builtins.int = ...,
+        close: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["close", b"close", "data", b"data", "input_ended", b"input_ended", "size", b"size", "start", b"start", "taken", b"taken", "what", b"what"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["close", b"close", "data", b"data", "input_ended", b"input_ended", "size", b"size", "start", b"start", "stream", b"stream", "taken", b"taken", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["start", "data", "input_ended", "size", "taken", "close"]  # noqa: Y015
+    _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
+
+Global___ShellInput: _TypeAlias = ShellInput  # noqa: Y015
+
+@_typing.final
+class ShellStart(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CELL_ID_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    cell_id: _builtins.str
+    term: _builtins.str
+    """The terminal's type, such as "xterm"."""
+    @_builtins.property
+    def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Empty: /bin/sh."""
+
+    @_builtins.property
+    def size(self) -> _cell_pb2.WindowSize:
+        """The size of the terminal; absent: pipes."""
+
+    def __init__(
+        self,
+        *,
+        cell_id: _builtins.str = ...,
+        command: _abc.Iterable[_builtins.str] | None = ...,
+        size: _cell_pb2.WindowSize | None = ...,
+        term: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["size", b"size"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cell_id", b"cell_id", "command", b"command", "size", b"size", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShellStart: _TypeAlias = ShellStart  # noqa: Y015
+
+@_typing.final
+class ShellOutput(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAM_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    IS_ERROR_FIELD_NUMBER: _builtins.int
+    TAKEN_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    EXIT_CODE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    stream: _builtins.int
+    data: _builtins.bytes
+    is_error: _builtins.bool
+    """It came from standard error (without a terminal)."""
+    taken: _builtins.int
+    """Bytes of input that the shell has taken."""
+    end: _builtins.bool
+    """The last message of the stream."""
+    exit_code: _builtins.int
+    """At the end; a signal's is 128 + its number."""
+    error: _builtins.str
+    """Why there is no shell (any more); empty at a normal end."""
+    def __init__(
+        self,
+        *,
+        stream: _builtins.int = ...,
+        data: _builtins.bytes = ...,
+        is_error: _builtins.bool = ...,
+        taken: _builtins.int = ...,
+        end: _builtins.bool = ...,
+        exit_code: _builtins.int = ...,
+        error: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "end", b"end", "error", b"error", "exit_code", b"exit_code", "is_error", b"is_error", "stream", b"stream", "taken", b"taken"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShellOutput: _TypeAlias = ShellOutput  # noqa: Y015
