@@ -19,14 +19,14 @@ from scheduler.commands import Command, ProviderCommand
 from scheduler.draft import Draft
 from scheduler.events import JournalResumed, Record, SchedulerStarted
 from scheduler.health import BEATS_MISSED
-from scheduler.model import Fleet, Hold, Key, LeakKey, OrphanKey, Policy, ServerKey, SlotKey
+from scheduler.model import Fleet, Hold, Key, LeakKey, OrphanKey, Policy, ServerKey, SlotKey, Storm
 from scheduler.placement import Placer
 from scheduler.ports import View
 from scheduler.reconcile import Plan, finish
 from scheduler.requests import Accepted, Refused, Request
 from scheduler.servers import cells_of
 from scheduler.sight import Attached, Observation, Reported, Sight, observe
-from scheduler.storm import Storm, storm_of
+from scheduler.storm import storm_of
 
 KEYS_PER_TURN = 1_000
 """A turn stays short, so that beats and operators wait for no long plan; the rest is dealt with in the next one."""

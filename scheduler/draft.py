@@ -9,10 +9,10 @@ from collections.abc import Mapping
 
 from scheduler.commands import Command, ProviderCommand
 from scheduler.events import AnyEvent, Record
-from scheduler.model import Fleet, Hold, Key, Policy
+from scheduler.model import Fleet, Hold, Key, Policy, Storm
 from scheduler.placement import Placer
 from scheduler.sight import Sight, doubt, forget, forget_server, tell, tell_provider
-from scheduler.storm import Storm, storm_of
+from scheduler.storm import storm_of
 from scheduler.transitions import apply
 
 

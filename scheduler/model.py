@@ -499,6 +499,18 @@ class Hold(Struct, frozen=True):
     next_look_at: float | None = None
 
 
+class Storm(Struct, frozen=True):
+    """More silence in a pool ("" stands for the servers that joined by themselves) than the guard believes."""
+
+    id: str
+    pool: str
+    silent: int
+    of: int
+    since: float
+    expires_at: float
+    reason: str
+
+
 class Tempo(Struct, frozen=True):
     """How often agents beat, and how long their silence is tolerated."""
 

@@ -9,10 +9,9 @@ from msgspec import Struct
 
 from scheduler.commands import Command, ProviderCommand
 from scheduler.events import Record
-from scheduler.model import Fleet, Hold, Policy
+from scheduler.model import Fleet, Hold, Policy, Storm
 from scheduler.requests import Accepted, Request
 from scheduler.sight import Observation, Sight
-from scheduler.storm import Storm
 
 
 class Clock(Protocol):

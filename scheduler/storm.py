@@ -6,23 +6,9 @@ because a switch, a scheduler or a network had a bad minute.
 
 from __future__ import annotations
 
-from msgspec import Struct
-
-from scheduler.model import Fleet, Phase, Policy, Server
+from scheduler.model import Fleet, Phase, Policy, Server, Storm
 from scheduler.server_health import SILENT_BEATS
 from scheduler.sight import Sight
-
-
-class Storm(Struct, frozen=True):
-    """More silence in a pool ("" stands for the servers that joined by themselves) than the guard believes."""
-
-    id: str
-    pool: str
-    silent: int
-    of: int
-    since: float
-    expires_at: float
-    reason: str
 
 
 def storm_of(fleet: Fleet, sight: Sight, pool: str, now: float, policy: Policy) -> Storm | None:
