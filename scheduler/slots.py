@@ -146,6 +146,11 @@ def _doom(draft: Draft, key: SlotKey, state: GroupState, cell: Cell) -> _Doom | 
         cause = f"event:{server.last_position}"
         reason = f"its server {server.id} is drained"
         return _Doom("server_drained", reason, cause, may_condemn_drained(state, draft.policy))
+    if cell.dies_at is not None:
+        if draft.now >= cell.dies_at:
+            reason = "a shell was opened in it, and its time is over"
+            return _Doom("touched", reason, f"event:{cell.last_position}", may_condemn_drained(state, draft.policy))
+        draft.look(key, cell.dies_at)
     report = draft.sight.report_of(cell.server, cell.id)
     if report is not None and report.touched and state.group.replace_touched:
         reason = f"touched: {'; '.join(report.touched)}"

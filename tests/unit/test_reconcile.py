@@ -1,12 +1,13 @@
 """Statements about what the core decides, told through a small world in which agents obey at once."""
 
 import pytest
+from msgspec.structs import replace
 
 from scheduler import events as e
 from scheduler.commands import Decommission, Order, Resync
 from scheduler.model import Health, HealthSpec, HttpProbe, Phase, Placement, Policy, Resources, SlotKey
 from scheduler.reconcile import reconcile
-from scheduler.requests import CondemnCell, DeleteGroup, DrainServer, Refused
+from scheduler.requests import CondemnCell, DeleteGroup, DrainServer, OpenShell, Refused
 from scheduler.sight import Reported
 from tests.support.world import World, exited, gone, running, service, spec, starting
 
@@ -474,3 +475,34 @@ def test_fixed_process_ports_put_at_most_one_cell_of_a_group_on_a_server() -> No
     assert sorted(world.phases().values()) == [READY, READY]
     (hold,) = world.core.view(world.now).holds
     assert "fixed port in use" in hold.reason
+
+
+def test_a_touched_cell_is_a_snowflake_and_is_replaced_before_it_goes() -> None:
+    world = three_ready()
+    world.obedient = False
+    touched = replace(running("web/1.1"), touched=("file /etc/motd was changed",))
+    world.report(server_of(world, "web/1.1"), touched)
+    (event,) = world.events(e.CellCondemned)
+    assert (event.rule, event.reason) == ("touched", "touched: file /etc/motd was changed")
+    assert world.phases()["web/1.1"] is CONDEMNED
+    assert world.phases()["web/1.2"] is ORDERED
+
+
+def test_a_touched_cell_is_only_reported_where_its_group_says_so() -> None:
+    world = World()
+    world.join("a")
+    world.apply(replace(service(), replace_touched=False))
+    world.report("a", replace(running("web/0.1"), touched=("file /etc/motd was changed",)))
+    assert world.phases() == {"web/0.1": READY}
+
+
+def test_a_shell_begins_a_cells_death_timer() -> None:
+    world = three_ready()
+    world.ask(OpenShell("web/1.1"))
+    dies_at = world.cell("web/1.1").dies_at
+    assert dies_at is not None
+    world.advance(dies_at - world.now - 1)
+    assert world.phases()["web/1.1"] is READY
+    world.advance(2)
+    assert world.cell("web/1.1").condemned_by == "touched"
+    assert world.phases()["web/1.2"] is READY
