@@ -226,7 +226,7 @@ def test_a_viewer_opens_no_shell(fleet, tmp_path):
     assert [event for event in fleet.events("ShellOpened") if event["operator"] == "vera"] == []
 
 
-def test_a_shell_in_a_container_has_a_terminal_and_is_no_stranger(engine, busybox_image):
+def test_a_shell_in_a_container_is_no_stranger_and_a_command_run_by_hand_is(engine, busybox_image):
     with a_fleet() as fleet:
         try:
             fleet.start_agent("earth", runtime="docker", DOCKER_HOST=engine)
@@ -249,6 +249,12 @@ def test_a_shell_in_a_container_has_a_terminal_and_is_no_stranger(engine, busybo
                 terminal.type(b"\x1d")
                 assert terminal.end() == 130
             assert fleet.cell("web/0.1")["phase"] == "READY"
+            touch = ["docker", "exec", fleet.cell("web/0.1")["runtime_id"], "sh", "-c", "true"]
+            subprocess.run(touch, env={**os.environ, "DOCKER_HOST": engine}, check=True)
+            fleet.until_ready("web", 1, without=("web/0.1",))
+            certificate = fleet.why("web/0.1")
+            assert certificate["rule"] == "touched"
+            assert "sh was run in it by hand (docker exec)" in str(certificate)
         finally:
             for process in fleet.agents.values():
                 process.kill()

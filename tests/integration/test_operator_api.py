@@ -69,7 +69,8 @@ class TestWhoMayCall:
         allowed = set()
         for call in OPERATOR_CALLS:
             request = getattr(operator_pb2, f"{call}Request")()
-            answer = getattr(operator, call)(request, timeout=LIMIT_SECONDS)
+            sent = iter([request]) if call == "OpenShell" else request
+            answer = getattr(operator, call)(sent, timeout=LIMIT_SECONDS)
             if await answer.code() is not Code.PERMISSION_DENIED:
                 allowed.add(call)
 
@@ -77,7 +78,7 @@ class TestWhoMayCall:
             "GetStatus", "ListCells", "ListServers", "WatchEvents", "GetCertificate", "ReadLogs", "GetVersion",
             "PlanGroups", "WaitReady",
         }  # fmt: skip
-        deployers = readers | {"ApplyGroups", "DeleteGroup", "CondemnCell"}
+        deployers = readers | {"ApplyGroups", "DeleteGroup", "CondemnCell", "OpenShell"}
         admins = deployers | {"DrainServer", "CreateToken", "CreateOperator"}
         assert allowed == {Role.VIEWER: readers, Role.DEPLOYER: deployers, Role.ADMIN: admins}[role]
 

@@ -386,7 +386,7 @@ def test_enrolment_looks_at_its_server_alone() -> None:
 
 
 def test_a_shell_begins_the_cells_death_timer_and_a_second_one_does_not_put_it_off() -> None:
-    draft = draft_of(two_ready().fleet, START)
+    draft = draft_of(two_ready().core.fleet, START)
     admitted = admit(draft, OpenShell("web/0.1"), "operator:ann")
     assert admitted.dirty == {SlotKey("web", 0): "operator:ann"}
     later = draft_of(draft.fleet, START + 60)
@@ -400,7 +400,7 @@ def test_a_shell_begins_the_cells_death_timer_and_a_second_one_does_not_put_it_o
 
 def test_a_shell_in_a_cell_that_is_not_there_is_refused() -> None:
     with pytest.raises(Refused, match=r"there is no cell web/9\.9, or it is decommissioned already"):
-        admit(draft_of(two_ready().fleet), OpenShell("web/9.9"), "operator:ann")
+        admit(draft_of(two_ready().core.fleet), OpenShell("web/9.9"), "operator:ann")
 
 
 def test_age_drift_and_exclusion_are_told_as_differences() -> None:

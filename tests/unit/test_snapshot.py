@@ -84,6 +84,7 @@ SICK = cell(
     replaced_by="web/0.2",
     endpoints={"http": "10.0.0.1:30001"},
     runtime_id="c0ffee",
+    dies_at=1_763_900_900.5,
 )
 BURIED = cell(
     1,
