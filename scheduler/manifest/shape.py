@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from scheduler.group_rules import Path, did_you_mean
-from scheduler.manifest.tree import Scalar
+from scheduler.manifest.tree import Data, Scalar
 from scheduler.model import (
     ExecProbe,
     Group,
@@ -147,33 +147,35 @@ Flag = Annotated[bool, BeforeValidator(_flag)]
 Drift = Annotated[str, BeforeValidator(_one_of("replace", "report"))]
 Port = Annotated[int, BeforeValidator(_port)]
 Words = Annotated[list[Text], BeforeValidator(_words)]
-Kind = Annotated[str, BeforeValidator(_one_of("service"))]
+Kind = Annotated[str, BeforeValidator(_one_of("service", "pool"))]
 Runtime = Annotated[str, BeforeValidator(_one_of("docker", "process"))]
 
 
-class _Shape(BaseModel):
+class Shape(BaseModel):
+    """A mapping with known keys."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class HttpShape(_Shape):
+class HttpShape(Shape):
     port: Text = ""
     path: Text = "/"
 
 
-class TcpShape(_Shape):
+class TcpShape(Shape):
     port: Text = ""
 
 
-class ExecShape(_Shape):
+class ExecShape(Shape):
     command: Words = []
 
 
-class GrpcShape(_Shape):
+class GrpcShape(Shape):
     port: Text = ""
     service: Text = ""
 
 
-class HealthShape(_Shape):
+class HealthShape(Shape):
     http: HttpShape | None = None
     tcp: TcpShape | None = None
     exec: ExecShape | None = None
@@ -184,23 +186,23 @@ class HealthShape(_Shape):
     boot_within: Duration = 60.0
 
 
-class ResourcesShape(_Shape):
+class ResourcesShape(Shape):
     cpu: Cpu = 0
     memory: Memory = 0
     pids: Count = 0
 
 
-class StopShape(_Shape):
+class StopShape(Shape):
     signal: Text = "SIGTERM"
     grace: Duration = 10.0
 
 
-class PlacementShape(_Shape):
+class PlacementShape(Shape):
     spread: Text = "server"
     require: dict[str, Text] = {}
 
 
-class ServiceShape(_Shape):
+class ServiceShape(Shape):
     kind: Kind = "service"
     name: Text = ""
     replicas: Whole = 1
@@ -219,7 +221,7 @@ class ServiceShape(_Shape):
     drift: Drift = "replace"
 
 
-SECTIONS: dict[Path, type[BaseModel]] = {
+SERVICE_SECTIONS: dict[Path, type[BaseModel]] = {
     (): ServiceShape,
     ("resources",): ResourcesShape,
     ("health",): HealthShape,
@@ -235,8 +237,9 @@ SECTIONS: dict[Path, type[BaseModel]] = {
 PROBES = ("http", "tcp", "exec", "grpc")
 
 
-def group_of(shape: ServiceShape) -> Group:
-    """The group that a manifest of this shape means."""
+def service_of(data: Data) -> Group:
+    """The service that a manifest of this shape means. Raises pydantic's ValidationError."""
+    shape = ServiceShape.model_validate(data)
     runtime = shape.runtime or (RuntimeKind.DOCKER if shape.image else RuntimeKind.PROCESS)
     spec = Spec(
         runtime=RuntimeKind(runtime),
@@ -252,7 +255,7 @@ def group_of(shape: ServiceShape) -> Group:
         exclusive=shape.exclusive,
     )
     return Group(
-        GroupKind(shape.kind),
+        GroupKind.SERVICE,
         shape.name,
         shape.replicas,
         spec,

@@ -306,8 +306,8 @@ def test_a_mistake_is_told_at_its_place(written, said):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", ["web.yaml: holds no document; a manifest begins with kind: service"]),
-        ("- a\n", ["web.yaml:1:1: a manifest is a mapping that begins with kind: service"]),
+        ("", ["web.yaml: holds no document; a manifest begins with kind: service or pool"]),
+        ("- a\n", ["web.yaml:1:1: a manifest is a mapping that begins with kind: service or kind: pool"]),
         ("name: web\ncommand: [x]\n", ["web.yaml:1:1: kind: is missing; write kind: service"]),
         ("kind: service\ncommand: [x]\n", ["web.yaml:1:1: name: is missing; every service needs a name"]),
         (
@@ -318,7 +318,7 @@ def test_a_mistake_is_told_at_its_place(written, said):
             "kind: servise\nname: w\ncommand: [x]\n",
             ["web.yaml:1:7: kind: 'servise' is not known; did you mean 'service'?"],
         ),
-        ("kind: pool\nnodes: 3\n", ["web.yaml:1:7: kind: 'pool' is not known; write service"]),
+        ("kind: cronjob\nnodes: 3\n", ["web.yaml:1:7: kind: 'cronjob' is not known; write service or pool"]),
         (
             "kind: service\nname: web\n",
             ['web.yaml:1:1: command: is missing; a process needs one, such as ["program", "argument"]'],

@@ -5,7 +5,8 @@ The operators' contract. What changes the fleet is either an order of things to 
 (apply) or a decision that something must go (delete, condemn, drain).
 
 Every call needs an operator certificate. Roles: a viewer reads; a deployer also applies,
-deletes and condemns; an admin also drains servers and hands out tokens and certificates.
+deletes and condemns; an admin also drains servers, releases storms, and hands out tokens and
+certificates.
 PERMISSION_DENIED names the operator, the role and the call. FAILED_PRECONDITION: refused,
 with the reason. INVALID_ARGUMENT: the request itself is wrong. NOT_FOUND: no such thing.
 UNAVAILABLE: the journal takes nothing at the moment (disk full); reads go on.
