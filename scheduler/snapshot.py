@@ -28,6 +28,7 @@ from scheduler.model import (
     Revision,
     RuntimeKind,
     Server,
+    Silence,
     Slot,
     Tally,
     Token,
@@ -161,6 +162,7 @@ class _Fleet(Struct, frozen=True, array_like=True):
     burials: int
     words: list[str]
     released: dict[str, float] = {}
+    silences: dict[str, tuple[Silence, ...]] = {}
 
 
 def encode(fleet: Fleet) -> bytes:
@@ -181,6 +183,7 @@ def encode(fleet: Fleet) -> bytes:
         burials=fleet.burials,
         words=words.in_order,
         released=dict(fleet.released.items()),
+        silences=dict(fleet.silences.items()),
     )
     body = zlib.compress(write(disk), _COMPRESSION_LEVEL)
     return _MAGIC + VERSION.to_bytes(_VERSION_BYTES, "big") + body
@@ -321,6 +324,7 @@ def _fleet_from_disk(disk: _Fleet) -> Fleet:
         graves=HashTrieMap((number, _cell_from_disk(cell, words)) for number, cell in disk.graves),
         burials=disk.burials,
         released=HashTrieMap(disk.released),
+        silences=HashTrieMap(disk.silences),
     )
 
 

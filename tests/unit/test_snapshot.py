@@ -23,6 +23,7 @@ from scheduler.model import (
     Revision,
     RuntimeKind,
     Server,
+    Silence,
     Slot,
     Spec,
     Stop,
@@ -156,6 +157,7 @@ FULL = Fleet(
     generations=HashTrieMap({"gone": 8}),
     graves=HashTrieMap({1_999: BURIED, 0: SICK}),
     burials=2_001,
+    silences=HashTrieMap({"rack": (Silence("rack/0.1", 8.5), Silence("rack/1.1", 9.5)), "": ()}),
     released=HashTrieMap({"rack": 1e9, "": 2e9}),
 )
 
