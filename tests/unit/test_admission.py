@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 from msgspec.structs import replace
+from rpds import HashTrieMap
 
 from scheduler import admission
 from scheduler import events as e
@@ -20,6 +21,7 @@ from scheduler.model import (
     ServerKey,
     SlotKey,
     TcpProbe,
+    Token,
     digest_of,
 )
 from scheduler.requests import (
@@ -38,7 +40,7 @@ from scheduler.requests import (
     Request,
 )
 from scheduler.sight import Sight
-from tests.support.world import SECRET, START, World, running, service, spec
+from tests.support.world import SECRET, START, World, pool, running, service, spec
 
 ONE, TWO = digest_of(spec("1")), digest_of(spec("2"))
 WRONG = "6" * 64
@@ -85,10 +87,9 @@ def with_token() -> World:
 
 
 def full_of_tokens() -> World:
-    world = World()
-    for number in range(MAX_TOKENS):
-        world.ask(CreateToken(f"t{number}", SECRET, 1, world.now + 10))
-    return world
+    """As after that many requests, which would take minutes."""
+    tokens = (Token(f"t{number}", SECRET, 1, START + 10) for number in range(MAX_TOKENS))
+    return World(fleet=Fleet(tokens=HashTrieMap((token.id, token) for token in tokens)))
 
 
 TOKEN = "the join token is unknown, wrong or used up; ask an operator for a new one"
@@ -103,7 +104,7 @@ REFUSALS = [
         ApplyGroups(tuple(service(f"g{number}", 0) for number in range(10_000))),
         ("too_many_groups", "10001 groups; one scheduler takes at most 10000", False),
     ),
-    (two_ready, DeleteGroup("api"), ("no_such_group", "there is no service api", True)),
+    (two_ready, DeleteGroup("api"), ("no_such_group", "there is no group api", True)),
     (
         two_ready,
         CondemnCell("web/2.1"),
@@ -128,7 +129,7 @@ REFUSALS = [
     (
         full_of_tokens,
         CreateToken("one", SECRET, 1, START + 10),
-        ("too_many_tokens", "1000 join tokens are open; wait until some are used or expire", False),
+        ("too_many_tokens", "10000 join tokens are open; wait until some are used or expire", False),
     ),
     (two_ready, Enrol("nobody", SECRET, "c"), ("token", TOKEN, False)),
     (with_token, Enrol("t", WRONG, "c"), ("token", TOKEN, False)),
@@ -229,7 +230,7 @@ def test_a_deleted_group_that_is_applied_again_while_its_cells_end_is_a_change()
     world = two_ready()
     world.obedient = False
     world.ask(DeleteGroup("web"))
-    with pytest.raises(Refused, match="there is no service web"):
+    with pytest.raises(Refused, match="there is no group web"):
         world.ask(DeleteGroup("web"))
     assert [change.change for change in world.apply(service("web", 2)).changes] == ["changed"]
     assert {cell: phase for cell, phase in world.phases().items() if phase is Phase.ORDERED} == {
@@ -413,3 +414,28 @@ def test_age_drift_and_exclusion_are_told_as_differences() -> None:
         "replace_touched: True -> False",
         "spec.exclusive: False -> True",
     )
+
+
+def test_a_name_is_of_one_kind_for_as_long_as_anything_of_it_is_there() -> None:
+    world = two_ready()
+    with pytest.raises(
+        Refused, match="web is a service, and no pool can be; delete it first, or choose"
+    ) as no:
+        world.apply(service("api", 1), pool("web", 1))
+    assert (no.value.rule, world.phases("api")) == ("name_taken", {})
+    world.obedient = False
+    world.ask(DeleteGroup("web"))
+    with pytest.raises(Refused, match="wait until the last of it is gone"):
+        world.apply(pool("web", 1))
+
+
+def test_a_name_is_free_for_another_kind_once_all_of_it_is_gone() -> None:
+    world = two_ready()
+    world.ask(DeleteGroup("web"))
+    assert [change.change for change in world.apply(pool("web", 1)).changes] == ["created"]
+
+
+def test_condemning_a_server_that_joined_by_itself_names_the_verb_for_it() -> None:
+    with pytest.raises(Refused, match="let it go with galactica drain a") as no:
+        two_ready().ask(CondemnCell("a"))
+    assert no.value.rule == "is_server"
