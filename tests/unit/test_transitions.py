@@ -181,9 +181,6 @@ def test_an_order_is_a_whole_new_cell_accounted_for_on_its_server() -> None:
     after = told(ORDERED, fleet=before)
     cell = Cell("web/0.1", "web", 0, 1, Phase.ORDERED, ONE, 1, "a", 4.0, SIZE, last_position=4)
     state, server = before.groups["web"], before.servers["a"]
-    if move is e.CellCondemned:  # the death is remembered where diagnosis looks for it
-        death = Death("web", expected.digest, "a", "probe_failed", now)
-        state, server = replace(state, deaths=(death,)), replace(server, deaths=(death,))
     assert after == replace(
         before,
         position=4,
