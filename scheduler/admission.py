@@ -12,6 +12,7 @@ from msgspec import Struct
 from scheduler import events as e
 from scheduler.draft import Draft
 from scheduler.model import (
+    Cell,
     CellKind,
     Group,
     GroupState,
@@ -82,6 +83,7 @@ def _apply_groups(draft: Draft, request: ApplyGroups, by: str) -> Admitted:
     changes = []
     dirty: dict[Key, str] = {}
     for group in request.groups:
+        _check_kind(draft, group)
         change = change_of(draft, group)
         changes.append(change)
         if change.change == "unchanged":
@@ -91,6 +93,15 @@ def _apply_groups(draft: Draft, request: ApplyGroups, by: str) -> Admitted:
         for slot in range(max(_slots_in_use(before), group.replicas)):
             dirty[SlotKey(group.name, slot)] = f"event:{record.position}"
     return Admitted(Accepted(draft.fleet.position, len(dirty), tuple(changes)), dirty)
+
+
+def _check_kind(draft: Draft, group: Group) -> None:
+    """A name means one thing for as long as anything of it is there."""
+    before = draft.fleet.groups.get(group.name)
+    if before is None or before.group.kind is group.kind:
+        return
+    do = "wait until the last of it is gone" if before.deleted else "delete it first, or choose another name"
+    raise Refused("name_taken", f"{group.name} is a {before.group.kind}, and no {group.kind} can be; {do}")
 
 
 def _slots_in_use(state: GroupState | None) -> int:
@@ -144,7 +155,7 @@ def _flat(value: Any, path: str = "") -> dict[str, str]:
 def _delete_group(draft: Draft, request: DeleteGroup, by: str) -> Admitted:
     state = draft.fleet.groups.get(request.name)
     if state is None or state.deleted:
-        raise Refused("no_such_group", f"there is no service {request.name}", missing=True)
+        raise Refused("no_such_group", f"there is no group {request.name}", missing=True)
     record = draft.emit(e.GroupDeleted(request.name), by)
     dirty: dict[Key, str] = {
         SlotKey(request.name, number): f"event:{record.position}" for number in range(_slots_in_use(state))
@@ -156,13 +167,24 @@ def _delete_group(draft: Draft, request: DeleteGroup, by: str) -> Admitted:
 def _condemn_cell(draft: Draft, request: CondemnCell, by: str) -> Admitted:
     cell = draft.fleet.cell(request.cell)
     if cell is None:
+        if request.cell in draft.fleet.servers:
+            raise Refused(
+                "is_server",
+                f"{request.cell} is a server that joined by itself, no cell of a pool; let it go with "
+                f"galactica drain {request.cell}",
+            )
         raise Refused(
             "no_such_cell", f"there is no cell {request.cell}, or it is decommissioned already", missing=True
         )
-    if cell.is_condemned:
-        raise Refused("condemned", f"{cell.id} was condemned before, by rule {cell.condemned_by}")
     name = by.removeprefix("operator:")
     reason = f"condemned by {name}" + (f": {request.reason}" if request.reason else "")
+    return _condemn_by_word(draft, cell, reason, by)
+
+
+def _condemn_by_word(draft: Draft, cell: Cell, reason: str, by: str) -> Admitted:
+    """An operator's word condemns a cell: a pool's server too, which is then drained when its successor is READY."""
+    if cell.is_condemned:
+        raise Refused("condemned", f"{cell.id} was condemned before, by rule {cell.condemned_by}")
     budget = "an operator's word needs none; replaced before it goes"
     draft.emit(e.CellCondemned(cell.id, Health.HEALTHY, "operator", reason, budget=budget), by)
     return Admitted(Accepted(draft.fleet.position, 1), {SlotKey(cell.group, cell.slot): by})
@@ -192,8 +214,12 @@ def _drain_server(draft: Draft, request: DrainServer, by: str) -> Admitted:
         raise Refused(
             "not_ready", f"server {server.id} is {server.phase}; only a READY server can be drained"
         )
-    name = by.removeprefix("operator:")
-    draft.emit(e.ServerCondemned(server.id, Health.HEALTHY, "operator", f"drained by {name}"), by)
+    reason = f"drained by {by.removeprefix('operator:')}"
+    cell = draft.fleet.cell(server.id) if server.pool else None
+    if cell is not None:
+        admitted = _condemn_by_word(draft, cell, reason, by)
+        return Admitted(Accepted(admitted.accepted.position, len(server.cells)), admitted.dirty)
+    draft.emit(e.ServerCondemned(server.id, Health.HEALTHY, "operator", reason), by)
     dirty = cells_of(server, by)
     return Admitted(Accepted(draft.fleet.position, len(dirty)), {ServerKey(server.id): by, **dirty})
 

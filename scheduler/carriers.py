@@ -8,7 +8,7 @@ from typing import Protocol
 from scheduler import events as e
 from scheduler.commands import Decommission, DecommissionServer, Order, OrderServer
 from scheduler.draft import Draft
-from scheduler.health import cell_verdict, is_serving, server_cell_verdict
+from scheduler.health import cell_verdict, is_serving
 from scheduler.model import (
     Cell,
     CellKind,
@@ -22,7 +22,7 @@ from scheduler.model import (
     Verdict,
 )
 from scheduler.placement import Unplaceable
-from scheduler.server_health import made_by
+from scheduler.server_health import made_by, pool_cell_verdict
 from scheduler.servers import cells_of, condemn_server, verdict_on
 from scheduler.sight import CellState, ProviderServer, ProviderState
 from scheduler.telling import send_when_due, tell_provider_when_due
@@ -113,26 +113,20 @@ class ByProvider:
     """Servers: made and deleted by a provider, and a place for containers in between."""
 
     def verdict(self, draft: Draft, state: GroupState, cell: Cell) -> Verdict:
-        server = draft.fleet.servers.get(cell.id)
-        of_place = None
-        if server is not None and server.phase in (Phase.READY, Phase.CONDEMNED):
-            of_place = verdict_on(draft, server)
-        made, refused = self._seen(draft, cell)
-        spec = spec_of(state, cell)
-        return server_cell_verdict(cell, spec, of_place, made, refused, draft.sight.trusted_since, draft.now)
+        return pool_cell_verdict(draft.fleet, state, cell, draft.sight, draft.now, draft.policy)
 
     def place(self, draft: Draft, state: GroupState) -> str | Unplaceable:
         return ""
 
     def deliver(self, draft: Draft, key: SlotKey, cell: Cell) -> None:
         spec = draft.fleet.groups[key.group].spec_of(cell.digest)
-        made, _ = self._seen(draft, cell)
+        made = self._made(draft, cell)
         if spec is None or made is not None:
             return
         tell_provider_when_due(draft, key, OrderServer(self.provider_of(draft, cell), cell.id, spec))
 
     def advance(self, draft: Draft, key: SlotKey, state: GroupState, cell: Cell) -> None:
-        made, _ = self._seen(draft, cell)
+        made = self._made(draft, cell)
         if cell.phase is Phase.ORDERED and made is not None and made.state is not ProviderState.GONE:
             draft.emit(e.CellBooting(cell.id, made.ref))
         server = draft.fleet.servers.get(cell.id)
@@ -154,7 +148,7 @@ class ByProvider:
         has_cells = server is not None and bool(len(server.cells))
         if server is not None and has_cells and not server.is_lost:
             return ""
-        made, _ = self._seen(draft, cell)
+        made = self._made(draft, cell)
         if made is not None and made.state is ProviderState.GONE:
             if server is not None and has_cells:  # those that waited for this proof go first
                 draft.dirty(cells_of(server, f"provider:{self.provider_of(draft, cell)}"))
@@ -169,9 +163,7 @@ class ByProvider:
         body = spec_of(draft.fleet.groups[cell.group], cell).server
         return body.provider if body else ""
 
-    def _seen(self, draft: Draft, cell: Cell) -> tuple[ProviderServer | None, str]:
-        """The provider's word on the cell, and why it refused the order, if it did."""
+    def _made(self, draft: Draft, cell: Cell) -> ProviderServer | None:
+        """The provider's word on the cell."""
         known = draft.sight.providers.get(self.provider_of(draft, cell))
-        if known is None:
-            return None, ""
-        return known.servers.get(cell.id), known.refused.get(cell.id) or ""
+        return known.servers.get(cell.id) if known else None

@@ -10,8 +10,19 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from scheduler.diagnosis import blame_server
-from scheduler.health import BEATS_MISSED
-from scheduler.model import Evidence, Fleet, Health, Phase, Policy, Server, Tempo, Verdict
+from scheduler.health import BEATS_MISSED, server_cell_verdict
+from scheduler.model import (
+    Cell,
+    Evidence,
+    Fleet,
+    GroupState,
+    Health,
+    Phase,
+    Policy,
+    Server,
+    Tempo,
+    Verdict,
+)
 from scheduler.sight import Answer, ProviderServer, ProviderState, ServerSight, Sight, Testimony
 
 SILENT_BEATS = 2.0
@@ -96,6 +107,21 @@ def server_verdict(fleet: Fleet, server: Server, sight: Sight, now: float, polic
         if verdict is not None:
             return verdict
     return Verdict(Health.HEALTHY, "beating", "it beats", next_look_at=heard_at + _first_look(terms))
+
+
+def pool_cell_verdict(
+    fleet: Fleet, state: GroupState, cell: Cell, sight: Sight, now: float, policy: Policy
+) -> Verdict:
+    """What the evidence says of a pool's cell: as a place for cells, and what its provider says of it."""
+    server = fleet.servers.get(cell.id)
+    of_place = None
+    if server is not None and server.phase in (Phase.READY, Phase.CONDEMNED):
+        of_place = server_verdict(fleet, server, sight, now, policy)
+    spec = state.spec_of(cell.digest) or state.group.spec
+    known = sight.providers.get(spec.server.provider) if spec.server else None
+    made = known.servers.get(cell.id) if known else None
+    refused = (known.refused.get(cell.id) if known else None) or ""
+    return server_cell_verdict(cell, spec, of_place, made, refused, sight.trusted_since, now)
 
 
 def _first_look(terms: Terms) -> float:

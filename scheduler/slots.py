@@ -149,7 +149,9 @@ def _doom(draft: Draft, key: SlotKey, state: GroupState, cell: Cell) -> _Doom | 
     if cell.dies_at is not None:
         if draft.now >= cell.dies_at:
             reason = "a shell was opened in it, and its time is over"
-            return _Doom("touched", reason, f"event:{cell.last_position}", may_condemn_drained(state, draft.policy))
+            return _Doom(
+                "touched", reason, f"event:{cell.last_position}", may_condemn_drained(state, draft.policy)
+            )
         draft.look(key, cell.dies_at)
     report = draft.sight.report_of(cell.server, cell.id)
     if report is not None and report.touched and state.group.replace_touched:

@@ -103,9 +103,8 @@ class DockerShell:
     def resize_now(self, window: Window) -> None:
         """Blocks. What has ended already has no size."""
         client = self._engine.client()
-        with self._engine.errors("resize a terminal"):
-            with contextlib.suppress(docker.errors.APIError):
-                client.exec_resize(self._exec_id, height=window.rows, width=window.columns)
+        with self._engine.errors("resize a terminal"), contextlib.suppress(docker.errors.APIError):
+            client.exec_resize(self._exec_id, height=window.rows, width=window.columns)
 
     def _ended(self) -> int:
         """What still runs is killed. Its exit code."""

@@ -15,7 +15,7 @@ import msgspec
 from galactica.v1 import operator_pb2
 from msgspec import Struct
 
-from scheduler import history, views
+from scheduler import history, server_views, views
 from scheduler.events import Record
 from scheduler.model import SERVER_ID, Phase
 from scheduler.ports import View
@@ -112,7 +112,7 @@ def states(view: View, topics: Topics) -> dict[str, bytes]:
 
 
 def _living_servers(view: View) -> Iterator[operator_pb2.Server]:
-    return (row for row in views.servers(view) if row.phase != Phase.DECOMMISSIONED)
+    return (row for row in server_views.servers(view) if row.phase != Phase.DECOMMISSIONED)
 
 
 def _cell(row: operator_pb2.Cell) -> Json:

@@ -75,11 +75,11 @@ class TestWhoMayCall:
                 allowed.add(call)
 
         readers = {
-            "GetStatus", "ListCells", "ListServers", "WatchEvents", "GetCertificate", "ReadLogs", "GetVersion",
+            "GetStatus", "ListCells", "ListServers", "ListProviders", "WatchEvents", "GetCertificate", "ReadLogs", "GetVersion",
             "PlanGroups", "WaitReady",
         }  # fmt: skip
         deployers = readers | {"ApplyGroups", "DeleteGroup", "CondemnCell", "OpenShell"}
-        admins = deployers | {"DrainServer", "CreateToken", "CreateOperator"}
+        admins = deployers | {"DrainServer", "ReleaseStorm", "CreateToken", "CreateOperator"}
         assert allowed == {Role.VIEWER: readers, Role.DEPLOYER: deployers, Role.ADMIN: admins}[role]
 
     async def test_every_call_of_the_contract_is_in_the_table(self):
@@ -209,15 +209,17 @@ class TestApplying:
     @pytest.mark.parametrize(
         ("call", "request_of", "message"),
         [
-            ("DeleteGroup", {"group": "no"}, "there is no service no"),
-            ("WaitReady", {"group": "no"}, "there is no service no"),
-            ("ListCells", {"group": "no"}, "there is no service no"),
+            ("DeleteGroup", {"group": "no"}, "there is no group no"),
+            ("WaitReady", {"group": "no"}, "there is no group no"),
+            ("ListCells", {"group": "no"}, "there is no group no"),
             (
                 "CondemnCell",
                 {"cell_id": "no/1.1"},
                 "there is no cell no/1.1, or it is decommissioned already",
             ),
             ("DrainServer", {"server_id": "no"}, "there is no server no"),
+            ("ReleaseStorm", {"storm_id": "no-1"}, "there is no storm no-1"),
+            ("WaitReady", {"group": "no", "kind": "GROUP_KIND_POOL"}, "there is no pool no"),
             ("GetCertificate", {"cell_id": "no/1.1"}, "there is and was no cell no/1.1"),
             ("ReadLogs", {"cell_id": "no/1.1"}, "there is no cell no/1.1"),
         ],
@@ -250,8 +252,8 @@ class TestWaiting:
 
         code, details, _ = await refusal(waiting)
         assert (code, details) in [
-            (Code.NOT_FOUND, "service web was deleted"),
-            (Code.NOT_FOUND, "there is no service web"),
+            (Code.NOT_FOUND, "web was deleted"),
+            (Code.NOT_FOUND, "there is no group web"),
         ]
 
     async def test_wait_is_bounded_by_the_callers_deadline(self, world):
@@ -367,7 +369,7 @@ class TestCertificates:
         )
 
         assert code is Code.INVALID_ARGUMENT
-        assert details == "'web' is no cell; write GROUP/SLOT.GENERATION, such as web/2.7"
+        assert details == "'web' is no cell and no server; write GROUP/SLOT.GENERATION, such as web/2.7"
 
 
 class TestLogs:

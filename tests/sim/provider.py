@@ -101,7 +101,11 @@ class SimProvider:
             if self.temper.silent:
                 self.world.tell(ProviderSilent("local", "it does not answer", now))
                 continue
-            servers = () if self.temper.lists_nothing else tuple(
-                ProviderServer(cell, f"vm-{cell}", state) for cell, state in sorted(self.machines.items())
+            servers = (
+                ()
+                if self.temper.lists_nothing
+                else tuple(
+                    ProviderServer(cell, f"vm-{cell}", state) for cell, state in sorted(self.machines.items())
+                )
             )
             self.world.tell(ProviderListed("local", servers, now, now))
