@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from scheduler import events as e
 from scheduler.commands import Decommission, DecommissionServer, Resync
 from scheduler.draft import Draft
-from scheduler.health import BEATS_MISSED
 from scheduler.model import (
     SILENCE_RULES,
     Health,
@@ -25,7 +24,7 @@ from scheduler.model import (
     Verdict,
     parse_cell_id,
 )
-from scheduler.server_health import server_verdict
+from scheduler.server_health import SILENT_BEATS, server_verdict
 from scheduler.sight import CellState, ProviderState
 from scheduler.telling import send_when_due, tell_provider_when_due
 
@@ -50,7 +49,7 @@ def _admit(draft: Draft, server: Server, key: ServerKey) -> None:
     if seen is None or not seen.is_open or not _may_join(draft, server):
         return
     beat_seconds = draft.policy.tempo(len(draft.fleet.servers)).beat_seconds
-    if draft.now - seen.heard_at > BEATS_MISSED * beat_seconds:
+    if draft.now - seen.heard_at > SILENT_BEATS * beat_seconds:  # silence that may condemn lets nobody in
         draft.look(key, draft.now + beat_seconds)
         return
     facts = seen.facts

@@ -75,8 +75,8 @@ class TestWhoMayCall:
                 allowed.add(call)
 
         readers = {
-            "GetStatus", "ListCells", "ListServers", "ListProviders", "WatchEvents", "GetCertificate", "ReadLogs", "GetVersion",
-            "PlanGroups", "WaitReady",
+            "GetStatus", "ListCells", "ListServers", "ListProviders", "WatchEvents", "GetCertificate", "ReadLogs",
+            "GetVersion", "PlanGroups", "WaitReady",
         }  # fmt: skip
         deployers = readers | {"ApplyGroups", "DeleteGroup", "CondemnCell", "OpenShell"}
         admins = deployers | {"DrainServer", "ReleaseStorm", "CreateToken", "CreateOperator"}
