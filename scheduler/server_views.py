@@ -108,8 +108,12 @@ def _what_is_heard(view: View, server: Server) -> tuple[Evidence, ...]:
 
 
 def _neighbours(view: View, server_id: str) -> Iterator[operator_pb2.NeighbourAnswer]:
+    """What those say that still have a session; who went away is no neighbour any more."""
     about = view.sight.about.get(server_id)
     for watcher, testimony in sorted(about.items()) if about else ():
+        seen = view.sight.servers.get(watcher)
+        if seen is None or not seen.is_open:
+            continue
         yield operator_pb2.NeighbourAnswer(server_id=watcher, answer=testimony.answer.value)
 
 

@@ -120,6 +120,14 @@ def test_what_neighbours_say_is_shown_and_is_evidence() -> None:
     ]
 
 
+def test_a_neighbour_that_went_away_is_shown_no_more() -> None:
+    world = rack(3)
+    beat(world, 1.0, "rack/0.1", says=Answer.ANSWERS)
+    assert [one.server_id for one in row(world, "rack/0.1").neighbours] == ["rack/1.1", "rack/2.1"]
+    world.detach("rack/2.1")
+    assert [one.server_id for one in row(world, "rack/0.1").neighbours] == ["rack/1.1"]
+
+
 def test_a_condemned_server_shows_what_condemned_it_though_it_still_beats() -> None:
     world = rack(1)
     world.deaf_providers = True
