@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 
 import structlog
-from msgspec import Struct
 
 from scheduler.core import Asked, Core, Start, Turn
 from scheduler.events import Record
@@ -38,12 +37,6 @@ REFUSALS_REMEMBERED = 1_000
 log = structlog.get_logger("scheduler.controller")
 
 
-class _Question(Struct, frozen=True):
-    ticket: int
-    request: Request
-    by: str
-
-
 def load(journal: Journal) -> Fleet:
     """The fleet that the journal tells of: its newest snapshot and the records after it."""
     found = journal.newest_snapshot()
@@ -63,7 +56,7 @@ class Controller:
         self._clock = clock
         self._epoch = start.epoch
         self._core = Core(fleet, policy or Policy(), clock.now(), start)
-        self._inbox: asyncio.Queue[Observation | _Question] = asyncio.Queue(INBOX_SIZE)
+        self._inbox: asyncio.Queue[Observation | Asked] = asyncio.Queue(INBOX_SIZE)
         self._tickets = itertools.count(1)
         self._answers: dict[int, asyncio.Future[Accepted]] = {}
         self._news = asyncio.Event()
@@ -89,7 +82,7 @@ class Controller:
         answer: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
         self._answers[ticket] = answer
         try:
-            await self._inbox.put(_Question(ticket, request, by))
+            await self._inbox.put(Asked(ticket, request, by))
             return await answer
         finally:
             self._answers.pop(ticket, None)
@@ -138,8 +131,8 @@ class Controller:
         item = await self._next_item()
         taken = 0
         while item is not None:
-            if isinstance(item, _Question):
-                asked.append(Asked(item.ticket, item.request, item.by))
+            if isinstance(item, Asked):
+                asked.append(item)
             else:
                 self._core.take(item)
             taken += 1
@@ -149,7 +142,7 @@ class Controller:
                     item = self._inbox.get_nowait()
         return asked
 
-    async def _next_item(self) -> Observation | _Question | None:
+    async def _next_item(self) -> Observation | Asked | None:
         with suppress(asyncio.QueueEmpty):
             return self._inbox.get_nowait()
         due = self._core.next_look_at()

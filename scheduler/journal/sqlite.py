@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from scheduler.events import Record
-from scheduler.journal import Retention, StaleEpoch
+from scheduler.journal import SNAPSHOTS_KEPT, Retention, StaleEpoch
 from scheduler.journal.opening import check, take_lock
 from scheduler.journal.reader import Pages, Reader, replay
 from scheduler.journal.reserve import release_when_short, set_aside
@@ -160,7 +160,8 @@ def _save_snapshot(connection: sqlite3.Connection, position: int, data: bytes) -
     connection.execute("INSERT INTO snapshots VALUES (?, ?)", (position, data))
     connection.execute(
         "DELETE FROM snapshots WHERE position < (SELECT min(position) FROM "
-        "(SELECT position FROM snapshots ORDER BY position DESC LIMIT 2))"
+        "(SELECT position FROM snapshots ORDER BY position DESC LIMIT ?))",
+        (SNAPSHOTS_KEPT,),
     )
 
 

@@ -10,6 +10,8 @@ import os
 import sqlite3
 from pathlib import Path
 
+from scheduler.journal import SNAPSHOTS_KEPT
+
 APPLICATION_ID = 0x47414C41
 """'GALA' in the header of the file: this is a journal of ours."""
 
@@ -61,7 +63,7 @@ CREATE TRIGGER snapshots_only_grow BEFORE INSERT ON snapshots
 CREATE TRIGGER snapshots_never_change BEFORE UPDATE ON snapshots
     BEGIN SELECT RAISE(ABORT, 'snapshots are never changed'); END;
 CREATE TRIGGER snapshots_go_when_there_are_newer BEFORE DELETE ON snapshots
-    WHEN (SELECT count(*) FROM snapshots WHERE position > OLD.position) < 2
+    WHEN (SELECT count(*) FROM snapshots WHERE position > OLD.position) < {SNAPSHOTS_KEPT}
     BEGIN SELECT RAISE(ABORT, 'the two newest snapshots are kept'); END;
 
 CREATE TABLE epochs (epoch INTEGER PRIMARY KEY, at REAL NOT NULL, pid INTEGER NOT NULL) STRICT;
