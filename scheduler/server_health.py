@@ -28,6 +28,9 @@ from scheduler.sight import Answer, ProviderServer, ProviderState, ServerSight, 
 SILENT_BEATS = 2.0
 """Silence of this many beats is enough where neighbours hear nothing either."""
 
+CUT_OFF = "cut_off"
+"""The rule of a server that is silent and that its neighbours reach."""
+
 
 class Terms(NamedTuple):
     """What a server's pool says about silence. Seconds."""
@@ -223,7 +226,7 @@ def _cut_off(case: _Case) -> Verdict | None:
         reason = f"cut off from the scheduler for {case.silence_seconds:.0f} s, although {count}"
         return Verdict(Health.DEAD, "cut_off_too_long", reason, case.facts())
     reason = f"the scheduler hears nothing, but {count}: it is cut off and keeps its cells"
-    return Verdict(Health.SUSPECT, "cut_off", reason, case.facts(), next_look_at=until)
+    return Verdict(Health.SUSPECT, CUT_OFF, reason, case.facts(), next_look_at=until)
 
 
 def _agent_gone(case: _Case) -> Verdict | None:

@@ -47,6 +47,8 @@ def test_a_host_that_only_the_scheduler_does_not_reach_keeps_its_cells(lab: Lab)
     position = lab.fleet.position()
     with lab.dropping(*cut_from_scheduler(lab.host(victim).number)):
         lab.fleet.until(lambda: lab.judged(victim, "suspect", ANSWERS), "it is said to be cut off")
+        assert f"{victim}: the scheduler hears nothing, but" in lab.fleet.held("apart")["cut_off"]["reason"]
+        assert "the scheduler hears nothing, but" in lab.fleet.done("status")
         lab.while_watching(
             BEYOND_LEASE_SECONDS,
             lambda: lab.condemned(position) == {} and pids(lab.fleet.ready("apart-web")) == pids(before),
@@ -55,6 +57,7 @@ def test_a_host_that_only_the_scheduler_does_not_reach_keeps_its_cells(lab: Lab)
         assert lab.judged(victim, "suspect", ANSWERS)
         assert lab.alive(before) == list(pids(before))
     lab.until_well("apart", 2)
+    assert lab.fleet.status()["held"] == []
     assert pids(lab.fleet.until_ready("apart-web", 2)) == pids(before)
     assert lab.alive(before) == list(pids(before))
     assert lab.condemned(position) == {}

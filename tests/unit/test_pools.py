@@ -127,8 +127,21 @@ def test_a_server_that_neighbours_reach_is_cut_off_and_keeps_its_cells() -> None
     silence(world, "rack/0.1", 60.0, Answer.ANSWERS)
     assert condemned(world) == []
     assert world.phases("web") == {f"web/{slot}.1": READY for slot in range(5)}
+    (hold,) = world.core.view(world.now).holds
+    assert (hold.rule, hold.reason) == (
+        "cut_off",
+        "rack/0.1: the scheduler hears nothing, but 4 of 4 neighbours reach it: it is cut off and keeps its cells",
+    )
     silence(world, "rack/0.1", 245.0, Answer.ANSWERS)
     assert condemned(world) == [("rack/0.1", "cut_off_too_long")]
+
+
+def test_what_is_said_of_a_server_that_is_cut_off_ends_when_it_is_heard_again() -> None:
+    world = loaded()
+    silence(world, "rack/0.1", 10.0, Answer.ANSWERS)
+    assert world.held() == {"cut_off"}
+    world.beat("rack/0.1")
+    assert world.held() == set()
 
 
 def test_a_host_whose_agent_is_gone_keeps_its_cells_until_the_lease_ends() -> None:
