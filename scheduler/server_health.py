@@ -99,7 +99,7 @@ def server_verdict(fleet: Fleet, server: Server, sight: Sight, now: float, polic
     """What the evidence says of a server."""
     terms = terms_of(fleet, server, policy)
     seen = sight.servers.get(server.id)
-    heard_at = max(seen.heard_at if seen else server.joined_at, sight.trusted_since)
+    heard_at = last_heard_at(server, sight)
     silence_limit = BEATS_MISSED * terms.tempo.beat_seconds
     witnesses = witnesses_of(server, sight, now, silence_limit)
     case = _Case(
@@ -110,6 +110,13 @@ def server_verdict(fleet: Fleet, server: Server, sight: Sight, now: float, polic
         if verdict is not None:
             return verdict
     return Verdict(Health.HEALTHY, "beating", "it beats", next_look_at=heard_at + _first_look(terms))
+
+
+def last_heard_at(server: Server, sight: Sight) -> float:
+    """From when on its silence counts."""
+    seen = sight.servers.get(server.id)
+    calm_since = sight.calm_since.get(server.pool) or 0.0
+    return max(seen.heard_at if seen else server.joined_at, sight.trusted_since, calm_since)
 
 
 def pool_cell_verdict(

@@ -178,6 +178,27 @@ def test_neighbours_that_cannot_reach_the_scheduler_themselves_do_not_count() ->
     assert world.held() == {"storm"}
 
 
+def test_the_last_one_that_is_heard_again_after_a_storm_gets_a_lease_from_its_end() -> None:
+    world = loaded()
+    world.advance(30, beating=False)
+    assert world.held() == {"storm"}
+    for _ in range(9):  # 4.5 s
+        world.now += 0.5
+        world.beat("rack/1.1", "rack/2.1", "rack/3.1", "rack/4.1")
+    assert condemned(world) == []
+    world.now += 0.4
+    world.beat()
+    world.advance(10)
+    assert condemned(world) == []
+
+
+def test_one_that_stays_silent_after_a_storm_is_condemned_a_lease_after_its_end() -> None:
+    world = loaded()
+    world.advance(30, beating=False)
+    silence(world, "rack/0.1", 5.6)
+    assert condemned(world) == [("rack/0.1", "lease_expired")]
+
+
 def test_two_of_five_silent_together_are_a_storm_that_an_operator_can_release() -> None:
     world = loaded()
     for _ in range(20):
