@@ -11,7 +11,7 @@ PYTEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 
 .PHONY: help venv proto lint lint-style lint-types lint-imports lint-dependencies lint-contract lint-generated \
-	test demo bench constraints clean
+	test demo lab bench constraints clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -66,6 +66,10 @@ test: venv ## the whole suite, on a real Docker Engine (the one that runs, else 
 
 demo: venv ## watch a fleet of nine cells heal itself, for about half a minute
 	@$(BIN)/python deploy/demo.py
+
+lab: venv ## a fleet of four hosts on this machine to play with, until Ctrl-C (as root)
+	@.ci/packages iproute2 iptables
+	@PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m deploy.lab up
 
 bench: venv ## measure what the README's table of numbers says
 	@.ci/packages $(TEST_PACKAGES)

@@ -28,6 +28,8 @@ from deploy.lab.switch import (
     NAMESPACES,
     LabError,
     Switch,
+    remember,
+    remembered,
 )
 
 BOOT = Path(__file__).with_name("boot.py")
@@ -66,14 +68,7 @@ class Host:
     @property
     def first_process(self) -> psutil.Process | None:
         """None where nothing of the host lives any more."""
-        try:
-            pid, started = (self.path / "pid").read_text().split()
-            process = psutil.Process(int(pid))
-            if str(process.create_time()) == started and process.status() != psutil.STATUS_ZOMBIE:
-                return process
-        except (FileNotFoundError, psutil.NoSuchProcess):
-            pass
-        return None
+        return remembered(self.path / "pid")
 
     @property
     def is_on(self) -> bool:
@@ -117,7 +112,7 @@ class Host:
         command = [*agent, "--host", self.address, "--data", str(self.path / "agent")]
         pid = self._boot({"agent": command, "token": token, "group": f"/{self.namespace}", **body})
         # Written last: without it there is no host yet, and the next try begins anew.
-        (self.path / "pid").write_text(f"{pid} {psutil.Process(pid).create_time()}")
+        remember(psutil.Process(pid), self.path / "pid")
 
     def _boot(self, plan: dict[str, object]) -> int:
         """Its first process. The plan goes by standard input, since everybody can see arguments and it has a token."""

@@ -244,6 +244,22 @@ def end_processes(namespaces: list[Path]) -> None:
     raise LabError(f"processes that do not end on SIGKILL: {[process.pid for process in found]}")
 
 
+def remember(process: psutil.Process, file: Path) -> None:
+    """With its start: a pid alone may be somebody else's later."""
+    file.write_text(f"{process.pid} {process.create_time()}")
+
+
+def remembered(file: Path) -> psutil.Process | None:
+    """None where it has ended, or nobody was remembered."""
+    try:
+        pid, started = file.read_text().split()
+        process = psutil.Process(int(pid))
+        is_it = str(process.create_time()) == started and process.status() != psutil.STATUS_ZOMBIE
+    except (FileNotFoundError, psutil.NoSuchProcess):
+        return None
+    return process if is_it else None
+
+
 def _namespace_of(pid: int) -> int:
     """0 where it has ended."""
     try:
