@@ -58,7 +58,8 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         self._sessions: dict[str, Session] = {}
         self._numbers = itertools.count(1)
         self._told = Tempo(0.0, 0.0)
-        self._watch = Watch(epoch, self._is_member, self._tell_neighbours)
+        secret = ca.secret_for("neighbours")
+        self._watch = Watch(epoch, secret, self._is_member, self._tell_neighbours)
 
     # --- for the controller and the operators' side ---------------------------------------------------------------
 
@@ -126,6 +127,7 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         session_id = f"{self._epoch}-{next(self._numbers)}"
         attached = _checked(lambda: wire.attached(hello, server, session_id, self._mind.now()))
         watch_address = _checked(lambda: wire.watch_address(hello))
+        watching = _checked(lambda: wire.watching(hello))
         session = self._open(server, session_id)
         ending = Ending(grpc.StatusCode.CANCELLED, "its stream broke")
         try:
@@ -133,7 +135,7 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
             log.info("attached", server=server, session=session.id, cells=len(attached.inventory))
             self._share_tempo()
             if self._sessions.get(server) is session:
-                self._watch.attached(server, watch_address)
+                self._watch.attached(server, watch_address, watching)
             ending = await self._serve(session, context)
         finally:
             self._close(session, ending)
