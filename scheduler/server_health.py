@@ -63,6 +63,7 @@ class Witnesses(NamedTuple):
 
 
 class _Case(NamedTuple):
+    fleet: Fleet
     server: Server
     seen: ServerSight | None
     made: ProviderServer | None
@@ -100,7 +101,15 @@ def server_verdict(fleet: Fleet, server: Server, sight: Sight, now: float, polic
     silence_limit = BEATS_MISSED * terms.tempo.beat_seconds
     witnesses = witnesses_of(server, sight, now, silence_limit)
     case = _Case(
-        server, seen, made_by(server, sight), witnesses, heard_at, terms, now, policy.blame_window_seconds
+        fleet,
+        server,
+        seen,
+        made_by(server, sight),
+        witnesses,
+        heard_at,
+        terms,
+        now,
+        policy.blame_window_seconds,
     )
     for rule in SERVER_RULES:
         verdict = rule(case)
@@ -208,7 +217,7 @@ def _neighbours_silent(case: _Case) -> Verdict | None:
 
 def _blamed(case: _Case) -> Verdict | None:
     """It beats, but what lives on it dies."""
-    blame = blame_server(case.server.deaths, case.now, case.blame_window_seconds)
+    blame = blame_server(case.server, case.fleet, case.now, case.blame_window_seconds)
     if blame is None:
         return None
     return Verdict(Health.SICK, "blamed", blame.reason, blame.evidence)

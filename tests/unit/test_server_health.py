@@ -78,8 +78,18 @@ class Case:
             HashTrieMap({"p": ProviderSight(HashTrieMap(made))}),
         )
         others = {f"o{n}": UP for n in range(self.servers - 1)}
-        fleet = Fleet(groups=HashTrieMap({"rack": RACK}), servers=HashTrieMap({"a": self.server, **others}))
+        groups = {name: living(name, self.server.deaths) for name in ("web", "api")}
+        fleet = Fleet(
+            groups=HashTrieMap({"rack": RACK, **groups}), servers=HashTrieMap({"a": self.server, **others})
+        )
         return server_verdict(fleet, self.server, sight, now, Policy())
+
+
+def living(name: str, deaths: tuple[Death, ...]) -> GroupState:
+    """A service of ten cells elsewhere, with those deaths."""
+    group = Group(GroupKind.SERVICE, name, 10, Spec(RuntimeKind.PROCESS))
+    own = tuple(death for death in deaths if death.group == name)
+    return GroupState(group, "d", 1, (), per_server=HashTrieMap({"b": 10}), deaths=own)
 
 
 def facts(after: float, said: str = "", skip: int = 0, closed: bool = False) -> tuple[Evidence, ...]:
@@ -123,11 +133,11 @@ WILL = Evidence("bus", "its last will was published", 1_000.0)
 CUT_OFF = "the scheduler hears nothing, but {}: it is cut off and keeps its cells"
 AWAY = "its agent is gone, the host lives ({}); it keeps its cells until the lease ends"
 GONE = "its provider says that it is gone: spot"
-DEATHS = tuple(Death(group, "d", "a", "exited", 990.0) for group in ("web", "api", "web"))
+DEATHS = tuple(Death(group, "d", "a", "exited", 990.0) for group in ("web", "api") * 4)
 BLAMED = Verdict(
     Health.SICK,
     "blamed",
-    "3 cells of 2 groups died on it within 60 s: the server is to blame",
+    "8 of the 8 deaths of 2 groups within 60 s fell on it, which had 29% of their cells: the server is to blame",
     tuple(Evidence("server a", f"a cell of {d.group} died by rule exited", 990.0) for d in DEATHS),
 )
 
