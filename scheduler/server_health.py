@@ -205,6 +205,19 @@ def _provider_gone(case: _Case) -> Verdict | None:
     return Verdict(Health.DEAD, "provider_gone", reason, (fact, *case.facts()))
 
 
+def _left(case: _Case) -> Verdict | None:
+    """No silence: it said so itself."""
+    if case.seen is None or not case.seen.has_left:
+        return None
+    return Verdict(Health.DEAD, "left", "its agent ended its cells and left, as it had said", case.facts())
+
+
+def _leaving(case: _Case) -> Verdict | None:
+    if case.seen is None or not case.seen.is_leaving:
+        return None
+    return Verdict(Health.SUSPECT, "leaving", "its agent ends its cells, and will leave", case.facts())
+
+
 def _neighbours_silent(case: _Case) -> Verdict | None:
     if not case.is_silent or not case.witnesses.mostly(Answer.SILENT):
         return None
@@ -286,6 +299,7 @@ SERVER_RULES: tuple[Callable[[_Case], Verdict | None], ...] = (
     _condemned,
     _enrolled,
     _provider_gone,
+    _left,
     _neighbours_silent,
     _cut_off,
     _agent_gone,
@@ -293,4 +307,5 @@ SERVER_RULES: tuple[Callable[[_Case], Verdict | None], ...] = (
     _blamed,
     _stream_closed,
     _beats_missed,
+    _leaving,
 )

@@ -22,7 +22,16 @@ from scheduler.model import (
     Verdict,
 )
 from scheduler.server_health import SERVER_RULES, server_verdict
-from scheduler.sight import Answer, ProviderServer, ProviderSight, ProviderState, ServerSight, Sight
+from scheduler.sight import (
+    Answer,
+    CellReport,
+    CellState,
+    ProviderServer,
+    ProviderSight,
+    ProviderState,
+    ServerSight,
+    Sight,
+)
 from scheduler.sight import Testimony as Saying  # a name that pytest does not take for a test
 from tests.support.world import World
 
@@ -99,7 +108,7 @@ def facts(after: float, said: str = "", skip: int = 0, closed: bool = False) -> 
     return heard + told
 
 
-def suspect(rule: str, reason: str, evidence: tuple[Evidence, ...], look_at: float) -> Verdict:
+def suspect(rule: str, reason: str, evidence: tuple[Evidence, ...], look_at: float | None) -> Verdict:
     return Verdict(Health.SUSPECT, rule, reason, evidence, look_at)
 
 
@@ -141,7 +150,27 @@ BLAMED = Verdict(
     tuple(Evidence("server a", f"a cell of {d.group} died by rule exited", 990.0) for d in DEATHS),
 )
 
+LEAVING = replace(OPEN, is_leaving=True)
+LEFT = replace(
+    CLOSED, is_leaving=True, reports=HashTrieMap({"web/0.1": CellReport("web/0.1", "d", CellState.GONE)})
+)
+LEFT_A_CELL = replace(
+    LEFT, reports=LEFT.reports.insert("web/1.1", CellReport("web/1.1", "d", CellState.STOPPING))
+)
+
 TABLE: dict[str, tuple[Case, Verdict]] = {
+    "leaving": (
+        Case(seen=LEAVING),
+        suspect("leaving", "its agent ends its cells, and will leave", facts(0.5), None),
+    ),
+    "left": (
+        Case(1.0, "xx", seen=LEFT),
+        dead("left", "its agent ended its cells and left, as it had said", *facts(1.0, "xx", closed=True)),
+    ),
+    "left, and a cell is still there": (
+        Case(1.0, seen=LEFT_A_CELL),
+        suspect("stream_closed", CLOSED_REASON, facts(1.0, closed=True), HEARD_AT + 2.0),
+    ),
     "beats": (Case(), BEATS),
     "two beats of silence are none yet": (Case(2.0, "---"), BEATS),
     "beats, whatever its neighbours hear": (Case(1.0, "---"), BEATS),
@@ -330,7 +359,10 @@ def test_where_two_rules_on_servers_match_the_first_one_is_told(pair: str) -> No
 
 def test_the_table_covers_every_rule_on_servers() -> None:
     told = {expected.rule for _, expected in TABLE.values()}
-    alone = {"enrolled", "provider_gone", "neighbours_silent", "lease_expired", "blamed", "stream_closed"}
+    alone = {"enrolled", "provider_gone", "neighbours_silent", "lease_expired", "blamed", "stream_closed"} | {
+        "left",
+        "leaving",
+    }
     of_two = {"cut_off", "cut_off_too_long", "agent_away", "agent_gone"}
     assert told == alone | of_two | {"beats_missed", "beating", "operator"}
     assert (
