@@ -69,6 +69,7 @@ class _Case(NamedTuple):
     made: ProviderServer | None
     witnesses: Witnesses
     heard_at: float
+    trusted_since: float
     terms: Terms
     now: float
     blame_window_seconds: float
@@ -107,6 +108,7 @@ def server_verdict(fleet: Fleet, server: Server, sight: Sight, now: float, polic
         made_by(server, sight),
         witnesses,
         heard_at,
+        sight.trusted_since,
         terms,
         now,
         policy.blame_window_seconds,
@@ -221,6 +223,10 @@ def _leaving(case: _Case) -> Verdict | None:
 def _neighbours_silent(case: _Case) -> Verdict | None:
     if not case.is_silent or not case.witnesses.mostly(Answer.SILENT):
         return None
+    until = case.trusted_since + case.terms.lease_seconds
+    if case.now < until:
+        reason = "the scheduler itself has just begun to hear: everyone has one full lease"
+        return Verdict(Health.SUSPECT, "grace", reason, case.facts(), next_look_at=until)
     reason = (
         f"nothing heard for {case.silence_seconds:.1f} s, and {case.witnesses.silent} of "
         f"{case.witnesses.total} witnesses hear nothing either"

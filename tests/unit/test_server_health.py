@@ -158,7 +158,17 @@ LEFT_A_CELL = replace(
     LEFT, reports=LEFT.reports.insert("web/1.1", CellReport("web/1.1", "d", CellState.STOPPING))
 )
 
+GRACE = "the scheduler itself has just begun to hear: everyone has one full lease"
+
 TABLE: dict[str, tuple[Case, Verdict]] = {
+    "silent to all, a moment after the scheduler began": (
+        Case(3.0, "--", trusted_since=HEARD_AT - 1.5),
+        suspect("grace", GRACE, facts(3.0, "--"), HEARD_AT + 3.5),
+    ),
+    "silent to all, a lease after the scheduler began": (
+        Case(3.5, "--", trusted_since=HEARD_AT - 1.5),
+        silent(3.5, "2 of 2", *facts(3.5, "--")),
+    ),
     "leaving": (
         Case(seen=LEAVING),
         suspect("leaving", "its agent ends its cells, and will leave", facts(0.5), None),
@@ -359,11 +369,8 @@ def test_where_two_rules_on_servers_match_the_first_one_is_told(pair: str) -> No
 
 def test_the_table_covers_every_rule_on_servers() -> None:
     told = {expected.rule for _, expected in TABLE.values()}
-    alone = {"enrolled", "provider_gone", "neighbours_silent", "lease_expired", "blamed", "stream_closed"} | {
-        "left",
-        "leaving",
-    }
-    of_two = {"cut_off", "cut_off_too_long", "agent_away", "agent_gone"}
+    alone = {"enrolled", "provider_gone", "left", "lease_expired", "blamed", "stream_closed", "leaving"}
+    of_two = {"neighbours_silent", "grace", "cut_off", "cut_off_too_long", "agent_away", "agent_gone"}
     assert told == alone | of_two | {"beats_missed", "beating", "operator"}
     assert (
         len(SERVER_RULES) == len(alone) + len(of_two) // 2 + 2
