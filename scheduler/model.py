@@ -30,7 +30,9 @@ REVISIONS_KEPT = 100
 SILENCES_KEPT = 1_000
 """How many condemnations for silence of a pool the storm guard looks back at."""
 
-SILENCE_RULES = frozenset({"neighbours_silent", "agent_gone", "cut_off_too_long", "lease_expired"})
+SILENCE_RULES = frozenset(
+    {"neighbours_silent", "agent_gone", "unlisted", "cut_off_too_long", "lease_expired"}
+)
 """Verdicts that rest on hearing nothing: those that the scheduler's own blindness could bring about."""
 
 DEATHS_KEPT = 16

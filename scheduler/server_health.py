@@ -67,6 +67,8 @@ class _Case(NamedTuple):
     server: Server
     seen: ServerSight | None
     made: ProviderServer | None
+    missing_at: float | None
+    """When its provider's newest list was asked for, where that list leaves it out."""
     witnesses: Witnesses
     heard_at: float
     trusted_since: float
@@ -106,6 +108,7 @@ def server_verdict(fleet: Fleet, server: Server, sight: Sight, now: float, polic
         server,
         seen,
         made_by(server, sight),
+        missing_at_of(fleet, server, sight),
         witnesses,
         heard_at,
         sight.trusted_since,
@@ -149,6 +152,25 @@ def made_by(server: Server, sight: Sight) -> ProviderServer | None:
         if made is not None:
             return made
     return None
+
+
+def missing_at_of(fleet: Fleet, server: Server, sight: Sight) -> float | None:
+    """When its provider was asked for the list that leaves it out; None where it is listed, or where nothing can be
+    concluded: from a list of before it joined, or from one that names nobody."""
+    cell = fleet.cell(server.id) if server.pool else None
+    if cell is None:
+        return None
+    state = fleet.groups[cell.group]
+    body = (state.spec_of(cell.digest) or state.group.spec).server
+    known = sight.providers.get(body.provider) if body else None
+    if (
+        known is None
+        or not len(known.servers)
+        or cell.id in known.servers
+        or known.listed_at <= server.joined_at
+    ):
+        return None
+    return known.listed_at
 
 
 def witnesses_of(server: Server, sight: Sight, now: float, silence_limit: float) -> Witnesses:
@@ -268,6 +290,15 @@ def _agent_gone(case: _Case) -> Verdict | None:
     return Verdict(Health.SUSPECT, "agent_away", reason, case.facts(), next_look_at=until)
 
 
+def _unlisted(case: _Case) -> Verdict | None:
+    """A list that leaves it out is no proof, as lists may be late or incomplete; together with silence it is."""
+    if case.missing_at is None or not case.is_silent:
+        return None
+    reason = f"its provider does not list it any more, and nothing is heard for {case.silence_seconds:.1f} s"
+    fact = Evidence("provider", "its list leaves it out", case.missing_at)
+    return Verdict(Health.DEAD, "unlisted", reason, (fact, *case.facts()))
+
+
 def _lease_expired(case: _Case) -> Verdict | None:
     """Where nobody can testify, or those who can contradict each other, the lease alone decides."""
     if case.silence_seconds < case.terms.lease_seconds:
@@ -309,6 +340,7 @@ SERVER_RULES: tuple[Callable[[_Case], Verdict | None], ...] = (
     _neighbours_silent,
     _cut_off,
     _agent_gone,
+    _unlisted,
     _lease_expired,
     _blamed,
     _stream_closed,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from scheduler import events as e
 from scheduler.commands import Command, Decommission, Order
 from scheduler.events import Record
-from scheduler.model import Health, parse_cell_id
+from scheduler.model import SILENCE_RULES, Health, parse_cell_id
 
 RANK = {
     e.CellOrdered: 0,
@@ -169,7 +169,7 @@ class Laws:
     def _certified(self, record: Record, event: e.ServerCondemned) -> None:
         """Every death of a server has evidence, and silence never condemns more than the guard believes."""
         self._require(bool(event.evidence and event.reason), record, "a server died without a certificate")
-        if event.rule not in {"neighbours_silent", "agent_gone", "cut_off_too_long", "lease_expired"}:
+        if event.rule not in SILENCE_RULES:
             return
         parsed = parse_cell_id(event.server)
         pool = parsed.group if parsed else ""

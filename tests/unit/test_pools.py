@@ -235,6 +235,31 @@ def test_a_scheduler_that_starts_anew_condemns_no_server_because_of_it() -> None
     assert world.told_providers == []
 
 
+@pytest.mark.parametrize(
+    ("listed", "said", "is_silent", "rules"),
+    [
+        (("rack/1.1", "rack/2.1"), None, True, ["unlisted"]),
+        (("rack/1.1", "rack/2.1"), None, False, []),
+        (("rack/1.1", "rack/2.1"), Answer.ANSWERS, True, []),
+        (("rack/0.1", "rack/1.1", "rack/2.1"), None, True, []),
+        ((), None, True, []),
+    ],
+    ids=["gone and silent", "it beats", "its neighbours reach it", "listed and silent", "an empty list"],
+)
+def test_a_server_that_its_provider_does_not_list_is_dead_where_it_is_silent_too(
+    listed: tuple[str, ...], said: Answer | None, is_silent: bool, rules: list[str]
+) -> None:
+    world = rack(3)
+    world.advance(6)
+    there = tuple(ProviderServer(cell, f"ref-{cell}", ProviderState.RUNNING) for cell in listed)
+    world.core.take(ProviderListed("local", there, world.now, world.now))
+    if is_silent:
+        silence(world, "rack/0.1", 3.0, said)
+    else:
+        world.advance(3)
+    assert [rule for _, rule in condemned(world)] == rules
+
+
 def test_deaths_of_several_specs_on_one_server_blame_the_server() -> None:
     world = rack(3)
     groups: tuple[Group, ...] = tuple(service(name, 6) for name in ("web", "api", "db"))

@@ -369,7 +369,17 @@ def test_where_two_rules_on_servers_match_the_first_one_is_told(pair: str) -> No
 
 def test_the_table_covers_every_rule_on_servers() -> None:
     told = {expected.rule for _, expected in TABLE.values()}
-    alone = {"enrolled", "provider_gone", "left", "lease_expired", "blamed", "stream_closed", "leaving"}
+    told.add("unlisted")  # it needs a whole pool: test_pools has its table
+    alone = {
+        "enrolled",
+        "provider_gone",
+        "left",
+        "unlisted",
+        "lease_expired",
+        "blamed",
+        "stream_closed",
+        "leaving",
+    }
     of_two = {"neighbours_silent", "grace", "cut_off", "cut_off_too_long", "agent_away", "agent_gone"}
     assert told == alone | of_two | {"beats_missed", "beating", "operator"}
     assert (
