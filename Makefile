@@ -64,7 +64,7 @@ test: venv ## the whole suite, on a real Docker Engine (the one that runs, else 
 	@$(BIN)/python -m tests.with_engine \
 		$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
-demo: venv ## watch a fleet of nine cells heal itself, for about half a minute
+demo: venv ## watch three servers and nine cells die and be replaced, for about half a minute
 	@$(BIN)/python deploy/demo.py
 
 bench: venv ## measure what the README's table of numbers says
