@@ -124,7 +124,13 @@ class Draft:
             state = replace(state, since_hello={**state.since_hello, **self._news})
         if state.session:
             session, report = reporting.flush(
-                state.session, self._news, state.cells, state.vitals, state.testimonies, self.now
+                state.session,
+                self._news,
+                state.cells,
+                state.vitals,
+                state.testimonies,
+                self.now,
+                is_leaving=state.is_closing,
             )
             if session is not state.session:
                 state = replace(state, session=session)

@@ -390,6 +390,7 @@ class SendReport:
     complete: bool = False
     wants_echo: bool = False
     testimonies: tuple[TestimonyReport, ...] = ()
+    leaving: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,7 @@ class Session:
     """What neighbours' testimonies wait for the next report."""
     owes_everything: bool = False
     """A resync was asked for and not answered yet."""
+    has_said_goodbye: bool = False
     vitals: cell_pb2.Vitals | None = None
     """The vitals that were sent last."""
     vitals_at: float = float("-inf")
@@ -113,13 +114,16 @@ def flush(
     vitals: cell_pb2.Vitals | None,
     testimonies: Mapping[str, Testimony],
     now: float,
+    *,
+    is_leaving: bool = False,
 ) -> tuple[Session, SendReport | None]:
     """The session with the news taken in, and the report that is due, if one is."""
     if news:
         session = replace(session, unsent={**session.unsent, **news} if session.unsent else news)
     has_vitals = vitals is not None and vitals is not session.vitals
     is_marked = has_vitals and _differs_markedly(session.vitals, vitals)
-    if not session.owes_everything and now < _due(session, is_marked=is_marked):
+    must_speak = session.owes_everything or (is_leaving and not session.has_said_goodbye)
+    if not must_speak and now < _due(session, is_marked=is_marked):
         return session, None
     with_vitals = has_vitals and (is_marked or now - session.vitals_at >= VITALS_SECONDS)
     message = SendReport(
@@ -134,6 +138,7 @@ def flush(
             TestimonyReport(one.server_id, one.answer, now - one.since)
             for one in (testimonies if session.owes_everything else session.untold).values()
         ),
+        leaving=is_leaving,
     )
     session = replace(
         session,
@@ -142,6 +147,7 @@ def flush(
         unsent={},
         untold={},
         owes_everything=False,
+        has_said_goodbye=is_leaving,
         vitals=vitals if with_vitals else session.vitals,
         vitals_at=now if with_vitals else session.vitals_at,
     )

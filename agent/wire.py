@@ -78,6 +78,7 @@ def report(instruction: SendReport, wall_seconds: float) -> link_pb2.AttachReque
             complete=instruction.complete,
             sent_at=wall_seconds if instruction.wants_echo else 0.0,
             testimonies=[_testimony(one) for one in instruction.testimonies],
+            leaving=instruction.leaving,
         )
     )
 

@@ -167,6 +167,8 @@ class Placer:
         seen = self._sight.servers.get(server.id)
         if seen is None or not seen.is_open or self._now - seen.heard_at > self._silence_limit:
             return "are silent"
+        if seen.is_leaving:
+            return "are leaving"
         if spec.runtime not in server.runtimes:
             return f"lack the {spec.runtime} runtime"
         for key, value in spec.placement.require.items():

@@ -70,11 +70,13 @@ class Witnesses(NamedTuple):
 
 
 class _Case(NamedTuple):
+    fleet: Fleet
     server: Server
     seen: ServerSight | None
     made: ProviderServer | None
     witnesses: Witnesses
     heard_at: float
+    trusted_since: float
     terms: Terms
     now: float
     blame_window_seconds: float
@@ -113,7 +115,16 @@ def server_verdict(fleet: Fleet, server: Server, sight: Sight, now: float, polic
     silence_limit = BEATS_MISSED * terms.tempo.beat_seconds
     witnesses = witnesses_of(server, sight, now, silence_limit)
     case = _Case(
-        server, seen, made_by(server, sight), witnesses, heard_at, terms, now, policy.blame_window_seconds
+        fleet,
+        server,
+        seen,
+        made_by(server, sight),
+        witnesses,
+        heard_at,
+        sight.trusted_since,
+        terms,
+        now,
+        policy.blame_window_seconds,
     )
     for rule in SERVER_RULES:
         verdict = rule(case)
@@ -213,9 +224,26 @@ def _provider_gone(case: _Case) -> Verdict | None:
     return Verdict(Health.DEAD, "provider_gone", reason, (fact, *case.facts()))
 
 
+def _left(case: _Case) -> Verdict | None:
+    """No silence: it said so itself."""
+    if case.seen is None or not case.seen.has_left:
+        return None
+    return Verdict(Health.DEAD, "left", "its agent ended its cells and left, as it had said", case.facts())
+
+
+def _leaving(case: _Case) -> Verdict | None:
+    if case.seen is None or not case.seen.is_leaving:
+        return None
+    return Verdict(Health.SUSPECT, "leaving", "its agent ends its cells, and will leave", case.facts())
+
+
 def _neighbours_silent(case: _Case) -> Verdict | None:
     if not case.is_silent or not case.witnesses.mostly(Answer.SILENT):
         return None
+    until = case.trusted_since + case.terms.lease_seconds
+    if case.now < until:
+        reason = "the scheduler itself has just begun to hear: everyone has one full lease"
+        return Verdict(Health.SUSPECT, "grace", reason, case.facts(), next_look_at=until)
     reason = (
         f"nothing heard for {case.silence_seconds:.1f} s, and {case.witnesses.silent} of "
         f"{case.witnesses.total} witnesses hear nothing either"
@@ -229,7 +257,7 @@ def _neighbours_silent(case: _Case) -> Verdict | None:
 
 def _blamed(case: _Case) -> Verdict | None:
     """It beats, but what lives on it dies."""
-    blame = blame_server(case.server.deaths, case.now, case.blame_window_seconds)
+    blame = blame_server(case.server, case.fleet, case.now, case.blame_window_seconds)
     if blame is None:
         return None
     return Verdict(Health.SICK, "blamed", blame.reason, blame.evidence)
@@ -298,6 +326,7 @@ SERVER_RULES: tuple[Callable[[_Case], Verdict | None], ...] = (
     _condemned,
     _enrolled,
     _provider_gone,
+    _left,
     _neighbours_silent,
     _cut_off,
     _agent_gone,
@@ -305,4 +334,5 @@ SERVER_RULES: tuple[Callable[[_Case], Verdict | None], ...] = (
     _blamed,
     _stream_closed,
     _beats_missed,
+    _leaving,
 )

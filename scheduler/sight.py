@@ -112,6 +112,7 @@ class Reported(Struct, frozen=True):
     """What is new of those that it watches."""
     withdrawn: tuple[str, ...] = ()
     """Servers that it watches no more, or knows nothing of any more: what it said of them counts no longer."""
+    is_leaving: bool = False
 
 
 class Detached(Struct, frozen=True):
@@ -217,10 +218,18 @@ class ServerSight(Struct, frozen=True):
     """Cell id to the newest command about it; the empty id stands for the server as a whole."""
     is_doubtful: bool = False
     """Something that it sent is missing: it must report everything before its reports can be believed complete."""
+    is_leaving: bool = False
+    """It ends its cells and then itself."""
 
     @property
     def is_open(self) -> bool:
         return self.closed_at is None
+
+    @property
+    def has_left(self) -> bool:
+        """It said that it leaves, and that each of its cells is gone, before it closed its stream."""
+        all_gone = all(report.state is CellState.GONE for report in self.reports.values())
+        return self.is_leaving and not self.is_open and all_gone
 
 
 class ProviderSight(Struct, frozen=True):
@@ -314,6 +323,7 @@ def _reported(sight: Sight, reported: Reported) -> Observed:
     for report in reported.cells:
         reports = reports.insert(report.cell, report)
     was_silent = reported.at - seen.heard_at > SILENCE_WORTH_A_LOOK_SECONDS
+    says_goodbye = reported.is_leaving and not seen.is_leaving
     seen = replace(
         seen,
         heard_at=reported.at,
@@ -321,11 +331,12 @@ def _reported(sight: Sight, reported: Reported) -> Observed:
         vitals=reported.vitals or seen.vitals,
         reports=reports,
         is_doubtful=is_doubtful,
+        is_leaving=reported.is_leaving,
     )
     cells = tuple(report.cell for report in reported.cells)
     sight = _with(sight, reported.server, seen)
     sight = _testified(sight, reported)
-    news = [reported.server] if was_silent or gap else []
+    news = [reported.server] if was_silent or gap or says_goodbye else []
     news += [testimony.server for testimony in reported.testimonies]
     news += reported.withdrawn
     return Observed(sight, reported.server, cells, everything=reported.complete, servers=tuple(news))

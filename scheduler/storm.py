@@ -12,7 +12,8 @@ from scheduler.sight import Sight
 
 
 def storm_of(fleet: Fleet, sight: Sight, pool: str, now: float, policy: Policy) -> Storm | None:
-    """The pool's storm, if there is one that neither expired nor was released."""
+    """The pool's storm, if there is one that neither expired nor was released. While nobody at all is heard, of any
+    pool, it does not expire."""
     until = fleet.released.get(pool)
     if until is not None and now < until:
         return None
@@ -33,15 +34,22 @@ def storm_of(fleet: Fleet, sight: Sight, pool: str, now: float, policy: Policy) 
     if len(silent) <= believed:
         return None
     since = min(silent.values())
-    expires_at = since + policy.storm_hold_seconds
+    is_blind = not _hears_anybody(sight, now, limit_seconds)
+    expires_at = (now if is_blind else since) + policy.storm_hold_seconds
     if now >= expires_at:
         return None
     where = f"pool {pool}" if pool else "the joined servers"
     reason = (
         f"{len(silent)} of {of} of {where} fell silent within {policy.storm_window_seconds:g} s, more than "
         f"{believed}: the scheduler doubts its own sight and condemns none of them for silence"
+        f"{'; it hears nobody at all, so that only an operator can end this' if is_blind else ''}"
     )
     return Storm(f"{pool or 'joined'}-{int(since)}", pool, len(silent), of, since, expires_at, reason)
+
+
+def _hears_anybody(sight: Sight, now: float, limit_seconds: float) -> bool:
+    """One that is cut off from everybody must not replace a healthy fleet however long that lasts."""
+    return any(now - seen.heard_at <= limit_seconds for seen in sight.servers.values())
 
 
 def _counts(server: Server) -> bool:

@@ -90,6 +90,7 @@ def reported(report: link_pb2.Report, server: str, at: float) -> Reported:
         vitals=vitals_from_proto(report.vitals) if report.HasField("vitals") else None,
         complete=report.complete,
         testimonies=_testimonies(report.testimonies, at) if report.testimonies else (),
+        is_leaving=report.leaving,
     )
 
 

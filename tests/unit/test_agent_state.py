@@ -616,6 +616,17 @@ def test_agent_that_closes_down_ends_its_cells_and_takes_no_order() -> None:
     assert agent.told() == [STOPPING]
 
 
+def test_an_agent_that_leaves_says_so_at_once_and_in_every_session_until_it_is_gone() -> None:
+    agent = attached()
+    agent.settle()
+    agent.sent.clear()
+    agent.take(ClosingDown(agent.now))
+    assert [report.leaving for report in agent.sent] == [True]
+    agent.take(Disconnected(1, agent.now))
+    agent.attach(2)
+    assert [(report.link, report.leaving) for report in agent.sent] == [(1, True), (2, True)]
+
+
 def test_orphan_whose_order_names_no_stop_gets_the_usual_one() -> None:
     agent = attached()
     bare = link_pb2.Order(cell_id=CELL, spec=cell_pb2.Spec(runtime=PROCESS))

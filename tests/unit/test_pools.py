@@ -237,7 +237,7 @@ def test_a_scheduler_that_starts_anew_condemns_no_server_because_of_it() -> None
 
 def test_deaths_of_several_specs_on_one_server_blame_the_server() -> None:
     world = rack(3)
-    groups: tuple[Group, ...] = tuple(service(name, 3) for name in ("web", "api", "db"))
+    groups: tuple[Group, ...] = tuple(service(name, 6) for name in ("web", "api", "db"))
     world.apply(*groups)
     world.advance(10)
     victims = sorted(world.core.fleet.servers["rack/1.1"].cells)

@@ -22,7 +22,16 @@ from scheduler.model import (
     Verdict,
 )
 from scheduler.server_health import SERVER_RULES, server_verdict
-from scheduler.sight import Answer, ProviderServer, ProviderSight, ProviderState, ServerSight, Sight
+from scheduler.sight import (
+    Answer,
+    CellReport,
+    CellState,
+    ProviderServer,
+    ProviderSight,
+    ProviderState,
+    ServerSight,
+    Sight,
+)
 from scheduler.sight import Testimony as Saying  # a name that pytest does not take for a test
 from tests.support.world import World
 
@@ -79,8 +88,18 @@ class Case:
             HashTrieMap({"p": ProviderSight(HashTrieMap(made))}),
         )
         others = {f"o{n}": UP for n in range(self.servers - 1)}
-        fleet = Fleet(groups=HashTrieMap({"rack": RACK}), servers=HashTrieMap({"a": self.server, **others}))
+        groups = {name: living(name, self.server.deaths) for name in ("web", "api")}
+        fleet = Fleet(
+            groups=HashTrieMap({"rack": RACK, **groups}), servers=HashTrieMap({"a": self.server, **others})
+        )
         return server_verdict(fleet, self.server, sight, now, Policy())
+
+
+def living(name: str, deaths: tuple[Death, ...]) -> GroupState:
+    """A service of ten cells elsewhere, with those deaths."""
+    group = Group(GroupKind.SERVICE, name, 10, Spec(RuntimeKind.PROCESS))
+    own = tuple(death for death in deaths if death.group == name)
+    return GroupState(group, "d", 1, (), per_server=HashTrieMap({"b": 10}), deaths=own)
 
 
 def facts(
@@ -92,7 +111,7 @@ def facts(
     return heard + told
 
 
-def suspect(rule: str, reason: str, evidence: tuple[Evidence, ...], look_at: float) -> Verdict:
+def suspect(rule: str, reason: str, evidence: tuple[Evidence, ...], look_at: float | None) -> Verdict:
     return Verdict(Health.SUSPECT, rule, reason, evidence, look_at)
 
 
@@ -132,15 +151,45 @@ WILL = Evidence("bus", "its last will was published", 1_000.0)
 CUT_OFF = "the scheduler hears nothing, but {}: it is cut off and keeps its cells"
 AWAY = "its agent is gone, the host lives ({}); it keeps its cells until the lease ends"
 GONE = "its provider says that it is gone: spot"
-DEATHS = tuple(Death(group, "d", "a", "exited", 990.0) for group in ("web", "api", "web"))
+DEATHS = tuple(Death(group, "d", "a", "exited", 990.0) for group in ("web", "api") * 4)
 BLAMED = Verdict(
     Health.SICK,
     "blamed",
-    "3 cells of 2 groups died on it within 60 s: the server is to blame",
+    "8 of the 8 deaths of 2 groups within 60 s fell on it, which had 29% of their cells: the server is to blame",
     tuple(Evidence("server a", f"a cell of {d.group} died by rule exited", 990.0) for d in DEATHS),
 )
 
+LEAVING = replace(OPEN, is_leaving=True)
+LEFT = replace(
+    CLOSED, is_leaving=True, reports=HashTrieMap({"web/0.1": CellReport("web/0.1", "d", CellState.GONE)})
+)
+LEFT_A_CELL = replace(
+    LEFT, reports=LEFT.reports.insert("web/1.1", CellReport("web/1.1", "d", CellState.STOPPING))
+)
+
+GRACE = "the scheduler itself has just begun to hear: everyone has one full lease"
+
 TABLE: dict[str, tuple[Case, Verdict]] = {
+    "silent to all, a moment after the scheduler began": (
+        Case(3.0, "--", trusted_since=HEARD_AT - 1.5),
+        suspect("grace", GRACE, facts(3.0, "--"), HEARD_AT + 3.5),
+    ),
+    "silent to all, a lease after the scheduler began": (
+        Case(3.5, "--", trusted_since=HEARD_AT - 1.5),
+        silent(3.5, "2 of 2", *facts(3.5, "--")),
+    ),
+    "leaving": (
+        Case(seen=LEAVING),
+        suspect("leaving", "its agent ends its cells, and will leave", facts(0.5), None),
+    ),
+    "left": (
+        Case(1.0, "xx", seen=LEFT),
+        dead("left", "its agent ended its cells and left, as it had said", *facts(1.0, "xx", closed=True)),
+    ),
+    "left, and a cell is still there": (
+        Case(1.0, seen=LEFT_A_CELL),
+        suspect("stream_closed", CLOSED_REASON, facts(1.0, closed=True), HEARD_AT + 2.0),
+    ),
     "beats": (Case(), BEATS),
     "two beats of silence are none yet": (Case(2.0, "---"), BEATS),
     "beats, whatever its neighbours hear": (Case(1.0, "---"), BEATS),
@@ -337,10 +386,9 @@ def test_where_two_rules_on_servers_match_the_first_one_is_told(pair: str) -> No
 
 def test_the_table_covers_every_rule_on_servers() -> None:
     told = {expected.rule for _, expected in TABLE.values()}
-    alone = {"enrolled", "provider_gone", "lease_expired", "blamed", "stream_closed"}
-    of_two = {"cut_off", "cut_off_too_long", "agent_away", "agent_gone"}
-    of_two |= {"falling_silent", "neighbours_silent"}
-    assert told == alone | of_two | {"beats_missed", "beating", "operator"}
+    alone = {"enrolled", "provider_gone", "left", "lease_expired", "blamed", "stream_closed", "leaving"}
+    of_two = {"neighbours_silent", "grace", "cut_off", "cut_off_too_long", "agent_away", "agent_gone"}
+    assert told == alone | of_two | {"falling_silent", "beats_missed", "beating", "operator"}
     assert (
         len(SERVER_RULES) == len(alone) + len(of_two) // 2 + 2
     )  # beats_missed; a condemned one tells its own

@@ -488,6 +488,7 @@ class Report(_message.Message):
     COMPLETE_FIELD_NUMBER: _builtins.int
     SENT_AT_FIELD_NUMBER: _builtins.int
     TESTIMONIES_FIELD_NUMBER: _builtins.int
+    LEAVING_FIELD_NUMBER: _builtins.int
     session: _builtins.str
     sequence: _builtins.int
     """1, 2, 3, … in a session. A gap makes the scheduler ask for a resync."""
@@ -495,6 +496,8 @@ class Report(_message.Message):
     """True when `cells` holds everything (the answer to a resync)."""
     sent_at: _builtins.float
     """The agent's wall clock in Unix seconds, answered by an Echo; 0 where none is wanted."""
+    leaving: _builtins.bool
+    """The agent ends its cells and then itself: no new ones for it, and its silence after that is no riddle."""
     @_builtins.property
     def cells(self) -> _containers.RepeatedCompositeFieldContainer[_cell_pb2.CellReport]: ...
     @_builtins.property
@@ -511,10 +514,11 @@ class Report(_message.Message):
         complete: _builtins.bool = ...,
         sent_at: _builtins.float = ...,
         testimonies: _abc.Iterable[Global___Testimony] | None = ...,
+        leaving: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["vitals", b"vitals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cells", b"cells", "complete", b"complete", "sent_at", b"sent_at", "sequence", b"sequence", "session", b"session", "testimonies", b"testimonies", "vitals", b"vitals"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cells", b"cells", "complete", b"complete", "leaving", b"leaving", "sent_at", b"sent_at", "sequence", b"sequence", "session", b"session", "testimonies", b"testimonies", "vitals", b"vitals"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
