@@ -26,7 +26,12 @@ from scheduler.model import (
 from scheduler.sight import Answer, ProviderServer, ProviderState, ServerSight, Sight, Testimony
 
 SILENT_BEATS = 2.0
-"""Silence of this many beats is enough where neighbours hear nothing either."""
+"""Silence of this many beats may be more than a beat that is late."""
+
+STALL_SECONDS = 1.95
+"""An agent may be held up for two seconds (swapped out, frozen, on a host too busy) and is not dead. Its neighbours'
+silence must have lasted so long, and the scheduler's own a beat longer, since nobody knows how long before the stall
+it spoke last. A little less than two, so that with beats of a second a real death is known within three."""
 
 
 class Terms(NamedTuple):
@@ -52,6 +57,8 @@ class Witnesses(NamedTuple):
     refused: int
     silent: int
     facts: tuple[Evidence, ...]
+    silent_since: float
+    """When the last of the neighbours that hear nothing began to; 0 where there is none."""
 
     @property
     def total(self) -> int:
@@ -84,6 +91,12 @@ class _Case(NamedTuple):
     def is_silent(self) -> bool:
         """Nothing is heard: not one beat late, and not a stream that the agent closed a moment ago."""
         return self.silence_seconds > SILENT_BEATS * self.terms.tempo.beat_seconds
+
+    @property
+    def stalled_until(self) -> float:
+        """Until then all the silence may be one stall that is over before anybody has to act."""
+        spoke_until = self.heard_at + self.terms.tempo.beat_seconds
+        return max(spoke_until, self.witnesses.silent_since) + STALL_SECONDS
 
     def facts(self) -> tuple[Evidence, ...]:
         last = Evidence(f"agent {self.server.id}", "last heard", self.heard_at)
@@ -177,17 +190,21 @@ def witnesses_of(server: Server, sight: Sight, now: float, silence_limit: float)
     """Neighbours that can themselves reach us; the bus counts as one that hears nothing."""
     counts = dict.fromkeys(Answer, 0)
     facts = []
+    silent_since = 0.0
     for watcher, testimony in sorted((sight.about.get(server.id) or {}).items()):
         if not _is_heard(sight.servers.get(watcher), now, silence_limit):
             continue
         counts[testimony.answer] += 1
         facts.append(_fact(watcher, testimony))
+        if testimony.answer is Answer.SILENT:
+            silent_since = max(silent_since, testimony.since)
     will_at = sight.wills.get(server.id)
     seen = sight.servers.get(server.id)
     if will_at is not None and (seen is None or will_at >= seen.heard_at):
         counts[Answer.SILENT] += 1
         facts.append(Evidence("bus", "its last will was published", will_at))
-    return Witnesses(counts[Answer.ANSWERS], counts[Answer.REFUSED], counts[Answer.SILENT], tuple(facts))
+    answers, refused, silent = (counts[one] for one in (Answer.ANSWERS, Answer.REFUSED, Answer.SILENT))
+    return Witnesses(answers, refused, silent, tuple(facts), silent_since)
 
 
 def _is_heard(seen: ServerSight | None, now: float, silence_limit: float) -> bool:
@@ -253,6 +270,10 @@ def _neighbours_silent(case: _Case) -> Verdict | None:
         f"nothing heard for {case.silence_seconds:.1f} s, and {case.witnesses.silent} of "
         f"{case.witnesses.total} witnesses hear nothing either"
     )
+    until = case.stalled_until
+    if case.now < until:
+        reason = f"{reason}; for a moment more it may only be held up"
+        return Verdict(Health.SUSPECT, "falling_silent", reason, case.facts(), next_look_at=until)
     return Verdict(Health.DEAD, "neighbours_silent", reason, case.facts())
 
 

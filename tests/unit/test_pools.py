@@ -150,7 +150,7 @@ def test_where_nobody_can_testify_the_lease_decides_and_the_certificate_says_so(
 def test_a_last_will_testifies_like_a_neighbour_that_hears_nothing() -> None:
     world = loaded()
     world.core.take(WillRead("rack/0.1", world.now + 0.1))
-    silence(world, "rack/0.1", 2.5)
+    silence(world, "rack/0.1", 3.0)
     assert condemned(world) == [("rack/0.1", "neighbours_silent")]
 
 

@@ -71,13 +71,14 @@ class Case:
     made: ProviderState | None = None
     trusted_since: float = 0.0
     servers: int = 1
+    said_at: float = SAID_AT
 
     def verdict(self) -> Verdict:
         now = HEARD_AT + self.after
         seen = {f"n{n}": ServerSight("n", 900.0, now - (9 if n < self.unheard else 0)) for n in range(9)}
         if self.seen is not None:
             seen["a"] = self.seen
-        about = {f"n{n}": Saying("a", SAYS[sign][0], SAID_AT) for n, sign in enumerate(self.said)}
+        about = {f"n{n}": Saying("a", SAYS[sign][0], self.said_at) for n, sign in enumerate(self.said)}
         made = {"a": ProviderServer("a", "ref", self.made, "spot")} if self.made else {}
         sight = Sight(
             self.trusted_since,
@@ -101,10 +102,12 @@ def living(name: str, deaths: tuple[Death, ...]) -> GroupState:
     return GroupState(group, "d", 1, (), per_server=HashTrieMap({"b": 10}), deaths=own)
 
 
-def facts(after: float, said: str = "", skip: int = 0, closed: bool = False) -> tuple[Evidence, ...]:
+def facts(
+    after: float, said: str = "", skip: int = 0, closed: bool = False, said_at: float = SAID_AT
+) -> tuple[Evidence, ...]:
     link = ("its stream was closed", 999.5) if closed else ("its stream is open and silent", HEARD_AT + after)
     heard = (Evidence("agent a", "last heard", HEARD_AT), Evidence("link", *link))
-    told = tuple(Evidence(f"neighbour n{n}", SAYS[s][1], SAID_AT) for n, s in enumerate(said) if n >= skip)
+    told = tuple(Evidence(f"neighbour n{n}", SAYS[s][1], said_at) for n, s in enumerate(said) if n >= skip)
     return heard + told
 
 
@@ -131,6 +134,12 @@ def expired(after: str, why: str, *evidence: Evidence, lease: int = 5) -> Verdic
 def silent(after: float, count: str, *evidence: Evidence) -> Verdict:
     reason = f"nothing heard for {after:.1f} s, and {count} witnesses hear nothing either"
     return dead("neighbours_silent", reason, *evidence)
+
+
+def falling(after: float, count: str, evidence: tuple[Evidence, ...], look_at: float) -> Verdict:
+    hears = f"nothing heard for {after:.1f} s, and {count} witnesses hear nothing either"
+    reason = f"{hears}; for a moment more it may only be held up"
+    return suspect("falling_silent", reason, evidence, look_at)
 
 
 BEATS = Verdict(Health.HEALTHY, "beating", "it beats", next_look_at=HEARD_AT + 2.01)
@@ -187,8 +196,16 @@ TABLE: dict[str, tuple[Case, Verdict]] = {
     "silence alone": (Case(3.0), missed(3.0, facts(3.0), HEARD_AT + 4.0)),
     "silence alone, near the end of its lease": (Case(4.5), missed(4.5, facts(4.5), HEARD_AT + 5.0)),
     "silence alone to the end of its lease": (Case(5.0), expired("5.0", NOBODY, *facts(5.0))),
-    "neighbours hear nothing either": (Case(2.5, "---"), silent(2.5, "3 of 3", *facts(2.5, "---"))),
-    "most neighbours hear nothing either": (Case(2.5, "--+"), silent(2.5, "2 of 3", *facts(2.5, "--+"))),
+    "neighbours hear nothing either": (Case(3.0, "---"), silent(3.0, "3 of 3", *facts(3.0, "---"))),
+    "most neighbours hear nothing either": (Case(3.0, "--+"), silent(3.0, "2 of 3", *facts(3.0, "--+"))),
+    "it may be held up, a beat after it was heard": (
+        Case(2.9, "---"),
+        falling(2.9, "3 of 3", facts(2.9, "---"), HEARD_AT + 2.95),
+    ),
+    "it may be held up, since a neighbour heard it later": (
+        Case(3.0, "---", said_at=HEARD_AT + 1.25),
+        falling(3.0, "3 of 3", facts(3.0, "---", said_at=HEARD_AT + 1.25), HEARD_AT + 1.25 + 1.95),
+    ),
     "half of them is no majority": (
         Case(2.5, "-+"),
         missed(2.5, facts(2.5, "-+"), HEARD_AT + 3.5),
@@ -207,7 +224,7 @@ TABLE: dict[str, tuple[Case, Verdict]] = {
             HEARD_AT + 300.0,
         ),
     ),
-    "its will was read": (Case(2.5, will_at=1_000.0), silent(2.5, "1 of 1", *facts(2.5), WILL)),
+    "its will was read": (Case(3.0, will_at=1_000.0), silent(3.0, "1 of 1", *facts(3.0), WILL)),
     "a will is one witness among others": (
         Case(2.5, "+", will_at=1_000.0),
         missed(2.5, (*facts(2.5, "+"), WILL), HEARD_AT + 3.5),
@@ -381,7 +398,7 @@ def test_the_table_covers_every_rule_on_servers() -> None:
         "leaving",
     }
     of_two = {"neighbours_silent", "grace", "cut_off", "cut_off_too_long", "agent_away", "agent_gone"}
-    assert told == alone | of_two | {"beats_missed", "beating", "operator"}
+    assert told == alone | of_two | {"falling_silent", "beats_missed", "beating", "operator"}
     assert (
         len(SERVER_RULES) == len(alone) + len(of_two) // 2 + 2
     )  # beats_missed; a condemned one tells its own
