@@ -26,7 +26,7 @@ from scheduler.reconcile import Plan, finish
 from scheduler.requests import Accepted, Refused, Request
 from scheduler.servers import cells_of
 from scheduler.sight import Attached, Observation, Reported, Sight, observe
-from scheduler.storm import storm_of
+from scheduler.storm import is_calm, storm_of
 
 KEYS_PER_TURN = 1_000
 """A turn stays short, so that beats and operators wait for no long plan; the rest is dealt with in the next one."""
@@ -93,6 +93,8 @@ class Core:
         self._looks_made = 0
         self._holds: dict[Key, Hold] = {}
         self._held_in: dict[str, dict[Key, None]] = {}
+        self._stormy: set[str] = set()
+        """Pools in which silence was held, and that were not calm since."""
         self._turned_at = now
         if sight is None:
             self._dirty_all("start")
@@ -153,6 +155,7 @@ class Core:
         if now - self._turned_at > self.policy.stall_seconds:
             self.sight = replace(self.sight, trusted_since=now)
         self._turned_at = now
+        self._see_calm(now)
         draft = Draft(self.fleet, self.sight, now, self.policy, self._placer)
         if self.fleet.epoch < self.start.epoch:
             draft.emit(SchedulerStarted(self.start.epoch, self.start.version), "start")
@@ -172,6 +175,15 @@ class Core:
         for key, cause in dirty.items():
             self._dirty[key] = cause
         return Turn(finish(draft, self._take_dirty(now)), tuple(answers), now)
+
+    def _see_calm(self, now: float) -> None:
+        """Where a storm is over because others are heard again, those who are late get the time that all get when the
+        scheduler starts: it saw as little of them."""
+        for pool in sorted(self._stormy):
+            if is_calm(self.fleet, self.sight, pool, now, self.policy):
+                self._stormy.discard(pool)
+                calm_since = self.sight.calm_since.insert(pool, now)
+                self.sight = replace(self.sight, calm_since=calm_since)
 
     def _take_dirty(self, now: float) -> Mapping[Key, str]:
         while self._looks and self._looks[0][0] <= now:
@@ -217,6 +229,8 @@ class Core:
         for key in plan.looked:
             if key in plan.holds:
                 self._holds[key] = plan.holds[key]
+                if plan.holds[key].rule == "storm":
+                    self._stormy.add(_pool_of(key, self.fleet))
                 line = self._held_in.setdefault(_group_of(key), {})
                 line.pop(key, None)  # to the end of the line, so that each held key gets its turn
                 line[key] = None

@@ -33,6 +33,9 @@ STALL_SECONDS = 1.95
 silence must have lasted so long, and the scheduler's own a beat longer, since nobody knows how long before the stall
 it spoke last. A little less than two, so that with beats of a second a real death is known within three."""
 
+CUT_OFF = "cut_off"
+"""The rule of a server that is silent and that its neighbours reach."""
+
 
 class Terms(NamedTuple):
     """What a server's pool says about silence. Seconds."""
@@ -113,7 +116,7 @@ def server_verdict(fleet: Fleet, server: Server, sight: Sight, now: float, polic
     """What the evidence says of a server."""
     terms = terms_of(fleet, server, policy)
     seen = sight.servers.get(server.id)
-    heard_at = max(seen.heard_at if seen else server.joined_at, sight.trusted_since)
+    heard_at = last_heard_at(server, sight)
     silence_limit = BEATS_MISSED * terms.tempo.beat_seconds
     witnesses = witnesses_of(server, sight, now, silence_limit)
     case = _Case(
@@ -124,7 +127,7 @@ def server_verdict(fleet: Fleet, server: Server, sight: Sight, now: float, polic
         missing_at_of(fleet, server, sight),
         witnesses,
         heard_at,
-        sight.trusted_since,
+        trusted_since_of(server, sight),
         terms,
         now,
         policy.blame_window_seconds,
@@ -134,6 +137,17 @@ def server_verdict(fleet: Fleet, server: Server, sight: Sight, now: float, polic
         if verdict is not None:
             return verdict
     return Verdict(Health.HEALTHY, "beating", "it beats", next_look_at=heard_at + _first_look(terms))
+
+
+def last_heard_at(server: Server, sight: Sight) -> float:
+    """From when on its silence counts."""
+    seen = sight.servers.get(server.id)
+    return max(seen.heard_at if seen else server.joined_at, trusted_since_of(server, sight))
+
+
+def trusted_since_of(server: Server, sight: Sight) -> float:
+    """What was silence before that was our own blindness."""
+    return max(sight.trusted_since, sight.calm_since.get(server.pool) or 0.0)
 
 
 def pool_cell_verdict(
@@ -294,7 +308,7 @@ def _cut_off(case: _Case) -> Verdict | None:
         reason = f"cut off from the scheduler for {case.silence_seconds:.0f} s, although {count}"
         return Verdict(Health.DEAD, "cut_off_too_long", reason, case.facts())
     reason = f"the scheduler hears nothing, but {count}: it is cut off and keeps its cells"
-    return Verdict(Health.SUSPECT, "cut_off", reason, case.facts(), next_look_at=until)
+    return Verdict(Health.SUSPECT, CUT_OFF, reason, case.facts(), next_look_at=until)
 
 
 def _agent_gone(case: _Case) -> Verdict | None:

@@ -24,7 +24,7 @@ from scheduler.model import (
     Verdict,
     parse_cell_id,
 )
-from scheduler.server_health import SILENT_BEATS, server_verdict
+from scheduler.server_health import CUT_OFF, SILENT_BEATS, server_verdict
 from scheduler.sight import CellState, ProviderState
 from scheduler.telling import send_when_due, tell_provider_when_due
 
@@ -101,7 +101,14 @@ def _judge(draft: Draft, server: Server, key: ServerKey) -> None:
         condemn_server(draft, server, verdict)
     else:
         draft.look(key, verdict.next_look_at)
+        show_cut_off(draft, key, server.id, verdict)
     bury_server(draft, server.id)
+
+
+def show_cut_off(draft: Draft, key: Key, server_id: str, verdict: Verdict) -> None:
+    """Its silence is held against it when that has lasted for too long: until then ``status`` has to say so."""
+    if verdict.rule == CUT_OFF:
+        draft.hold(key, CUT_OFF, f"{server_id}: {verdict.reason}", verdict.next_look_at)
 
 
 def verdict_on(draft: Draft, server: Server) -> Verdict:

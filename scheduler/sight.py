@@ -255,6 +255,8 @@ class Sight(Struct, frozen=True):
     wills: HashTrieMap[str, float] = HashTrieMap()
     """Servers whose last will was read on the bus, and when."""
     providers: HashTrieMap[str, ProviderSight] = HashTrieMap()
+    calm_since: HashTrieMap[str, float] = HashTrieMap()
+    """Pool to the end of its last storm. What was silence before that was our own blindness."""
 
     def report_of(self, server: str, cell: str) -> CellReport | None:
         """What that server's agent said last of the cell. No agent is heard about another server's cells."""

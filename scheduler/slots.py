@@ -37,7 +37,7 @@ from scheduler.model import (
     Verdict,
 )
 from scheduler.placement import Unplaceable
-from scheduler.servers import bury_server, condemn_server, held_by_storm
+from scheduler.servers import bury_server, condemn_server, held_by_storm, show_cut_off
 from scheduler.transitions import NOT_ITS_OWN, still_waits
 
 AGE_JITTER = 0.1
@@ -94,6 +94,7 @@ def _judge(draft: Draft, key: SlotKey, cell: Cell) -> None:
     if doom is not None and _carry_out(draft, key, state, cell, verdict, doom):
         return
     draft.look(key, verdict.next_look_at)
+    show_cut_off(draft, key, cell.id, verdict)
     carrier.advance(draft, key, state, cell)
 
 

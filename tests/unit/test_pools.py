@@ -127,8 +127,21 @@ def test_a_server_that_neighbours_reach_is_cut_off_and_keeps_its_cells() -> None
     silence(world, "rack/0.1", 60.0, Answer.ANSWERS)
     assert condemned(world) == []
     assert world.phases("web") == {f"web/{slot}.1": READY for slot in range(5)}
+    (hold,) = world.core.view(world.now).holds
+    assert (hold.rule, hold.reason) == (
+        "cut_off",
+        "rack/0.1: the scheduler hears nothing, but 4 of 4 neighbours reach it: it is cut off and keeps its cells",
+    )
     silence(world, "rack/0.1", 245.0, Answer.ANSWERS)
     assert condemned(world) == [("rack/0.1", "cut_off_too_long")]
+
+
+def test_what_is_said_of_a_server_that_is_cut_off_ends_when_it_is_heard_again() -> None:
+    world = loaded()
+    silence(world, "rack/0.1", 10.0, Answer.ANSWERS)
+    assert world.held() == {"cut_off"}
+    world.beat("rack/0.1")
+    assert world.held() == set()
 
 
 def test_a_host_whose_agent_is_gone_keeps_its_cells_until_the_lease_ends() -> None:
@@ -163,6 +176,27 @@ def test_neighbours_that_cannot_reach_the_scheduler_themselves_do_not_count() ->
     world.advance(60, beating=False)
     assert condemned(world) == []
     assert world.held() == {"storm"}
+
+
+def test_the_last_one_that_is_heard_again_after_a_storm_gets_a_lease_from_its_end() -> None:
+    world = loaded()
+    world.advance(30, beating=False)
+    assert world.held() == {"storm"}
+    for _ in range(9):  # 4.5 s
+        world.now += 0.5
+        world.beat("rack/1.1", "rack/2.1", "rack/3.1", "rack/4.1")
+    assert condemned(world) == []
+    world.now += 0.4
+    world.beat()
+    world.advance(10)
+    assert condemned(world) == []
+
+
+def test_one_that_stays_silent_after_a_storm_is_condemned_a_lease_after_its_end() -> None:
+    world = loaded()
+    world.advance(30, beating=False)
+    silence(world, "rack/0.1", 5.6)
+    assert condemned(world) == [("rack/0.1", "lease_expired")]
 
 
 def test_two_of_five_silent_together_are_a_storm_that_an_operator_can_release() -> None:
