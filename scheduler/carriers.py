@@ -17,6 +17,8 @@ from scheduler.model import (
     GroupState,
     Health,
     Phase,
+    Server,
+    ServerKey,
     SlotKey,
     Spec,
     Verdict,
@@ -132,7 +134,9 @@ class ByProvider:
         server = draft.fleet.servers.get(cell.id)
         if cell.phase is Phase.READY or server is None or server.phase is not Phase.READY:
             return
-        if verdict_on(draft, server).health is Health.HEALTHY:
+        seen = draft.sight.servers.get(server.id)
+        has_spoken = seen is not None and seen.vitals is not None
+        if has_spoken and verdict_on(draft, server).health is Health.HEALTHY:
             draft.emit(e.CellReady(cell.id, runtime_id=made.ref if made else cell.runtime_id))
 
     def out_of_reach(self, draft: Draft, key: SlotKey, cell: Cell) -> str:
@@ -146,11 +150,12 @@ class ByProvider:
             condemn_server(draft, server, Verdict(Health.HEALTHY, cell.condemned_by, reason))
             server = draft.fleet.servers[cell.id]
         has_cells = server is not None and bool(len(server.cells))
-        if server is not None and has_cells and not server.is_lost:
+        if server is not None and has_cells and not server.is_lost and not self._waited(draft, key, server):
             return ""
         made = self._made(draft, cell)
         if made is not None and made.state is ProviderState.GONE:
             if server is not None and has_cells:  # those that waited for this proof go first
+                draft.dirty({ServerKey(server.id): f"provider:{self.provider_of(draft, cell)}"})
                 draft.dirty(cells_of(server, f"provider:{self.provider_of(draft, cell)}"))
                 return ""
             return "provider"
@@ -158,6 +163,21 @@ class ByProvider:
         provider = self.provider_of(draft, cell)
         tell_provider_when_due(draft, key, DecommissionServer(provider, cell.id, ref, cell.condemned_by))
         return ""
+
+    def _waited(self, draft: Draft, key: SlotKey, server: Server) -> bool:
+        """Whether none of its cells is needed any more, and each had its grace and more to end: where an engine hangs
+        they never do, and go with their server."""
+        due_at = 0.0
+        for cell_id in server.cells:
+            cell = draft.fleet.cell(cell_id)
+            if cell is None or cell.phase is not Phase.DRAINING:
+                return False
+            successor = draft.fleet.cell(cell.replaced_by)
+            since = (successor.ready_at if successor else None) or cell.condemned_at or draft.now
+            grace_seconds = spec_of(draft.fleet.groups[cell.group], cell).stop.grace_seconds
+            due_at = max(due_at, since + grace_seconds + draft.policy.drain_margin_seconds)
+        draft.look(key, due_at)
+        return draft.now >= due_at
 
     def provider_of(self, draft: Draft, cell: Cell) -> str:
         body = spec_of(draft.fleet.groups[cell.group], cell).server

@@ -17,6 +17,8 @@ import msgspec
 from msgspec import Struct
 from rpds import HashTrieMap, HashTrieSet
 
+from scheduler.vitals import VitalLimits
+
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 """A group's or label-like name: RFC 1123's label, so that it can be a DNS name."""
 
@@ -550,6 +552,9 @@ class Policy(Struct, frozen=True):
     cut_off_after_seconds: float = 300.0
     """For servers of no pool: how long one that only neighbours can reach keeps its cells."""
     blame_window_seconds: float = 60.0
+    vitals: VitalLimits = VitalLimits()
+    drain_margin_seconds: float = 30.0
+    """A server that goes waits so much longer than their grace for cells that do not end; then it goes with them."""
     sick_surge_fraction: float = 0.25
     """Share of a group's replicas (at least 1) that may be replaced at once while the old cell still runs."""
     outdated_surge: int = 1

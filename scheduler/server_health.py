@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from scheduler.diagnosis import blame_server
 from scheduler.health import BEATS_MISSED, server_cell_verdict
 from scheduler.model import (
@@ -24,6 +26,7 @@ from scheduler.model import (
     Verdict,
 )
 from scheduler.sight import Answer, ProviderServer, ProviderState, ServerSight, Sight, Testimony
+from scheduler.vitals_health import vitals_verdict
 
 SILENT_BEATS = 2.0
 """Silence of this many beats may be more than a beat that is late."""
@@ -85,6 +88,7 @@ class _Case(NamedTuple):
     terms: Terms
     now: float
     blame_window_seconds: float
+    by_vitals: Verdict | None
 
     @property
     def silence_seconds(self) -> float:
@@ -131,6 +135,7 @@ def server_verdict(fleet: Fleet, server: Server, sight: Sight, now: float, polic
         terms,
         now,
         policy.blame_window_seconds,
+        vitals_verdict(fleet, server, sight, now, policy.vitals),
     )
     for rule in SERVER_RULES:
         verdict = rule(case)
@@ -360,6 +365,15 @@ def _beats_missed(case: _Case) -> Verdict | None:
     return Verdict(Health.SUSPECT, "beats_missed", reason, case.facts(), next_look_at=_next(case))
 
 
+def _ailing(case: _Case) -> Verdict | None:
+    """It is heard, and what it says of itself is bad."""
+    verdict = case.by_vitals
+    if verdict is None or verdict.health is Health.SICK:
+        return verdict
+    silent_at = case.heard_at + _first_look(case.terms)  # that it ails does not mean that it cannot die
+    return replace(verdict, next_look_at=min(silent_at, verdict.next_look_at or silent_at))
+
+
 def _next(case: _Case) -> float:
     """Neighbours may speak sooner; that is news, and needs no look of its own, but their witnesses' standing may change
     with time alone."""
@@ -381,4 +395,5 @@ SERVER_RULES: tuple[Callable[[_Case], Verdict | None], ...] = (
     _stream_closed,
     _beats_missed,
     _leaving,
+    _ailing,
 )

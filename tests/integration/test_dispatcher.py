@@ -21,8 +21,8 @@ from scheduler.sight import (
     ProbeStatus,
     Reported,
     ServerFacts,
-    Vitals,
 )
+from scheduler.vitals import Vitals
 from tests.support.link_world import LIMIT_SECONDS, link_world, running
 from tests.support.memory_mind import MemoryMind, kinds
 from tests.support.world import service, spec

@@ -44,6 +44,7 @@ class Troubles:
     starts_fail: float = 0.0
     engine_away: bool = False
     frozen_until: float = 0.0
+    disk_full_until: float = 0.0
 
 
 @dataclass(eq=False)
@@ -97,6 +98,7 @@ class Agent:
 
     CONNECT_SECONDS = 0.3
     WELCOME_SECONDS = 3.0
+    VITALS_SECONDS = 5.0
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -109,6 +111,7 @@ class Agent:
             Found(b.order, None if b.ended else Running("pid", {}, 0.0), b.ended)
             for b in host.bodies.values()
         )
+        self._take_vitals()
         self.feed(m.Relisted(cell_pb2.RUNTIME_KIND_PROCESS, found, host.now, host.now))
         self._later(self.host.random.uniform(0.01, 0.2), self.connect)
 
@@ -157,6 +160,11 @@ class Agent:
     def hear(self, event: m.Event) -> None:
         """A message from the scheduler arrived."""
         self._later(0.0, self.feed, event)
+
+    def _take_vitals(self) -> None:
+        trouble = self.host.now < self.host.troubles.disk_full_until
+        self.feed(m.VitalsTaken(cell_pb2.Vitals(disk_fraction=1.0 if trouble else 0.5), self.host.now))
+        self._later(self.VITALS_SECONDS, self._take_vitals)
 
     # --- the state ------------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from scheduler.sight import (
     ServerFacts,
     Testimony,
 )
+from scheduler.wire import vitals_from_proto
 from tests.sim.host import Host
 from tests.sim.network import Network
 
@@ -93,8 +94,9 @@ class Links:
         cells = tuple(map(_report, report.cells))
         now = self.controller.now()
         said = self.testimony(host, now)
+        vitals = vitals_from_proto(report.vitals) if report.vitals else None
         observation = Reported(
-            host.name, session.id, report.sequence, now, cells, None, report.complete, testimonies=said
+            host.name, session.id, report.sequence, now, cells, vitals, report.complete, testimonies=said
         )
         self.inbox.put_nowait(observation)
         if report.wants_echo:

@@ -582,7 +582,6 @@ def test_vitals_ride_along_when_due_or_markedly_different() -> None:
     calm, busy = cell_pb2.Vitals(cpu_fraction=0.1), cell_pb2.Vitals(cpu_fraction=0.9)
     same = cell_pb2.Vitals(cpu_fraction=0.12)
     agent.take(VitalsTaken(calm, agent.now))
-    agent.sleep(BEAT)
     assert [one.vitals for one in agent.sent] == [calm]
     agent.take(VitalsTaken(same, agent.now))
     agent.sleep(3 * BEAT)
@@ -590,6 +589,29 @@ def test_vitals_ride_along_when_due_or_markedly_different() -> None:
     agent.settle()
     agent.take(VitalsTaken(busy, agent.now))
     assert agent.sent[-1].vitals == busy
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"engine_latency_ms": 3.0}, {"engine_latency_ms": -1.0}),
+        ({"engine_latency_ms": -1.0}, {"engine_latency_ms": 3.0}),
+        ({"disk_error": ""}, {"disk_error": "EROFS"}),
+        ({"disk_error": "EROFS"}, {"disk_error": ""}),
+        ({"clock_offset_ms": 10.0}, {"clock_offset_ms": -6_000.0}),
+        ({"kernel_errors": 0}, {"kernel_errors": 12}),
+        ({"disk_fraction": 0.8}, {"disk_fraction": 0.99}),
+        ({"pressure_memory": 0.0}, {"pressure_memory": 70.0}),
+    ],
+)
+def test_what_makes_a_server_ill_or_well_is_told_at_once(before, after) -> None:
+    agent = attached()
+    agent.take(VitalsTaken(cell_pb2.Vitals(**before), agent.now))
+    agent.sleep(BEAT)
+    agent.settle()
+    agent.sent.clear()
+    agent.take(VitalsTaken(cell_pb2.Vitals(**after), agent.now))
+    assert [one.vitals for one in agent.sent] == [cell_pb2.Vitals(**after)]
 
 
 def test_progress_of_a_start_is_told_at_most_once_a_second() -> None:
