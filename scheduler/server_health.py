@@ -27,6 +27,8 @@ from scheduler.sight import Answer, ProviderServer, ProviderState, ServerSight, 
 
 SILENT_BEATS = 2.0
 """Silence of this many beats is enough where neighbours hear nothing either."""
+TEMPO_WORTH_TELLING = 0.1
+"""A beat or lease that changed by this fraction is told to agents whose session has begun."""
 
 
 class Terms(NamedTuple):
