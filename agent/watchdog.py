@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,8 +73,8 @@ async def _guard(file: FenceFile, owner: str, runtimes: Callable[[], Sequence[Ru
         await one.close()
     is_orphaned = asyncio.Event()
     asyncio.get_running_loop().add_reader(sys.stdin.fileno(), _notice_end, is_orphaned)
-    sys.stdout.buffer.write(READY_LINE)
-    sys.stdout.flush()
+    with contextlib.suppress(BrokenPipeError):  # the agent died meanwhile, which is what this is for
+        os.write(sys.stdout.fileno(), READY_LINE)
     while True:
         kept = file.read()
         is_ours = kept is not None and kept.owner == owner

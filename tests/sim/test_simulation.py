@@ -39,10 +39,15 @@ def test_different_seeds_are_different_histories() -> None:
 
 def test_a_scheduler_that_waits_too_short_makes_two_of_an_exclusive_slot_and_the_law_notices() -> None:
     hasty = Policy(fence_margin_seconds=-8.0)
-    with pytest.raises((LawBroken, ExceptionGroup)) as broken:
-        for seed in range(20):
-            Simulation(seed, hasty).run()
-    assert "more than one cell of an exclusive slot runs" in repr(broken.value)
+    outcomes = [outcome_of(seed, hasty) for seed in range(20)]
+    assert any("more than one cell of an exclusive slot runs" in outcome for outcome in outcomes)
+
+
+def outcome_of(seed: int, policy: Policy) -> str:
+    try:
+        return Simulation(seed, policy).run().trace
+    except (LawBroken, ExceptionGroup) as broken:
+        return repr(broken)
 
 
 GROUP = Group(GroupKind.SERVICE, "web", 1, Spec(RuntimeKind.PROCESS))
