@@ -24,7 +24,7 @@ MARKED_PRESSURE = 20.0
 MARKED_CLOCK_MS = 1_000.0
 MARKED_KERNEL_ERRORS = 5
 ECHO_SHARE = 0.5
-"""Silence of this share of the lease makes the next report ask for an echo."""
+"""Silence of this share of the lease makes the next report ask for an echo, where nothing depends on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,12 @@ class Cell:
     tried_since: float = 0.0
     touched: tuple[str, ...] = ()
     """How it differs from its spec."""
+    is_fenced: bool = False
+    """It is ended because no scheduler is heard: it stays on the list, dead, until a scheduler has seen that."""
+
+    @property
+    def is_exclusive(self) -> bool:
+        return self.order.spec.exclusive
 
     @property
     def is_probed(self) -> bool:
@@ -118,8 +124,10 @@ def flush(
     now: float,
     *,
     is_leaving: bool = False,
+    echo_share: float = ECHO_SHARE,
 ) -> tuple[Session, SendReport | None]:
-    """The session with the news taken in, and the report that is due, if one is."""
+    """The session with the news taken in, and the report that is due, if one is. ``echo_share``: silence of this share
+    of the lease makes it ask for an echo."""
     if news:
         session = replace(session, unsent={**session.unsent, **news} if session.unsent else news)
     has_vitals = vitals is not None and vitals is not session.vitals
@@ -136,12 +144,13 @@ def flush(
         cells=_contents(session, cells),
         vitals=vitals if with_vitals else None,
         complete=session.owes_everything,
-        wants_echo=now - session.heard_at >= session.lease_seconds * ECHO_SHARE,
+        wants_echo=now - session.heard_at >= session.lease_seconds * echo_share,
         testimonies=tuple(
             TestimonyReport(one.server_id, one.answer, now - one.since)
             for one in (testimonies if session.owes_everything else session.untold).values()
         ),
         leaving=is_leaving,
+        beat_at=now,
     )
     session = replace(
         session,

@@ -8,6 +8,7 @@ from typing import Protocol
 from scheduler import events as e
 from scheduler.commands import Decommission, DecommissionServer, Order, OrderServer
 from scheduler.draft import Draft
+from scheduler.fence import ended_at
 from scheduler.health import cell_verdict, is_serving
 from scheduler.model import (
     Cell,
@@ -94,11 +95,18 @@ class ByAgent:
         if server is not None and not server.is_lost:
             return ""
         state = draft.fleet.groups[cell.group]
-        if server is None or not spec_of(state, cell).exclusive:
+        is_exclusive = state.group.spec.exclusive or spec_of(state, cell).exclusive
+        if server is None or not is_exclusive:
             return "server_lost"
-        # There must never be two: that nothing is heard proves nothing; that its provider deleted it does.
+        # There must never be two, and that nothing is heard proves nothing; that its provider deleted it does.
         made = made_by(server, draft.sight)
-        return "provider" if made is not None and made.state is ProviderState.GONE else ""
+        if made is not None and made.state is ProviderState.GONE:
+            return "provider"
+        at = fenced_at(draft, state, cell)
+        if at is None or draft.now < at:
+            draft.look(key, at)
+            return ""
+        return "fenced"
 
     def end(self, draft: Draft, key: SlotKey, cell: Cell) -> str:
         report = draft.sight.report_of(cell.server, cell.id)
@@ -109,6 +117,16 @@ class ByAgent:
 
     def provider_of(self, draft: Draft, cell: Cell) -> str:
         return ""
+
+
+def fenced_at(draft: Draft, state: GroupState, cell: Cell) -> float | None:
+    """When a cell on a lost server has ended by itself; None where only somebody's word proves its end: it was ordered
+    as one that may live on, or its server is not lost."""
+    server = draft.fleet.servers.get(cell.server)
+    spec = state.spec_of(cell.digest)
+    if server is None or not server.is_lost or spec is None or not spec.exclusive:
+        return None
+    return ended_at(draft.fleet, server, spec, draft.sight, draft.policy)
 
 
 class ByProvider:

@@ -366,6 +366,8 @@ class GroupState(Struct, frozen=True):
     deleted: bool = False
     deaths: tuple[Death, ...] = ()
     """The newest deaths of its cells by their health, oldest first; at most DEATHS_KEPT."""
+    longest_lease_seconds: float = 0.0
+    """Pools: the longest that it ever had. An agent that is cut off goes by what it was told last."""
     last_position: int = 0
 
     @property
@@ -551,6 +553,9 @@ class Policy(Struct, frozen=True):
     """How long a storm is held where nobody releases it."""
     cut_off_after_seconds: float = 300.0
     """For servers of no pool: how long one that only neighbours can reach keeps its cells."""
+    fence_margin_seconds: float = 5.0
+    """What an exclusive cell gets beyond its lease and grace before it counts as ended: a stall of ours that we do not
+    notice (stall_seconds), then the second in which the watchdog looks and the one in which a kill takes effect."""
     blame_window_seconds: float = 60.0
     vitals: VitalLimits = VitalLimits()
     drain_margin_seconds: float = 30.0

@@ -39,6 +39,9 @@ it spoke last. A little less than two, so that with beats of a second a real dea
 CUT_OFF = "cut_off"
 """The rule of a server that is silent and that its neighbours reach."""
 
+TEMPO_WORTH_TELLING = 0.1
+"""A beat or lease that changed by this fraction is told to agents whose session has begun."""
+
 
 class Terms(NamedTuple):
     """What a server's pool says about silence. Seconds."""

@@ -13,13 +13,12 @@ from scheduler.sight import (  # pytest takes what is called Test… for tests
     ProviderState,
     Reported,
     ServerNotMade,
-    ServerUnmade,
     WillRead,
 )
 from scheduler.sight import (
     Testimony as Saying,
 )
-from tests.support.world import SECRET, World, exited, pool, running, service, spec
+from tests.support.world import SECRET, World, exited, pool, service
 
 READY = Phase.READY
 
@@ -327,39 +326,6 @@ def test_old_cells_are_replaced_within_budget_and_not_all_at_once() -> None:
     world.advance(25)
     assert {event.rule for event in world.events(e.CellCondemned)} == {"old"}
     assert [cell.rpartition(".")[2] for cell in world.phases()] == ["2"] * 4
-
-
-def test_an_exclusive_cell_is_ordered_anew_only_on_proof_that_the_one_before_is_gone() -> None:
-    world = rack(3)
-    world.apply(service("db", 1, spec(exclusive=True)))
-    world.advance(10)
-    holder = world.cell("db/0.1").server
-    world.deaf_providers = True
-    world.deaf.add(holder)
-    silence(world, holder, 30.0, Answer.SILENT)
-    assert condemned(world) == [(holder, "neighbours_silent")]
-    assert "db/0.2" not in world.phases("db")
-    assert "exclusive" in world.held()
-    assert DecommissionServer in [type(command) for command in world.told_providers]
-    world.core.take(ServerUnmade("local", holder, world.now))
-    world.settle()
-    assert world.phases("db") == {"db/0.2": READY}
-    assert holder not in world.core.fleet.servers
-
-
-def test_an_exclusive_cell_on_a_joined_server_waits_for_its_return() -> None:
-    world = World()
-    world.join("a", "b")
-    world.apply(service("db", 1, spec(exclusive=True)))
-    world.advance(10)
-    holder = world.cell("db/0.1").server
-    world.deaf.add(holder)
-    silence(world, holder, 120.0)
-    assert world.held() >= {"exclusive"}
-    world.deaf.clear()
-    world.attach(holder, running("db/0.1"))
-    world.advance(5)
-    assert world.phases("db") == {"db/0.2": READY}
 
 
 def test_a_server_that_no_pool_waits_for_cannot_enrol_under_a_cells_name() -> None:

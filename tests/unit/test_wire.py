@@ -188,5 +188,5 @@ class TestWhatIsSent:
         assert wire.autopsy_to_proto(seen.autopsy) == message
 
     def test_no_verb_but_the_two_and_their_helpers_can_be_sent(self):
-        verbs = set(link_pb2.Instruction.DESCRIPTOR.fields_by_name)
+        verbs = {field.name for field in link_pb2.Instruction.DESCRIPTOR.oneofs_by_name["verb"].fields}
         assert verbs == {"order", "decommission", "resync", "fetch_logs", "stop_logs"}
