@@ -9,6 +9,7 @@ PYTHON ?= python3
 READY := $(VENV)/.ready
 PYTEST_WORKERS ?= 2
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 .PHONY: help venv proto lint lint-style lint-types lint-imports lint-dependencies lint-contract lint-generated \
 	test demo lab bench constraints clean
@@ -64,16 +65,16 @@ test: venv ## the whole suite, on a real Docker Engine (the one that runs, else 
 	@$(BIN)/python -m tests.with_engine \
 		$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
-demo: venv ## watch a fleet of nine cells heal itself, for about half a minute
+demo: venv ## watch three servers and nine cells die and be replaced, for about half a minute
 	@$(BIN)/python deploy/demo.py
 
 lab: venv ## a fleet of four hosts on this machine to play with, until Ctrl-C (as root)
 	@.ci/packages iproute2 iptables
 	@PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m deploy.lab up
 
-bench: venv ## measure what the README's table of numbers says
+bench: venv ## measure what the README's table of numbers says; BENCH_ARGS="calm --hour" for an hour of loss and stalls
 	@.ci/packages $(TEST_PACKAGES)
-	@$(BIN)/python -m tests.with_engine $(BIN)/python -m tests.bench
+	@$(BIN)/python -m tests.with_engine $(BIN)/python -m tests.bench $(BENCH_ARGS)
 
 constraints: ## take the newest versions that fit pyproject.toml into constraints.txt
 	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(PYTHON) -m venv "$$fresh" \

@@ -70,6 +70,7 @@ def hello(
                 link_pb2.Neighbour(server_id=one.server_id, address=one.address, key=one.key)
                 for one in watching
             ],
+            beat_at=instruction.beat_at,
         )
     )
 
@@ -85,6 +86,8 @@ def report(instruction: SendReport, wall_seconds: float) -> link_pb2.AttachReque
             complete=instruction.complete,
             sent_at=wall_seconds if instruction.wants_echo else 0.0,
             testimonies=[_testimony(one) for one in instruction.testimonies],
+            leaving=instruction.leaving,
+            beat_at=instruction.beat_at,
         )
     )
 
@@ -105,16 +108,18 @@ def event(
         case "welcome":
             welcome = response.welcome
             beat_seconds, lease_seconds = _tempo(welcome.tempo)
-            return Welcomed(link, welcome.session, welcome.epoch, beat_seconds, lease_seconds, now)
+            return Welcomed(
+                link, welcome.session, welcome.epoch, beat_seconds, lease_seconds, now, welcome.beat_at
+            )
         case "instructions":
             batch = response.instructions
             verbs = tuple(verb for verb in map(_verb, batch.instructions) if verb is not None)
-            return Instructed(link, batch.session, batch.sequence, verbs, now)
+            return Instructed(link, batch.session, batch.sequence, verbs, now, batch.epoch)
         case "tempo":
             beat_seconds, lease_seconds = _tempo(response.tempo)
             return Retuned(link, beat_seconds, lease_seconds, now)
         case "echo":
-            return Echoed(link, now)
+            return Echoed(link, now, response.echo.beat_at)
         case "neighbours":
             given = response.neighbours
             neighbours = tuple(Neighbour(one.server_id, one.address, one.key) for one in given.neighbours)
@@ -132,7 +137,7 @@ def _tempo(tempo: link_pb2.Tempo) -> tuple[float, float]:
 def _verb(instruction: link_pb2.Instruction) -> Verb | None:
     match instruction.WhichOneof("verb"):
         case "order":
-            return Ordered(instruction.order)
+            return Ordered(instruction.order, instruction.beat_at)
         case "decommission":
             return Decommissioned(instruction.decommission.cell_id, instruction.decommission.reason)
         case "resync":

@@ -111,14 +111,16 @@ class Core:
 
     def take(self, observation: Observation) -> None:
         """Fold one observation into the sight and note what to look at."""
-        silent = self._silent(observation)
-        observed = observe(self.sight, observation)
+        passed_by = self._passed_by(observation)
+        observed = observe(self.sight, observation, self.policy.vitals)
         self.sight = observed.sight
         cause = f"report:{observed.server}" if observed.server else f"provider:{observed.provider}"
         for server_id in observed.servers:
             self._dirty.setdefault(ServerKey(server_id), cause)
             self._placer.touch(server_id)
-        if silent and silent in observed.servers:  # it takes cells again, and some may wait for just that
+        if (
+            passed_by and passed_by in observed.servers
+        ):  # it takes cells again, and some may wait for just that
             self._wake(self._held_in)
         if observed.everything:
             server = self.fleet.servers.get(observed.server)
@@ -133,14 +135,14 @@ class Core:
         cell = self.fleet.cell(cell_id)
         return LeakKey(provider, cell_id) if cell is None else SlotKey(cell.group, cell.slot)
 
-    def _silent(self, observation: Observation) -> str:
-        """The server that speaks, where placement passed it by until now because nothing was heard from it."""
+    def _passed_by(self, observation: Observation) -> str:
+        """The server that speaks, where placement passed it by until now: nothing was heard from it, or it ails."""
         if not isinstance(observation, Attached | Reported):
             return ""
         seen = self.sight.servers.get(observation.server)
         limit = BEATS_MISSED * self.policy.tempo(len(self.fleet.servers)).beat_seconds
         is_silent = seen is None or not seen.is_open or observation.at - seen.heard_at > limit
-        return observation.server if is_silent else ""
+        return observation.server if is_silent or (seen and seen.ailing) else ""
 
     def _key_of(self, server_id: str, cell_id: str) -> Key:
         cell = self.fleet.cell(cell_id)

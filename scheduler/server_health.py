@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from scheduler.diagnosis import blame_server
 from scheduler.health import BEATS_MISSED, server_cell_verdict
 from scheduler.model import (
@@ -24,12 +26,21 @@ from scheduler.model import (
     Verdict,
 )
 from scheduler.sight import Answer, ProviderServer, ProviderState, ServerSight, Sight, Testimony
+from scheduler.vitals_health import vitals_verdict
 
 SILENT_BEATS = 2.0
-"""Silence of this many beats is enough where neighbours hear nothing either."""
+"""Silence of this many beats may be more than a beat that is late."""
+
+STALL_SECONDS = 1.95
+"""An agent may be held up for two seconds (swapped out, frozen, on a host too busy) and is not dead. Its neighbours'
+silence must have lasted so long, and the scheduler's own a beat longer, since nobody knows how long before the stall
+it spoke last. A little less than two, so that with beats of a second a real death is known within three."""
 
 CUT_OFF = "cut_off"
 """The rule of a server that is silent and that its neighbours reach."""
+
+TEMPO_WORTH_TELLING = 0.1
+"""A beat or lease that changed by this fraction is told to agents whose session has begun."""
 
 
 class Terms(NamedTuple):
@@ -55,6 +66,8 @@ class Witnesses(NamedTuple):
     refused: int
     silent: int
     facts: tuple[Evidence, ...]
+    silent_since: float
+    """When the last of the neighbours that hear nothing began to; 0 where there is none."""
 
     @property
     def total(self) -> int:
@@ -66,14 +79,19 @@ class Witnesses(NamedTuple):
 
 
 class _Case(NamedTuple):
+    fleet: Fleet
     server: Server
     seen: ServerSight | None
     made: ProviderServer | None
+    missing_at: float | None
+    """When its provider's newest list was asked for, where that list leaves it out."""
     witnesses: Witnesses
     heard_at: float
+    trusted_since: float
     terms: Terms
     now: float
     blame_window_seconds: float
+    by_vitals: Verdict | None
 
     @property
     def silence_seconds(self) -> float:
@@ -83,6 +101,12 @@ class _Case(NamedTuple):
     def is_silent(self) -> bool:
         """Nothing is heard: not one beat late, and not a stream that the agent closed a moment ago."""
         return self.silence_seconds > SILENT_BEATS * self.terms.tempo.beat_seconds
+
+    @property
+    def stalled_until(self) -> float:
+        """Until then all the silence may be one stall that is over before anybody has to act."""
+        spoke_until = self.heard_at + self.terms.tempo.beat_seconds
+        return max(spoke_until, self.witnesses.silent_since) + STALL_SECONDS
 
     def facts(self) -> tuple[Evidence, ...]:
         last = Evidence(f"agent {self.server.id}", "last heard", self.heard_at)
@@ -103,7 +127,18 @@ def server_verdict(fleet: Fleet, server: Server, sight: Sight, now: float, polic
     silence_limit = BEATS_MISSED * terms.tempo.beat_seconds
     witnesses = witnesses_of(server, sight, now, silence_limit)
     case = _Case(
-        server, seen, made_by(server, sight), witnesses, heard_at, terms, now, policy.blame_window_seconds
+        fleet,
+        server,
+        seen,
+        made_by(server, sight),
+        missing_at_of(fleet, server, sight),
+        witnesses,
+        heard_at,
+        trusted_since_of(server, sight),
+        terms,
+        now,
+        policy.blame_window_seconds,
+        vitals_verdict(fleet, server, sight, now, policy.vitals),
     )
     for rule in SERVER_RULES:
         verdict = rule(case)
@@ -115,8 +150,12 @@ def server_verdict(fleet: Fleet, server: Server, sight: Sight, now: float, polic
 def last_heard_at(server: Server, sight: Sight) -> float:
     """From when on its silence counts."""
     seen = sight.servers.get(server.id)
-    calm_since = sight.calm_since.get(server.pool) or 0.0
-    return max(seen.heard_at if seen else server.joined_at, sight.trusted_since, calm_since)
+    return max(seen.heard_at if seen else server.joined_at, trusted_since_of(server, sight))
+
+
+def trusted_since_of(server: Server, sight: Sight) -> float:
+    """What was silence before that was our own blindness."""
+    return max(sight.trusted_since, sight.calm_since.get(server.pool) or 0.0)
 
 
 def pool_cell_verdict(
@@ -150,21 +189,44 @@ def made_by(server: Server, sight: Sight) -> ProviderServer | None:
     return None
 
 
+def missing_at_of(fleet: Fleet, server: Server, sight: Sight) -> float | None:
+    """When its provider was asked for the list that leaves it out; None where it is listed, or where nothing can be
+    concluded: from a list of before it joined, or from one that names nobody."""
+    cell = fleet.cell(server.id) if server.pool else None
+    if cell is None:
+        return None
+    state = fleet.groups[cell.group]
+    body = (state.spec_of(cell.digest) or state.group.spec).server
+    known = sight.providers.get(body.provider) if body else None
+    if (
+        known is None
+        or not len(known.servers)
+        or cell.id in known.servers
+        or known.listed_at <= server.joined_at
+    ):
+        return None
+    return known.listed_at
+
+
 def witnesses_of(server: Server, sight: Sight, now: float, silence_limit: float) -> Witnesses:
     """Neighbours that can themselves reach us; the bus counts as one that hears nothing."""
     counts = dict.fromkeys(Answer, 0)
     facts = []
+    silent_since = 0.0
     for watcher, testimony in sorted((sight.about.get(server.id) or {}).items()):
         if not _is_heard(sight.servers.get(watcher), now, silence_limit):
             continue
         counts[testimony.answer] += 1
         facts.append(_fact(watcher, testimony))
+        if testimony.answer is Answer.SILENT:
+            silent_since = max(silent_since, testimony.since)
     will_at = sight.wills.get(server.id)
     seen = sight.servers.get(server.id)
     if will_at is not None and (seen is None or will_at >= seen.heard_at):
         counts[Answer.SILENT] += 1
         facts.append(Evidence("bus", "its last will was published", will_at))
-    return Witnesses(counts[Answer.ANSWERS], counts[Answer.REFUSED], counts[Answer.SILENT], tuple(facts))
+    answers, refused, silent = (counts[one] for one in (Answer.ANSWERS, Answer.REFUSED, Answer.SILENT))
+    return Witnesses(answers, refused, silent, tuple(facts), silent_since)
 
 
 def _is_heard(seen: ServerSight | None, now: float, silence_limit: float) -> bool:
@@ -206,19 +268,40 @@ def _provider_gone(case: _Case) -> Verdict | None:
     return Verdict(Health.DEAD, "provider_gone", reason, (fact, *case.facts()))
 
 
+def _left(case: _Case) -> Verdict | None:
+    """No silence: it said so itself."""
+    if case.seen is None or not case.seen.has_left:
+        return None
+    return Verdict(Health.DEAD, "left", "its agent ended its cells and left, as it had said", case.facts())
+
+
+def _leaving(case: _Case) -> Verdict | None:
+    if case.seen is None or not case.seen.is_leaving:
+        return None
+    return Verdict(Health.SUSPECT, "leaving", "its agent ends its cells, and will leave", case.facts())
+
+
 def _neighbours_silent(case: _Case) -> Verdict | None:
     if not case.is_silent or not case.witnesses.mostly(Answer.SILENT):
         return None
+    until = case.trusted_since + case.terms.lease_seconds
+    if case.now < until:
+        reason = "the scheduler itself has just begun to hear: everyone has one full lease"
+        return Verdict(Health.SUSPECT, "grace", reason, case.facts(), next_look_at=until)
     reason = (
         f"nothing heard for {case.silence_seconds:.1f} s, and {case.witnesses.silent} of "
         f"{case.witnesses.total} witnesses hear nothing either"
     )
+    until = case.stalled_until
+    if case.now < until:
+        reason = f"{reason}; for a moment more it may only be held up"
+        return Verdict(Health.SUSPECT, "falling_silent", reason, case.facts(), next_look_at=until)
     return Verdict(Health.DEAD, "neighbours_silent", reason, case.facts())
 
 
 def _blamed(case: _Case) -> Verdict | None:
     """It beats, but what lives on it dies."""
-    blame = blame_server(case.server.deaths, case.now, case.blame_window_seconds)
+    blame = blame_server(case.server, case.fleet, case.now, case.blame_window_seconds)
     if blame is None:
         return None
     return Verdict(Health.SICK, "blamed", blame.reason, blame.evidence)
@@ -250,6 +333,15 @@ def _agent_gone(case: _Case) -> Verdict | None:
     return Verdict(Health.SUSPECT, "agent_away", reason, case.facts(), next_look_at=until)
 
 
+def _unlisted(case: _Case) -> Verdict | None:
+    """A list that leaves it out is no proof, as lists may be late or incomplete; together with silence it is."""
+    if case.missing_at is None or not case.is_silent:
+        return None
+    reason = f"its provider does not list it any more, and nothing is heard for {case.silence_seconds:.1f} s"
+    fact = Evidence("provider", "its list leaves it out", case.missing_at)
+    return Verdict(Health.DEAD, "unlisted", reason, (fact, *case.facts()))
+
+
 def _lease_expired(case: _Case) -> Verdict | None:
     """Where nobody can testify, or those who can contradict each other, the lease alone decides."""
     if case.silence_seconds < case.terms.lease_seconds:
@@ -276,6 +368,15 @@ def _beats_missed(case: _Case) -> Verdict | None:
     return Verdict(Health.SUSPECT, "beats_missed", reason, case.facts(), next_look_at=_next(case))
 
 
+def _ailing(case: _Case) -> Verdict | None:
+    """It is heard, and what it says of itself is bad."""
+    verdict = case.by_vitals
+    if verdict is None or verdict.health is Health.SICK:
+        return verdict
+    silent_at = case.heard_at + _first_look(case.terms)  # that it ails does not mean that it cannot die
+    return replace(verdict, next_look_at=min(silent_at, verdict.next_look_at or silent_at))
+
+
 def _next(case: _Case) -> float:
     """Neighbours may speak sooner; that is news, and needs no look of its own, but their witnesses' standing may change
     with time alone."""
@@ -287,11 +388,15 @@ SERVER_RULES: tuple[Callable[[_Case], Verdict | None], ...] = (
     _condemned,
     _enrolled,
     _provider_gone,
+    _left,
     _neighbours_silent,
     _cut_off,
     _agent_gone,
+    _unlisted,
     _lease_expired,
     _blamed,
     _stream_closed,
     _beats_missed,
+    _leaving,
+    _ailing,
 )

@@ -15,7 +15,8 @@ from scheduler.sight import Sight
 
 
 def storm_of(fleet: Fleet, sight: Sight, pool: str, now: float, policy: Policy) -> Storm | None:
-    """The pool's storm, if there is one that neither expired nor was released."""
+    """The pool's storm, if there is one that neither expired nor was released. While nobody at all is heard, of any
+    pool, it does not expire."""
     until = fleet.released.get(pool)
     if until is not None and now < until:
         return None
@@ -23,7 +24,8 @@ def storm_of(fleet: Fleet, sight: Sight, pool: str, now: float, policy: Policy) 
     if not silence.is_storm:
         return None
     since = min(silence.silent.values())
-    expires_at = since + policy.storm_hold_seconds
+    is_blind = not _hears_anybody(sight, now, SILENT_BEATS * policy.tempo(len(fleet.servers)).beat_seconds)
+    expires_at = (now if is_blind else since) + policy.storm_hold_seconds
     if now >= expires_at:
         return None
     where = f"pool {pool}" if pool else "the joined servers"
@@ -31,6 +33,7 @@ def storm_of(fleet: Fleet, sight: Sight, pool: str, now: float, policy: Policy) 
     reason = (
         f"{count} of {silence.of} of {where} fell silent within {policy.storm_window_seconds:g} s, more than "
         f"{silence.believed}: the scheduler doubts its own sight and condemns none of them for silence"
+        f"{'; it hears nobody at all, so that only an operator can end this' if is_blind else ''}"
     )
     return Storm(f"{pool or 'joined'}-{int(since)}", pool, count, silence.of, since, expires_at, reason)
 
@@ -67,6 +70,11 @@ def _silence_in(fleet: Fleet, sight: Sight, pool: str, now: float, policy: Polic
             silent[server.id] = since
     of = len(condemned.keys() | {server.id for server in there})
     return _Silence(silent, of, max(1, int(of * policy.storm_fraction)))
+
+
+def _hears_anybody(sight: Sight, now: float, limit_seconds: float) -> bool:
+    """One that is cut off from everybody must not replace a healthy fleet however long that lasts."""
+    return any(now - seen.heard_at <= limit_seconds for seen in sight.servers.values())
 
 
 def _counts(server: Server) -> bool:

@@ -49,6 +49,10 @@ CELL_MOVES: dict[type[e.Event], tuple[tuple[Phase, ...], Phase]] = {
 """Event to the phases it may come from and the one it leads to."""
 
 
+OWN_DEATHS = frozenset({"exited", "start_failed", "vanished", "boot_timeout", "probe_failed"})
+"""Rules that speak about a container's spec and about its server's fitness; all others are somebody's decision, or the
+fate of the whole server."""
+
 NOT_ITS_OWN = frozenset({"server_lost", "touched"})
 """Rules that speak neither about a cell's spec nor about its server's fitness."""
 
@@ -111,6 +115,7 @@ def _group_applied(fleet: Fleet, record: e.Record, event: e.GroupApplied) -> Fle
             revision=event.revision,
             revisions=(revision,),
             first_generation=fleet.generations.get(name) or 1,
+            longest_lease_seconds=event.group.lease_seconds,
             last_position=record.position,
         )
         generations = fleet.generations.discard(name)
@@ -125,6 +130,7 @@ def _group_applied(fleet: Fleet, record: e.Record, event: e.GroupApplied) -> Fle
         revision=event.revision,
         revisions=revisions,
         deleted=False,
+        longest_lease_seconds=max(before.longest_lease_seconds, event.group.lease_seconds),
         last_position=record.position,
     )
     if event.digest != before.digest:
@@ -247,10 +253,10 @@ def _cell_moved(fleet: Fleet, record: e.Record, event: Any) -> Fleet:
 def _remember_death(
     fleet: Fleet, state: GroupState, cell: Cell, event: e.CellCondemned, at: float
 ) -> tuple[Fleet, GroupState]:
-    """What backoff and diagnosis need to know. Only a cell's own end speaks about its spec or its server."""
+    """What backoff and diagnosis need to know."""
     if event.backoff is not None:
         state = replace(state, backoff=event.backoff)
-    if event.health is Health.HEALTHY or event.rule in NOT_ITS_OWN or cell.kind is CellKind.SERVER:
+    if event.rule not in OWN_DEATHS or cell.kind is CellKind.SERVER:
         return fleet, state
     death = Death(cell.group, cell.digest, cell.server, event.rule, at)
     server = fleet.servers.get(cell.server)

@@ -166,7 +166,7 @@ def start_scheduler(fleet: Fleet, broker: Broker) -> None:
     words = ["scheduler", "--data", str(fleet.data), "--fleet", fleet.name, "--bus", broker.url()]
     words += ["--listen", fleet.address, "--enrol-listen", fleet.enrol_address]
     fleet.scheduler = fleet.spawn("scheduler", [*cli_command(), *words])
-    fleet.until(fleet._answers, "the scheduler answers")
+    fleet.until(fleet.answers, "the scheduler answers")
 
 
 def test_scheduler_goes_on_while_its_broker_stands_still_and_tells_it_all_afterwards(tmp_path):

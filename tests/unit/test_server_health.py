@@ -22,8 +22,18 @@ from scheduler.model import (
     Verdict,
 )
 from scheduler.server_health import SERVER_RULES, server_verdict
-from scheduler.sight import Answer, ProviderServer, ProviderSight, ProviderState, ServerSight, Sight
+from scheduler.sight import (
+    Answer,
+    CellReport,
+    CellState,
+    ProviderServer,
+    ProviderSight,
+    ProviderState,
+    ServerSight,
+    Sight,
+)
 from scheduler.sight import Testimony as Saying  # a name that pytest does not take for a test
+from scheduler.vitals import Ailment
 from tests.support.world import World
 
 HEARD_AT = 999.0
@@ -62,13 +72,14 @@ class Case:
     made: ProviderState | None = None
     trusted_since: float = 0.0
     servers: int = 1
+    said_at: float = SAID_AT
 
     def verdict(self) -> Verdict:
         now = HEARD_AT + self.after
         seen = {f"n{n}": ServerSight("n", 900.0, now - (9 if n < self.unheard else 0)) for n in range(9)}
         if self.seen is not None:
             seen["a"] = self.seen
-        about = {f"n{n}": Saying("a", SAYS[sign][0], SAID_AT) for n, sign in enumerate(self.said)}
+        about = {f"n{n}": Saying("a", SAYS[sign][0], self.said_at) for n, sign in enumerate(self.said)}
         made = {"a": ProviderServer("a", "ref", self.made, "spot")} if self.made else {}
         sight = Sight(
             self.trusted_since,
@@ -78,18 +89,30 @@ class Case:
             HashTrieMap({"p": ProviderSight(HashTrieMap(made))}),
         )
         others = {f"o{n}": UP for n in range(self.servers - 1)}
-        fleet = Fleet(groups=HashTrieMap({"rack": RACK}), servers=HashTrieMap({"a": self.server, **others}))
+        groups = {name: living(name, self.server.deaths) for name in ("web", "api")}
+        fleet = Fleet(
+            groups=HashTrieMap({"rack": RACK, **groups}), servers=HashTrieMap({"a": self.server, **others})
+        )
         return server_verdict(fleet, self.server, sight, now, Policy())
 
 
-def facts(after: float, said: str = "", skip: int = 0, closed: bool = False) -> tuple[Evidence, ...]:
+def living(name: str, deaths: tuple[Death, ...]) -> GroupState:
+    """A service of ten cells elsewhere, with those deaths."""
+    group = Group(GroupKind.SERVICE, name, 10, Spec(RuntimeKind.PROCESS))
+    own = tuple(death for death in deaths if death.group == name)
+    return GroupState(group, "d", 1, (), per_server=HashTrieMap({"b": 10}), deaths=own)
+
+
+def facts(
+    after: float, said: str = "", skip: int = 0, closed: bool = False, said_at: float = SAID_AT
+) -> tuple[Evidence, ...]:
     link = ("its stream was closed", 999.5) if closed else ("its stream is open and silent", HEARD_AT + after)
     heard = (Evidence("agent a", "last heard", HEARD_AT), Evidence("link", *link))
-    told = tuple(Evidence(f"neighbour n{n}", SAYS[s][1], SAID_AT) for n, s in enumerate(said) if n >= skip)
+    told = tuple(Evidence(f"neighbour n{n}", SAYS[s][1], said_at) for n, s in enumerate(said) if n >= skip)
     return heard + told
 
 
-def suspect(rule: str, reason: str, evidence: tuple[Evidence, ...], look_at: float) -> Verdict:
+def suspect(rule: str, reason: str, evidence: tuple[Evidence, ...], look_at: float | None) -> Verdict:
     return Verdict(Health.SUSPECT, rule, reason, evidence, look_at)
 
 
@@ -114,6 +137,12 @@ def silent(after: float, count: str, *evidence: Evidence) -> Verdict:
     return dead("neighbours_silent", reason, *evidence)
 
 
+def falling(after: float, count: str, evidence: tuple[Evidence, ...], look_at: float) -> Verdict:
+    hears = f"nothing heard for {after:.1f} s, and {count} witnesses hear nothing either"
+    reason = f"{hears}; for a moment more it may only be held up"
+    return suspect("falling_silent", reason, evidence, look_at)
+
+
 BEATS = Verdict(Health.HEALTHY, "beating", "it beats", next_look_at=HEARD_AT + 2.01)
 NOBODY = "no neighbour can testify"
 MIXED = "its neighbours contradict each other"
@@ -123,23 +152,68 @@ WILL = Evidence("bus", "its last will was published", 1_000.0)
 CUT_OFF = "the scheduler hears nothing, but {}: it is cut off and keeps its cells"
 AWAY = "its agent is gone, the host lives ({}); it keeps its cells until the lease ends"
 GONE = "its provider says that it is gone: spot"
-DEATHS = tuple(Death(group, "d", "a", "exited", 990.0) for group in ("web", "api", "web"))
+DEATHS = tuple(Death(group, "d", "a", "exited", 990.0) for group in ("web", "api") * 4)
 BLAMED = Verdict(
     Health.SICK,
     "blamed",
-    "3 cells of 2 groups died on it within 60 s: the server is to blame",
+    "8 of the 8 deaths of 2 groups within 60 s fell on it, which had 29% of their cells: the server is to blame",
     tuple(Evidence("server a", f"a cell of {d.group} died by rule exited", 990.0) for d in DEATHS),
 )
 
+LEAVING = replace(OPEN, is_leaving=True)
+LEFT = replace(
+    CLOSED, is_leaving=True, reports=HashTrieMap({"web/0.1": CellReport("web/0.1", "d", CellState.GONE)})
+)
+LEFT_A_CELL = replace(
+    LEFT, reports=LEFT.reports.insert("web/1.1", CellReport("web/1.1", "d", CellState.STOPPING))
+)
+
+GRACE = "the scheduler itself has just begun to hear: everyone has one full lease"
+FULL = "its disk is 98.0% full, 97% is the limit"
+FULL_FACT = Evidence("vitals a", FULL, 980.0)
+
+
+def ailing(reports: int, seen: ServerSight = OPEN, since: float = 980.0) -> ServerSight:
+    return replace(seen, ailing=(Ailment("disk_full", FULL, since, 999.0, reports),))
+
+
 TABLE: dict[str, tuple[Case, Verdict]] = {
+    "silent to all, a moment after the scheduler began": (
+        Case(3.0, "--", trusted_since=HEARD_AT - 1.5),
+        suspect("grace", GRACE, facts(3.0, "--"), HEARD_AT + 3.5),
+    ),
+    "silent to all, a lease after the scheduler began": (
+        Case(3.5, "--", trusted_since=HEARD_AT - 1.5),
+        silent(3.5, "2 of 2", *facts(3.5, "--")),
+    ),
+    "leaving": (
+        Case(seen=LEAVING),
+        suspect("leaving", "its agent ends its cells, and will leave", facts(0.5), None),
+    ),
+    "left": (
+        Case(1.0, "xx", seen=LEFT),
+        dead("left", "its agent ended its cells and left, as it had said", *facts(1.0, "xx", closed=True)),
+    ),
+    "left, and a cell is still there": (
+        Case(1.0, seen=LEFT_A_CELL),
+        suspect("stream_closed", CLOSED_REASON, facts(1.0, closed=True), HEARD_AT + 2.0),
+    ),
     "beats": (Case(), BEATS),
     "two beats of silence are none yet": (Case(2.0, "---"), BEATS),
     "beats, whatever its neighbours hear": (Case(1.0, "---"), BEATS),
     "silence alone": (Case(3.0), missed(3.0, facts(3.0), HEARD_AT + 4.0)),
     "silence alone, near the end of its lease": (Case(4.5), missed(4.5, facts(4.5), HEARD_AT + 5.0)),
     "silence alone to the end of its lease": (Case(5.0), expired("5.0", NOBODY, *facts(5.0))),
-    "neighbours hear nothing either": (Case(2.5, "---"), silent(2.5, "3 of 3", *facts(2.5, "---"))),
-    "most neighbours hear nothing either": (Case(2.5, "--+"), silent(2.5, "2 of 3", *facts(2.5, "--+"))),
+    "neighbours hear nothing either": (Case(3.0, "---"), silent(3.0, "3 of 3", *facts(3.0, "---"))),
+    "most neighbours hear nothing either": (Case(3.0, "--+"), silent(3.0, "2 of 3", *facts(3.0, "--+"))),
+    "it may be held up, a beat after it was heard": (
+        Case(2.9, "---"),
+        falling(2.9, "3 of 3", facts(2.9, "---"), HEARD_AT + 2.95),
+    ),
+    "it may be held up, since a neighbour heard it later": (
+        Case(3.0, "---", said_at=HEARD_AT + 1.25),
+        falling(3.0, "3 of 3", facts(3.0, "---", said_at=HEARD_AT + 1.25), HEARD_AT + 1.25 + 1.95),
+    ),
     "half of them is no majority": (
         Case(2.5, "-+"),
         missed(2.5, facts(2.5, "-+"), HEARD_AT + 3.5),
@@ -158,7 +232,7 @@ TABLE: dict[str, tuple[Case, Verdict]] = {
             HEARD_AT + 300.0,
         ),
     ),
-    "its will was read": (Case(2.5, will_at=1_000.0), silent(2.5, "1 of 1", *facts(2.5), WILL)),
+    "its will was read": (Case(3.0, will_at=1_000.0), silent(3.0, "1 of 1", *facts(3.0), WILL)),
     "a will is one witness among others": (
         Case(2.5, "+", will_at=1_000.0),
         missed(2.5, (*facts(2.5, "+"), WILL), HEARD_AT + 3.5),
@@ -262,6 +336,37 @@ TABLE: dict[str, tuple[Case, Verdict]] = {
         Case(server=replace(UP, deaths=tuple(replace(one, at=939.0) for one in DEATHS))),
         BEATS,
     ),
+    "its disk is full for a while": (
+        Case(server=MADE, seen=ailing(3)),
+        Verdict(Health.SICK, "disk_full", f"{FULL}, for 20 s", (FULL_FACT,)),
+    ),
+    "its disk is full, as one reading said long ago": (
+        Case(server=MADE, seen=ailing(2)),
+        suspect(
+            "disk_full",
+            f"{FULL}; it gets no new cells while others can take them",
+            (FULL_FACT,),
+            HEARD_AT + 2.01,
+        ),
+    ),
+    "its disk is full since a moment ago": (
+        Case(server=MADE, seen=ailing(9, since=985.0)),
+        suspect(
+            "disk_full",
+            f"{FULL}; it gets no new cells while others can take them",
+            (replace(FULL_FACT, at=985.0),),
+            1_000.0,
+        ),
+    ),
+    "its disk is full and there is no other server": (
+        Case(seen=ailing(3)),
+        suspect(
+            "disk_full",
+            f"{FULL}, for 20 s; no other server that is well could take its cells, so that it stays",
+            (FULL_FACT,),
+            HEARD_AT + 2.01,
+        ),
+    ),
     "enrolled and not attached": (
         Case(60.0, "---", server=Server("a", 0, Phase.ORDERED), seen=None),
         Verdict(Health.HEALTHY, "enrolled", "it enrolled and has not attached yet"),
@@ -310,6 +415,9 @@ PAIRS: dict[str, Case] = {
     "lease_expired before stream_closed": Case(60.0, seen=CLOSED),
     "blamed before stream_closed": Case(1.0, server=SICK, seen=CLOSED),
     "stream_closed before beats_missed": Case(4.0, seen=CLOSED),
+    "stream_closed before disk_full": Case(1.0, server=MADE, seen=ailing(3, CLOSED)),
+    "beats_missed before disk_full": Case(3.0, server=MADE, seen=ailing(3)),
+    "blamed before disk_full": Case(server=SICK, seen=ailing(3)),
 }
 
 
@@ -320,12 +428,22 @@ def test_where_two_rules_on_servers_match_the_first_one_is_told(pair: str) -> No
 
 def test_the_table_covers_every_rule_on_servers() -> None:
     told = {expected.rule for _, expected in TABLE.values()}
-    alone = {"enrolled", "provider_gone", "neighbours_silent", "lease_expired", "blamed", "stream_closed"}
-    of_two = {"cut_off", "cut_off_too_long", "agent_away", "agent_gone"}
-    assert told == alone | of_two | {"beats_missed", "beating", "operator"}
-    assert (
-        len(SERVER_RULES) == len(alone) + len(of_two) // 2 + 2
-    )  # beats_missed; a condemned one tells its own
+    told.add("unlisted")  # it needs a whole pool: test_pools has its table
+    alone = {
+        "enrolled",
+        "provider_gone",
+        "left",
+        "unlisted",
+        "lease_expired",
+        "blamed",
+        "stream_closed",
+        "leaving",
+    }
+    of_two = {"neighbours_silent", "grace", "cut_off", "cut_off_too_long", "agent_away", "agent_gone"}
+    of_many = {"falling_silent", "beats_missed", "disk_full", "beating", "operator"}
+    assert told == alone | of_two | of_many
+    # beats_missed; vitals have a table of their own; a condemned one tells its own
+    assert len(SERVER_RULES) == len(alone) + len(of_two) // 2 + 3
 
 
 def test_a_lost_server_that_carried_no_cell_is_decommissioned_like_any_other() -> None:

@@ -267,6 +267,7 @@ def test_a_server_that_its_provider_calls_gone_is_not_counted() -> None:
 
 def test_the_death_certificate_of_a_pools_server_carries_the_evidence() -> None:
     world = rack(5)
+    world.advance(2)  # the scheduler's own grace
     beat(world, 4.0, "rack/0.1", says=Answer.SILENT)
     records = [r for r in world.records if getattr(r.event, "cell", "") == "rack/0.1"]
     successor = [r for r in world.records if getattr(r.event, "cell", "") == "rack/0.2"]
@@ -280,6 +281,7 @@ def test_the_death_certificate_of_a_pools_server_carries_the_evidence() -> None:
 def test_a_silent_server_that_joined_by_itself_is_lost_once_and_has_a_death_certificate_too() -> None:
     world = World()
     world.join("a", "b", "c", "d")
+    world.advance(2)  # the scheduler's own grace
     beat(world, 4.0, "a", says=Answer.SILENT)
     server = world.core.fleet.servers["a"]
     assert len(world.events(e.ServerCondemned)) == 1

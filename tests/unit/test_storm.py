@@ -98,8 +98,21 @@ def test_a_lost_server_counts_once_and_those_of_the_past_not_at_all() -> None:
 
 @pytest.mark.parametrize(("later", "storms"), [(899.9, True), (900.0, False)])
 def test_a_storm_ends_by_itself(later: float, storms: bool) -> None:
-    sight = sight_of(10, 10, NOW)
+    sight = Sight(servers=sight_of(10, 9, NOW).servers.insert("s9", ServerSight("s", 900.0, NOW + later)))
     assert (storm(fleet_of(10), sight, now=NOW + later) is not None) is storms
+
+
+def test_a_scheduler_that_hears_nobody_at_all_holds_for_as_long_as_that_lasts() -> None:
+    blind = storm(fleet_of(10), sight_of(10, 10, NOW), now=NOW + 90_000)
+    assert blind is not None
+    assert blind.expires_at == NOW + 90_000 + 900
+    assert blind.reason.endswith("it hears nobody at all, so that only an operator can end this")
+
+
+def test_a_server_of_another_pool_that_is_heard_shows_that_the_scheduler_is_not_blind() -> None:
+    sight = sight_of(10, 10, NOW)
+    sight = Sight(servers=sight.servers.insert("elsewhere", ServerSight("s", 900.0, NOW + 900)))
+    assert storm(fleet_of(10), sight, now=NOW + 900) is None
 
 
 @pytest.mark.parametrize(("until", "storms"), [(NOW + 1.0, False), (NOW, True)])
