@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
@@ -77,10 +77,18 @@ class Host:
     @property
     def agent(self) -> psutil.Process | None:
         """Its agent, if that runs."""
+        return self._child(lambda process: "--id" in process.cmdline())
+
+    @property
+    def engine_process(self) -> psutil.Process | None:
+        """Its Docker Engine, if it has one and that runs."""
+        return self._child(lambda process: process.name() == "dockerd")
+
+    def _child(self, is_it: Callable[[psutil.Process], bool]) -> psutil.Process | None:
         first = self.first_process
         for process in first.children() if first else ():
             with contextlib.suppress(psutil.NoSuchProcess):
-                if "--id" in process.cmdline():
+                if is_it(process):
                     return process
         return None
 
@@ -203,6 +211,22 @@ class Host:
         if agent is None:
             raise LabError(f"no agent runs on {self.cell}")
         agent.send_signal(number)
+
+    def end_engine(self) -> None:
+        """As an administrator ends it, and its containers with it."""
+        engine = self.engine_process
+        if engine is None:
+            raise LabError(f"no engine runs on {self.cell}")
+        engine.terminate()
+        engine.wait(END_SECONDS)
+
+    def fill_disk(self) -> None:
+        """Not a byte is left where the agent keeps its data. Of use where the pool says ``disk``."""
+        with (self.root / str(self.path / "agent").lstrip("/") / "ballast").open("ab", buffering=0) as file:
+            for size in (65_536, 4_096, 1):
+                with contextlib.suppress(OSError):
+                    while file.write(b"\0" * size):
+                        pass
 
     def lives(self, pid: int) -> bool:
         """Whether a process of that id, as the host counts, lives there."""
