@@ -12,7 +12,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
 .PHONY: help venv proto lint lint-style lint-types lint-imports lint-dependencies lint-contract lint-generated \
-	test demo bench constraints clean
+	test demo lab bench constraints clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -67,6 +67,10 @@ test: venv ## the whole suite, on a real Docker Engine (the one that runs, else 
 
 demo: venv ## watch three servers and nine cells die and be replaced, for about half a minute
 	@$(BIN)/python deploy/demo.py
+
+lab: venv ## a fleet of four hosts on this machine to play with, until Ctrl-C (as root)
+	@.ci/packages iproute2 iptables
+	@PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m deploy.lab up
 
 bench: venv ## measure what the README's table of numbers says; BENCH_ARGS="calm --hour" for an hour of loss and stalls
 	@.ci/packages $(TEST_PACKAGES)

@@ -23,6 +23,7 @@ from galactica.v1 import cell_pb2
 
 from agent import __version__, wire
 from agent.daemon import Daemon
+from agent.fence_keeping import FenceFile, FenceKeeper
 from agent.identity import Identity, IdentityError
 from agent.neighbours import NeighbourWatch, address_towards, joined_address, listen, split_address
 from agent.renewal import RenewalRefusedError
@@ -44,7 +45,7 @@ from agent.settings import (
 from agent.vitals import VitalsTaker, capacity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from agent.runtimes import Runtime
     from agent.will import Will
@@ -135,6 +136,7 @@ async def _serve(settings: Settings, identity: Identity) -> None:
         facts=facts,
         epoch=_epoch(settings.data),
         remember_epoch=lambda epoch: _remember_epoch(settings.data, epoch),
+        fence=FenceKeeper(FenceFile(settings.data), _watchdog(settings, identity, facts.runtimes)),
         will=_will(settings, identity),
         watch_to=lambda deliver: NeighbourWatch(listening, deliver) if listening else None,
     )
@@ -314,6 +316,13 @@ def _watch_address(text: str) -> tuple[str, int]:
             EXIT_USAGE,
         ) from None
     return host, port
+
+
+def _watchdog(settings: Settings, identity: Identity, kinds: Iterable[int]) -> list[str]:
+    """The command that begins one."""
+    command = [sys.executable, "-m", "agent.watchdog", "--data", str(settings.data), "--host", settings.host]
+    command += ["--fleet", identity.fleet, "--server", identity.server_id]
+    return [*command, *(word for kind in kinds for word in ("--runtime", str(kind)))]
 
 
 def _will(settings: Settings, identity: Identity) -> Will | None:

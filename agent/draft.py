@@ -5,10 +5,12 @@ A ``Draft`` gathers what a step changes and which instructions follow; ``settle`
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from agent import reporting
+from agent.messages import CellState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 GONE_KEPT = 1_000
 """How many cells that are gone are remembered, so that a late order cannot bring one back."""
+MAY_LIVE = frozenset({CellState.STARTING, CellState.RUNNING, CellState.STOPPING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,11 @@ class State:
     testimonies: Mapping[str, Testimony] = field(default_factory=dict)
     """What is seen of the neighbours; kept without a session too."""
     is_closing: bool = False
+    exclusive: frozenset[str] = frozenset()
+    """Exclusive cells of which something may live."""
+    fence_at: float = -math.inf
+    """Until when those may live: the lease after the newest report that a scheduler is known to have heard. Never goes
+    back: what was granted may have been counted on."""
 
 
 class Draft:
@@ -86,6 +94,8 @@ class Draft:
             self._cells = dict(self._state.cells)
         self._cells[cell.id] = cell
         self.tell(cell.id)
+        if cell.is_exclusive:
+            self._note_exclusive(cell.id, may_live=cell.state in MAY_LIVE)
 
     def bury(self, cell: Cell) -> None:
         if self._cells is None:
@@ -98,6 +108,11 @@ class Draft:
             del self._gone[next(iter(self._gone))]
         self.retry(cell.id, None)
         self.tell(cell.id, reporting.gone(cell.id, cell.digest))
+        self._note_exclusive(cell.id, may_live=False)
+
+    def _note_exclusive(self, cell_id: str, *, may_live: bool) -> None:
+        if (cell_id in self._state.exclusive) != may_live:
+            self.change(exclusive=self._state.exclusive ^ {cell_id})
 
     def retry(self, cell_id: str, at: float | None) -> None:
         """Look at the cell again at that time; None: no more."""
@@ -130,6 +145,8 @@ class Draft:
                 state.vitals,
                 state.testimonies,
                 self.now,
+                # Exclusive cells live on what the scheduler says to have heard, so each beat asks.
+                echo_share=0.0 if state.exclusive else reporting.ECHO_SHARE,
                 is_leaving=state.is_closing,
             )
             if session is not state.session:

@@ -1,8 +1,9 @@
 """What goes into ``state.step`` (events: facts, past tense) and what comes out of it (instructions).
 
 Plain frozen values. The contract's messages appear as payloads that are carried and read, never made, so that
-nothing here needs protobuf at run time. ``now`` is monotonic seconds; ``link`` numbers the agent's connections
-to the scheduler, so that what an old one still says can be told from what the newest one says.
+nothing here needs protobuf at run time. ``now`` is seconds of ``clock``; ``beat_at`` is such a time too: when the
+agent sent what the scheduler, by saying this, shows to have heard (0: nothing). ``link`` numbers the agent's
+connections to the scheduler, so that what an old one still says can be told from what the newest one says.
 """
 
 from __future__ import annotations
@@ -102,7 +103,10 @@ class TestimonyReport:
 
 @dataclass(frozen=True, slots=True)
 class Ordered:
+    """``beat_at``: the newest report that the scheduler had heard when it said this."""
+
     order: link_pb2.Order
+    beat_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +167,7 @@ class Welcomed:
     beat_seconds: float
     lease_seconds: float
     now: float
+    beat_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +186,7 @@ class Echoed:
 
     link: int
     now: float
+    beat_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +220,7 @@ class Instructed:
     sequence: int
     verbs: tuple[Verb, ...]
     now: float
+    epoch: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,6 +356,13 @@ class StartCell:
 
 
 @dataclass(frozen=True, slots=True)
+class AbandonStart:
+    """The start must not go on, wherever it is. Answered by StartFailed, where it did not end before."""
+
+    cell_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class StopCell:
     """Answered by Stopped or StopFailed."""
 
@@ -376,6 +390,7 @@ class SendHello:
     link: int
     inventory: tuple[CellReport, ...]
     epoch: int
+    beat_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,6 +406,7 @@ class SendReport:
     wants_echo: bool = False
     testimonies: tuple[TestimonyReport, ...] = ()
     leaving: bool = False
+    beat_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -439,8 +455,17 @@ class RememberEpoch:
     epoch: int
 
 
+@dataclass(frozen=True, slots=True)
+class RememberFence:
+    """Keep until when exclusive cells may live where the watchdog and the agent's next life find it. None: there are
+    no such cells."""
+
+    fence_at: float | None
+
+
 Instruction = (
     StartCell
+    | AbandonStart
     | StopCell
     | StartProbing
     | StopProbing
@@ -452,4 +477,5 @@ Instruction = (
     | StopLogs
     | CloseSession
     | RememberEpoch
+    | RememberFence
 )

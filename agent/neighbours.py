@@ -18,11 +18,11 @@ import math
 import secrets
 import socket
 import struct
-import time
 from dataclasses import dataclass
 from hashlib import blake2s
 from typing import TYPE_CHECKING
 
+from agent import clock
 from agent.messages import Testified
 from agent.watch_state import (
     Answered,
@@ -185,7 +185,7 @@ class NeighbourWatch:
             while True:
                 await self._changed.wait()
                 self._changed.clear()
-                await self._deliver(Testified(said(self._state), time.monotonic()))
+                await self._deliver(Testified(said(self._state), clock.now()))
         finally:
             for timer in self._timers.values():
                 timer.cancel()
@@ -204,7 +204,7 @@ class NeighbourWatch:
         for server_id, known in before.items():
             if wanted.get(server_id) != known.neighbour:
                 self._close(server_id)
-        self._step(Assigned(tuple(wanted.values()), time.monotonic()))
+        self._step(Assigned(tuple(wanted.values()), clock.now()))
         self._arm()
 
     # What others ask of us.
@@ -212,7 +212,7 @@ class NeighbourWatch:
     def _read_pings(self) -> None:
         self._collect()
         self._arm()
-        now = time.monotonic()
+        now = clock.now()
         if now >= self._window_ends_at:
             self._window_ends_at, self._reads = now + WINDOW_SECONDS, 0
             self._answered.clear()
@@ -265,7 +265,7 @@ class NeighbourWatch:
     def _look(self) -> None:
         self._look_at = math.inf
         self._collect()
-        self._step(Elapsed(time.monotonic()))
+        self._step(Elapsed(clock.now()))
         self._arm()
 
     def _collect(self) -> None:
@@ -279,8 +279,7 @@ class NeighbourWatch:
         if timer := self._timers.pop(act, None):
             timer.cancel()
         if at < math.inf:
-            # The loop's clock is the monotonic one.
-            self._timers[act] = asyncio.get_running_loop().call_at(at, act)
+            self._timers[act] = asyncio.get_running_loop().call_later(max(0.0, at - clock.now()), act)
 
     def _ping(self, ping: Ping) -> None:
         peer = self._peers.get(ping.server_id) or self._open(self._state.watched[ping.server_id].neighbour)
@@ -306,10 +305,10 @@ class NeighbourWatch:
                 continue
             known = opened(data, ANSWER, peer.keys)
             if known is not None:
-                self._step(Answered(server_id, known[1], time.monotonic()))
+                self._step(Answered(server_id, known[1], clock.now()))
 
     def _refused(self, server_id: str) -> None:
-        self._step(WasRefused(server_id, time.monotonic()))
+        self._step(WasRefused(server_id, clock.now()))
 
     def _open(self, neighbour: Neighbour) -> _Peer | None:
         """None where there is no way to it at the moment."""

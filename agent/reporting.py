@@ -21,8 +21,10 @@ MARKED_FRACTION = 0.15
 """Change of a fraction (cpu, memory, disk) that is told before the vitals are due."""
 MARKED_PRESSURE = 20.0
 """The same for pressure, in percentage points."""
+MARKED_CLOCK_MS = 1_000.0
+MARKED_KERNEL_ERRORS = 5
 ECHO_SHARE = 0.5
-"""Silence of this share of the lease makes the next report ask for an echo."""
+"""Silence of this share of the lease makes the next report ask for an echo, where nothing depends on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,12 @@ class Cell:
     tried_since: float = 0.0
     touched: tuple[str, ...] = ()
     """How it differs from its spec."""
+    is_fenced: bool = False
+    """It is ended because no scheduler is heard: it stays on the list, dead, until a scheduler has seen that."""
+
+    @property
+    def is_exclusive(self) -> bool:
+        return self.order.spec.exclusive
 
     @property
     def is_probed(self) -> bool:
@@ -116,8 +124,10 @@ def flush(
     now: float,
     *,
     is_leaving: bool = False,
+    echo_share: float = ECHO_SHARE,
 ) -> tuple[Session, SendReport | None]:
-    """The session with the news taken in, and the report that is due, if one is."""
+    """The session with the news taken in, and the report that is due, if one is. ``echo_share``: silence of this share
+    of the lease makes it ask for an echo."""
     if news:
         session = replace(session, unsent={**session.unsent, **news} if session.unsent else news)
     has_vitals = vitals is not None and vitals is not session.vitals
@@ -125,7 +135,8 @@ def flush(
     must_speak = session.owes_everything or (is_leaving and not session.has_said_goodbye)
     if not must_speak and now < _due(session, is_marked=is_marked):
         return session, None
-    with_vitals = has_vitals and (is_marked or now - session.vitals_at >= VITALS_SECONDS)
+    is_due = is_marked or now - session.vitals_at >= VITALS_SECONDS
+    with_vitals = vitals is not None if session.owes_everything else has_vitals and is_due
     message = SendReport(
         link=session.link,
         session=session.id,
@@ -133,12 +144,13 @@ def flush(
         cells=_contents(session, cells),
         vitals=vitals if with_vitals else None,
         complete=session.owes_everything,
-        wants_echo=now - session.heard_at >= session.lease_seconds * ECHO_SHARE,
+        wants_echo=now - session.heard_at >= session.lease_seconds * echo_share,
         testimonies=tuple(
             TestimonyReport(one.server_id, one.answer, now - one.since)
             for one in (testimonies if session.owes_everything else session.untold).values()
         ),
         leaving=is_leaving,
+        beat_at=now,
     )
     session = replace(
         session,
@@ -185,11 +197,19 @@ def _contents(session: Session, cells: Mapping[str, Cell]) -> tuple[CellReport, 
 
 
 def _differs_markedly(before: cell_pb2.Vitals | None, after: cell_pb2.Vitals | None) -> bool:
-    if before is None or after is None:
+    if after is None:
         return False
+    if before is None:  # a server is ready only when its vitals are known to be good
+        return True
     if before.HasField("engine_latency_ms") and (before.engine_latency_ms < 0) != (
         after.engine_latency_ms < 0
     ):
+        return True
+    if before.disk_error != after.disk_error:
+        return True
+    if abs(after.clock_offset_ms - before.clock_offset_ms) >= MARKED_CLOCK_MS:
+        return True
+    if abs(after.kernel_errors - before.kernel_errors) >= MARKED_KERNEL_ERRORS:
         return True
     fractions = ("cpu_fraction", "memory_fraction", "disk_fraction")
     pressures = ("pressure_cpu", "pressure_memory", "pressure_io")

@@ -89,6 +89,18 @@ def broker(url: str, ca_file: str, password_file: str, environment: Mapping[str,
     return Broker(host, port or _PORTS[parts.scheme], unquote(parts.username or ""), password, tls)
 
 
+async def _until_it_ends(conversation: asyncio.Task[tuple[str, bool]]) -> tuple[str, bool]:
+    """Its result. Cancelled, it ends the conversation too, asking again where the library took the request for its own,
+    as it may while the broker answers."""
+    try:
+        await asyncio.wait({conversation})
+    finally:
+        while not conversation.done():
+            conversation.cancel()
+            await asyncio.wait({conversation}, timeout=1.0)
+    return conversation.result()
+
+
 class Will:
     """Keeps a connection with a last will for as long as it runs; a broker that is away costs the agent nothing.
 
@@ -113,7 +125,8 @@ class Will:
         pause_seconds = PAUSE_FIRST_SECONDS
         while True:
             began = time.monotonic()
-            trouble, is_refusal = await self._converse()
+            conversation = asyncio.create_task(self._converse(), name="bus conversation")
+            trouble, is_refusal = await _until_it_ends(conversation)
             if trouble != self._trouble:
                 self._trouble = trouble
                 log.warning("bus lost broker=%s:%d reason=%r", self._broker.host, self._broker.port, trouble)

@@ -63,6 +63,7 @@ def hello(instruction: SendHello, facts: ServerFacts) -> link_pb2.AttachRequest:
             inventory=_bounded([_cell_report(one) for one in instruction.inventory]),
             epoch=instruction.epoch,
             watch_address=facts.watch_address,
+            beat_at=instruction.beat_at,
         )
     )
 
@@ -79,6 +80,7 @@ def report(instruction: SendReport, wall_seconds: float) -> link_pb2.AttachReque
             sent_at=wall_seconds if instruction.wants_echo else 0.0,
             testimonies=[_testimony(one) for one in instruction.testimonies],
             leaving=instruction.leaving,
+            beat_at=instruction.beat_at,
         )
     )
 
@@ -99,16 +101,18 @@ def event(
         case "welcome":
             welcome = response.welcome
             beat_seconds, lease_seconds = _tempo(welcome.tempo)
-            return Welcomed(link, welcome.session, welcome.epoch, beat_seconds, lease_seconds, now)
+            return Welcomed(
+                link, welcome.session, welcome.epoch, beat_seconds, lease_seconds, now, welcome.beat_at
+            )
         case "instructions":
             batch = response.instructions
             verbs = tuple(verb for verb in map(_verb, batch.instructions) if verb is not None)
-            return Instructed(link, batch.session, batch.sequence, verbs, now)
+            return Instructed(link, batch.session, batch.sequence, verbs, now, batch.epoch)
         case "tempo":
             beat_seconds, lease_seconds = _tempo(response.tempo)
             return Retuned(link, beat_seconds, lease_seconds, now)
         case "echo":
-            return Echoed(link, now)
+            return Echoed(link, now, response.echo.beat_at)
         case "neighbours":
             given = response.neighbours
             neighbours = tuple(Neighbour(one.server_id, one.address, one.key) for one in given.neighbours)
@@ -126,7 +130,7 @@ def _tempo(tempo: link_pb2.Tempo) -> tuple[float, float]:
 def _verb(instruction: link_pb2.Instruction) -> Verb | None:
     match instruction.WhichOneof("verb"):
         case "order":
-            return Ordered(instruction.order)
+            return Ordered(instruction.order, instruction.beat_at)
         case "decommission":
             return Decommissioned(instruction.decommission.cell_id, instruction.decommission.reason)
         case "resync":

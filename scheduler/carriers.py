@@ -8,6 +8,7 @@ from typing import Protocol
 from scheduler import events as e
 from scheduler.commands import Decommission, DecommissionServer, Order, OrderServer
 from scheduler.draft import Draft
+from scheduler.fence import ended_at
 from scheduler.health import cell_verdict, is_serving
 from scheduler.model import (
     Cell,
@@ -17,6 +18,8 @@ from scheduler.model import (
     GroupState,
     Health,
     Phase,
+    Server,
+    ServerKey,
     SlotKey,
     Spec,
     Verdict,
@@ -92,11 +95,18 @@ class ByAgent:
         if server is not None and not server.is_lost:
             return ""
         state = draft.fleet.groups[cell.group]
-        if server is None or not spec_of(state, cell).exclusive:
+        is_exclusive = state.group.spec.exclusive or spec_of(state, cell).exclusive
+        if server is None or not is_exclusive:
             return "server_lost"
-        # There must never be two: that nothing is heard proves nothing; that its provider deleted it does.
+        # There must never be two, and that nothing is heard proves nothing; that its provider deleted it does.
         made = made_by(server, draft.sight)
-        return "provider" if made is not None and made.state is ProviderState.GONE else ""
+        if made is not None and made.state is ProviderState.GONE:
+            return "provider"
+        at = fenced_at(draft, state, cell)
+        if at is None or draft.now < at:
+            draft.look(key, at)
+            return ""
+        return "fenced"
 
     def end(self, draft: Draft, key: SlotKey, cell: Cell) -> str:
         report = draft.sight.report_of(cell.server, cell.id)
@@ -107,6 +117,16 @@ class ByAgent:
 
     def provider_of(self, draft: Draft, cell: Cell) -> str:
         return ""
+
+
+def fenced_at(draft: Draft, state: GroupState, cell: Cell) -> float | None:
+    """When a cell on a lost server has ended by itself; None where only somebody's word proves its end: it was ordered
+    as one that may live on, or its server is not lost."""
+    server = draft.fleet.servers.get(cell.server)
+    spec = state.spec_of(cell.digest)
+    if server is None or not server.is_lost or spec is None or not spec.exclusive:
+        return None
+    return ended_at(draft.fleet, server, spec, draft.sight, draft.policy)
 
 
 class ByProvider:
@@ -132,7 +152,9 @@ class ByProvider:
         server = draft.fleet.servers.get(cell.id)
         if cell.phase is Phase.READY or server is None or server.phase is not Phase.READY:
             return
-        if verdict_on(draft, server).health is Health.HEALTHY:
+        seen = draft.sight.servers.get(server.id)
+        has_spoken = seen is not None and seen.vitals is not None
+        if has_spoken and verdict_on(draft, server).health is Health.HEALTHY:
             draft.emit(e.CellReady(cell.id, runtime_id=made.ref if made else cell.runtime_id))
 
     def out_of_reach(self, draft: Draft, key: SlotKey, cell: Cell) -> str:
@@ -146,11 +168,12 @@ class ByProvider:
             condemn_server(draft, server, Verdict(Health.HEALTHY, cell.condemned_by, reason))
             server = draft.fleet.servers[cell.id]
         has_cells = server is not None and bool(len(server.cells))
-        if server is not None and has_cells and not server.is_lost:
+        if server is not None and has_cells and not server.is_lost and not self._waited(draft, key, server):
             return ""
         made = self._made(draft, cell)
         if made is not None and made.state is ProviderState.GONE:
             if server is not None and has_cells:  # those that waited for this proof go first
+                draft.dirty({ServerKey(server.id): f"provider:{self.provider_of(draft, cell)}"})
                 draft.dirty(cells_of(server, f"provider:{self.provider_of(draft, cell)}"))
                 return ""
             return "provider"
@@ -158,6 +181,21 @@ class ByProvider:
         provider = self.provider_of(draft, cell)
         tell_provider_when_due(draft, key, DecommissionServer(provider, cell.id, ref, cell.condemned_by))
         return ""
+
+    def _waited(self, draft: Draft, key: SlotKey, server: Server) -> bool:
+        """Whether none of its cells is needed any more, and each had its grace and more to end: where an engine hangs
+        they never do, and go with their server."""
+        due_at = 0.0
+        for cell_id in server.cells:
+            cell = draft.fleet.cell(cell_id)
+            if cell is None or cell.phase is not Phase.DRAINING:
+                return False
+            successor = draft.fleet.cell(cell.replaced_by)
+            since = (successor.ready_at if successor else None) or cell.condemned_at or draft.now
+            grace_seconds = spec_of(draft.fleet.groups[cell.group], cell).stop.grace_seconds
+            due_at = max(due_at, since + grace_seconds + draft.policy.drain_margin_seconds)
+        draft.look(key, due_at)
+        return draft.now >= due_at
 
     def provider_of(self, draft: Draft, cell: Cell) -> str:
         body = spec_of(draft.fleet.groups[cell.group], cell).server

@@ -26,7 +26,7 @@ from scheduler.reconcile import Plan, finish
 from scheduler.requests import Accepted, Refused, Request
 from scheduler.servers import cells_of
 from scheduler.sight import Attached, Observation, Reported, Sight, observe
-from scheduler.storm import storm_of
+from scheduler.storm import is_calm, storm_of
 
 KEYS_PER_TURN = 1_000
 """A turn stays short, so that beats and operators wait for no long plan; the rest is dealt with in the next one."""
@@ -93,6 +93,8 @@ class Core:
         self._looks_made = 0
         self._holds: dict[Key, Hold] = {}
         self._held_in: dict[str, dict[Key, None]] = {}
+        self._stormy: set[str] = set()
+        """Pools in which silence was held, and that were not calm since."""
         self._turned_at = now
         if sight is None:
             self._dirty_all("start")
@@ -109,14 +111,16 @@ class Core:
 
     def take(self, observation: Observation) -> None:
         """Fold one observation into the sight and note what to look at."""
-        silent = self._silent(observation)
-        observed = observe(self.sight, observation)
+        passed_by = self._passed_by(observation)
+        observed = observe(self.sight, observation, self.policy.vitals)
         self.sight = observed.sight
         cause = f"report:{observed.server}" if observed.server else f"provider:{observed.provider}"
         for server_id in observed.servers:
             self._dirty.setdefault(ServerKey(server_id), cause)
             self._placer.touch(server_id)
-        if silent and silent in observed.servers:  # it takes cells again, and some may wait for just that
+        if (
+            passed_by and passed_by in observed.servers
+        ):  # it takes cells again, and some may wait for just that
             self._wake(self._held_in)
         if observed.everything:
             server = self.fleet.servers.get(observed.server)
@@ -131,14 +135,14 @@ class Core:
         cell = self.fleet.cell(cell_id)
         return LeakKey(provider, cell_id) if cell is None else SlotKey(cell.group, cell.slot)
 
-    def _silent(self, observation: Observation) -> str:
-        """The server that speaks, where placement passed it by until now because nothing was heard from it."""
+    def _passed_by(self, observation: Observation) -> str:
+        """The server that speaks, where placement passed it by until now: nothing was heard from it, or it ails."""
         if not isinstance(observation, Attached | Reported):
             return ""
         seen = self.sight.servers.get(observation.server)
         limit = BEATS_MISSED * self.policy.tempo(len(self.fleet.servers)).beat_seconds
         is_silent = seen is None or not seen.is_open or observation.at - seen.heard_at > limit
-        return observation.server if is_silent else ""
+        return observation.server if is_silent or (seen and seen.ailing) else ""
 
     def _key_of(self, server_id: str, cell_id: str) -> Key:
         cell = self.fleet.cell(cell_id)
@@ -153,6 +157,7 @@ class Core:
         if now - self._turned_at > self.policy.stall_seconds:
             self.sight = replace(self.sight, trusted_since=now)
         self._turned_at = now
+        self._see_calm(now)
         draft = Draft(self.fleet, self.sight, now, self.policy, self._placer)
         if self.fleet.epoch < self.start.epoch:
             draft.emit(SchedulerStarted(self.start.epoch, self.start.version), "start")
@@ -172,6 +177,15 @@ class Core:
         for key, cause in dirty.items():
             self._dirty[key] = cause
         return Turn(finish(draft, self._take_dirty(now)), tuple(answers), now)
+
+    def _see_calm(self, now: float) -> None:
+        """Where a storm is over because others are heard again, those who are late get the time that all get when the
+        scheduler starts: it saw as little of them."""
+        for pool in sorted(self._stormy):
+            if is_calm(self.fleet, self.sight, pool, now, self.policy):
+                self._stormy.discard(pool)
+                calm_since = self.sight.calm_since.insert(pool, now)
+                self.sight = replace(self.sight, calm_since=calm_since)
 
     def _take_dirty(self, now: float) -> Mapping[Key, str]:
         while self._looks and self._looks[0][0] <= now:
@@ -217,6 +231,8 @@ class Core:
         for key in plan.looked:
             if key in plan.holds:
                 self._holds[key] = plan.holds[key]
+                if plan.holds[key].rule == "storm":
+                    self._stormy.add(_pool_of(key, self.fleet))
                 line = self._held_in.setdefault(_group_of(key), {})
                 line.pop(key, None)  # to the end of the line, so that each held key gets its turn
                 line[key] = None

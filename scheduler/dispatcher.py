@@ -23,13 +23,11 @@ from scheduler.commands import Command
 from scheduler.model import Phase, Tempo
 from scheduler.ports import Mind
 from scheduler.requests import Refused
+from scheduler.server_health import TEMPO_WORTH_TELLING, terms_of
 from scheduler.session import Ending, LinkLimits, Session
 from scheduler.shells import ShellStream
 from scheduler.sight import Detached, Reported
 from scheduler.watch import Watch
-
-TEMPO_WORTH_TELLING = 0.1
-"""A beat that changed by this fraction is told to agents whose session has begun."""
 
 T = TypeVar("T")
 
@@ -57,7 +55,6 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         self._limits = limits or LinkLimits()
         self._sessions: dict[str, Session] = {}
         self._numbers = itertools.count(1)
-        self._told = Tempo(0.0, 0.0)
         self._watch = Watch(epoch, self._is_member, self._tell_neighbours)
 
     # --- for the controller and the operators' side ---------------------------------------------------------------
@@ -126,12 +123,11 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         session_id = f"{self._epoch}-{next(self._numbers)}"
         attached = _checked(lambda: wire.attached(hello, server, session_id, self._mind.now()))
         watch_address = _checked(lambda: wire.watch_address(hello))
-        session = self._open(server, session_id)
+        session = self._open(server, session_id, hello.beat_at)
         ending = Ending(grpc.StatusCode.CANCELLED, "its stream broke")
         try:
             await self._mind.observe(attached)
             log.info("attached", server=server, session=session.id, cells=len(attached.inventory))
-            self._share_tempo()
             if self._sessions.get(server) is session:
                 self._watch.attached(server, watch_address)
             ending = await self._serve(session, context)
@@ -175,10 +171,15 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
             )
         return first.hello
 
-    def _open(self, server: str, session_id: str) -> Session:
+    def _open(self, server: str, session_id: str, beat_at: float) -> Session:
         """A new session of a server takes the place of the one before it."""
-        tempo = wire.tempo_to_proto(self._tempo())
-        welcome = link_pb2.Welcome(session=session_id, epoch=self._epoch, tempo=tempo, fleet=self._fleet)
+        welcome = link_pb2.Welcome(
+            session=session_id,
+            epoch=self._epoch,
+            tempo=self._tempo(server),
+            fleet=self._fleet,
+            beat_at=beat_at,
+        )
         older = self._sessions.get(server)
         self._sessions[server] = session = Session(server, session_id, welcome, self._limits)
         if older is not None:
@@ -235,10 +236,13 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
             return  # void by contract
         now = self._mind.now()
         observation = _checked(lambda: wire.reported(report, session.server, now))
-        if report.sent_at:
-            echo = link_pb2.Echo(sent_at=report.sent_at, received_at=now)
-            session.notice(link_pb2.AttachResponse(echo=echo))
         await self._mind.observe(self._with_witnesses(observation))
+        # Only now: what the agent is told to have been heard is on its way to those who judge its silence.
+        session.beat_at = report.beat_at
+        if report.sent_at:
+            echo = link_pb2.Echo(sent_at=report.sent_at, received_at=now, beat_at=report.beat_at)
+            session.notice(link_pb2.AttachResponse(echo=echo))
+        self._retune(session)
 
     # --- neighbours -----------------------------------------------------------------------------------------------
 
@@ -261,23 +265,26 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
 
     # --- tempo ----------------------------------------------------------------------------------------------------
 
-    def _tempo(self) -> Tempo:
+    def _tempo(self, server: str) -> link_pb2.Tempo:
+        """The server's, as its pool and the size of the fleet demand."""
         view = self._mind.view()
-        return view.policy.tempo(len(view.fleet.servers))
+        terms = terms_of(view.fleet, view.fleet.servers[server], view.policy)
+        return wire.tempo_to_proto(Tempo(terms.tempo.beat_seconds, terms.lease_seconds))
 
-    def _share_tempo(self) -> None:
-        """The fleet grows by servers that attach, so that is when the tempo may have changed."""
-        tempo = self._tempo()
-        if abs(tempo.beat_seconds - self._told.beat_seconds) < TEMPO_WORTH_TELLING * self._told.beat_seconds:
+    def _retune(self, session: Session) -> None:
+        """Tell an agent whose session goes on what became of its tempo."""
+        if session.server not in self._mind.view().fleet.servers:
             return
-        is_first = not self._told.beat_seconds
-        self._told = tempo
-        if is_first:
+        tempo, told = self._tempo(session.server), session.tempo
+        if _is_near(tempo.beat_ms, told.beat_ms) and _is_near(tempo.lease_ms, told.lease_ms):
             return
-        log.info("tempo", beat_seconds=tempo.beat_seconds, lease_seconds=tempo.lease_seconds)
-        message = link_pb2.AttachResponse(tempo=wire.tempo_to_proto(tempo))
-        for session in self._sessions.values():
-            session.notice(message)
+        session.tempo = tempo
+        log.info("tempo", server=session.server, beat_ms=tempo.beat_ms, lease_ms=tempo.lease_ms)
+        session.notice(link_pb2.AttachResponse(tempo=tempo))
+
+
+def _is_near(wanted: int, told: int) -> bool:
+    return abs(wanted - told) < TEMPO_WORTH_TELLING * told
 
 
 def _checked(convert: Callable[[], T]) -> T:

@@ -17,6 +17,8 @@ import msgspec
 from msgspec import Struct
 from rpds import HashTrieMap, HashTrieSet
 
+from scheduler.vitals import VitalLimits
+
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 """A group's or label-like name: RFC 1123's label, so that it can be a DNS name."""
 
@@ -30,7 +32,9 @@ REVISIONS_KEPT = 100
 SILENCES_KEPT = 1_000
 """How many condemnations for silence of a pool the storm guard looks back at."""
 
-SILENCE_RULES = frozenset({"neighbours_silent", "agent_gone", "cut_off_too_long", "lease_expired"})
+SILENCE_RULES = frozenset(
+    {"neighbours_silent", "agent_gone", "unlisted", "cut_off_too_long", "lease_expired"}
+)
 """Verdicts that rest on hearing nothing: those that the scheduler's own blindness could bring about."""
 
 DEATHS_KEPT = 16
@@ -362,6 +366,8 @@ class GroupState(Struct, frozen=True):
     deleted: bool = False
     deaths: tuple[Death, ...] = ()
     """The newest deaths of its cells by their health, oldest first; at most DEATHS_KEPT."""
+    longest_lease_seconds: float = 0.0
+    """Pools: the longest that it ever had. An agent that is cut off goes by what it was told last."""
     last_position: int = 0
 
     @property
@@ -547,7 +553,13 @@ class Policy(Struct, frozen=True):
     """How long a storm is held where nobody releases it."""
     cut_off_after_seconds: float = 300.0
     """For servers of no pool: how long one that only neighbours can reach keeps its cells."""
+    fence_margin_seconds: float = 5.0
+    """What an exclusive cell gets beyond its lease and grace before it counts as ended: a stall of ours that we do not
+    notice (stall_seconds), then the second in which the watchdog looks and the one in which a kill takes effect."""
     blame_window_seconds: float = 60.0
+    vitals: VitalLimits = VitalLimits()
+    drain_margin_seconds: float = 30.0
+    """A server that goes waits so much longer than their grace for cells that do not end; then it goes with them."""
     sick_surge_fraction: float = 0.25
     """Share of a group's replicas (at least 1) that may be replaced at once while the old cell still runs."""
     outdated_surge: int = 1

@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from scheduler.diagnosis import is_suspect
 from scheduler.health import BEATS_MISSED
-from scheduler.model import Fleet, GroupState, Policy, Resources, Server, Spec
+from scheduler.model import Fleet, GroupState, Policy, Resources, RuntimeKind, Server, Spec
 from scheduler.sight import Sight
 
 Rank = tuple[bool, int, float, int, str]
@@ -148,17 +148,26 @@ class Placer:
         return Unplaceable(len(servers), tuple(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))))
 
     def _rank(self, state: GroupState, server: Server, spec: Spec) -> Rank:
-        """Smallest first. Servers on which cells died come last. Spread: fewest cells of the group, then the
-        emptiest. Pack: the fullest that fits."""
+        """Smallest first. Servers on which cells died, that ail or that are to go come last. Spread: fewest cells of
+        the group, then the emptiest. Pack: the fullest that fits."""
         load = max(
             server.used.cpu_millis / server.capacity.cpu_millis if server.capacity.cpu_millis else 0.0,
             server.used.memory_bytes / server.capacity.memory_bytes if server.capacity.memory_bytes else 0.0,
         )
         cells = len(server.cells)
-        suspect = bool(server.deaths) and is_suspect(server.deaths, self._now, self._blame_window_seconds)
+        suspect = self._is_doubtful(server)
         if spec.placement.spread == "none":
             return (suspect, 0, -load, -cells, server.id)
         return (suspect, state.per_server.get(server.id) or 0, load, cells, server.id)
+
+    def _is_doubtful(self, server: Server) -> bool:
+        if server.deaths and is_suspect(server.deaths, self._now, self._blame_window_seconds):
+            return True
+        seen = self._sight.servers.get(server.id)
+        if seen is not None and seen.ailing:
+            return True
+        cell = self._fleet().cell(server.id) if server.pool else None
+        return cell is not None and cell.is_condemned
 
     def _exclude(self, server: Server, state: GroupState, spec: Spec) -> str | None:
         """The first filter that excludes the server, in words; None where it may carry the cell."""
@@ -171,6 +180,8 @@ class Placer:
             return "are leaving"
         if spec.runtime not in server.runtimes:
             return f"lack the {spec.runtime} runtime"
+        if spec.runtime is RuntimeKind.DOCKER and seen.vitals is not None and seen.vitals.engine_hangs:
+            return "have an engine that does not answer"
         for key, value in spec.placement.require.items():
             if server.labels.get(key) != value:
                 return f"lack the label {key}={value}"

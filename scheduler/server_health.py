@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from scheduler.diagnosis import blame_server
 from scheduler.health import BEATS_MISSED, server_cell_verdict
 from scheduler.model import (
@@ -24,6 +26,7 @@ from scheduler.model import (
     Verdict,
 )
 from scheduler.sight import Answer, ProviderServer, ProviderState, ServerSight, Sight, Testimony
+from scheduler.vitals_health import vitals_verdict
 
 SILENT_BEATS = 2.0
 """Silence of this many beats may be more than a beat that is late."""
@@ -32,6 +35,12 @@ STALL_SECONDS = 1.95
 """An agent may be held up for two seconds (swapped out, frozen, on a host too busy) and is not dead. Its neighbours'
 silence must have lasted so long, and the scheduler's own a beat longer, since nobody knows how long before the stall
 it spoke last. A little less than two, so that with beats of a second a real death is known within three."""
+
+CUT_OFF = "cut_off"
+"""The rule of a server that is silent and that its neighbours reach."""
+
+TEMPO_WORTH_TELLING = 0.1
+"""A beat or lease that changed by this fraction is told to agents whose session has begun."""
 
 
 class Terms(NamedTuple):
@@ -74,12 +83,15 @@ class _Case(NamedTuple):
     server: Server
     seen: ServerSight | None
     made: ProviderServer | None
+    missing_at: float | None
+    """When its provider's newest list was asked for, where that list leaves it out."""
     witnesses: Witnesses
     heard_at: float
     trusted_since: float
     terms: Terms
     now: float
     blame_window_seconds: float
+    by_vitals: Verdict | None
 
     @property
     def silence_seconds(self) -> float:
@@ -111,7 +123,7 @@ def server_verdict(fleet: Fleet, server: Server, sight: Sight, now: float, polic
     """What the evidence says of a server."""
     terms = terms_of(fleet, server, policy)
     seen = sight.servers.get(server.id)
-    heard_at = max(seen.heard_at if seen else server.joined_at, sight.trusted_since)
+    heard_at = last_heard_at(server, sight)
     silence_limit = BEATS_MISSED * terms.tempo.beat_seconds
     witnesses = witnesses_of(server, sight, now, silence_limit)
     case = _Case(
@@ -119,18 +131,31 @@ def server_verdict(fleet: Fleet, server: Server, sight: Sight, now: float, polic
         server,
         seen,
         made_by(server, sight),
+        missing_at_of(fleet, server, sight),
         witnesses,
         heard_at,
-        sight.trusted_since,
+        trusted_since_of(server, sight),
         terms,
         now,
         policy.blame_window_seconds,
+        vitals_verdict(fleet, server, sight, now, policy.vitals),
     )
     for rule in SERVER_RULES:
         verdict = rule(case)
         if verdict is not None:
             return verdict
     return Verdict(Health.HEALTHY, "beating", "it beats", next_look_at=heard_at + _first_look(terms))
+
+
+def last_heard_at(server: Server, sight: Sight) -> float:
+    """From when on its silence counts."""
+    seen = sight.servers.get(server.id)
+    return max(seen.heard_at if seen else server.joined_at, trusted_since_of(server, sight))
+
+
+def trusted_since_of(server: Server, sight: Sight) -> float:
+    """What was silence before that was our own blindness."""
+    return max(sight.trusted_since, sight.calm_since.get(server.pool) or 0.0)
 
 
 def pool_cell_verdict(
@@ -162,6 +187,25 @@ def made_by(server: Server, sight: Sight) -> ProviderServer | None:
         if made is not None:
             return made
     return None
+
+
+def missing_at_of(fleet: Fleet, server: Server, sight: Sight) -> float | None:
+    """When its provider was asked for the list that leaves it out; None where it is listed, or where nothing can be
+    concluded: from a list of before it joined, or from one that names nobody."""
+    cell = fleet.cell(server.id) if server.pool else None
+    if cell is None:
+        return None
+    state = fleet.groups[cell.group]
+    body = (state.spec_of(cell.digest) or state.group.spec).server
+    known = sight.providers.get(body.provider) if body else None
+    if (
+        known is None
+        or not len(known.servers)
+        or cell.id in known.servers
+        or known.listed_at <= server.joined_at
+    ):
+        return None
+    return known.listed_at
 
 
 def witnesses_of(server: Server, sight: Sight, now: float, silence_limit: float) -> Witnesses:
@@ -272,7 +316,7 @@ def _cut_off(case: _Case) -> Verdict | None:
         reason = f"cut off from the scheduler for {case.silence_seconds:.0f} s, although {count}"
         return Verdict(Health.DEAD, "cut_off_too_long", reason, case.facts())
     reason = f"the scheduler hears nothing, but {count}: it is cut off and keeps its cells"
-    return Verdict(Health.SUSPECT, "cut_off", reason, case.facts(), next_look_at=until)
+    return Verdict(Health.SUSPECT, CUT_OFF, reason, case.facts(), next_look_at=until)
 
 
 def _agent_gone(case: _Case) -> Verdict | None:
@@ -287,6 +331,15 @@ def _agent_gone(case: _Case) -> Verdict | None:
         return None
     reason = f"its agent is gone, the host lives ({count}); it keeps its cells until the lease ends"
     return Verdict(Health.SUSPECT, "agent_away", reason, case.facts(), next_look_at=until)
+
+
+def _unlisted(case: _Case) -> Verdict | None:
+    """A list that leaves it out is no proof, as lists may be late or incomplete; together with silence it is."""
+    if case.missing_at is None or not case.is_silent:
+        return None
+    reason = f"its provider does not list it any more, and nothing is heard for {case.silence_seconds:.1f} s"
+    fact = Evidence("provider", "its list leaves it out", case.missing_at)
+    return Verdict(Health.DEAD, "unlisted", reason, (fact, *case.facts()))
 
 
 def _lease_expired(case: _Case) -> Verdict | None:
@@ -315,6 +368,15 @@ def _beats_missed(case: _Case) -> Verdict | None:
     return Verdict(Health.SUSPECT, "beats_missed", reason, case.facts(), next_look_at=_next(case))
 
 
+def _ailing(case: _Case) -> Verdict | None:
+    """It is heard, and what it says of itself is bad."""
+    verdict = case.by_vitals
+    if verdict is None or verdict.health is Health.SICK:
+        return verdict
+    silent_at = case.heard_at + _first_look(case.terms)  # that it ails does not mean that it cannot die
+    return replace(verdict, next_look_at=min(silent_at, verdict.next_look_at or silent_at))
+
+
 def _next(case: _Case) -> float:
     """Neighbours may speak sooner; that is news, and needs no look of its own, but their witnesses' standing may change
     with time alone."""
@@ -330,9 +392,11 @@ SERVER_RULES: tuple[Callable[[_Case], Verdict | None], ...] = (
     _neighbours_silent,
     _cut_off,
     _agent_gone,
+    _unlisted,
     _lease_expired,
     _blamed,
     _stream_closed,
     _beats_missed,
     _leaving,
+    _ailing,
 )

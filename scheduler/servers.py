@@ -24,9 +24,10 @@ from scheduler.model import (
     Verdict,
     parse_cell_id,
 )
-from scheduler.server_health import SILENT_BEATS, server_verdict
+from scheduler.server_health import CUT_OFF, SILENT_BEATS, server_verdict
 from scheduler.sight import CellState, ProviderState
 from scheduler.telling import send_when_due, tell_provider_when_due
+from scheduler.vitals import AILMENT_RULES
 
 
 def look_server(draft: Draft, key: ServerKey) -> None:
@@ -51,6 +52,9 @@ def _admit(draft: Draft, server: Server, key: ServerKey) -> None:
     beat_seconds = draft.policy.tempo(len(draft.fleet.servers)).beat_seconds
     if draft.now - seen.heard_at > SILENT_BEATS * beat_seconds:  # silence that may condemn lets nobody in
         draft.look(key, draft.now + beat_seconds)
+        return
+    if seen.ailing and server.phase is Phase.DECOMMISSIONED:  # what it was drained for is not over
+        draft.hold(key, seen.ailing[0].rule, f"{server.id} may not join again yet: {seen.ailing[0].says}")
         return
     facts = seen.facts
     draft.emit(
@@ -98,10 +102,18 @@ def _judge(draft: Draft, server: Server, key: ServerKey) -> None:
         if not held_by_storm(draft, key, server, verdict):
             condemn_server(draft, server, verdict)
     elif verdict.health is Health.SICK and server.phase is Phase.READY:
-        condemn_server(draft, server, verdict)
+        if not _held_by_others(draft, key, server, verdict):
+            condemn_server(draft, server, verdict)
     else:
         draft.look(key, verdict.next_look_at)
+        show_cut_off(draft, key, server.id, verdict)
     bury_server(draft, server.id)
+
+
+def show_cut_off(draft: Draft, key: Key, server_id: str, verdict: Verdict) -> None:
+    """Its silence is held against it when that has lasted for too long: until then ``status`` has to say so."""
+    if verdict.rule == CUT_OFF:
+        draft.hold(key, CUT_OFF, f"{server_id}: {verdict.reason}", verdict.next_look_at)
 
 
 def verdict_on(draft: Draft, server: Server) -> Verdict:
@@ -117,6 +129,22 @@ def held_by_storm(draft: Draft, key: Key, server: Server, verdict: Verdict) -> b
         return False
     draft.hold(key, "storm", storm.reason, min(storm.expires_at, draft.now + draft.policy.beat_seconds))
     return True
+
+
+def _held_by_others(draft: Draft, key: Key, server: Server, verdict: Verdict) -> bool:
+    """One joined server at a time goes for its vitals: what makes many ail moves on with their cells."""
+    if verdict.rule not in AILMENT_RULES:
+        return False
+    going = [one.id for one in draft.fleet.servers.values() if not one.pool and _drains_for_vitals(one)]
+    if not going:
+        return False
+    reason = f"{server.id} is sick ({verdict.reason}), and {going[0]} is drained for its vitals already"
+    draft.hold(key, "one_by_one", reason)
+    return True
+
+
+def _drains_for_vitals(server: Server) -> bool:
+    return server.phase is Phase.CONDEMNED and server.condemned_by in AILMENT_RULES and not server.is_lost
 
 
 def condemn_server(draft: Draft, server: Server, verdict: Verdict) -> None:

@@ -97,6 +97,11 @@ class Session:
         self._limits = limits
         self.server = server
         self.id = session_id
+        self.tempo = welcome.tempo
+        """What the agent was told last."""
+        self.beat_at = welcome.beat_at
+        """The agent's clock in the newest of its messages that was taken."""
+        self._epoch = welcome.epoch
         self.ended: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         self._notices: deque[link_pb2.AttachResponse] = deque([link_pb2.AttachResponse(welcome=welcome)])
         self._instructions: deque[link_pb2.Instruction] = deque()
@@ -122,6 +127,8 @@ class Session:
             reason = f"the agent does not take its instructions: {self._limits.instructions} wait"
             self.end(grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
             return
+        # Now and not when it is written: what waits here long must not look fresh.
+        instruction.beat_at = self.beat_at
         self._instructions.append(instruction)
         self._wake.set()
 
@@ -162,7 +169,7 @@ class Session:
                 continue
             self._sequence += 1
             batch = link_pb2.Instructions(
-                session=self.id, sequence=self._sequence, instructions=self._batch()
+                session=self.id, sequence=self._sequence, instructions=self._batch(), epoch=self._epoch
             )
             yield link_pb2.AttachResponse(instructions=batch)
 

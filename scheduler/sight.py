@@ -8,9 +8,10 @@ from enum import StrEnum
 
 from msgspec import Struct
 from msgspec.structs import replace
-from rpds import HashTrieMap
+from rpds import HashTrieMap, HashTrieSet
 
 from scheduler.model import Autopsy, Resources, RuntimeKind
+from scheduler.vitals import USUAL_LIMITS, Ailment, VitalLimits, Vitals, ailments
 
 SILENCE_WORTH_A_LOOK_SECONDS = 2.0
 """A report that ends a silence this long makes its server news again."""
@@ -46,20 +47,6 @@ class CellReport(Struct, frozen=True):
     progress: str = ""
     touched: tuple[str, ...] = ()
     """How it differs from its spec."""
-
-
-class Vitals(Struct, frozen=True):
-    """Fractions are 0..1, pressures PSI's "some avg10" in percent; None where it cannot be known."""
-
-    cpu_fraction: float = 0.0
-    memory_fraction: float = 0.0
-    disk_fraction: float = 0.0
-    load_1m: float = 0.0
-    pressure_cpu: float | None = None
-    pressure_memory: float | None = None
-    pressure_io: float | None = None
-    engine_latency_ms: float | None = None
-    clock_offset_ms: float | None = None
 
 
 class Answer(StrEnum):
@@ -211,6 +198,8 @@ class ServerSight(Struct, frozen=True):
     sequence: int = 0
     closed_at: float | None = None
     vitals: Vitals | None = None
+    ailing: tuple[Ailment, ...] = ()
+    """What is bad of its vitals, and since when."""
     facts: ServerFacts = ServerFacts()
     reports: HashTrieMap[str, CellReport] = HashTrieMap()
     """The newest report of each cell that it shows, orphans too."""
@@ -255,6 +244,10 @@ class Sight(Struct, frozen=True):
     wills: HashTrieMap[str, float] = HashTrieMap()
     """Servers whose last will was read on the bus, and when."""
     providers: HashTrieMap[str, ProviderSight] = HashTrieMap()
+    calm_since: HashTrieMap[str, float] = HashTrieMap()
+    """Pool to the end of its last storm. What was silence before that was our own blindness."""
+    ailing: HashTrieMap[str, HashTrieSet[str]] = HashTrieMap()
+    """Rule on vitals to the servers that ail by it: how many share it decides whose fault it is."""
 
     def report_of(self, server: str, cell: str) -> CellReport | None:
         """What that server's agent said last of the cell. No agent is heard about another server's cells."""
@@ -278,13 +271,13 @@ class Observed(Struct, frozen=True):
     made: tuple[str, ...] = ()
 
 
-def observe(sight: Sight, observation: Observation) -> Observed:
+def observe(sight: Sight, observation: Observation, limits: VitalLimits = USUAL_LIMITS) -> Observed:
     """Fold one observation in. Stale sessions and repeated sequence numbers change nothing."""
     match observation:
         case Attached():
             return _attached(sight, observation)
         case Reported():
-            return _reported(sight, observation)
+            return _reported(sight, observation, limits)
         case Detached():
             return _detached(sight, observation)
         case WillRead(server=server, at=at):
@@ -308,7 +301,7 @@ def _attached(sight: Sight, attached: Attached) -> Observed:
     return Observed(sight, attached.server, cells, everything=True, servers=(attached.server,))
 
 
-def _reported(sight: Sight, reported: Reported) -> Observed:
+def _reported(sight: Sight, reported: Reported, limits: VitalLimits) -> Observed:
     seen = sight.servers.get(reported.server)
     if (
         seen is None
@@ -324,11 +317,22 @@ def _reported(sight: Sight, reported: Reported) -> Observed:
         reports = reports.insert(report.cell, report)
     was_silent = reported.at - seen.heard_at > SILENCE_WORTH_A_LOOK_SECONDS
     says_goodbye = reported.is_leaving and not seen.is_leaving
+    ailing = seen.ailing
+    if reported.vitals is not None:
+        ailing = ailments(ailing, reported.vitals, limits, reported.at)
+    is_news = (
+        was_silent
+        or gap
+        or says_goodbye
+        or ailing != seen.ailing
+        or (reported.vitals is not None and not seen.vitals)
+    )
     seen = replace(
         seen,
         heard_at=reported.at,
         sequence=reported.sequence,
         vitals=reported.vitals or seen.vitals,
+        ailing=ailing,
         reports=reports,
         is_doubtful=is_doubtful,
         is_leaving=reported.is_leaving,
@@ -336,7 +340,7 @@ def _reported(sight: Sight, reported: Reported) -> Observed:
     cells = tuple(report.cell for report in reported.cells)
     sight = _with(sight, reported.server, seen)
     sight = _testified(sight, reported)
-    news = [reported.server] if was_silent or gap or says_goodbye else []
+    news = [reported.server] if is_news else []
     news += [testimony.server for testimony in reported.testimonies]
     news += reported.withdrawn
     return Observed(sight, reported.server, cells, everything=reported.complete, servers=tuple(news))
@@ -444,4 +448,18 @@ def forget(sight: Sight, server: str, cell: str) -> Sight:
 
 
 def _with(sight: Sight, server: str, seen: ServerSight) -> Sight:
-    return replace(sight, servers=sight.servers.insert(server, seen))
+    before = sight.servers.get(server)
+    was_ailing = before.ailing if before else ()
+    sight = replace(sight, servers=sight.servers.insert(server, seen))
+    return sight if seen.ailing is was_ailing else _recounted(sight, server, was_ailing, seen.ailing)
+
+
+def _recounted(sight: Sight, server: str, before: tuple[Ailment, ...], after: tuple[Ailment, ...]) -> Sight:
+    """Keep count of who ails by what."""
+    was, now = {one.rule for one in before}, {one.rule for one in after}
+    ailing = sight.ailing
+    for rule in sorted(was ^ now):
+        servers = ailing.get(rule) or HashTrieSet()
+        servers = servers.insert(server) if rule in now else servers.discard(server)
+        ailing = ailing.insert(rule, servers) if servers else ailing.discard(rule)
+    return sight if ailing is sight.ailing else replace(sight, ailing=ailing)

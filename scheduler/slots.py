@@ -19,7 +19,7 @@ from scheduler.budget import (
     may_surge,
     next_backoff,
 )
-from scheduler.carriers import Carrier, carrier_of
+from scheduler.carriers import Carrier, carrier_of, fenced_at
 from scheduler.diagnosis import blame_spec
 from scheduler.draft import Draft
 from scheduler.model import (
@@ -37,7 +37,7 @@ from scheduler.model import (
     Verdict,
 )
 from scheduler.placement import Unplaceable
-from scheduler.servers import bury_server, condemn_server, held_by_storm
+from scheduler.servers import bury_server, condemn_server, held_by_storm, show_cut_off
 from scheduler.transitions import NOT_ITS_OWN, still_waits
 
 AGE_JITTER = 0.1
@@ -94,6 +94,7 @@ def _judge(draft: Draft, key: SlotKey, cell: Cell) -> None:
     if doom is not None and _carry_out(draft, key, state, cell, verdict, doom):
         return
     draft.look(key, verdict.next_look_at)
+    show_cut_off(draft, key, cell.id, verdict)
     carrier.advance(draft, key, state, cell)
 
 
@@ -229,7 +230,7 @@ def _fill(draft: Draft, key: SlotKey) -> None:
 def _held(draft: Draft, state: GroupState, slot: Slot) -> Held | None:
     """The first brake that holds the order."""
     if state.group.spec.exclusive and slot.cells:
-        return Held("exclusive", f"{slot.cells[-1].id} may still run, and there must never be two")
+        return _held_by_rival(draft, state, slot.cells[-1])
     held = backoff_hold(state, draft.now)
     if held is not None:
         blame = blame_spec(state.deaths, state.digest, draft.now, draft.policy.blame_window_seconds)
@@ -238,6 +239,15 @@ def _held(draft: Draft, state: GroupState, slot: Slot) -> Held | None:
         allowed = may_surge(state, draft.policy)
         return allowed if isinstance(allowed, Held) else None
     return None
+
+
+def _held_by_rival(draft: Draft, state: GroupState, cell: Cell) -> Held:
+    reason = f"{cell.id} may still run, and there must never be two"
+    at = fenced_at(draft, state, cell)
+    if at is None:
+        return Held("exclusive", reason)
+    wait = f"its agent or the watchdog there ends it, within {max(0.0, at - draft.now):.1f} s at the latest"
+    return Held("exclusive", f"{reason}; its server {cell.server} is lost: {wait}", at)
 
 
 def _carrier(state: GroupState) -> Carrier:

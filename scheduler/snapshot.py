@@ -117,6 +117,7 @@ class _Group(Struct, frozen=True, array_like=True):
     deleted: bool
     last_position: int
     deaths: tuple[Death, ...] = ()
+    longest_lease_seconds: float = 0.0
 
 
 class _Server(Struct, frozen=True, array_like=True):
@@ -280,6 +281,7 @@ def _group_to_disk(state: GroupState, words: _Words) -> _Group:
         deleted=state.deleted,
         last_position=state.last_position,
         deaths=state.deaths,
+        longest_lease_seconds=state.longest_lease_seconds,
     )
 
 
@@ -376,6 +378,7 @@ def _group_from_disk(group: _Group, words: list[str]) -> GroupState:
         per_server=HashTrieMap(group.per_server),
         deleted=group.deleted,
         deaths=group.deaths,
+        longest_lease_seconds=group.longest_lease_seconds,
         last_position=group.last_position,
     )
 

@@ -6,8 +6,11 @@ because a switch, a scheduler or a network had a bad minute.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 from scheduler.model import Fleet, Phase, Policy, Server, Storm
-from scheduler.server_health import SILENT_BEATS
+from scheduler.server_health import SILENT_BEATS, last_heard_at
 from scheduler.sight import Sight
 
 
@@ -17,6 +20,42 @@ def storm_of(fleet: Fleet, sight: Sight, pool: str, now: float, policy: Policy) 
     until = fleet.released.get(pool)
     if until is not None and now < until:
         return None
+    silence = _silence_in(fleet, sight, pool, now, policy)
+    if not silence.is_storm:
+        return None
+    since = min(silence.silent.values())
+    is_blind = not _hears_anybody(sight, now, SILENT_BEATS * policy.tempo(len(fleet.servers)).beat_seconds)
+    expires_at = (now if is_blind else since) + policy.storm_hold_seconds
+    if now >= expires_at:
+        return None
+    where = f"pool {pool}" if pool else "the joined servers"
+    count = len(silence.silent)
+    reason = (
+        f"{count} of {silence.of} of {where} fell silent within {policy.storm_window_seconds:g} s, more than "
+        f"{silence.believed}: the scheduler doubts its own sight and condemns none of them for silence"
+        f"{'; it hears nobody at all, so that only an operator can end this' if is_blind else ''}"
+    )
+    return Storm(f"{pool or 'joined'}-{int(since)}", pool, count, silence.of, since, expires_at, reason)
+
+
+def is_calm(fleet: Fleet, sight: Sight, pool: str, now: float, policy: Policy) -> bool:
+    """No more of the pool are silent than is believed."""
+    return not _silence_in(fleet, sight, pool, now, policy).is_storm
+
+
+class _Silence(NamedTuple):
+    """``silent``: server to since when. ``of``: so many could be. ``believed``: so many may be at once."""
+
+    silent: Mapping[str, float]
+    of: int
+    believed: int
+
+    @property
+    def is_storm(self) -> bool:
+        return len(self.silent) > self.believed
+
+
+def _silence_in(fleet: Fleet, sight: Sight, pool: str, now: float, policy: Policy) -> _Silence:
     limit_seconds = SILENT_BEATS * policy.tempo(len(fleet.servers)).beat_seconds
     condemned = {
         one.server: one.at
@@ -30,21 +69,7 @@ def storm_of(fleet: Fleet, sight: Sight, pool: str, now: float, policy: Policy) 
         if since is not None:
             silent[server.id] = since
     of = len(condemned.keys() | {server.id for server in there})
-    believed = max(1, int(of * policy.storm_fraction))
-    if len(silent) <= believed:
-        return None
-    since = min(silent.values())
-    is_blind = not _hears_anybody(sight, now, limit_seconds)
-    expires_at = (now if is_blind else since) + policy.storm_hold_seconds
-    if now >= expires_at:
-        return None
-    where = f"pool {pool}" if pool else "the joined servers"
-    reason = (
-        f"{len(silent)} of {of} of {where} fell silent within {policy.storm_window_seconds:g} s, more than "
-        f"{believed}: the scheduler doubts its own sight and condemns none of them for silence"
-        f"{'; it hears nobody at all, so that only an operator can end this' if is_blind else ''}"
-    )
-    return Storm(f"{pool or 'joined'}-{int(since)}", pool, len(silent), of, since, expires_at, reason)
+    return _Silence(silent, of, max(1, int(of * policy.storm_fraction)))
 
 
 def _hears_anybody(sight: Sight, now: float, limit_seconds: float) -> bool:
@@ -57,6 +82,5 @@ def _counts(server: Server) -> bool:
 
 
 def _silent_since(server: Server, sight: Sight, now: float, limit_seconds: float) -> float | None:
-    seen = sight.servers.get(server.id)
-    heard_at = max(seen.heard_at if seen else server.joined_at, sight.trusted_since)
+    heard_at = last_heard_at(server, sight)
     return heard_at if now - heard_at > limit_seconds else None

@@ -115,6 +115,7 @@ def _group_applied(fleet: Fleet, record: e.Record, event: e.GroupApplied) -> Fle
             revision=event.revision,
             revisions=(revision,),
             first_generation=fleet.generations.get(name) or 1,
+            longest_lease_seconds=event.group.lease_seconds,
             last_position=record.position,
         )
         generations = fleet.generations.discard(name)
@@ -129,6 +130,7 @@ def _group_applied(fleet: Fleet, record: e.Record, event: e.GroupApplied) -> Fle
         revision=event.revision,
         revisions=revisions,
         deleted=False,
+        longest_lease_seconds=max(before.longest_lease_seconds, event.group.lease_seconds),
         last_position=record.position,
     )
     if event.digest != before.digest:

@@ -24,8 +24,8 @@ from scheduler.sight import (
     Reported,
     ServerFacts,
     Testimony,
-    Vitals,
 )
+from scheduler.vitals import Vitals
 from scheduler.wire_groups import spec_to_proto
 
 WIRE_VERSION = 1
@@ -35,6 +35,7 @@ CELLS_LIMIT = 10_000
 ID_CHARACTERS = 200
 """Orphans may have ids that this scheduler would not give."""
 TEXT_CHARACTERS = 1_000
+WORD_CHARACTERS = 100
 LABELS_LIMIT = 64
 LABEL_CHARACTERS = 256
 ENDPOINTS_LIMIT = 64
@@ -207,6 +208,8 @@ def vitals_from_proto(message: cell_pb2.Vitals) -> Vitals:
         pressure_io=_optional(message, "pressure_io"),
         engine_latency_ms=_optional(message, "engine_latency_ms", least=-LARGEST_NUMBER),
         clock_offset_ms=_optional(message, "clock_offset_ms", least=-LARGEST_NUMBER),
+        disk_error=message.disk_error[:WORD_CHARACTERS] if message.HasField("disk_error") else None,
+        kernel_errors=message.kernel_errors if message.HasField("kernel_errors") else None,
     )
 
 
@@ -275,4 +278,6 @@ def vitals_to_proto(vitals: Vitals) -> cell_pb2.Vitals:
         pressure_io=vitals.pressure_io,
         engine_latency_ms=vitals.engine_latency_ms,
         clock_offset_ms=vitals.clock_offset_ms,
+        disk_error=vitals.disk_error,
+        kernel_errors=vitals.kernel_errors,
     )

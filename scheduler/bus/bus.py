@@ -95,7 +95,7 @@ class Bus:
     async def run(self) -> None:
         """Until cancelled. Nothing that a broker does ends it."""
         while True:
-            trouble = await self._converse()
+            trouble = await _until_it_ends(asyncio.create_task(self._converse(), name="bus conversation"))
             self._failures += 1
             if trouble != self._trouble:
                 self._trouble = trouble
@@ -282,6 +282,18 @@ async def _publish(client: Client, messages: Sequence[tuple[str, bytes]], *, ret
     async with asyncio.TaskGroup() as tasks:
         for topic, payload in messages:
             tasks.create_task(client.publish(topic, payload, qos=1, retain=retain))
+
+
+async def _until_it_ends(conversation: asyncio.Task[_Trouble]) -> _Trouble:
+    """Its result. Cancelled, it ends the conversation too, asking again where the library took the request for its own,
+    as it may while the broker answers."""
+    try:
+        await asyncio.wait({conversation})
+    finally:
+        while not conversation.done():
+            conversation.cancel()
+            await asyncio.wait({conversation}, timeout=1.0)
+    return conversation.result()
 
 
 def _trouble_of(error: BaseException) -> _Trouble:

@@ -233,6 +233,8 @@ def _vitals(message: cell_pb2.Vitals) -> Json:
         "pressure_io": _present(message, "pressure_io"),
         "engine_latency_ms": _present(message, "engine_latency_ms"),
         "clock_offset_ms": _present(message, "clock_offset_ms"),
+        "disk_error": _present(message, "disk_error"),
+        "kernel_errors": _present(message, "kernel_errors"),
     }
 
 

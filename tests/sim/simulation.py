@@ -10,6 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 
+from msgspec.structs import replace
+
 from scheduler.controller import Controller, load
 from scheduler.core import Start
 from scheduler.events import Record
@@ -21,6 +23,7 @@ from scheduler.model import (
     RuntimeKind,
     ServerBody,
     Spec,
+    Stop,
     TcpProbe,
 )
 from scheduler.requests import (
@@ -44,12 +47,16 @@ from tests.sim.provider import SimProvider, Temper
 
 TROUBLE_SECONDS = 60.0
 CALM_SECONDS = 240.0
+WAKE_SECONDS = 0.3
+"""What a frozen host may take to notice, when it goes on, that a lease ended meanwhile."""
 SECRET = "0" * 64
 
 
-def service(name: str, replicas: int, command: str) -> Group:
+def service(name: str, replicas: int, command: str, *, exclusive: bool = False) -> Group:
     health = HealthSpec(probe=TcpProbe("http"), sick_after=3, boot_within_seconds=10.0)
     spec = Spec(runtime=RuntimeKind.PROCESS, command=("serve", command), ports={"http": 0}, health=health)
+    if exclusive:
+        spec = replace(spec, exclusive=True, stop=Stop(grace_seconds=2.0))
     return Group(GroupKind.SERVICE, name, replicas, spec)
 
 
@@ -118,6 +125,8 @@ class Simulation:
         if self.has_pool:
             await self.ask(ApplyGroups((pool(self.random.randint(1, 4), "p0"),)))
         await self.ask(ApplyGroups((service("web", self.random.randint(1, 8), "v0"),)))
+        await self.ask(ApplyGroups((service("db", self.random.randint(1, 3), "v0", exclusive=True),)))
+        self._chore(self._watch_rivals())
         await self._make_trouble()
         await self._calm_down()
         await self._converge()
@@ -284,6 +293,17 @@ class Simulation:
     def _host(self) -> Host:
         return self.random.choice(list(self.hosts.values()))  # joined hosts never go, so there is one
 
+    async def _watch_rivals(self) -> None:
+        """No two cells of an exclusive slot run at once, wherever they are."""
+        while True:
+            self.laws.alone(self._alive_of("db"))
+            await asyncio.sleep(0.05)
+
+    def _alive_of(self, group: str) -> list[str]:
+        now = asyncio.get_running_loop().time()
+        awake = (host for host in self.hosts.values() if now >= host.troubles.frozen_until + WAKE_SECONDS)
+        return [cell for host in awake for cell in host.alive() if cell.startswith(f"{group}/")]
+
     def _later(self, act: Callable[[], object], low: float, high: float) -> None:
         asyncio.get_running_loop().call_later(self.random.uniform(low, high), act)
 
@@ -388,6 +408,10 @@ class Simulation:
         command = self.random.choice(["v0", "v1", "v2", "dies", "ill"])
         await self.ask(ApplyGroups((service(name, self.random.randint(0, 8), command),)))
 
+    async def trouble_exclusive_changed(self) -> None:
+        command = self.random.choice(["v0", "v1", "dies"])
+        await self.ask(ApplyGroups((service("db", self.random.randint(1, 3), command, exclusive=True),)))
+
     async def trouble_delete(self) -> None:
         await self.ask(DeleteGroup(self.random.choice(["web", "api"])))
 
@@ -436,6 +460,7 @@ class Simulation:
             self.start_scheduler()
         await asyncio.sleep(16.0)  # what is still to come of the troubles' ends
         groups = [service(name, self.random.randint(1, 6), f"calm{self.seed % 2}") for name in ("web", "api")]
+        groups.append(service("db", self.random.randint(1, 3), "calm", exclusive=True))
         if self.has_pool:
             groups.append(pool(self.random.randint(1, 3), "calm"))
         assert await self.ask(ApplyGroups(tuple(groups)))

@@ -35,6 +35,7 @@ from scheduler.sight import (
     ServerMade,
     ServerUnmade,
 )
+from scheduler.vitals import Vitals
 
 START = 1_000_000.0
 SECRET = "5" * 64
@@ -79,6 +80,8 @@ class World:
     _errands: list[ProviderCommand] = field(default_factory=list)
     journal_refuses: str = ""
     deaf: set[str] = field(default_factory=set)
+    mute: set[str] = field(default_factory=set)
+    """New servers whose agents say nothing of their vitals by themselves."""
     _tickets: int = 0
     _sessions: int = 0
 
@@ -119,9 +122,9 @@ class World:
         for name in names or [s for s, seen in self.core.sight.servers.items() if seen.is_open]:
             self.report(name)
 
-    def report(self, server: str, *cells: CellReport) -> None:
+    def report(self, server: str, *cells: CellReport, vitals: Vitals | None = None) -> None:
         seen = self.core.sight.servers[server]
-        self.core.take(Reported(server, seen.session, seen.sequence + 1, self.now, cells))
+        self.core.take(Reported(server, seen.session, seen.sequence + 1, self.now, cells, vitals))
         self.settle()
 
     def ask(self, request: Request, by: str = "operator:ann") -> Accepted:
@@ -191,6 +194,8 @@ class World:
             case OrderServer(provider=provider, cell=cell):
                 self.core.take(ServerMade(provider, cell, f"ref-{cell}", self.now))
                 self.join(cell)
+                if cell not in self.mute:
+                    self.report(cell, vitals=Vitals())
             case DecommissionServer(provider=provider, cell=cell):
                 seen = self.core.sight.servers.get(cell)
                 if seen is not None and seen.is_open:

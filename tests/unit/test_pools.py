@@ -13,13 +13,12 @@ from scheduler.sight import (  # pytest takes what is called Test… for tests
     ProviderState,
     Reported,
     ServerNotMade,
-    ServerUnmade,
     WillRead,
 )
 from scheduler.sight import (
     Testimony as Saying,
 )
-from tests.support.world import SECRET, World, exited, pool, running, service, spec
+from tests.support.world import SECRET, World, exited, pool, service
 
 READY = Phase.READY
 
@@ -127,8 +126,21 @@ def test_a_server_that_neighbours_reach_is_cut_off_and_keeps_its_cells() -> None
     silence(world, "rack/0.1", 60.0, Answer.ANSWERS)
     assert condemned(world) == []
     assert world.phases("web") == {f"web/{slot}.1": READY for slot in range(5)}
+    (hold,) = world.core.view(world.now).holds
+    assert (hold.rule, hold.reason) == (
+        "cut_off",
+        "rack/0.1: the scheduler hears nothing, but 4 of 4 neighbours reach it: it is cut off and keeps its cells",
+    )
     silence(world, "rack/0.1", 245.0, Answer.ANSWERS)
     assert condemned(world) == [("rack/0.1", "cut_off_too_long")]
+
+
+def test_what_is_said_of_a_server_that_is_cut_off_ends_when_it_is_heard_again() -> None:
+    world = loaded()
+    silence(world, "rack/0.1", 10.0, Answer.ANSWERS)
+    assert world.held() == {"cut_off"}
+    world.beat("rack/0.1")
+    assert world.held() == set()
 
 
 def test_a_host_whose_agent_is_gone_keeps_its_cells_until_the_lease_ends() -> None:
@@ -163,6 +175,27 @@ def test_neighbours_that_cannot_reach_the_scheduler_themselves_do_not_count() ->
     world.advance(60, beating=False)
     assert condemned(world) == []
     assert world.held() == {"storm"}
+
+
+def test_the_last_one_that_is_heard_again_after_a_storm_gets_a_lease_from_its_end() -> None:
+    world = loaded()
+    world.advance(30, beating=False)
+    assert world.held() == {"storm"}
+    for _ in range(9):  # 4.5 s
+        world.now += 0.5
+        world.beat("rack/1.1", "rack/2.1", "rack/3.1", "rack/4.1")
+    assert condemned(world) == []
+    world.now += 0.4
+    world.beat()
+    world.advance(10)
+    assert condemned(world) == []
+
+
+def test_one_that_stays_silent_after_a_storm_is_condemned_a_lease_after_its_end() -> None:
+    world = loaded()
+    world.advance(30, beating=False)
+    silence(world, "rack/0.1", 5.6)
+    assert condemned(world) == [("rack/0.1", "lease_expired")]
 
 
 def test_two_of_five_silent_together_are_a_storm_that_an_operator_can_release() -> None:
@@ -235,6 +268,31 @@ def test_a_scheduler_that_starts_anew_condemns_no_server_because_of_it() -> None
     assert world.told_providers == []
 
 
+@pytest.mark.parametrize(
+    ("listed", "said", "is_silent", "rules"),
+    [
+        (("rack/1.1", "rack/2.1"), None, True, ["unlisted"]),
+        (("rack/1.1", "rack/2.1"), None, False, []),
+        (("rack/1.1", "rack/2.1"), Answer.ANSWERS, True, []),
+        (("rack/0.1", "rack/1.1", "rack/2.1"), None, True, []),
+        ((), None, True, []),
+    ],
+    ids=["gone and silent", "it beats", "its neighbours reach it", "listed and silent", "an empty list"],
+)
+def test_a_server_that_its_provider_does_not_list_is_dead_where_it_is_silent_too(
+    listed: tuple[str, ...], said: Answer | None, is_silent: bool, rules: list[str]
+) -> None:
+    world = rack(3)
+    world.advance(6)
+    there = tuple(ProviderServer(cell, f"ref-{cell}", ProviderState.RUNNING) for cell in listed)
+    world.core.take(ProviderListed("local", there, world.now, world.now))
+    if is_silent:
+        silence(world, "rack/0.1", 3.0, said)
+    else:
+        world.advance(3)
+    assert [rule for _, rule in condemned(world)] == rules
+
+
 def test_deaths_of_several_specs_on_one_server_blame_the_server() -> None:
     world = rack(3)
     groups: tuple[Group, ...] = tuple(service(name, 6) for name in ("web", "api", "db"))
@@ -268,39 +326,6 @@ def test_old_cells_are_replaced_within_budget_and_not_all_at_once() -> None:
     world.advance(25)
     assert {event.rule for event in world.events(e.CellCondemned)} == {"old"}
     assert [cell.rpartition(".")[2] for cell in world.phases()] == ["2"] * 4
-
-
-def test_an_exclusive_cell_is_ordered_anew_only_on_proof_that_the_one_before_is_gone() -> None:
-    world = rack(3)
-    world.apply(service("db", 1, spec(exclusive=True)))
-    world.advance(10)
-    holder = world.cell("db/0.1").server
-    world.deaf_providers = True
-    world.deaf.add(holder)
-    silence(world, holder, 30.0, Answer.SILENT)
-    assert condemned(world) == [(holder, "neighbours_silent")]
-    assert "db/0.2" not in world.phases("db")
-    assert "exclusive" in world.held()
-    assert DecommissionServer in [type(command) for command in world.told_providers]
-    world.core.take(ServerUnmade("local", holder, world.now))
-    world.settle()
-    assert world.phases("db") == {"db/0.2": READY}
-    assert holder not in world.core.fleet.servers
-
-
-def test_an_exclusive_cell_on_a_joined_server_waits_for_its_return() -> None:
-    world = World()
-    world.join("a", "b")
-    world.apply(service("db", 1, spec(exclusive=True)))
-    world.advance(10)
-    holder = world.cell("db/0.1").server
-    world.deaf.add(holder)
-    silence(world, holder, 120.0)
-    assert world.held() >= {"exclusive"}
-    world.deaf.clear()
-    world.attach(holder, running("db/0.1"))
-    world.advance(5)
-    assert world.phases("db") == {"db/0.2": READY}
 
 
 def test_a_server_that_no_pool_waits_for_cannot_enrol_under_a_cells_name() -> None:

@@ -33,6 +33,7 @@ from scheduler.sight import (
     Sight,
 )
 from scheduler.sight import Testimony as Saying  # a name that pytest does not take for a test
+from scheduler.vitals import Ailment
 from tests.support.world import World
 
 HEARD_AT = 999.0
@@ -168,6 +169,13 @@ LEFT_A_CELL = replace(
 )
 
 GRACE = "the scheduler itself has just begun to hear: everyone has one full lease"
+FULL = "its disk is 98.0% full, 97% is the limit"
+FULL_FACT = Evidence("vitals a", FULL, 980.0)
+
+
+def ailing(reports: int, seen: ServerSight = OPEN, since: float = 980.0) -> ServerSight:
+    return replace(seen, ailing=(Ailment("disk_full", FULL, since, 999.0, reports),))
+
 
 TABLE: dict[str, tuple[Case, Verdict]] = {
     "silent to all, a moment after the scheduler began": (
@@ -328,6 +336,37 @@ TABLE: dict[str, tuple[Case, Verdict]] = {
         Case(server=replace(UP, deaths=tuple(replace(one, at=939.0) for one in DEATHS))),
         BEATS,
     ),
+    "its disk is full for a while": (
+        Case(server=MADE, seen=ailing(3)),
+        Verdict(Health.SICK, "disk_full", f"{FULL}, for 20 s", (FULL_FACT,)),
+    ),
+    "its disk is full, as one reading said long ago": (
+        Case(server=MADE, seen=ailing(2)),
+        suspect(
+            "disk_full",
+            f"{FULL}; it gets no new cells while others can take them",
+            (FULL_FACT,),
+            HEARD_AT + 2.01,
+        ),
+    ),
+    "its disk is full since a moment ago": (
+        Case(server=MADE, seen=ailing(9, since=985.0)),
+        suspect(
+            "disk_full",
+            f"{FULL}; it gets no new cells while others can take them",
+            (replace(FULL_FACT, at=985.0),),
+            1_000.0,
+        ),
+    ),
+    "its disk is full and there is no other server": (
+        Case(seen=ailing(3)),
+        suspect(
+            "disk_full",
+            f"{FULL}, for 20 s; no other server that is well could take its cells, so that it stays",
+            (FULL_FACT,),
+            HEARD_AT + 2.01,
+        ),
+    ),
     "enrolled and not attached": (
         Case(60.0, "---", server=Server("a", 0, Phase.ORDERED), seen=None),
         Verdict(Health.HEALTHY, "enrolled", "it enrolled and has not attached yet"),
@@ -376,6 +415,9 @@ PAIRS: dict[str, Case] = {
     "lease_expired before stream_closed": Case(60.0, seen=CLOSED),
     "blamed before stream_closed": Case(1.0, server=SICK, seen=CLOSED),
     "stream_closed before beats_missed": Case(4.0, seen=CLOSED),
+    "stream_closed before disk_full": Case(1.0, server=MADE, seen=ailing(3, CLOSED)),
+    "beats_missed before disk_full": Case(3.0, server=MADE, seen=ailing(3)),
+    "blamed before disk_full": Case(server=SICK, seen=ailing(3)),
 }
 
 
@@ -386,12 +428,22 @@ def test_where_two_rules_on_servers_match_the_first_one_is_told(pair: str) -> No
 
 def test_the_table_covers_every_rule_on_servers() -> None:
     told = {expected.rule for _, expected in TABLE.values()}
-    alone = {"enrolled", "provider_gone", "left", "lease_expired", "blamed", "stream_closed", "leaving"}
+    told.add("unlisted")  # it needs a whole pool: test_pools has its table
+    alone = {
+        "enrolled",
+        "provider_gone",
+        "left",
+        "unlisted",
+        "lease_expired",
+        "blamed",
+        "stream_closed",
+        "leaving",
+    }
     of_two = {"neighbours_silent", "grace", "cut_off", "cut_off_too_long", "agent_away", "agent_gone"}
-    assert told == alone | of_two | {"falling_silent", "beats_missed", "beating", "operator"}
-    assert (
-        len(SERVER_RULES) == len(alone) + len(of_two) // 2 + 2
-    )  # beats_missed; a condemned one tells its own
+    of_many = {"falling_silent", "beats_missed", "disk_full", "beating", "operator"}
+    assert told == alone | of_two | of_many
+    # beats_missed; vitals have a table of their own; a condemned one tells its own
+    assert len(SERVER_RULES) == len(alone) + len(of_two) // 2 + 3
 
 
 def test_a_lost_server_that_carried_no_cell_is_decommissioned_like_any_other() -> None:

@@ -83,8 +83,8 @@ def test_a_new_session_starts_from_nothing_that_the_old_one_showed_or_was_told()
             BASE,
             report(1, 101.0, vitals=VITALS),
             {"heard_at": 101.0, "sequence": 1, "vitals": VITALS},
-            {},
-            id="vitals",
+            {"servers": ("a",)},
+            id="the first vitals, on which readiness waits",
         ),
         pytest.param(
             replace(BASE, vitals=VITALS),

@@ -124,6 +124,7 @@ FULL = Fleet(
                 per_server=HashTrieMap({"server-1": 2, "server-2": 1}),
                 deleted=True,
                 deaths=(DEATH, DEATH),
+                longest_lease_seconds=15.5,
                 last_position=77,
             ),
             "empty": GroupState(Group(GroupKind.SERVICE, "empty", 0, SPECS[0]), DIGESTS[0], 1, ()),

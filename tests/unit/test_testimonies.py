@@ -120,7 +120,7 @@ def test_complete_report_says_everything_of_the_neighbours_too():
     agent.attach()
     agent.testify(Testimony("one", Answer.ANSWERS, agent.now))
     agent.wait(0.5)
-    agent.take(Instructed(1, "s1", 1, (ResyncAsked(),), agent.now))
+    agent.take(Instructed(1, "s1", 1, (ResyncAsked(),), agent.now, 1))
     assert agent.said[-1].complete
     assert agent.said[-1].testimonies == (TestimonyReport("one", Answer.ANSWERS, 0.5),)
 

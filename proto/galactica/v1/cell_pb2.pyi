@@ -682,6 +682,8 @@ class Vitals(_message.Message):
     PRESSURE_IO_FIELD_NUMBER: _builtins.int
     ENGINE_LATENCY_MS_FIELD_NUMBER: _builtins.int
     CLOCK_OFFSET_MS_FIELD_NUMBER: _builtins.int
+    DISK_ERROR_FIELD_NUMBER: _builtins.int
+    KERNEL_ERRORS_FIELD_NUMBER: _builtins.int
     cpu_fraction: _builtins.float
     memory_fraction: _builtins.float
     disk_fraction: _builtins.float
@@ -694,6 +696,14 @@ class Vitals(_message.Message):
     """Round trip of the engine's ping; absent without an engine, negative when it does not answer."""
     clock_offset_ms: _builtins.float
     """Agent's wall clock minus the scheduler's, as well as one round trip can tell; absent until measured."""
+    disk_error: _builtins.str
+    """Why a small file could not be written below the agent's data directory, as the error's name: "EROFS", "ENOSPC".
+    Empty: it could. Absent until it was tried.
+    """
+    kernel_errors: _builtins.int
+    """Lines of priority err and worse about failing disks, memory and hung tasks in the kernel's log, in the last
+    minute. Absent where that log cannot be read, as in most containers.
+    """
     def __init__(
         self,
         *,
@@ -706,15 +716,21 @@ class Vitals(_message.Message):
         pressure_io: _builtins.float | None = ...,
         engine_latency_ms: _builtins.float | None = ...,
         clock_offset_ms: _builtins.float | None = ...,
+        disk_error: _builtins.str | None = ...,
+        kernel_errors: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_clock_offset_ms", b"_clock_offset_ms", "_engine_latency_ms", b"_engine_latency_ms", "_pressure_cpu", b"_pressure_cpu", "_pressure_io", b"_pressure_io", "_pressure_memory", b"_pressure_memory", "clock_offset_ms", b"clock_offset_ms", "engine_latency_ms", b"engine_latency_ms", "pressure_cpu", b"pressure_cpu", "pressure_io", b"pressure_io", "pressure_memory", b"pressure_memory"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clock_offset_ms", b"_clock_offset_ms", "_disk_error", b"_disk_error", "_engine_latency_ms", b"_engine_latency_ms", "_kernel_errors", b"_kernel_errors", "_pressure_cpu", b"_pressure_cpu", "_pressure_io", b"_pressure_io", "_pressure_memory", b"_pressure_memory", "clock_offset_ms", b"clock_offset_ms", "disk_error", b"disk_error", "engine_latency_ms", b"engine_latency_ms", "kernel_errors", b"kernel_errors", "pressure_cpu", b"pressure_cpu", "pressure_io", b"pressure_io", "pressure_memory", b"pressure_memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clock_offset_ms", b"_clock_offset_ms", "_engine_latency_ms", b"_engine_latency_ms", "_pressure_cpu", b"_pressure_cpu", "_pressure_io", b"_pressure_io", "_pressure_memory", b"_pressure_memory", "clock_offset_ms", b"clock_offset_ms", "cpu_fraction", b"cpu_fraction", "disk_fraction", b"disk_fraction", "engine_latency_ms", b"engine_latency_ms", "load_1m", b"load_1m", "memory_fraction", b"memory_fraction", "pressure_cpu", b"pressure_cpu", "pressure_io", b"pressure_io", "pressure_memory", b"pressure_memory"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clock_offset_ms", b"_clock_offset_ms", "_disk_error", b"_disk_error", "_engine_latency_ms", b"_engine_latency_ms", "_kernel_errors", b"_kernel_errors", "_pressure_cpu", b"_pressure_cpu", "_pressure_io", b"_pressure_io", "_pressure_memory", b"_pressure_memory", "clock_offset_ms", b"clock_offset_ms", "cpu_fraction", b"cpu_fraction", "disk_error", b"disk_error", "disk_fraction", b"disk_fraction", "engine_latency_ms", b"engine_latency_ms", "kernel_errors", b"kernel_errors", "load_1m", b"load_1m", "memory_fraction", b"memory_fraction", "pressure_cpu", b"pressure_cpu", "pressure_io", b"pressure_io", "pressure_memory", b"pressure_memory"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__clock_offset_ms: _TypeAlias = _typing.Literal["clock_offset_ms"]  # noqa: Y015
     _WhichOneofArgType__clock_offset_ms: _TypeAlias = _typing.Literal["_clock_offset_ms", b"_clock_offset_ms"]  # noqa: Y015
+    _WhichOneofReturnType__disk_error: _TypeAlias = _typing.Literal["disk_error"]  # noqa: Y015
+    _WhichOneofArgType__disk_error: _TypeAlias = _typing.Literal["_disk_error", b"_disk_error"]  # noqa: Y015
     _WhichOneofReturnType__engine_latency_ms: _TypeAlias = _typing.Literal["engine_latency_ms"]  # noqa: Y015
     _WhichOneofArgType__engine_latency_ms: _TypeAlias = _typing.Literal["_engine_latency_ms", b"_engine_latency_ms"]  # noqa: Y015
+    _WhichOneofReturnType__kernel_errors: _TypeAlias = _typing.Literal["kernel_errors"]  # noqa: Y015
+    _WhichOneofArgType__kernel_errors: _TypeAlias = _typing.Literal["_kernel_errors", b"_kernel_errors"]  # noqa: Y015
     _WhichOneofReturnType__pressure_cpu: _TypeAlias = _typing.Literal["pressure_cpu"]  # noqa: Y015
     _WhichOneofArgType__pressure_cpu: _TypeAlias = _typing.Literal["_pressure_cpu", b"_pressure_cpu"]  # noqa: Y015
     _WhichOneofReturnType__pressure_io: _TypeAlias = _typing.Literal["pressure_io"]  # noqa: Y015
@@ -724,7 +740,11 @@ class Vitals(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__clock_offset_ms) -> _WhichOneofReturnType__clock_offset_ms | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__disk_error) -> _WhichOneofReturnType__disk_error | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__engine_latency_ms) -> _WhichOneofReturnType__engine_latency_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kernel_errors) -> _WhichOneofReturnType__kernel_errors | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__pressure_cpu) -> _WhichOneofReturnType__pressure_cpu | None: ...
     @_typing.overload

@@ -301,12 +301,17 @@ class Hello(_message.Message):
     INVENTORY_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     WATCH_ADDRESS_FIELD_NUMBER: _builtins.int
+    BEAT_AT_FIELD_NUMBER: _builtins.int
     wire_version: _builtins.int
     agent_version: _builtins.str
     epoch: _builtins.int
     """The highest scheduler epoch this agent has obeyed; 0 if none."""
     watch_address: _builtins.str
     """"host:port" on which neighbours reach this agent by UDP; empty where it watches nobody."""
+    beat_at: _builtins.float
+    """The agent's clock as it says this, in seconds since its host booted (time asleep counts). Whoever answers gives it
+    back as it is: what the agent said by then was heard, which is what its exclusive cells live on.
+    """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
@@ -328,10 +333,11 @@ class Hello(_message.Message):
         inventory: _abc.Iterable[_cell_pb2.CellReport] | None = ...,
         epoch: _builtins.int = ...,
         watch_address: _builtins.str = ...,
+        beat_at: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "capacity", b"capacity", "epoch", b"epoch", "inventory", b"inventory", "labels", b"labels", "runtimes", b"runtimes", "watch_address", b"watch_address", "wire_version", b"wire_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "beat_at", b"beat_at", "capacity", b"capacity", "epoch", b"epoch", "inventory", b"inventory", "labels", b"labels", "runtimes", b"runtimes", "watch_address", b"watch_address", "wire_version", b"wire_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -429,10 +435,13 @@ class Welcome(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     TEMPO_FIELD_NUMBER: _builtins.int
     FLEET_FIELD_NUMBER: _builtins.int
+    BEAT_AT_FIELD_NUMBER: _builtins.int
     session: _builtins.str
     epoch: _builtins.int
     """Grows with every start of a scheduler; an agent obeys no lower one."""
     fleet: _builtins.str
+    beat_at: _builtins.float
+    """The Hello's."""
     @_builtins.property
     def tempo(self) -> Global___Tempo: ...
     def __init__(
@@ -442,10 +451,11 @@ class Welcome(_message.Message):
         epoch: _builtins.int = ...,
         tempo: Global___Tempo | None = ...,
         fleet: _builtins.str = ...,
+        beat_at: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["tempo", b"tempo"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "fleet", b"fleet", "session", b"session", "tempo", b"tempo"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beat_at", b"beat_at", "epoch", b"epoch", "fleet", b"fleet", "session", b"session", "tempo", b"tempo"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -489,6 +499,7 @@ class Report(_message.Message):
     SENT_AT_FIELD_NUMBER: _builtins.int
     TESTIMONIES_FIELD_NUMBER: _builtins.int
     LEAVING_FIELD_NUMBER: _builtins.int
+    BEAT_AT_FIELD_NUMBER: _builtins.int
     session: _builtins.str
     sequence: _builtins.int
     """1, 2, 3, … in a session. A gap makes the scheduler ask for a resync."""
@@ -498,6 +509,8 @@ class Report(_message.Message):
     """The agent's wall clock in Unix seconds, answered by an Echo; 0 where none is wanted."""
     leaving: _builtins.bool
     """The agent ends its cells and then itself: no new ones for it, and its silence after that is no riddle."""
+    beat_at: _builtins.float
+    """The agent's clock, as in the Hello."""
     @_builtins.property
     def cells(self) -> _containers.RepeatedCompositeFieldContainer[_cell_pb2.CellReport]: ...
     @_builtins.property
@@ -515,10 +528,11 @@ class Report(_message.Message):
         sent_at: _builtins.float = ...,
         testimonies: _abc.Iterable[Global___Testimony] | None = ...,
         leaving: _builtins.bool = ...,
+        beat_at: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["vitals", b"vitals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cells", b"cells", "complete", b"complete", "leaving", b"leaving", "sent_at", b"sent_at", "sequence", b"sequence", "session", b"session", "testimonies", b"testimonies", "vitals", b"vitals"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beat_at", b"beat_at", "cells", b"cells", "complete", b"complete", "leaving", b"leaving", "sent_at", b"sent_at", "sequence", b"sequence", "session", b"session", "testimonies", b"testimonies", "vitals", b"vitals"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -532,17 +546,21 @@ class Echo(_message.Message):
 
     SENT_AT_FIELD_NUMBER: _builtins.int
     RECEIVED_AT_FIELD_NUMBER: _builtins.int
+    BEAT_AT_FIELD_NUMBER: _builtins.int
     sent_at: _builtins.float
     received_at: _builtins.float
+    beat_at: _builtins.float
+    """The report's."""
     def __init__(
         self,
         *,
         sent_at: _builtins.float = ...,
         received_at: _builtins.float = ...,
+        beat_at: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["received_at", b"received_at", "sent_at", b"sent_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beat_at", b"beat_at", "received_at", b"received_at", "sent_at", b"sent_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -557,8 +575,11 @@ class Instructions(_message.Message):
     SESSION_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     INSTRUCTIONS_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     session: _builtins.str
     sequence: _builtins.int
+    epoch: _builtins.int
+    """The scheduler's. An agent that has obeyed a higher one refuses the batch."""
     @_builtins.property
     def instructions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Instruction]: ...
     def __init__(
@@ -567,10 +588,11 @@ class Instructions(_message.Message):
         session: _builtins.str = ...,
         sequence: _builtins.int = ...,
         instructions: _abc.Iterable[Global___Instruction] | None = ...,
+        epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instructions", b"instructions", "sequence", b"sequence", "session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "instructions", b"instructions", "sequence", b"sequence", "session", b"session"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -585,6 +607,11 @@ class Instruction(_message.Message):
     RESYNC_FIELD_NUMBER: _builtins.int
     FETCH_LOGS_FIELD_NUMBER: _builtins.int
     STOP_LOGS_FIELD_NUMBER: _builtins.int
+    BEAT_AT_FIELD_NUMBER: _builtins.int
+    beat_at: _builtins.float
+    """The newest one that the scheduler had heard when it said this. An order for an exclusive cell is void when the
+    lease has passed since then: by now the scheduler may count the cell as ended.
+    """
     @_builtins.property
     def order(self) -> Global___Order: ...
     @_builtins.property
@@ -603,10 +630,11 @@ class Instruction(_message.Message):
         resync: Global___Resync | None = ...,
         fetch_logs: Global___FetchLogs | None = ...,
         stop_logs: Global___StopLogs | None = ...,
+        beat_at: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decommission", b"decommission", "fetch_logs", b"fetch_logs", "order", b"order", "resync", b"resync", "stop_logs", b"stop_logs", "verb", b"verb"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decommission", b"decommission", "fetch_logs", b"fetch_logs", "order", b"order", "resync", b"resync", "stop_logs", b"stop_logs", "verb", b"verb"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beat_at", b"beat_at", "decommission", b"decommission", "fetch_logs", b"fetch_logs", "order", b"order", "resync", b"resync", "stop_logs", b"stop_logs", "verb", b"verb"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_verb: _TypeAlias = _typing.Literal["order", "decommission", "resync", "fetch_logs", "stop_logs"]  # noqa: Y015
     _WhichOneofArgType_verb: _TypeAlias = _typing.Literal["verb", b"verb"]  # noqa: Y015
