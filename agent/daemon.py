@@ -213,7 +213,8 @@ class Daemon:
             case StopProbing():
                 self._prober.stop(instruction.cell_id)
             case SendHello():
-                self._link.send(instruction.link, wire.hello(instruction, self._facts))
+                watching = self._neighbours.watching if self._neighbours else ()
+                self._link.send(instruction.link, wire.hello(instruction, self._facts, watching))
             case SendReport():
                 self._link.send(instruction.link, wire.report(instruction, time.time()))
             case WatchNeighbours():

@@ -177,6 +177,11 @@ class NeighbourWatch:
         """Where neighbours reach this agent."""
         return joined_address(*self._listening.getsockname()[:2])
 
+    @property
+    def watching(self) -> tuple[Neighbour, ...]:
+        """Those whom it was given last."""
+        return tuple(one.neighbour for one in self._state.watched.values())
+
     async def run(self) -> None:
         """Answer, ping and testify until cancelled."""
         loop = asyncio.get_running_loop()

@@ -52,7 +52,10 @@ class ServerFacts:
     """Where neighbours reach this agent; empty where it takes no part in their watch."""
 
 
-def hello(instruction: SendHello, facts: ServerFacts) -> link_pb2.AttachRequest:
+def hello(
+    instruction: SendHello, facts: ServerFacts, watching: Sequence[Neighbour] = ()
+) -> link_pb2.AttachRequest:
+    """``watching``: whom this agent watches at the moment."""
     return link_pb2.AttachRequest(
         hello=link_pb2.Hello(
             wire_version=WIRE_VERSION,
@@ -64,6 +67,10 @@ def hello(instruction: SendHello, facts: ServerFacts) -> link_pb2.AttachRequest:
             epoch=instruction.epoch,
             watch_address=facts.watch_address,
             beat_at=instruction.beat_at,
+            watching=[
+                link_pb2.Neighbour(server_id=one.server_id, address=one.address, key=one.key)
+                for one in watching
+            ],
         )
     )
 

@@ -55,7 +55,8 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         self._limits = limits or LinkLimits()
         self._sessions: dict[str, Session] = {}
         self._numbers = itertools.count(1)
-        self._watch = Watch(epoch, self._is_member, self._tell_neighbours)
+        secret = ca.secret_for("neighbours")
+        self._watch = Watch(epoch, secret, self._is_member, self._tell_neighbours)
 
     # --- for the controller and the operators' side ---------------------------------------------------------------
 
@@ -123,13 +124,14 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         session_id = f"{self._epoch}-{next(self._numbers)}"
         attached = _checked(lambda: wire.attached(hello, server, session_id, self._mind.now()))
         watch_address = _checked(lambda: wire.watch_address(hello))
+        watching = _checked(lambda: wire.watching(hello))
         session = self._open(server, session_id, hello.beat_at)
         ending = Ending(grpc.StatusCode.CANCELLED, "its stream broke")
         try:
             await self._mind.observe(attached)
             log.info("attached", server=server, session=session.id, cells=len(attached.inventory))
             if self._sessions.get(server) is session:
-                self._watch.attached(server, watch_address)
+                self._watch.attached(server, watch_address, watching)
             ending = await self._serve(session, context)
         finally:
             self._close(session, ending)

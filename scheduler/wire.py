@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from galactica.v1 import cell_pb2, link_pb2
 
@@ -66,6 +67,14 @@ _ANSWERS: Mapping[int, Answer] = {
 }
 
 
+class WatchedServer(NamedTuple):
+    """Whom an agent watches, as a scheduler once told it."""
+
+    server: str
+    address: str
+    key: bytes
+
+
 class WireError(ValueError):
     """A message that no agent of ours would send; says what is wrong with which field."""
 
@@ -100,17 +109,32 @@ def watch_address(hello: link_pb2.Hello) -> str:
 
     Raises WireError. Others will send there, so it must be one host's address, and no name that somebody else resolves.
     """
-    given = hello.watch_address
-    if not given:
-        return ""
+    return _host_address("hello.watch_address", hello.watch_address) if hello.watch_address else ""
+
+
+def watching(hello: link_pb2.Hello) -> tuple[WatchedServer, ...]:
+    """Whom the agent watches, as it says. Raises WireError."""
+    _bound("hello.watching", len(hello.watching), TESTIMONIES_LIMIT)
+    return tuple(
+        WatchedServer(
+            _text("hello.watching", one.server_id, ID_CHARACTERS),
+            _host_address("hello.watching", one.address),
+            one.key,
+        )
+        for one in hello.watching
+    )
+
+
+def _host_address(field: str, given: str) -> str:
+    """Raises WireError."""
     host, _, port = given[:LABEL_CHARACTERS].rpartition(":")
     try:
         address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
     except ValueError:
-        raise WireError("hello.watch_address: not a numeric ADDRESS:PORT") from None
+        raise WireError(f"{field}: not a numeric ADDRESS:PORT") from None
     is_one_host = not (address.is_unspecified or address.is_multicast or str(address) == "255.255.255.255")
     if not is_one_host or not port.isdecimal() or not 0 < int(port) < 65_536:
-        raise WireError(f"hello.watch_address: nobody can be reached at {given[:LABEL_CHARACTERS]}")
+        raise WireError(f"{field}: nobody can be reached at {given[:LABEL_CHARACTERS]}")
     return given
 
 

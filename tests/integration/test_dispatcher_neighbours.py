@@ -9,6 +9,7 @@ from galactica.v1 import link_pb2
 from scheduler.requests import DrainServer
 from scheduler.sight import Answer, Detached, Reported, Testimony
 from tests.support.link_world import link_world
+from tests.support.memory_mind import MemoryMind
 
 Testimony.__test__ = False
 
@@ -95,15 +96,58 @@ async def test_server_that_went_away_is_watched_on_until_it_is_no_member_any_mor
     await neighbours(one, "c")
 
 
+async def test_scheduler_that_begins_anew_hears_of_those_it_does_not_reach_from_their_neighbours(tmp_path):
+    mind = MemoryMind()
+    async with link_world(tmp_path, mind) as world:
+        one, _two = await attached(world, "a"), await attached(world, "b")
+        (told,) = (await neighbours(one, "b")).neighbours
+    async with link_world(tmp_path, mind) as world:
+        one = await world.agent("a", watch_address=address("a"), watching=[told])
+        seen = await report(world, one, testimonies=[says("b", link_pb2.ANSWER_ANSWERS)])
+        assert seen.testimonies == (Testimony("b", Answer.ANSWERS, seen.at - 2.0),)
+        await attached(world, "c")
+        assert told in (await neighbours(one, "b", "c")).neighbours
+
+
+async def test_what_is_said_first_to_a_scheduler_that_begins_anew_counts_for_pairs_that_stay(tmp_path):
+    mind = MemoryMind()
+    async with link_world(tmp_path, mind) as world:
+        one, _two = await attached(world, "a"), await attached(world, "b")
+        (told,) = (await neighbours(one, "b")).neighbours
+    async with link_world(tmp_path, mind) as world:
+        await attached(world, "b")
+        one = await world.agent("a", watch_address=address("a"), watching=[told])
+        assert [said.server for said in (await report(world, one, testimonies=[says("b")])).testimonies] == [
+            "b"
+        ]
+        assert list((await neighbours(one, "b")).neighbours) == [told]
+        assert (await report(world, one)).withdrawn == ()
+
+
+async def test_nobody_makes_itself_a_neighbour_of_one_that_is_away(tmp_path):
+    mind = MemoryMind()
+    async with link_world(tmp_path, mind) as world:
+        one, _two = await attached(world, "a"), await attached(world, "b")
+        (told,) = (await neighbours(one, "b")).neighbours
+    async with link_world(tmp_path, mind) as world:
+        no_key = link_pb2.Neighbour(server_id="b", address=told.address, key=b"0" * 16)
+        no_address = link_pb2.Neighbour(server_id="b", address="10.9.9.9:1", key=told.key)
+        one = await world.agent("a", watch_address=address("a"), watching=[no_key, no_address])
+        other = await world.agent("c", watch_address=address("c"), watching=[told])
+        await neighbours(one, "c")
+        await neighbours(other, "a")
+        assert (await report(world, one, testimonies=[says("b")])).testimonies == ()
+
+
 async def test_server_that_comes_back_is_told_its_neighbours_again_and_they_its_new_address(world):
     one, _two = await attached(world, "a"), await attached(world, "b")
     before = await neighbours(one, "b")
     again = await world.agent("b", watch_address="10.9.9.9:1")
-    assert (await neighbours(again, "a")).accepted_keys == [before.neighbours[0].key]
+    (accepted,) = (await neighbours(again, "a")).accepted_keys
     after = await neighbours(one, "b")
     while after.neighbours[0].address != "10.9.9.9:1":
         after = await neighbours(one, "b")
-    assert after.neighbours[0].key == before.neighbours[0].key
+    assert after.neighbours[0].key == accepted != before.neighbours[0].key
 
 
 async def test_testimony_counts_from_when_it_has_been_so(world):

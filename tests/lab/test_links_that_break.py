@@ -41,24 +41,30 @@ def test_a_host_whose_link_is_cut_is_dead_by_its_neighbours_word(lab: Lab, how: 
     assert lab.condemned(position) == {victim: "neighbours_silent", doomed[0]["id"]: "server_lost"}
 
 
-def test_a_host_that_only_the_scheduler_does_not_reach_keeps_its_cells(lab: Lab) -> None:
-    victim, _ = lab.pool("apart")
-    before = lab.service("apart")
+@pytest.mark.parametrize("scheduler", ["stays", "dies-too"])
+def test_a_host_that_only_the_scheduler_does_not_reach_keeps_its_cells(lab: Lab, scheduler: str) -> None:
+    pool = f"apart-{scheduler}"
+    victim, _ = lab.pool(pool)
+    before = lab.service(pool)
     position = lab.fleet.position()
     with lab.dropping(*cut_from_scheduler(lab.host(victim).number)):
-        lab.fleet.until(lambda: lab.judged(victim, "suspect", ANSWERS), "it is said to be cut off")
-        assert f"{victim}: the scheduler hears nothing, but" in lab.fleet.held("apart")["cut_off"]["reason"]
-        assert "the scheduler hears nothing, but" in lab.fleet.done("status")
+        lab.fleet.until(lambda: "cut_off" in lab.fleet.held(pool), "it is said to be cut off")
+        if scheduler == "dies-too":
+            lab.begin_scheduler_anew()
+            lab.fleet.until(lambda: "cut_off" in lab.fleet.held(pool), "it is said to be so again")
+        reason = f"{victim}: the scheduler hears nothing, but"
+        assert lab.fleet.held(pool)["cut_off"]["reason"].startswith(reason)
+        assert reason in lab.fleet.done("status")
         lab.while_watching(
             BEYOND_LEASE_SECONDS,
-            lambda: lab.condemned(position) == {} and pids(lab.fleet.ready("apart-web")) == pids(before),
+            lambda: lab.condemned(position) == {} and pids(lab.fleet.ready(f"{pool}-web")) == pids(before),
             "its cells are ready, and nothing is condemned",
         )
         assert lab.judged(victim, "suspect", ANSWERS)
         assert lab.alive(before) == list(pids(before))
-    lab.until_well("apart", 2)
+    lab.until_well(pool, 2)
     assert lab.fleet.status()["held"] == []
-    assert pids(lab.fleet.until_ready("apart-web", 2)) == pids(before)
+    assert pids(lab.fleet.until_ready(f"{pool}-web", 2)) == pids(before)
     assert lab.alive(before) == list(pids(before))
     assert lab.condemned(position) == {}
 

@@ -8,11 +8,11 @@ from deploy.lab.switch import cut_scheduler_off
 from tests.support.fleet import pids
 from tests.support.lab import Lab
 
-BLIND_SECONDS = 25.0
-"""Five leases."""
+BLIND_SECONDS = 15.0
+"""Three leases."""
 
 
-@pytest.mark.parametrize("scheduler", ["stays"])
+@pytest.mark.parametrize("scheduler", ["stays", "dies-too"])
 def test_a_scheduler_that_hears_nobody_condemns_nobody(lab: Lab, scheduler: str) -> None:
     pool = f"blind-{scheduler}"
     lab.pool(pool)

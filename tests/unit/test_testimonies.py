@@ -160,8 +160,9 @@ def test_neighbours_and_testimonies_survive_the_wire():
     )
 
     facts = agent_wire.ServerFacts({}, cell_pb2.Capacity(), (), "0.1.0", "[::1]:7")
-    hello = agent_wire.hello(agent_wire.SendHello(1, (), 0), facts).hello
+    hello = agent_wire.hello(agent_wire.SendHello(1, (), 0), facts, (ONE,)).hello
     assert wire.watch_address(hello) == "[::1]:7"
+    assert wire.watching(hello) == (wire.WatchedServer("one", "10.0.0.1:7", b"1" * 16),)
     assert wire.watch_address(link_pb2.Hello()) == ""
 
 
@@ -173,6 +174,8 @@ def test_neighbours_and_testimonies_survive_the_wire():
 def test_watch_address_that_is_no_one_hosts_is_refused(address):
     with pytest.raises(wire.WireError, match=r"hello\.watch_address"):
         wire.watch_address(link_pb2.Hello(watch_address=address))
+    with pytest.raises(wire.WireError, match=r"hello\.watching"):
+        wire.watching(link_pb2.Hello(watching=[link_pb2.Neighbour(server_id="one", address=address)]))
 
 
 @pytest.mark.parametrize(

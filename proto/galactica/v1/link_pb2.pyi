@@ -302,6 +302,7 @@ class Hello(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     WATCH_ADDRESS_FIELD_NUMBER: _builtins.int
     BEAT_AT_FIELD_NUMBER: _builtins.int
+    WATCHING_FIELD_NUMBER: _builtins.int
     wire_version: _builtins.int
     agent_version: _builtins.str
     epoch: _builtins.int
@@ -322,6 +323,12 @@ class Hello(_message.Message):
     def inventory(self) -> _containers.RepeatedCompositeFieldContainer[_cell_pb2.CellReport]:
         """Each cell that exists here, ended ones that were not removed yet too."""
 
+    @_builtins.property
+    def watching(self) -> _containers.RepeatedCompositeFieldContainer[Global___Neighbour]:
+        """Whom it watches, as the scheduler told it last, which may have been another one: where those are whom this
+        scheduler has not heard yet. Counts only with the key that was told with it.
+        """
+
     def __init__(
         self,
         *,
@@ -334,10 +341,11 @@ class Hello(_message.Message):
         epoch: _builtins.int = ...,
         watch_address: _builtins.str = ...,
         beat_at: _builtins.float = ...,
+        watching: _abc.Iterable[Global___Neighbour] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "beat_at", b"beat_at", "capacity", b"capacity", "epoch", b"epoch", "inventory", b"inventory", "labels", b"labels", "runtimes", b"runtimes", "watch_address", b"watch_address", "wire_version", b"wire_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "beat_at", b"beat_at", "capacity", b"capacity", "epoch", b"epoch", "inventory", b"inventory", "labels", b"labels", "runtimes", b"runtimes", "watch_address", b"watch_address", "watching", b"watching", "wire_version", b"wire_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -381,7 +389,7 @@ class Neighbour(_message.Message):
     server_id: _builtins.str
     address: _builtins.str
     key: _builtins.bytes
-    """16 random bytes that only these two know; the pair keeps them for as long as it is one."""
+    """16 bytes that only these two know; they are the same for as long as the pair and the address are."""
     def __init__(
         self,
         *,
