@@ -312,6 +312,8 @@ class Tally(Struct, frozen=True):
     """Those of them whose successor is ORDERED or BOOTING: cells beyond what is wanted."""
     outdated: int = 0
     """Cells that are not condemned and whose digest is not the group's."""
+    extra: int = 0
+    """Cells beyond what is wanted: those that are condemned and not dead, where another is in their slot."""
 
 
 class Revision(Struct, frozen=True):
@@ -365,6 +367,8 @@ class GroupState(Struct, frozen=True):
     deaths: tuple[Death, ...] = ()
     """The newest deaths of its cells by their health, oldest first; at most DEATHS_KEPT."""
     last_position: int = 0
+    replaced_at: tuple[float, ...] = ()
+    """Pools that limit their replacements in time: when the newest were ordered, oldest first; as many as count."""
 
     @property
     def wanted_slots(self) -> int:

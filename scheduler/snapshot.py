@@ -92,6 +92,7 @@ class _Tally(Struct, frozen=True, array_like=True):
     replacing: int
     surging: int
     outdated: int
+    extra: int = 0
 
 
 class _Backoff(Struct, frozen=True, array_like=True):
@@ -117,6 +118,7 @@ class _Group(Struct, frozen=True, array_like=True):
     deleted: bool
     last_position: int
     deaths: tuple[Death, ...] = ()
+    replaced_at: tuple[float, ...] = ()
 
 
 class _Server(Struct, frozen=True, array_like=True):
@@ -280,6 +282,7 @@ def _group_to_disk(state: GroupState, words: _Words) -> _Group:
         deleted=state.deleted,
         last_position=state.last_position,
         deaths=state.deaths,
+        replaced_at=state.replaced_at,
     )
 
 
@@ -376,6 +379,7 @@ def _group_from_disk(group: _Group, words: list[str]) -> GroupState:
         per_server=HashTrieMap(group.per_server),
         deleted=group.deleted,
         deaths=group.deaths,
+        replaced_at=group.replaced_at,
         last_position=group.last_position,
     )
 
