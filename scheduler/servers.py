@@ -135,6 +135,8 @@ def _held_by_others(draft: Draft, key: Key, server: Server, verdict: Verdict) ->
     """One joined server at a time goes for its vitals: what makes many ail moves on with their cells."""
     if verdict.rule not in AILMENT_RULES:
         return False
+    if server.pool:
+        return True  # its slot leads it: it is drained when its successor is READY
     going = [one.id for one in draft.fleet.servers.values() if not one.pool and _drains_for_vitals(one)]
     if not going:
         return False

@@ -332,6 +332,12 @@ class Simulation:
         host = self._host()
         host.troubles.frozen_until = host.now + self.random.uniform(0.5, 12.0)
 
+    async def trouble_disks_of_hosts_full(self) -> None:
+        """Of one host, or of all of them."""
+        until = asyncio.get_running_loop().time() + self.random.uniform(5.0, 60.0)
+        for host in self.random.choice([[self._host()], list(self.hosts.values())]):
+            host.troubles.disk_full_until = until
+
     async def trouble_engine_away(self) -> None:
         host = self._host()
         host.troubles.engine_away = True
@@ -453,6 +459,7 @@ class Simulation:
             host.troubles.starts_fail = 0.0
             host.troubles.engine_away = False
             host.troubles.frozen_until = 0.0
+            host.troubles.disk_full_until = 0.0
             host.boot_agent()
             for body in host.bodies.values():
                 body.ill_until = 0.0
