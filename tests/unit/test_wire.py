@@ -182,10 +182,12 @@ class TestWhatIsSent:
         assert wire.tempo_to_proto(Tempo(1.25, 6.25)) == link_pb2.Tempo(beat_ms=1_250, lease_ms=6_250)
 
     def test_autopsy_goes_there_as_it_came(self):
-        message = cell_pb2.Autopsy(reason="exited with 3", exit_code=3, last_lines=["a"], lived_seconds=1.5)
+        message = cell_pb2.Autopsy(
+            reason="exited with 3", exit_code=3, last_lines=["a"], lived_seconds=1.5, fenced=True
+        )
         (seen,) = told(cell(autopsy=message))
         assert wire.autopsy_to_proto(seen.autopsy) == message
 
     def test_no_verb_but_the_two_and_their_helpers_can_be_sent(self):
-        verbs = set(link_pb2.Instruction.DESCRIPTOR.fields_by_name)
+        verbs = {one.name for one in link_pb2.Instruction.DESCRIPTOR.oneofs_by_name["verb"].fields}
         assert verbs == {"order", "decommission", "resync", "fetch_logs", "stop_logs"}
