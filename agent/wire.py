@@ -185,7 +185,9 @@ def _probe_status(probe: ProbeStatus | None) -> cell_pb2.ProbeStatus | None:
 
 def _autopsy(autopsy: cell_pb2.Autopsy | Death | None) -> cell_pb2.Autopsy | None:
     if isinstance(autopsy, Death):
-        return cell_pb2.Autopsy(reason=autopsy.reason, lived_seconds=autopsy.lived_seconds)
+        return cell_pb2.Autopsy(
+            reason=autopsy.reason, lived_seconds=autopsy.lived_seconds, fenced=autopsy.fenced
+        )
     return autopsy
 
 

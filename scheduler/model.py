@@ -213,6 +213,8 @@ class Autopsy(Struct, frozen=True, omit_defaults=True):
     oom_killed: bool = False
     last_lines: tuple[str, ...] = ()
     lived_seconds: float = 0.0
+    fenced: bool = False
+    """Its agent ended it because no scheduler was known to hear the server."""
 
 
 class Verdict(Struct, frozen=True):

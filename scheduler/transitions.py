@@ -56,7 +56,7 @@ fate of the whole server."""
 UNWANTED = frozenset({"scaled_down", "deleted"})
 """Rules by which a cell goes that nothing replaces."""
 
-NOT_ITS_OWN = frozenset({"server_lost", "touched"})
+NOT_ITS_OWN = frozenset({"server_lost", "touched", "fenced"})
 """Rules that speak neither about a cell's spec nor about its server's fitness."""
 
 
@@ -444,11 +444,12 @@ def _server_condemned(fleet: Fleet, record: e.Record, event: e.ServerCondemned) 
     before = _server(fleet, event.server, record, Phase.READY, Phase.CONDEMNED)
     if before.phase is Phase.CONDEMNED and (before.is_lost or event.health is not Health.DEAD):
         raise IllegalTransition(f"{_name(record)}: server {event.server} is condemned already")
+    # Whoever was drained by an operator stays so; else what it died of is what counts, not why it was to go before.
     condemned = replace(
         before,
         phase=Phase.CONDEMNED,
         condemned_at=before.condemned_at or record.at,
-        condemned_by=before.condemned_by or event.rule,
+        condemned_by=before.condemned_by if before.is_drained else event.rule,
         condemned_health=event.health,
         last_position=record.position,
     )
