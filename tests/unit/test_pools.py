@@ -99,6 +99,8 @@ def test_a_server_that_its_provider_reports_gone_is_dead_at_once_and_its_cells_w
     world.core.take(ProviderListed("local", gone, world.now, world.now))
     world.settle()
     assert condemned(world) == [("rack/0.1", "provider_gone")]
+    for death in (*world.events(e.ServerCondemned), world.events(e.CellCondemned)[0]):
+        assert [fact.source for fact in death.evidence].count("provider") == 1
     assert world.phases("rack")["rack/0.2"] is READY
     assert world.cell(cell).condemned_by == "server_lost"
     assert len([c for c, phase in world.phases("web").items() if phase is READY]) == 5
