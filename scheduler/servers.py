@@ -33,6 +33,7 @@ from scheduler.vitals import AILMENT_RULES
 def look_server(draft: Draft, key: ServerKey) -> None:
     server = draft.fleet.servers.get(key.server)
     if server is None:
+        _forget_stranger(draft, key.server)
         return
     match server.phase:
         case Phase.ORDERED | Phase.DECOMMISSIONED:
@@ -42,6 +43,13 @@ def look_server(draft: Draft, key: ServerKey) -> None:
     seen = draft.sight.servers.get(server.id)
     if seen is not None and seen.is_doubtful:
         send_when_due(draft, key, Resync(server.id))
+
+
+def _forget_stranger(draft: Draft, server_id: str) -> None:
+    """What is still said by and of a server that the fleet has no more; while its stream is open it may say more."""
+    seen = draft.sight.servers.get(server_id)
+    if seen is None or not seen.is_open:
+        draft.forget_place(server_id)
 
 
 def _admit(draft: Draft, server: Server, key: ServerKey) -> None:

@@ -27,6 +27,7 @@ from scheduler.model import (
     Cell,
     CellId,
     CellKind,
+    Evidence,
     GroupKind,
     GroupState,
     Health,
@@ -170,6 +171,8 @@ class _Doom(Struct, frozen=True):
     cause: str
     allowed: Allowed | Held
     needs_place: bool = True
+    evidence: tuple[Evidence, ...] = ()
+    """What it rests on, beside the verdict."""
 
 
 def _doom(draft: Draft, key: SlotKey, state: GroupState, cell: Cell) -> _Doom | None:
@@ -188,12 +191,20 @@ def _doom(draft: Draft, key: SlotKey, state: GroupState, cell: Cell) -> _Doom | 
     if cell.dies_at is not None:
         if draft.now >= cell.dies_at:
             reason = "a shell was opened in it, and its time is over"
-            return _Doom("touched", reason, f"event:{cell.last_position}", _may_condemn_touched(draft, state))
+            fact = Evidence(
+                "scheduler", "a shell was opened in it", cell.dies_at - draft.policy.shell_seconds
+            )
+            cause, allowed = f"event:{cell.last_position}", _may_condemn_touched(draft, state)
+            return _Doom("touched", reason, cause, allowed, evidence=(fact,))
         draft.look(key, cell.dies_at)
     report = draft.sight.report_of(cell.server, cell.id)
     if report is not None and report.touched and state.group.replace_touched:
         reason = f"touched: {'; '.join(report.touched)}"
-        return _Doom("touched", reason, "", _may_condemn_touched(draft, state))
+        allowed = _may_condemn_touched(draft, state)
+        seen = draft.sight.servers.get(cell.server)
+        at = seen.heard_at if seen else draft.now
+        facts = tuple(Evidence(f"agent {cell.server}", difference, at) for difference in report.touched)
+        return _Doom("touched", reason, "", allowed, evidence=facts)
     due_at = due_of(state, cell)
     if due_at is not None:
         if draft.now >= due_at:
@@ -233,7 +244,7 @@ def _carry_out(
             health=verdict.health,
             rule=doom.rule,
             reason=doom.reason,
-            evidence=verdict.evidence,
+            evidence=(*doom.evidence, *verdict.evidence),
             budget=allowed.budget,
         ),
         doom.cause,
@@ -377,6 +388,7 @@ def _decommissioned(draft: Draft, cell: Cell, proof: str) -> None:
         draft.forget(cell.server, cell.id)
     if provider:
         draft.forget_server(provider, cell.id)
+        draft.look(ServerKey(cell.id), draft.now)  # nothing that was seen of it is of use any more
     if cell.server:
         draft.freed_servers.add(cell.server)
         bury_server(draft, cell.server)

@@ -64,7 +64,8 @@ def _befall(world: World, budget: Replace, trouble: str, slot: int, number: int,
             world.core.take(ServerUnmade("local", cells[0], world.now))
         case "ails" if cells and cells[-1] in world.core.sight.servers:
             for _ in range(4):
-                if world.core.sight.servers[cells[-1]].is_open:
+                seen = world.core.sight.servers.get(cells[-1])
+                if seen is not None and seen.is_open:
                     world.report(cells[-1], vitals=Vitals(disk_fraction=1.0))
                 world.advance(5)
         case "is condemned" if cells:
