@@ -13,6 +13,7 @@ from scheduler.sight import (  # pytest takes what is called Test… for tests
     ProviderState,
     Reported,
     ServerNotMade,
+    ServerUnmade,
     WillRead,
 )
 from scheduler.sight import (
@@ -359,6 +360,9 @@ def test_deaths_of_several_specs_on_one_server_blame_the_server() -> None:
     assert (event.health, event.rule) == (Health.SICK, "blamed")
     assert "the server is to blame" in event.reason
     assert world.phases("rack")["rack/1.2"] is READY
+    ready = next(r.position for r in world.records if r.event == e.CellReady("rack/1.2", {}, "ref-rack/1.2"))
+    drained = next(r.position for r in world.records if isinstance(r.event, e.ServerCondemned))
+    assert ready < drained, "it gives its cells away when its successor can take them"
 
 
 def test_deaths_of_one_spec_on_several_servers_blame_the_spec() -> None:
