@@ -364,7 +364,7 @@ def test_deaths_of_several_specs_on_one_server_blame_the_server() -> None:
 
 def test_a_blamed_server_gives_its_cells_away_when_its_successor_can_take_them() -> None:
     world = rack(3)
-    world.apply(*(service(name, 6) for name in ("web", "api", "db")))
+    world.apply(*(service(name, 12) for name in ("web", "api", "db")))
     world.advance(10)
     world.deaf_providers = True
     for victim in sorted(world.core.fleet.servers["rack/1.1"].cells):
