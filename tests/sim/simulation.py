@@ -536,5 +536,5 @@ class Seeds:
                 self.outcomes.append(Simulation(seed).run())
             except Exception as error:
                 raise AssertionError(
-                    f"seed {seed} fails; replay it with SIM_SEEDS={seed} pytest tests/sim: {error}"
+                    f"seed {seed} fails; replay it with PYTHONHASHSEED=0 SIM_SEEDS={seed} pytest tests/sim: {error}"
                 ) from error

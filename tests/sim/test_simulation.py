@@ -15,7 +15,7 @@ SEEDS_PER_TEST = 20
 
 
 def seeds_to_run() -> list[Seeds]:
-    """SIM_SEEDS=17,18 replays just those."""
+    """SIM_SEEDS=17,18 replays just those; with PYTHONHASHSEED=0, as make test runs them, exactly so."""
     asked_for = os.environ.get("SIM_SEEDS", "")
     if asked_for:
         return [Seeds(int(seed), 1) for seed in asked_for.split(",")]
