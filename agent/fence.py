@@ -42,7 +42,7 @@ def mind(draft: Draft) -> None:
         over = draft.now - state.fence_at
         since = f"the lease ended {over:.1f} s ago" if over < draft.now else "no lease is known"
         lived = draft.now - cell.running_since if cell.state is CellState.RUNNING else 0.0
-        autopsy = Death(f"fenced: no scheduler is known to hear this server; {since}", lived)
+        autopsy = Death(f"fenced: no scheduler is known to hear this server; {since}", lived, fenced=True)
         life.stop(draft, replace(cell, is_fenced=True, autopsy=autopsy))
 
 

@@ -45,6 +45,7 @@ class Death:
 
     reason: str
     lived_seconds: float = 0.0
+    fenced: bool = False
 
 
 @dataclass(frozen=True, slots=True)

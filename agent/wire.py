@@ -66,11 +66,11 @@ def hello(
             inventory=_bounded([_cell_report(one) for one in instruction.inventory]),
             epoch=instruction.epoch,
             watch_address=facts.watch_address,
+            beat_at=instruction.beat_at,
             watching=[
                 link_pb2.Neighbour(server_id=one.server_id, address=one.address, key=one.key)
                 for one in watching
             ],
-            beat_at=instruction.beat_at,
         )
     )
 
@@ -185,7 +185,9 @@ def _probe_status(probe: ProbeStatus | None) -> cell_pb2.ProbeStatus | None:
 
 def _autopsy(autopsy: cell_pb2.Autopsy | Death | None) -> cell_pb2.Autopsy | None:
     if isinstance(autopsy, Death):
-        return cell_pb2.Autopsy(reason=autopsy.reason, lived_seconds=autopsy.lived_seconds)
+        return cell_pb2.Autopsy(
+            reason=autopsy.reason, lived_seconds=autopsy.lived_seconds, fenced=autopsy.fenced
+        )
     return autopsy
 
 

@@ -153,6 +153,7 @@ class Demo:
             self._for(client, show, self.tempo.every / 2)
 
     def _murder_cells(self, client: Client, show: Callable[[RenderableType], None], numbers: range) -> None:
+        self._until(client, show, self._is_healed, "the fleet to be whole before a murder")
         for number in numbers:
             self._murder_cell(client, number)
             self._for(client, show, self.tempo.every)
@@ -234,6 +235,8 @@ class Demo:
     def _murder_cell(self, client: Client, number: int) -> None:
         """One that has served long enough, on the server that has lost the fewest."""
         ready = [cell for cell in _cells(client) if cell.group == SERVICE and cell.phase == "READY"]
+        if not ready:
+            raise DemoFailed(f"no cell of {SERVICE} is ready, so there is none to kill")
         old = [cell for cell in ready if cell.ready_at < time.time() - self.tempo.calm] or ready
         lost = Counter(murder.on for murder in self.bill.cells)
         victim = min(old, key=lambda cell: (lost[cell.server], cell.ready_at))

@@ -194,8 +194,10 @@ class ByProvider:
             since = (successor.ready_at if successor else None) or cell.condemned_at or draft.now
             grace_seconds = spec_of(draft.fleet.groups[cell.group], cell).stop.grace_seconds
             due_at = max(due_at, since + grace_seconds + draft.policy.drain_margin_seconds)
-        draft.look(key, due_at)
-        return draft.now >= due_at
+        if draft.now < due_at:
+            draft.look(key, due_at)
+            return False
+        return True
 
     def provider_of(self, draft: Draft, cell: Cell) -> str:
         body = spec_of(draft.fleet.groups[cell.group], cell).server

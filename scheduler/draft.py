@@ -11,7 +11,7 @@ from scheduler.commands import Command, ProviderCommand
 from scheduler.events import AnyEvent, Record
 from scheduler.model import Fleet, Hold, Key, Policy, Storm
 from scheduler.placement import Placer
-from scheduler.sight import Sight, doubt, forget, forget_server, tell, tell_provider
+from scheduler.sight import Sight, doubt, forget, forget_place, forget_server, tell, tell_provider
 from scheduler.storm import storm_of
 from scheduler.transitions import apply
 
@@ -67,6 +67,9 @@ class Draft:
 
     def forget_server(self, provider: str, cell: str) -> None:
         self.sight = forget_server(self.sight, provider, cell)
+
+    def forget_place(self, server: str) -> None:
+        self.sight = forget_place(self.sight, server)
 
     def storm(self, pool: str) -> Storm | None:
         """Counted once a turn for each pool, since every silent server of it asks."""

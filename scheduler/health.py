@@ -71,6 +71,17 @@ def _server_lost(case: _Case) -> Verdict | None:
     return Verdict(Health.DEAD, "server_lost", f"its server {case.cell.server} is lost", (fact,))
 
 
+def _fenced(case: _Case) -> Verdict | None:
+    report = case.report
+    if (
+        report is None
+        or report.state is not CellState.EXITED
+        or not (report.autopsy and report.autopsy.fenced)
+    ):
+        return None
+    return Verdict(Health.DEAD, "fenced", report.autopsy.reason, (_fact(case, report.autopsy.reason),))
+
+
 def _ended(case: _Case) -> Verdict | None:
     report = case.report
     if report is None or report.state not in (CellState.EXITED, CellState.FAILED):
@@ -136,6 +147,7 @@ def _booting(case: _Case) -> Verdict | None:
 
 CELL_RULES: tuple[Callable[[_Case], Verdict | None], ...] = (
     _server_lost,
+    _fenced,
     _ended,
     _vanished,
     _boot_timeout,
@@ -190,6 +202,8 @@ def server_cell_verdict(
     if refused:
         return Verdict(Health.DEAD, "start_failed", refused, (Evidence("provider", refused, now),))
     if made is not None and made.state is ProviderState.GONE:
+        if of_place is not None and of_place.rule == "provider_gone":
+            return of_place  # it rests on the same word
         reason = f"its provider says that it is gone{': ' + made.reason if made.reason else ''}"
         facts = (Evidence("provider", reason, now), *(of_place.evidence if of_place else ()))
         return Verdict(Health.DEAD, "provider_gone", reason, facts)

@@ -213,6 +213,8 @@ class Autopsy(Struct, frozen=True, omit_defaults=True):
     oom_killed: bool = False
     last_lines: tuple[str, ...] = ()
     lived_seconds: float = 0.0
+    fenced: bool = False
+    """Its agent ended it because no scheduler was known to hear the server."""
 
 
 class Verdict(Struct, frozen=True):
@@ -314,6 +316,8 @@ class Tally(Struct, frozen=True):
     """Those of them whose successor is ORDERED or BOOTING: cells beyond what is wanted."""
     outdated: int = 0
     """Cells that are not condemned and whose digest is not the group's."""
+    extra: int = 0
+    """Cells beyond what is wanted: those that are condemned and not dead, where another is in their slot."""
 
 
 class Revision(Struct, frozen=True):
@@ -369,6 +373,8 @@ class GroupState(Struct, frozen=True):
     longest_lease_seconds: float = 0.0
     """Pools: the longest that it ever had. An agent that is cut off goes by what it was told last."""
     last_position: int = 0
+    replaced_at: tuple[float, ...] = ()
+    """Pools that limit their replacements in time: when the newest were ordered, oldest first; as many as count."""
 
     @property
     def wanted_slots(self) -> int:

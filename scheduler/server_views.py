@@ -98,13 +98,15 @@ def evidence_row(fact: Evidence) -> operator_pb2.Evidence:
 
 
 def _what_is_heard(view: View, server: Server) -> tuple[Evidence, ...]:
-    """What a good verdict rests on."""
+    """What a good verdict rests on, and all that is known of one that was condemned."""
     seen = view.sight.servers.get(server.id)
     if seen is None or server.phase is Phase.ORDERED:
         return ()
     tempo = view.policy.tempo(len(view.fleet.servers))
-    witnesses = witnesses_of(server, view.sight, view.now, BEATS_MISSED * tempo.beat_seconds)
-    return (Evidence(f"agent {server.id}", "it beats", seen.heard_at), *witnesses.facts)
+    silence_limit = BEATS_MISSED * tempo.beat_seconds
+    witnesses = witnesses_of(server, view.sight, view.now, silence_limit)
+    says = "it beats" if view.now - seen.heard_at <= silence_limit else "last heard"
+    return (Evidence(f"agent {server.id}", says, seen.heard_at), *witnesses.facts)
 
 
 def _neighbours(view: View, server_id: str) -> Iterator[operator_pb2.NeighbourAnswer]:

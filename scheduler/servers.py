@@ -27,12 +27,12 @@ from scheduler.model import (
 from scheduler.server_health import CUT_OFF, SILENT_BEATS, server_verdict
 from scheduler.sight import CellState, ProviderState
 from scheduler.telling import send_when_due, tell_provider_when_due
-from scheduler.vitals import AILMENT_RULES
 
 
 def look_server(draft: Draft, key: ServerKey) -> None:
     server = draft.fleet.servers.get(key.server)
     if server is None:
+        _forget_stranger(draft, key.server)
         return
     match server.phase:
         case Phase.ORDERED | Phase.DECOMMISSIONED:
@@ -42,6 +42,13 @@ def look_server(draft: Draft, key: ServerKey) -> None:
     seen = draft.sight.servers.get(server.id)
     if seen is not None and seen.is_doubtful:
         send_when_due(draft, key, Resync(server.id))
+
+
+def _forget_stranger(draft: Draft, server_id: str) -> None:
+    """What is still said by and of a server that the fleet has no more; while its stream is open it may say more."""
+    seen = draft.sight.servers.get(server_id)
+    if seen is None or not seen.is_open:
+        draft.forget_place(server_id)
 
 
 def _admit(draft: Draft, server: Server, key: ServerKey) -> None:
@@ -132,19 +139,19 @@ def held_by_storm(draft: Draft, key: Key, server: Server, verdict: Verdict) -> b
 
 
 def _held_by_others(draft: Draft, key: Key, server: Server, verdict: Verdict) -> bool:
-    """One joined server at a time goes for its vitals: what makes many ail moves on with their cells."""
-    if verdict.rule not in AILMENT_RULES:
-        return False
-    going = [one.id for one in draft.fleet.servers.values() if not one.pool and _drains_for_vitals(one)]
+    """One joined server at a time goes while it beats: what makes many ail, or their cells die, moves on with those."""
+    if server.pool:
+        return True  # its slot leads it: it is drained when its successor is READY
+    going = [one.id for one in draft.fleet.servers.values() if not one.pool and _drains_as_sick(one)]
     if not going:
         return False
-    reason = f"{server.id} is sick ({verdict.reason}), and {going[0]} is drained for its vitals already"
+    reason = f"{server.id} is sick ({verdict.reason}), and {going[0]} is drained as a sick one already"
     draft.hold(key, "one_by_one", reason)
     return True
 
 
-def _drains_for_vitals(server: Server) -> bool:
-    return server.phase is Phase.CONDEMNED and server.condemned_by in AILMENT_RULES and not server.is_lost
+def _drains_as_sick(server: Server) -> bool:
+    return server.phase is Phase.CONDEMNED and server.condemned_health is Health.SICK
 
 
 def condemn_server(draft: Draft, server: Server, verdict: Verdict) -> None:

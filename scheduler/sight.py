@@ -432,6 +432,20 @@ def forget_server(sight: Sight, provider: str, cell: str) -> Sight:
     return replace(sight, providers=sight.providers.insert(provider, known), about=sight.about.discard(cell))
 
 
+def forget_place(sight: Sight, server: str) -> Sight:
+    """Drop whatever was seen of a server that is gone for good, and what it said and others said of it."""
+    seen = sight.servers.get(server)
+    if seen is not None:
+        sight = _recounted(sight, server, seen.ailing, ())
+        sight = replace(sight, servers=sight.servers.discard(server))
+    about = sight.about.discard(server)
+    for watched, said in sight.about.items():
+        if watched != server and server in said:
+            others = said.discard(server)
+            about = about.insert(watched, others) if others else about.discard(watched)
+    return replace(sight, about=about, wills=sight.wills.discard(server))
+
+
 def doubt(sight: Sight, server: str) -> Sight:
     """What this server showed may be old; it has to report everything."""
     seen = sight.servers.get(server)

@@ -27,6 +27,8 @@ from scheduler.model import (
     Cell,
     CellId,
     CellKind,
+    Evidence,
+    GroupKind,
     GroupState,
     Health,
     Phase,
@@ -37,8 +39,16 @@ from scheduler.model import (
     Verdict,
 )
 from scheduler.placement import Unplaceable
+from scheduler.pool_budget import (
+    goes_first,
+    may_condemn_due_server,
+    may_condemn_server,
+    may_go_first,
+    may_order_another,
+    may_order_beside,
+)
 from scheduler.servers import bury_server, condemn_server, held_by_storm, show_cut_off
-from scheduler.transitions import NOT_ITS_OWN, still_waits
+from scheduler.transitions import NOT_ITS_OWN, still_waits, was_lost
 
 AGE_JITTER = 0.1
 """Cells of one wave do not all come of age at the same moment."""
@@ -48,7 +58,8 @@ def look_slot(draft: Draft, key: SlotKey) -> None:
     before = _tally(draft, key)
     _lead(draft, key)
     after = _tally(draft, key)
-    if after.ready > before.ready or after.replacing < before.replacing or after.surging < before.surging:
+    fewer = (after.replacing < before.replacing, after.surging < before.surging, after.extra < before.extra)
+    if after.ready > before.ready or any(fewer):
         draft.freed.add(key.group)  # that is what budgets look at
 
 
@@ -102,6 +113,11 @@ def _condemn_by_health(draft: Draft, key: SlotKey, state: GroupState, cell: Cell
     server = draft.fleet.servers.get(cell.id) if cell.kind is CellKind.SERVER else None
     if server is not None and held_by_storm(draft, key, server, verdict):
         return
+    budget = _budget_of(draft, key, state, cell, verdict.health)
+    if isinstance(budget, Held):
+        reason = f"{cell.id} is to be replaced ({verdict.reason}): {budget.reason}"
+        draft.hold(key, budget.rule, reason, budget.next_look_at)
+        return
     served = 0.0 if cell.ready_at is None else draft.now - cell.ready_at
     early = served < draft.policy.early_seconds and verdict.rule not in NOT_ITS_OWN
     report = draft.sight.report_of(cell.server, cell.id)
@@ -112,7 +128,7 @@ def _condemn_by_health(draft: Draft, key: SlotKey, state: GroupState, cell: Cell
             rule=verdict.rule,
             reason=verdict.reason,
             evidence=verdict.evidence,
-            budget="a dead cell needs none" if verdict.health is Health.DEAD else "replaced before it goes",
+            budget=budget.budget,
             autopsy=report.autopsy if report else None,
             backoff=next_backoff(state, cell.digest, draft.now, draft.policy) if early else None,
         )
@@ -120,6 +136,31 @@ def _condemn_by_health(draft: Draft, key: SlotKey, state: GroupState, cell: Cell
     if server is not None and server.phase is Phase.READY and verdict.health is Health.DEAD:
         condemn_server(draft, server, verdict)
     draft.dirty({ServerKey(cell.server): f"event:{draft.fleet.position}"} if cell.server else {})
+
+
+def _budget_of(draft: Draft, key: SlotKey, state: GroupState, cell: Cell, health: Health) -> Allowed | Held:
+    """Whether a cell that is dead or sick may go now. Of containers only the orders of successors are held."""
+    if health is Health.DEAD:
+        return Allowed("a dead cell needs none")
+    if cell.kind is CellKind.CONTAINER:
+        return Allowed("replaced before it goes")
+    if not cell.was_ready or key.slot >= state.wanted_slots:
+        return Allowed("none needed: nobody misses it")
+    return may_condemn_server(state, draft.now)
+
+
+def _may_condemn_due(draft: Draft, state: GroupState) -> Allowed | Held:
+    """May one that is well but outdated or old go?"""
+    if state.group.kind is GroupKind.POOL:
+        return may_condemn_due_server(state, draft.now)
+    return may_condemn_outdated(state, draft.policy)
+
+
+def _may_condemn_touched(draft: Draft, state: GroupState) -> Allowed | Held:
+    """May one go that is touched, or whose server is drained?"""
+    if state.group.kind is GroupKind.POOL:
+        return may_condemn_server(state, draft.now)
+    return may_condemn_drained(state, draft.policy)
 
 
 class _Doom(Struct, frozen=True):
@@ -130,6 +171,8 @@ class _Doom(Struct, frozen=True):
     cause: str
     allowed: Allowed | Held
     needs_place: bool = True
+    evidence: tuple[Evidence, ...] = ()
+    """What it rests on, beside the verdict."""
 
 
 def _doom(draft: Draft, key: SlotKey, state: GroupState, cell: Cell) -> _Doom | None:
@@ -140,29 +183,33 @@ def _doom(draft: Draft, key: SlotKey, state: GroupState, cell: Cell) -> _Doom | 
         return _Doom(*why, "", Allowed("none needed"), needs_place=False)
     if cell.digest != state.digest:
         reason = f"revision {cell.revision}; the group is at {state.revision}"
-        return _Doom(
-            "outdated", reason, f"event:{state.last_position}", may_condemn_outdated(state, draft.policy)
-        )
+        return _Doom("outdated", reason, f"event:{state.last_position}", _may_condemn_due(draft, state))
     if server is not None and server.phase is Phase.CONDEMNED:
         cause = f"event:{server.last_position}"
         reason = f"its server {server.id} is drained"
-        return _Doom("server_drained", reason, cause, may_condemn_drained(state, draft.policy))
+        return _Doom("server_drained", reason, cause, _may_condemn_touched(draft, state))
     if cell.dies_at is not None:
         if draft.now >= cell.dies_at:
             reason = "a shell was opened in it, and its time is over"
-            return _Doom(
-                "touched", reason, f"event:{cell.last_position}", may_condemn_drained(state, draft.policy)
+            fact = Evidence(
+                "scheduler", "a shell was opened in it", cell.dies_at - draft.policy.shell_seconds
             )
+            cause, allowed = f"event:{cell.last_position}", _may_condemn_touched(draft, state)
+            return _Doom("touched", reason, cause, allowed, evidence=(fact,))
         draft.look(key, cell.dies_at)
     report = draft.sight.report_of(cell.server, cell.id)
     if report is not None and report.touched and state.group.replace_touched:
         reason = f"touched: {'; '.join(report.touched)}"
-        return _Doom("touched", reason, "", may_condemn_drained(state, draft.policy))
+        allowed = _may_condemn_touched(draft, state)
+        seen = draft.sight.servers.get(cell.server)
+        at = seen.heard_at if seen else draft.now
+        facts = tuple(Evidence(f"agent {cell.server}", difference, at) for difference in report.touched)
+        return _Doom("touched", reason, "", allowed, evidence=facts)
     due_at = due_of(state, cell)
     if due_at is not None:
         if draft.now >= due_at:
             reason = f"older than {state.group.max_age_seconds:g} s, give or take a tenth"
-            return _Doom("old", reason, "", may_condemn_outdated(state, draft.policy))
+            return _Doom("old", reason, "", _may_condemn_due(draft, state))
         draft.look(key, due_at)
     return None
 
@@ -197,7 +244,7 @@ def _carry_out(
             health=verdict.health,
             rule=doom.rule,
             reason=doom.reason,
-            evidence=verdict.evidence,
+            evidence=(*doom.evidence, *verdict.evidence),
             budget=allowed.budget,
         ),
         doom.cause,
@@ -216,7 +263,7 @@ def _fill(draft: Draft, key: SlotKey) -> None:
     slot = _slot(draft, key)
     if slot.wanted_cell is not None:
         return
-    held = _held(draft, state, slot)
+    held = _held(draft, state, key.slot, slot)
     if held is not None:
         draft.hold(key, held.rule, held.reason, held.next_look_at)
         return
@@ -227,7 +274,7 @@ def _fill(draft: Draft, key: SlotKey) -> None:
     _order(draft, key, state, place)
 
 
-def _held(draft: Draft, state: GroupState, slot: Slot) -> Held | None:
+def _held(draft: Draft, state: GroupState, number: int, slot: Slot) -> Held | None:
     """The first brake that holds the order."""
     if state.group.spec.exclusive and slot.cells:
         return _held_by_rival(draft, state, slot.cells[-1])
@@ -235,6 +282,8 @@ def _held(draft: Draft, state: GroupState, slot: Slot) -> Held | None:
     if held is not None:
         blame = blame_spec(state.deaths, state.digest, draft.now, draft.policy.blame_window_seconds)
         return held if blame is None else Held("spec_blamed", blame.reason, held.next_look_at)
+    if state.group.kind is GroupKind.POOL:
+        return _held_by_pool(draft, state, number, slot)
     if any(still_waits(cell) for cell in slot.cells):
         allowed = may_surge(state, draft.policy)
         return allowed if isinstance(allowed, Held) else None
@@ -250,6 +299,15 @@ def _held_by_rival(draft: Draft, state: GroupState, cell: Cell) -> Held:
     return Held("exclusive", f"{reason}; its server {cell.server} is lost: {wait}", at)
 
 
+def _held_by_pool(draft: Draft, state: GroupState, number: int, slot: Slot) -> Held | None:
+    beside = may_order_beside(state, slot)
+    if isinstance(beside, Held):
+        return beside
+    before = _predecessor(state, number, slot)
+    another = may_order_another(state, draft.now)
+    return another if isinstance(another, Held) and before and was_lost(draft.fleet, slot, before) else None
+
+
 def _carrier(state: GroupState) -> Carrier:
     return carrier_of(state.group)
 
@@ -257,16 +315,19 @@ def _carrier(state: GroupState) -> Carrier:
 def _order(draft: Draft, key: SlotKey, state: GroupState, server: str) -> None:
     slot = state.slots.get(key.slot) or Slot(next_generation=state.first_generation)
     cell_id = str(CellId(key.group, key.slot, slot.next_generation))
-    replaces = _predecessor(state, key.slot, slot.next_generation)
+    replaces = _predecessor(state, key.slot, slot)
     before = draft.fleet.cell(replaces)
     cause = f"event:{before.last_position if before else state.last_position}"
     resources = state.group.spec.resources
     draft.emit(e.CellOrdered(cell_id, state.digest, state.revision, server, resources, replaces), cause)
 
 
-def _predecessor(state: GroupState, slot: int, generation: int) -> str:
+def _predecessor(state: GroupState, number: int, slot: Slot) -> str:
     """The cell that had the slot before, though it may be gone by now: a backoff outlives the dead."""
-    return str(CellId(state.group.name, slot, generation - 1)) if generation > state.first_generation else ""
+    generation = slot.next_generation
+    return (
+        str(CellId(state.group.name, number, generation - 1)) if generation > state.first_generation else ""
+    )
 
 
 # --- ending -------------------------------------------------------------------------------------------------------
@@ -302,7 +363,17 @@ def _may_go(draft: Draft, key: SlotKey, cell: Cell) -> bool:
     if current is not None and current.phase is Phase.READY:
         return True
     verdict = carrier_of(cell).verdict(draft, state, cell)
-    return verdict.health is Health.DEAD and verdict.rule not in SILENCE_RULES
+    if verdict.health is Health.DEAD and verdict.rule not in SILENCE_RULES:
+        return True
+    return cell.kind is CellKind.SERVER and goes_first(state) and _may_go_first(draft, key, state, cell)
+
+
+def _may_go_first(draft: Draft, key: SlotKey, state: GroupState, cell: Cell) -> bool:
+    """A server of a pool that orders none beside those that go."""
+    allowed = may_go_first(state)
+    if isinstance(allowed, Held):
+        draft.hold(key, allowed.rule, f"{cell.id} is to go: {allowed.reason}", allowed.next_look_at)
+    return isinstance(allowed, Allowed)
 
 
 def _decommissioned(draft: Draft, cell: Cell, proof: str) -> None:
@@ -310,10 +381,14 @@ def _decommissioned(draft: Draft, cell: Cell, proof: str) -> None:
     autopsy = report.autopsy if report else None
     provider = carrier_of(cell).provider_of(draft, cell)
     draft.emit(e.CellDecommissioned(cell.id, proof, autopsy))
+    key = SlotKey(cell.group, cell.slot)
+    if _slot(draft, key).wanted_cell is None:
+        draft.look(key, draft.now)  # its successor may have waited for just that
     if proof == "agent":  # what a lost server showed last is where its orphans are looked for when it returns
         draft.forget(cell.server, cell.id)
     if provider:
         draft.forget_server(provider, cell.id)
+        draft.look(ServerKey(cell.id), draft.now)  # nothing that was seen of it is of use any more
     if cell.server:
         draft.freed_servers.add(cell.server)
         bury_server(draft, cell.server)

@@ -92,6 +92,7 @@ class _Tally(Struct, frozen=True, array_like=True):
     replacing: int
     surging: int
     outdated: int
+    extra: int = 0
 
 
 class _Backoff(Struct, frozen=True, array_like=True):
@@ -118,6 +119,7 @@ class _Group(Struct, frozen=True, array_like=True):
     last_position: int
     deaths: tuple[Death, ...] = ()
     longest_lease_seconds: float = 0.0
+    replaced_at: tuple[float, ...] = ()
 
 
 class _Server(Struct, frozen=True, array_like=True):
@@ -282,6 +284,7 @@ def _group_to_disk(state: GroupState, words: _Words) -> _Group:
         last_position=state.last_position,
         deaths=state.deaths,
         longest_lease_seconds=state.longest_lease_seconds,
+        replaced_at=state.replaced_at,
     )
 
 
@@ -379,6 +382,7 @@ def _group_from_disk(group: _Group, words: list[str]) -> GroupState:
         deleted=group.deleted,
         deaths=group.deaths,
         longest_lease_seconds=group.longest_lease_seconds,
+        replaced_at=group.replaced_at,
         last_position=group.last_position,
     )
 

@@ -53,7 +53,10 @@ OWN_DEATHS = frozenset({"exited", "start_failed", "vanished", "boot_timeout", "p
 """Rules that speak about a container's spec and about its server's fitness; all others are somebody's decision, or the
 fate of the whole server."""
 
-NOT_ITS_OWN = frozenset({"server_lost", "touched"})
+UNWANTED = frozenset({"scaled_down", "deleted"})
+"""Rules by which a cell goes that nothing replaces."""
+
+NOT_ITS_OWN = frozenset({"server_lost", "touched", "fenced"})
 """Rules that speak neither about a cell's spec nor about its server's fitness."""
 
 
@@ -183,7 +186,9 @@ def _tally(slot: Slot, digest: str) -> Tally:
         else:
             booting += 1
         outdated += cell.digest != digest
-    return Tally(ready, booting, condemned, int(waiting), int(waiting and booting > 0), outdated)
+    there = sum(c.is_condemned and c.condemned_health is not Health.DEAD for c in slot.cells)
+    extra = max(0, there - (0 if ready or booting else 1))
+    return Tally(ready, booting, condemned, int(waiting), int(waiting and booting > 0), outdated, extra)
 
 
 def still_waits(cell: Cell) -> bool:
@@ -199,6 +204,7 @@ def _add(left: Tally, right: Tally, sign: int) -> Tally:
         left.replacing + sign * right.replacing,
         left.surging + sign * right.surging,
         left.outdated + sign * right.outdated,
+        left.extra + sign * right.extra,
     )
 
 
@@ -233,7 +239,17 @@ def _cell_ordered(fleet: Fleet, record: e.Record, event: e.CellOrdered) -> Fleet
     )
     older = tuple(replace(c, replaced_by=cell.id) if c.id == event.replaces else c for c in slot.cells)
     fleet, state = _placed(fleet, state, cell, 1)
+    if event.replaces and state.group.replace.count and was_lost(fleet, slot, event.replaces):
+        newest = (*state.replaced_at, record.at)[-state.group.replace.count :]
+        state = replace(state, replaced_at=newest)
     return _put_slot(fleet, state, parsed.slot, Slot((*older, cell), slot.next_generation + 1))
+
+
+def was_lost(fleet: Fleet, slot: Slot, cell_id: str) -> bool:
+    """Whether a new cell replaces that one; where its slot was not wanted for a while, it does not."""
+    known = (*slot.cells, *fleet.graves.values())
+    before = next((cell for cell in known if cell.id == cell_id), None)
+    return before is None or before.condemned_by not in UNWANTED
 
 
 def _cell_moved(fleet: Fleet, record: e.Record, event: Any) -> Fleet:
@@ -428,11 +444,12 @@ def _server_condemned(fleet: Fleet, record: e.Record, event: e.ServerCondemned) 
     before = _server(fleet, event.server, record, Phase.READY, Phase.CONDEMNED)
     if before.phase is Phase.CONDEMNED and (before.is_lost or event.health is not Health.DEAD):
         raise IllegalTransition(f"{_name(record)}: server {event.server} is condemned already")
+    # Whoever was drained by an operator stays so; else what it died of is what counts, not why it was to go before.
     condemned = replace(
         before,
         phase=Phase.CONDEMNED,
         condemned_at=before.condemned_at or record.at,
-        condemned_by=before.condemned_by or event.rule,
+        condemned_by=before.condemned_by if before.is_drained else event.rule,
         condemned_health=event.health,
         last_position=record.position,
     )

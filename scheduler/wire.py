@@ -217,6 +217,7 @@ def _autopsy(cell: str, message: cell_pb2.Autopsy) -> Autopsy:
         oom_killed=message.oom_killed,
         last_lines=tuple(line[:TEXT_CHARACTERS] for line in message.last_lines[-LAST_LINES_LIMIT:]),
         lived_seconds=_number(f"{cell}: autopsy.lived_seconds", message.lived_seconds),
+        fenced=message.fenced,
     )
 
 
@@ -288,6 +289,7 @@ def autopsy_to_proto(autopsy: Autopsy) -> cell_pb2.Autopsy:
         oom_killed=autopsy.oom_killed,
         last_lines=autopsy.last_lines,
         lived_seconds=autopsy.lived_seconds,
+        fenced=autopsy.fenced,
     )
 
 

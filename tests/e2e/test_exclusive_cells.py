@@ -120,5 +120,6 @@ def test_a_scheduler_that_comes_back_in_time_finds_it_alive_and_one_that_comes_l
     fleet.until(lambda: not is_alive(int(first["runtime_id"])), "its agent ends it")
     fleet.start_scheduler()
     (second,) = fleet.until_ready("db", 1, without=(first["id"],))
+    assert fleet.why(first["id"])["rule"] == "fenced"
     assert fleet.why(first["id"])["autopsy"]["reason"].startswith("fenced: no scheduler")
     assert_one_after_the_other(fleet, first["id"], second["id"])

@@ -49,6 +49,8 @@ class Troubles:
     engine_away: bool = False
     frozen_until: float = 0.0
     disk_full_until: float = 0.0
+    agent_frozen_until: float = 0.0
+    """The agent alone: its cells and the watchdog go on."""
 
 
 @dataclass(eq=False)
@@ -86,7 +88,8 @@ class Host:
         self.on_death(cell_id)
         body.ended = cell_pb2.Autopsy(reason=f"exited with {code}", exit_code=code, lived_seconds=1.0)
         if self.agent is not None:
-            self.agent.feed(m.Died(cell_id, body.ended, self.now))
+            ended = body.ended
+            self.agent.hear(lambda now: m.Died(cell_id, ended, now))
 
     def remember_fence(self, fence_at: float | None) -> None:
         """The watchdog looks when the time is over, and is frozen with everything else here."""
@@ -106,7 +109,15 @@ class Host:
             self.on_death(cell_id)
             del self.bodies[cell_id]
             if self.agent is not None:
-                self.agent.feed(m.Died(cell_id, m.Death("it vanished"), self.now))
+                self.agent.hear(lambda now, cell_id=cell_id: m.Died(cell_id, m.Death("it vanished"), now))  # type: ignore[misc]
+
+    @property
+    def is_silent(self) -> bool:
+        """Nobody answers for it, although its kernel may take what is sent."""
+        frozen_until = self.troubles.frozen_until
+        if self.agent is not None:
+            frozen_until = max(frozen_until, self.troubles.agent_frozen_until)
+        return frozen_until > self.now
 
     def alive(self) -> list[str]:
         """What runs at this moment: a frozen machine does nothing."""
@@ -158,7 +169,8 @@ class Agent:
         def due() -> None:
             if not self.alive:
                 return
-            frozen = self.host.troubles.frozen_until - self.host.now
+            troubles = self.host.troubles
+            frozen = max(troubles.frozen_until, troubles.agent_frozen_until) - self.host.now
             if frozen > 0:
                 self._later(frozen + 0.001, act, *args)
                 return
@@ -188,7 +200,7 @@ class Agent:
         self._later(self.CONNECT_SECONDS * self.host.random.uniform(0.5, 2.0), self.connect)
 
     def hear(self, event: Callable[[float], m.Event]) -> None:
-        """A message from the scheduler arrived; it is an event when the agent reads it."""
+        """News arrived, such as a message from the scheduler; it is an event when the agent reads it."""
         self._later(0.0, lambda: self.feed(event(self.host.now)))
 
     def _take_vitals(self) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from galactica.v1 import cell_pb2, link_pb2
+from msgspec.structs import replace
 
 from agent import messages as m
 from scheduler.commands import Command, Decommission, Order
@@ -187,6 +188,8 @@ def _report(said: m.CellReport) -> CellReport:
     autopsy = None
     if said.autopsy is not None:
         autopsy = Autopsy(said.autopsy.reason, lived_seconds=said.autopsy.lived_seconds)
+        if isinstance(said.autopsy, m.Death):
+            autopsy = replace(autopsy, fenced=said.autopsy.fenced)
     state = CellState(said.state.name.lower())
     return CellReport(
         said.cell_id,

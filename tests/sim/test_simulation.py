@@ -15,7 +15,7 @@ SEEDS_PER_TEST = 20
 
 
 def seeds_to_run() -> list[Seeds]:
-    """SIM_SEEDS=17,18 replays just those."""
+    """SIM_SEEDS=17,18 replays just those; with PYTHONHASHSEED=0, as make test runs them, exactly so."""
     asked_for = os.environ.get("SIM_SEEDS", "")
     if asked_for:
         return [Seeds(int(seed), 1) for seed in asked_for.split(",")]
@@ -39,7 +39,7 @@ def test_different_seeds_are_different_histories() -> None:
 
 def test_a_scheduler_that_waits_too_short_makes_two_of_an_exclusive_slot_and_the_law_notices() -> None:
     hasty = Policy(fence_margin_seconds=-8.0)
-    outcomes = [outcome_of(seed, hasty) for seed in range(20)]
+    outcomes = (outcome_of(seed, hasty) for seed in range(100))  # until the first that shows it
     assert any("more than one cell of an exclusive slot runs" in outcome for outcome in outcomes)
 
 

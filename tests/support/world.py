@@ -120,7 +120,8 @@ class World:
 
     def beat(self, *names: str) -> None:
         for name in names or [s for s, seen in self.core.sight.servers.items() if seen.is_open]:
-            self.report(name)
+            if name in self.core.sight.servers:  # what the one before said may have ended this one
+                self.report(name)
 
     def report(self, server: str, *cells: CellReport, vitals: Vitals | None = None) -> None:
         seen = self.core.sight.servers[server]

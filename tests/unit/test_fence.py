@@ -2,13 +2,15 @@
 
 import pytest
 from msgspec.structs import replace
+from rpds import HashTrieMap
 
 from scheduler import events as e
 from scheduler.commands import DecommissionServer
 from scheduler.fence import ended_at
-from scheduler.model import Group, Phase, Policy, Stop
+from scheduler.model import Autopsy, Fleet, Group, Health, Phase, Policy, Server, Stop
 from scheduler.sight import Answer, ServerUnmade
-from tests.support.world import World, pool, running, service, spec
+from scheduler.transitions import apply
+from tests.support.world import World, exited, pool, running, service, spec
 from tests.unit.test_pools import condemned, rack, silence
 
 READY = Phase.READY
@@ -137,3 +139,30 @@ def test_of_the_leases_that_an_agent_may_have_been_told_the_longest_counts(
     heard_at = world.core.sight.servers[holder].heard_at
 
     assert wait_of(world, holder) == pytest.approx(heard_at + patience(lease=counted))
+
+
+def test_a_fenced_cell_is_replaced_at_once_and_blames_nobody() -> None:
+    world = World()
+    world.join("a", "b")
+    world.apply(db())
+    world.advance(2)
+    holder = world.cell(HOLDER).server
+    fenced = replace(exited(HOLDER), autopsy=Autopsy("fenced: no scheduler", fenced=True))
+    world.attach(holder, fenced)
+    world.advance(1)
+    assert [event.rule for event in world.events(e.CellCondemned)] == ["fenced"]
+    assert world.phases("db") == {"db/0.2": READY}
+    assert world.core.fleet.servers[holder].deaths == ()
+    assert world.core.fleet.groups["db"].deaths == ()
+
+
+def test_a_server_that_is_to_blame_and_then_falls_silent_is_lost_for_its_silence() -> None:
+    """Silence condemns no more than the guard believes, also where the server was to go for another reason before."""
+    before = Server("a", 1, Phase.READY, joined_at=1.0)
+    fleet = Fleet(position=0, servers=HashTrieMap({"a": before}))
+    for position, (health, rule) in enumerate(
+        [(Health.SICK, "blamed"), (Health.DEAD, "neighbours_silent")], 1
+    ):
+        event = e.ServerCondemned("a", health, rule, "a test says so", ())
+        fleet = apply(fleet, e.Record(position, 2.0, "test", event))
+    assert fleet.servers["a"].condemned_by == "neighbours_silent"

@@ -127,6 +127,10 @@ CELL_TABLE: dict[str, tuple[Case, Verdict]] = {
         ),
     ),
     "drained server is not lost": (Case(Phase.READY, probed(0), DRAINED), RUNNING),
+    "fenced": (
+        Case(Phase.READY, shown(CellState.EXITED, autopsy=Autopsy("fenced: nobody", fenced=True))),
+        dead("fenced", "fenced: nobody"),
+    ),
     "exited with autopsy": (
         Case(Phase.READY, shown(CellState.EXITED, autopsy=Autopsy("exited with 1", exit_code=1))),
         dead("exited", "exited with 1"),
@@ -237,7 +241,7 @@ def test_where_two_rules_on_cells_match_the_first_one_is_told(pair: str) -> None
 
 def test_the_tables_cover_every_rule_on_cells() -> None:
     told = {expected.rule for _, expected in CELL_TABLE.values()}
-    ruled = {"server_lost", "exited", "start_failed", "vanished", "boot_timeout", "probe_failed"}
+    ruled = {"server_lost", "fenced", "exited", "start_failed", "vanished", "boot_timeout", "probe_failed"}
     assert told == ruled | {"server_silent", "probe_failing", "booting", "running"}
     assert len(CELL_RULES) == len(told) - 2  # one rule tells both endings, and "running" is what is left
 

@@ -13,6 +13,7 @@ from scheduler.sight import (  # pytest takes what is called Test… for tests
     ProviderState,
     Reported,
     ServerNotMade,
+    ServerUnmade,
     WillRead,
 )
 from scheduler.sight import (
@@ -78,6 +79,36 @@ def test_a_server_that_never_attaches_is_condemned_and_another_ordered_with_back
     assert world.phases("rack")["rack/0.2"] is Phase.ORDERED
 
 
+def test_servers_that_never_attach_are_ordered_ever_more_rarely() -> None:
+    world = World(deaf_providers=True)
+    world.apply(pool("rack", 1))
+    for generation in (1, 2, 3, 4):
+        world.until(lambda: f"rack/0.{generation}" in world.phases("rack"))  # noqa: B023
+        world.until(lambda: world.cell(f"rack/0.{generation}").is_condemned)  # noqa: B023
+        world.core.take(ServerUnmade("local", f"rack/0.{generation}", world.now))
+    world.advance(10)
+    assert {r.event.rule for r in world.records if isinstance(r.event, e.CellCondemned)} == {"boot_timeout"}
+    assert _waits(world) == [0.0, 1.0, 2.0, 4.0]
+
+
+def _waits(world: World) -> list[float]:
+    """From each death to the order of the next."""
+    starts = [r.at for r in world.records if isinstance(r.event, e.CellOrdered)]
+    deaths = [r.at for r in world.records if isinstance(r.event, e.CellCondemned)]
+    return [start - death for start, death in zip(starts[1:], deaths, strict=True)]
+
+
+def test_servers_that_die_young_again_and_again_are_ordered_ever_more_rarely() -> None:
+    world = rack(1)
+    for generation in (1, 2, 3, 4):
+        world.until(lambda: world.phases("rack").get(f"rack/0.{generation}") is READY)  # noqa: B023
+        world.core.take(ServerUnmade("local", f"rack/0.{generation}", world.now))
+        world.settle()
+    assert world.held() == {"backoff"}
+    world.advance(10)
+    assert _waits(world) == [0.0, 1.0, 2.0, 4.0]
+
+
 def test_an_order_that_the_provider_refuses_is_a_death_with_its_reason() -> None:
     world = World(deaf_providers=True)
     world.apply(pool("rack", 1))
@@ -99,6 +130,8 @@ def test_a_server_that_its_provider_reports_gone_is_dead_at_once_and_its_cells_w
     world.core.take(ProviderListed("local", gone, world.now, world.now))
     world.settle()
     assert condemned(world) == [("rack/0.1", "provider_gone")]
+    for death in (*world.events(e.ServerCondemned), world.events(e.CellCondemned)[0]):
+        assert [fact.source for fact in death.evidence].count("provider") == 1
     assert world.phases("rack")["rack/0.2"] is READY
     assert world.cell(cell).condemned_by == "server_lost"
     assert len([c for c, phase in world.phases("web").items() if phase is READY]) == 5
@@ -141,6 +174,27 @@ def test_what_is_said_of_a_server_that_is_cut_off_ends_when_it_is_heard_again() 
     assert world.held() == {"cut_off"}
     world.beat("rack/0.1")
     assert world.held() == set()
+
+
+def test_of_servers_that_are_gone_for_good_nothing_stays_in_sight() -> None:
+    world = loaded()
+    for number in range(1, 4):
+        gone = f"rack/0.{number}"
+        for server, other in ((gone, "rack/1.1"), ("rack/1.1", gone)):
+            seen = world.core.sight.servers[server]
+            said = (Saying(other, Answer.SILENT, world.now),)
+            world.core.take(Reported(server, seen.session, seen.sequence + 1, world.now, testimonies=said))
+        world.ask(CondemnCell(gone))
+        world.core.take(WillRead(gone, world.now))
+        world.advance(10)
+        seen = world.core.sight.servers["rack/1.1"]  # it heard late that its neighbour is gone
+        said = (Saying(gone, Answer.SILENT, world.now),)
+        world.core.take(Reported("rack/1.1", seen.session, seen.sequence + 1, world.now, testimonies=said))
+        world.core.take(WillRead(gone, world.now))
+        world.advance(5)
+    sight = world.core.sight
+    assert sorted(sight.servers) == sorted(world.core.fleet.servers)
+    assert (dict(sight.about), dict(sight.wills)) == ({}, {})
 
 
 def test_a_host_whose_agent_is_gone_keeps_its_cells_until_the_lease_ends() -> None:
@@ -306,6 +360,23 @@ def test_deaths_of_several_specs_on_one_server_blame_the_server() -> None:
     assert (event.health, event.rule) == (Health.SICK, "blamed")
     assert "the server is to blame" in event.reason
     assert world.phases("rack")["rack/1.2"] is READY
+
+
+def test_a_blamed_server_gives_its_cells_away_when_its_successor_can_take_them() -> None:
+    world = rack(3)
+    world.apply(*(service(name, 12) for name in ("web", "api", "db")))
+    world.advance(10)
+    world.deaf_providers = True
+    for victim in sorted(world.core.fleet.servers["rack/1.1"].cells):
+        world.report("rack/1.1", exited(victim))
+    world.advance(3)
+    assert world.phases("rack") == {
+        "rack/0.1": READY,
+        "rack/1.1": Phase.CONDEMNED,
+        "rack/1.2": Phase.ORDERED,
+        "rack/2.1": READY,
+    }
+    assert condemned(world) == []
 
 
 def test_deaths_of_one_spec_on_several_servers_blame_the_spec() -> None:

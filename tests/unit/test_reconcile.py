@@ -5,7 +5,17 @@ from msgspec.structs import replace
 
 from scheduler import events as e
 from scheduler.commands import Decommission, Order, Resync
-from scheduler.model import Health, HealthSpec, HttpProbe, Phase, Placement, Policy, Resources, SlotKey
+from scheduler.model import (
+    Evidence,
+    Health,
+    HealthSpec,
+    HttpProbe,
+    Phase,
+    Placement,
+    Policy,
+    Resources,
+    SlotKey,
+)
 from scheduler.reconcile import reconcile
 from scheduler.requests import CondemnCell, DeleteGroup, DrainServer, OpenShell, Refused
 from scheduler.sight import Reported
@@ -480,10 +490,12 @@ def test_fixed_process_ports_put_at_most_one_cell_of_a_group_on_a_server() -> No
 def test_a_touched_cell_is_a_snowflake_and_is_replaced_before_it_goes() -> None:
     world = three_ready()
     world.obedient = False
-    touched = replace(running("web/1.1"), touched=("file /etc/motd was changed",))
-    world.report(server_of(world, "web/1.1"), touched)
+    differences = ("file /etc/motd was changed", "sh was run in it by hand (docker exec)")
+    server = server_of(world, "web/1.1")
+    world.report(server, replace(running("web/1.1"), touched=differences))
     (event,) = world.events(e.CellCondemned)
-    assert (event.rule, event.reason) == ("touched", "touched: file /etc/motd was changed")
+    assert (event.rule, event.reason) == ("touched", f"touched: {differences[0]}; {differences[1]}")
+    assert event.evidence == tuple(Evidence(f"agent {server}", one, world.now) for one in differences)
     assert world.phases()["web/1.1"] is CONDEMNED
     assert world.phases()["web/1.2"] is ORDERED
 

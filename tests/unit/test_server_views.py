@@ -63,6 +63,15 @@ def test_a_pools_server_shows_its_place_in_the_pool_and_what_its_provider_calls_
     assert facts(shown) == [("agent rack/1.1", "it beats", START)]
 
 
+def test_a_dead_server_that_its_provider_still_ends_is_not_said_to_beat() -> None:
+    world = rack(3)
+    world.deaf_providers = True
+    beat(world, 6.0, "rack/0.1", says=Answer.SILENT)
+    shown = row(world, "rack/0.1")
+    assert (shown.phase, shown.verdict) == ("DRAINING", "dead")
+    assert facts(shown)[0] == ("agent rack/0.1", "last heard", START)
+
+
 def test_a_server_that_joined_by_itself_is_of_no_pool() -> None:
     world = World()
     world.join("a")

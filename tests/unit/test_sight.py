@@ -30,6 +30,7 @@ from scheduler.sight import (
     WillRead,
     doubt,
     forget,
+    forget_place,
     forget_server,
     observe,
     tell,
@@ -301,3 +302,15 @@ def test_a_server_cell_that_is_forgotten_leaves_nothing_behind() -> None:
     told = replace(told, about=HashTrieMap({"rack/0.1": HashTrieMap({"a": SILENT})}))
     assert forget_server(told, "p", "rack/0.1") == provided(ProviderSight(listed_at=50.0))
     assert forget_server(told, "q", "rack/0.1") is told
+
+
+def test_a_server_that_is_gone_for_good_is_forgotten_with_all_that_it_said_and_others_said_of_it() -> None:
+    said = HashTrieMap({"b": HashTrieMap({"a": SILENT, "c": SILENT}), "c": HashTrieMap({"a": SILENT})})
+    sight = replace(
+        observe(sight_of(BASE), report(1, 101.0, vitals=Vitals(disk_fraction=1.0))).sight,
+        about=said.insert("a", HashTrieMap({"b": SILENT})),
+        wills=HashTrieMap({"a": 1.0, "b": 2.0}),
+    )
+    assert forget_place(sight, "a") == Sight(
+        about=HashTrieMap({"b": HashTrieMap({"c": SILENT})}), wills=HashTrieMap({"b": 2.0})
+    )

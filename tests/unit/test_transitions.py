@@ -272,6 +272,10 @@ def recount(state: GroupState) -> Tally:
         replacing=len(waiting),
         surging=len(waiting & {c.slot for c in booting}),
         outdated=sum(c.digest != state.digest for c in cells if c not in condemned),
+        extra=sum(
+            max(0, sum(c.condemned_health is not Health.DEAD for c in slot.cells) - 1)
+            for slot in state.slots.values()
+        ),
     )
 
 
@@ -285,9 +289,12 @@ TALLIES: list[tuple[tuple[AnyEvent, ...], Tally]] = [
     ((ORDERED, READY, DEAD), Tally(condemned=1)),
     ((ORDERED, BOOTING, SICK), Tally(condemned=1)),
     ((ORDERED, READY, SICK, DRAINING), Tally(condemned=1)),
-    ((ORDERED, READY, SICK, SECOND), Tally(booting=1, condemned=1, replacing=1, surging=1)),
+    ((ORDERED, READY, SICK, SECOND), Tally(booting=1, condemned=1, replacing=1, surging=1, extra=1)),
     ((ORDERED, READY, DEAD, SECOND), Tally(booting=1, condemned=1)),
-    ((ORDERED, READY, SICK, SECOND, e.CellReady("web/0.2")), Tally(ready=1, condemned=1, replacing=1)),
+    (
+        (ORDERED, READY, SICK, SECOND, e.CellReady("web/0.2")),
+        Tally(ready=1, condemned=1, replacing=1, extra=1),
+    ),
     ((ORDERED, READY, SICK, SECOND, DRAINING, GONE), Tally(booting=1)),
     ((ORDERED, READY, SICK, DRAINING, GONE), Tally()),
     ((ORDERED, READY, e.GroupApplied(service("web", 1, spec("2")), TWO, 2)), Tally(ready=1, outdated=1)),

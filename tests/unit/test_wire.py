@@ -183,7 +183,9 @@ class TestWhatIsSent:
         assert wire.tempo_to_proto(Tempo(1.25, 6.25)) == link_pb2.Tempo(beat_ms=1_250, lease_ms=6_250)
 
     def test_autopsy_goes_there_as_it_came(self):
-        message = cell_pb2.Autopsy(reason="exited with 3", exit_code=3, last_lines=["a"], lived_seconds=1.5)
+        message = cell_pb2.Autopsy(
+            reason="exited with 3", exit_code=3, last_lines=["a"], lived_seconds=1.5, fenced=True
+        )
         (seen,) = told(cell(autopsy=message))
         assert wire.autopsy_to_proto(seen.autopsy) == message
 

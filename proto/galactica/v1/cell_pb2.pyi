@@ -502,6 +502,7 @@ class Autopsy(_message.Message):
     OOM_KILLED_FIELD_NUMBER: _builtins.int
     LAST_LINES_FIELD_NUMBER: _builtins.int
     LIVED_SECONDS_FIELD_NUMBER: _builtins.int
+    FENCED_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """What happened, for people: "exited with 3", "killed by SIGKILL", "image hello:2 not found"."""
     exit_code: _builtins.int
@@ -509,6 +510,8 @@ class Autopsy(_message.Message):
     """Name such as "SIGKILL"; empty where it ended by itself."""
     oom_killed: _builtins.bool
     lived_seconds: _builtins.float
+    fenced: _builtins.bool
+    """Its agent ended it because no scheduler was known to hear the server for its lease: says nothing against the cell."""
     @_builtins.property
     def last_lines(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The last lines that it wrote, at most 50, each at most 1,000 characters."""
@@ -522,10 +525,11 @@ class Autopsy(_message.Message):
         oom_killed: _builtins.bool = ...,
         last_lines: _abc.Iterable[_builtins.str] | None = ...,
         lived_seconds: _builtins.float = ...,
+        fenced: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "exit_code", b"exit_code"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "exit_code", b"exit_code", "last_lines", b"last_lines", "lived_seconds", b"lived_seconds", "oom_killed", b"oom_killed", "reason", b"reason", "signal", b"signal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "exit_code", b"exit_code", "fenced", b"fenced", "last_lines", b"last_lines", "lived_seconds", b"lived_seconds", "oom_killed", b"oom_killed", "reason", b"reason", "signal", b"signal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015

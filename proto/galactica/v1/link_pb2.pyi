@@ -301,8 +301,8 @@ class Hello(_message.Message):
     INVENTORY_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     WATCH_ADDRESS_FIELD_NUMBER: _builtins.int
-    WATCHING_FIELD_NUMBER: _builtins.int
     BEAT_AT_FIELD_NUMBER: _builtins.int
+    WATCHING_FIELD_NUMBER: _builtins.int
     wire_version: _builtins.int
     agent_version: _builtins.str
     epoch: _builtins.int
@@ -340,8 +340,8 @@ class Hello(_message.Message):
         inventory: _abc.Iterable[_cell_pb2.CellReport] | None = ...,
         epoch: _builtins.int = ...,
         watch_address: _builtins.str = ...,
-        watching: _abc.Iterable[Global___Neighbour] | None = ...,
         beat_at: _builtins.float = ...,
+        watching: _abc.Iterable[Global___Neighbour] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
