@@ -72,6 +72,9 @@ class Controller:
     def view(self) -> View:
         return self._core.view(self._clock.now())
 
+    def fleet(self) -> Fleet:
+        return self._core.fleet
+
     async def observe(self, observation: Observation) -> None:
         await self._inbox.put(observation)
 

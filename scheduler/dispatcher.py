@@ -48,6 +48,7 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         limits: LinkLimits | None = None,
     ) -> None:
         self._mind = mind
+        self._policy = mind.view().policy
         self._ca = ca
         self._fleet = fleet
         self._epoch = epoch
@@ -141,13 +142,13 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
 
     def _check_member(self, server: str) -> None:
         """A drained server may attach: it gets no cells, and what it may still run has to be removed."""
-        if server not in self._mind.view().fleet.servers:
+        if server not in self._mind.fleet().servers:
             raise Refused(
                 "unknown_server", f"server {server} is not in this fleet; enrol it anew with a token"
             )
 
     def _check_not_drained(self, server: str) -> None:
-        known = self._mind.view().fleet.servers[server]
+        known = self._mind.fleet().servers[server]
         if known.phase is Phase.DECOMMISSIONED and known.is_drained:
             raise Refused("drained", f"server {server} was drained; enrol it anew with a token")
 
@@ -257,7 +258,7 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         return replace(report, testimonies=heard.testimonies, withdrawn=heard.withdrawn)
 
     def _is_member(self, server: str) -> bool:
-        known = self._mind.view().fleet.servers.get(server)
+        known = self._mind.fleet().servers.get(server)
         return known is not None and known.phase is not Phase.DECOMMISSIONED
 
     def _tell_neighbours(self, server: str, neighbours: link_pb2.Neighbours) -> None:
@@ -269,13 +270,13 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
 
     def _tempo(self, server: str) -> link_pb2.Tempo:
         """The server's, as its pool and the size of the fleet demand."""
-        view = self._mind.view()
-        terms = terms_of(view.fleet, view.fleet.servers[server], view.policy)
+        fleet = self._mind.fleet()
+        terms = terms_of(fleet, fleet.servers[server], self._policy)
         return wire.tempo_to_proto(Tempo(terms.tempo.beat_seconds, terms.lease_seconds))
 
     def _retune(self, session: Session) -> None:
         """Tell an agent whose session goes on what became of its tempo."""
-        if session.server not in self._mind.view().fleet.servers:
+        if session.server not in self._mind.fleet().servers:
             return
         tempo, told = self._tempo(session.server), session.tempo
         if _is_near(tempo.beat_ms, told.beat_ms) and _is_near(tempo.lease_ms, told.lease_ms):

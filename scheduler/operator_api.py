@@ -148,7 +148,7 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
         self, request: operator_pb2.WatchEventsRequest, context: Context
     ) -> None:
         position = request.from_position
-        head = self._mind.view().fleet.position
+        head = self._mind.fleet().position
         if not position:
             count = min(request.tail, TAIL_EVENTS_LIMIT)
             records = await self._journal.tail(count) if count else ()
@@ -206,18 +206,18 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
 
     async def _has_seen(self, position: int) -> None:
         """A record can be read a moment before the controller has taken it in."""
-        while self._mind.view().fleet.position < position:  # noqa: ASYNC110 - a moment, and no port tells its end
+        while self._mind.fleet().position < position:  # noqa: ASYNC110 - a moment, and no port tells its end
             await asyncio.sleep(TAKEN_IN_SECONDS)
 
     def _is_ready(self, name: str) -> bool:
-        state = self._mind.view().fleet.groups.get(name)
+        state = self._mind.fleet().groups.get(name)
         if state is None or state.deleted:
             raise Refused("no_such_group", f"{name} was deleted", missing=True)
         return views.is_ready(state)
 
     def _check_group_known(self, name: str, sent_kind: int = operator_pb2.GROUP_KIND_UNSPECIFIED) -> int:
         """The view's position. Raises Refused, also where the group is of another kind."""
-        fleet = self._mind.view().fleet
+        fleet = self._mind.fleet()
         kind = KINDS.get(operator_pb2.GroupKind.ValueType(sent_kind))
         state = fleet.groups.get(name)
         if state is None:

@@ -38,7 +38,7 @@ async def serve(context: Context, mind: Mind, opener: ShellOpener, ask: Ask) -> 
     shell = opener.open_shell(cell.server)
     try:
         await ask(requests.OpenShell(cell.id))
-        touched = mind.view().fleet.cell(cell.id)
+        touched = mind.fleet().cell(cell.id)
         if touched is None or touched.dies_at is None:
             raise Refused("decommissioned", f"{cell.id} went in this very moment")
         await context.write(operator_pb2.OpenShellResponse(dies_at=touched.dies_at))

@@ -48,6 +48,9 @@ class Mind(Protocol):
 
     def view(self) -> View: ...
 
+    def fleet(self) -> Fleet:
+        """That part of the view which costs nothing."""
+
     def now(self) -> float: ...
 
     async def observe(self, observation: Observation) -> None:

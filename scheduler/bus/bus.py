@@ -83,7 +83,7 @@ class Bus:
         self._pace = pace or Pace()
         self._topics = Topics(fleet)
         self._tls = tls_context(options)
-        self._position = mind.view().fleet.position + 1
+        self._position = mind.fleet().position + 1
         self._there: dict[str, bytes] = {}
         self._agents: dict[str, _Agent] = {}
         self._trouble: _Trouble | None = None
@@ -164,12 +164,12 @@ class Bus:
 
     async def _tell_events(self, client: Client) -> None:
         while True:
-            self._skip_to(self._mind.view().fleet.position + 1 - self._pace.events_behind)
+            self._skip_to(self._mind.fleet().position + 1 - self._pace.events_behind)
             async for records in self._mind.feed(self._position):
                 self._skip_to(records[0].position)  # the journal keeps events for a while only
                 for start in range(0, len(records), BATCH):
                     await self._tell(client, records[start : start + BATCH])
-                if self._mind.view().fleet.position - self._position >= self._pace.events_behind:
+                if self._mind.fleet().position - self._position >= self._pace.events_behind:
                     break
 
     def _skip_to(self, position: int) -> None:
@@ -216,7 +216,7 @@ class Bus:
 
     def _strangers(self) -> list[str]:
         """Servers that left something in the topic of their will and are not of this fleet (any more)."""
-        servers = self._mind.view().fleet.servers
+        servers = self._mind.fleet().servers
         gone = [
             server
             for server in self._agents
