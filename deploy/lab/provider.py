@@ -61,11 +61,13 @@ def answer_to(question: dict[str, Any], switch: Switch, agent: list[str]) -> dic
     match question["action"]:
         case "create":
             host = host_of(switch, fleet, question["cell"])
-            create(host, question, agent)
-            return {"ref": host.namespace}
+            with switch.in_use():
+                create(host, question, agent)
+                return {"ref": host.namespace}
         case "delete":
-            host_of(switch, fleet, question["cell"]).delete()
-            return {}
+            with switch.in_use():
+                host_of(switch, fleet, question["cell"]).delete()
+                return {}
         case "list":
             return {"servers": list(all_seen(hosts_of(switch, fleet)))}
         case other:

@@ -95,9 +95,23 @@ class Switch:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """One at a time: the provider's program runs for several hosts at once."""
+        with self._lock("lock", fcntl.LOCK_EX):
+            yield
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """The lab stays up meanwhile. A program of the provider may outlive the scheduler that ran it.
+
+        Raises LabError where it is not up."""
+        with self._lock("use", fcntl.LOCK_SH):
+            _ = self.network
+            yield
+
+    @contextlib.contextmanager
+    def _lock(self, name: str, how: int) -> Iterator[None]:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with (self.directory / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with (self.directory / name).open("w") as lock:
+            fcntl.flock(lock, how)
             yield
 
     # --- up and down ----------------------------------------------------------------------------------------------
@@ -135,7 +149,7 @@ class Switch:
     def down(self) -> None:
         """Remove all that has this lab's prefix, whoever made it; fine where there is nothing. Directory and files are
         left to their owner."""
-        with self.locked():
+        with self._lock("use", fcntl.LOCK_EX):
             mine = sorted(path for path in NAMESPACES.glob(f"{self.prefix}*"))
             end_processes(mine)
             for path in mine:
@@ -193,8 +207,13 @@ class Switch:
     def drop_nothing(self) -> None:
         self._iptables("--flush", "FORWARD")
 
-    def _iptables(self, *words: str) -> None:
-        run("nsenter", f"--net={NAMESPACES / self.namespace}", "iptables", "--wait", *words)
+    def dropped(self) -> int:
+        """How many packets the rules that stand now have lost."""
+        rules = self._iptables("--list", "FORWARD", "--verbose", "--numeric", "--exact").splitlines()[2:]
+        return sum(int(rule.split()[0]) for rule in rules)
+
+    def _iptables(self, *words: str) -> str:
+        return run("nsenter", f"--net={NAMESPACES / self.namespace}", "iptables", "--wait", *words)
 
 
 def port_of(number: int) -> str:

@@ -37,6 +37,7 @@ def bystanders_are_spared(lab: Lab) -> Iterator[None]:
     before, position = pids(lab.fleet.cells("bystander-web")), lab.fleet.position()
     pools = list(lab.pools)
     yield
+    lab.switch.drop_nothing()
     assert [one for one in lab.condemned(position) if one.startswith("bystander")] == []
     cells = lab.fleet.cells("bystander-web")
     assert pids(cells) == before

@@ -14,8 +14,6 @@ from deploy.lab.host import environment_of, host_of
 from deploy.lab.switch import CONTROL_GROUPS, NAMESPACES, LabError, Switch
 from tests.support.fleet import ROOT, Json
 
-pytestmark = [pytest.mark.root, pytest.mark.xdist_group("lab")]
-
 AGENT = ["--agent", "/bin/sh", "--agent-argument=-c", "--agent-argument=exec sleep 1000"]
 
 
@@ -96,6 +94,8 @@ def test_nothing_is_left_of_a_lab_that_nobody_ended_and_none_is_taken_from_anoth
         other.down()
     assert left_of(other) == []
     assert not host_of(other, "f", "rack/0.1").is_on
+    assert create(other, "rack/1.1").returncode == 1, "who comes late finds no lab to put a host into"
+    assert left_of(other) == []
     assert [server["state"] for server in servers(switch)] == ["running"]
     with pytest.raises(LabError, match="there is no lab in"):
         other.address()

@@ -89,6 +89,7 @@ def test_a_network_that_loses_a_fifth_of_its_packets_costs_nobody(lab: Lab) -> N
     position = lab.fleet.position()
     with lab.dropping(*lose(0.2)):
         lab.while_watching(LOSS_SECONDS, lambda: lab.condemned(position) == {}, "nothing is condemned")
+        assert lab.switch.dropped() > 100
     lab.until_well("lossy", 2)
     assert pids(lab.fleet.until_ready("lossy-web", 2)) == pids(before)
     assert lab.alive(before) == list(pids(before))

@@ -156,8 +156,10 @@ def a_lab() -> Iterator[Lab]:
     finally:
         if fleet.scheduler is not None:
             fleet.kill_scheduler()  # before its hosts go, so that it orders no others
-        switch.down()
-        fleet.close()
+        try:
+            switch.down()
+        finally:
+            fleet.close()
 
 
 def provider_of(switch: Switch) -> Json:
