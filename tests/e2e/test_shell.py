@@ -128,7 +128,9 @@ def test_a_shell_on_a_terminal_is_in_the_cell_and_passes_its_exit_code_on(fleet)
         terminal.until(b"33 111")
         terminal.until(b"/dev/pts/")
         terminal.resize(44, 122)
-        terminal.type(b"stty size\r")
+        terminal.type(
+            b"until stty size | grep '44 1''22'; do sleep 0.1; done\r"
+        )  # what is typed may overtake it
         terminal.until(b"44 122")
         terminal.type(b"echo be''gun; sleep 100\r")
         terminal.until(b"begun\r\n")
