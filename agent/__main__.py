@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import ipaddress
 import logging
 import os
 import signal
@@ -22,7 +23,9 @@ from galactica.v1 import cell_pb2
 
 from agent import __version__, wire
 from agent.daemon import Daemon
+from agent.fence_keeping import FenceFile, FenceKeeper
 from agent.identity import Identity, IdentityError
+from agent.neighbours import NeighbourWatch, address_towards, joined_address, listen, split_address
 from agent.renewal import RenewalRefusedError
 from agent.runtimes import RuntimeUnavailable
 from agent.session import Link, RefusedError
@@ -32,6 +35,7 @@ from agent.settings import (
     EXIT_UNREACHABLE,
     EXIT_USAGE,
     TOKEN_VARIABLE,
+    WATCH_OFF,
     Settings,
     StartError,
     host_and_port,
@@ -41,9 +45,10 @@ from agent.settings import (
 from agent.vitals import VitalsTaker, capacity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from agent.runtimes import Runtime
+    from agent.will import Will
 
 ENGINE_SECONDS = 3.0
 
@@ -107,12 +112,14 @@ async def _serve(settings: Settings, identity: Identity) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    listening = _watch_socket(settings)
     runtimes = await _runtimes(settings, identity)
     facts = wire.ServerFacts(
         labels=settings.labels,
         capacity=capacity(settings.data),
         runtimes=tuple(cell_pb2.RuntimeKind.ValueType(kind) for kind in runtimes),
         agent_version=__version__,
+        watch_address=joined_address(*listening.getsockname()[:2]) if listening else "",
     )
     daemon = Daemon(
         runtimes=runtimes,
@@ -129,14 +136,18 @@ async def _serve(settings: Settings, identity: Identity) -> None:
         facts=facts,
         epoch=_epoch(settings.data),
         remember_epoch=lambda epoch: _remember_epoch(settings.data, epoch),
+        fence=FenceKeeper(FenceFile(settings.data), _watchdog(settings, identity, facts.runtimes)),
+        will=_will(settings, identity),
+        watch_to=lambda deliver: NeighbourWatch(listening, deliver) if listening else None,
     )
     log.info(
-        "started version=%s server=%s fleet=%s scheduler=%s runtimes=%s pid=%d",
+        "started version=%s server=%s fleet=%s scheduler=%s runtimes=%s watch=%s pid=%d",
         __version__,
         identity.server_id,
         identity.fleet,
         settings.scheduler,
         ",".join(cell_pb2.RuntimeKind.Name(kind) for kind in facts.runtimes),
+        facts.watch_address or WATCH_OFF,
         os.getpid(),
     )
     try:
@@ -262,6 +273,70 @@ async def _answers(runtime: Runtime) -> bool:
         await runtime.close()
         return False
     return True
+
+
+def _watch_socket(settings: Settings) -> socket.socket | None:
+    """Where neighbours reach this agent; None where it takes no part. Raises StartError."""
+    if settings.watch == WATCH_OFF:
+        return None
+    if settings.watch:
+        host, port = _watch_address(settings.watch)
+        try:
+            return listen(host, port)
+        except OSError as error:
+            raise StartError(
+                f"neighbours cannot reach this agent at {settings.watch}: {error.strerror}; give an address of this "
+                "server and a free UDP port with --watch, or --watch off"
+            ) from error
+    try:
+        return listen(_own_address(settings), 0)
+    except OSError as error:
+        log.warning("neighbours cannot reach this agent reason=%r hint='--watch ADDRESS:PORT'", str(error))
+        return None
+
+
+def _own_address(settings: Settings) -> str:
+    """Where cells are published, if others can reach that; else the address that leads to the scheduler."""
+    with contextlib.suppress(ValueError):
+        address = ipaddress.ip_address(settings.host)
+        if not address.is_loopback and not address.is_unspecified:
+            return str(address)
+    return address_towards(*host_and_port(settings.scheduler))
+
+
+def _watch_address(text: str) -> tuple[str, int]:
+    """Raises StartError (wrong usage)."""
+    try:
+        host, port = split_address(text)
+        if ipaddress.ip_address(host).is_unspecified:
+            raise ValueError
+    except ValueError:
+        raise StartError(
+            f"--watch: '{text}' is neither off nor ADDRESS:PORT with a numeric address that neighbours reach",
+            EXIT_USAGE,
+        ) from None
+    return host, port
+
+
+def _watchdog(settings: Settings, identity: Identity, kinds: Iterable[int]) -> list[str]:
+    """The command that begins one."""
+    command = [sys.executable, "-m", "agent.watchdog", "--data", str(settings.data), "--host", settings.host]
+    command += ["--fleet", identity.fleet, "--server", identity.server_id]
+    return [*command, *(word for kind in kinds for word in ("--runtime", str(kind)))]
+
+
+def _will(settings: Settings, identity: Identity) -> Will | None:
+    if not settings.bus:
+        return None
+    try:
+        from agent.will import Will, broker  # noqa: PLC0415 - only what is used is loaded
+    except ModuleNotFoundError as error:
+        raise StartError("--bus needs its library: pip install 'galactica[bus]'") from error
+    try:
+        found = broker(settings.bus, settings.bus_ca, settings.bus_password_file, os.environ)
+    except ValueError as error:
+        raise StartError(str(error), EXIT_USAGE) from error
+    return Will(found, identity.fleet, identity.server_id)
 
 
 def _identity_directory(data: Path) -> Path:

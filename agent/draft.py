@@ -5,21 +5,24 @@ A ``Draft`` gathers what a step changes and which instructions follow; ``settle`
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from agent import reporting
+from agent.messages import CellState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from galactica.v1 import cell_pb2
 
-    from agent.messages import CellReport, Instruction
+    from agent.messages import CellReport, Instruction, Testimony
     from agent.reporting import Cell, Session
 
 GONE_KEPT = 1_000
 """How many cells that are gone are remembered, so that a late order cannot bring one back."""
+MAY_LIVE = frozenset({CellState.STARTING, CellState.RUNNING, CellState.STOPPING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,14 @@ class State:
     since_hello: Mapping[str, CellReport | None] = field(default_factory=dict)
     """What changed since that Hello: its session's first report."""
     vitals: cell_pb2.Vitals | None = None
+    testimonies: Mapping[str, Testimony] = field(default_factory=dict)
+    """What is seen of the neighbours; kept without a session too."""
     is_closing: bool = False
+    exclusive: frozenset[str] = frozenset()
+    """Exclusive cells of which something may live."""
+    fence_at: float = -math.inf
+    """Until when those may live: the lease after the newest report that a scheduler is known to have heard. Never goes
+    back: what was granted may have been counted on."""
 
 
 class Draft:
@@ -84,6 +94,8 @@ class Draft:
             self._cells = dict(self._state.cells)
         self._cells[cell.id] = cell
         self.tell(cell.id)
+        if cell.is_exclusive:
+            self._note_exclusive(cell.id, may_live=cell.state in MAY_LIVE)
 
     def bury(self, cell: Cell) -> None:
         if self._cells is None:
@@ -96,6 +108,11 @@ class Draft:
             del self._gone[next(iter(self._gone))]
         self.retry(cell.id, None)
         self.tell(cell.id, reporting.gone(cell.id, cell.digest))
+        self._note_exclusive(cell.id, may_live=False)
+
+    def _note_exclusive(self, cell_id: str, *, may_live: bool) -> None:
+        if (cell_id in self._state.exclusive) != may_live:
+            self.change(exclusive=self._state.exclusive ^ {cell_id})
 
     def retry(self, cell_id: str, at: float | None) -> None:
         """Look at the cell again at that time; None: no more."""
@@ -121,7 +138,17 @@ class Draft:
         if self._news and state.greeting is not None:
             state = replace(state, since_hello={**state.since_hello, **self._news})
         if state.session:
-            session, report = reporting.flush(state.session, self._news, state.cells, state.vitals, self.now)
+            session, report = reporting.flush(
+                state.session,
+                self._news,
+                state.cells,
+                state.vitals,
+                state.testimonies,
+                self.now,
+                # Exclusive cells live on what the scheduler says to have heard, so each beat asks.
+                echo_share=0.0 if state.exclusive else reporting.ECHO_SHARE,
+                is_leaving=state.is_closing,
+            )
             if session is not state.session:
                 state = replace(state, session=session)
             if report:

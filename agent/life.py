@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from agent import reporting
 from agent.messages import (
+    AbandonStart,
     CellState,
+    Compared,
     Death,
     ProbeFinished,
     ProbeStatus,
@@ -69,12 +71,12 @@ def decommissioned(draft: Draft, cell_id: str) -> None:
     if cell is None:
         draft.tell(cell_id, reporting.gone(cell_id, ""))
     elif cell.state is CellState.STOPPING:
-        draft.tell(cell_id)
+        draft.put(replace(cell, is_fenced=False))
     else:
-        _stop(draft, cell)
+        stop(draft, replace(cell, is_fenced=False))
 
 
-def _stop(draft: Draft, cell: Cell) -> None:
+def stop(draft: Draft, cell: Cell) -> None:
     if cell.state is CellState.RUNNING and cell.is_probed:
         draft.emit(StopProbing(cell.id))
     cell = replace(cell, state=CellState.STOPPING, progress="", tries=0)
@@ -83,11 +85,22 @@ def _stop(draft: Draft, cell: Cell) -> None:
     # Two hands on one cell would race in the runtime: a start ends first, then the cell is stopped.
     if not cell.start_in_flight:
         _emit_stop(draft, cell)
+    elif cell.is_exclusive:  # its start may take long, and its end is counted on
+        draft.emit(AbandonStart(cell.id))
+
+
+def stop_of(order: link_pb2.Order) -> tuple[str, float]:
+    """Signal and grace in seconds."""
+    named = order.spec.stop
+    return (named.signal, named.grace_ms / 1_000) if named.signal else ORPHAN_STOP
 
 
 def _emit_stop(draft: Draft, cell: Cell) -> None:
-    stop = cell.order.spec.stop
-    signal, grace_seconds = (stop.signal, stop.grace_ms / 1_000) if stop.signal else ORPHAN_STOP
+    signal, grace_seconds = stop_of(cell.order)
+    if cell.is_fenced:
+        # Its grace counts from the end of the lease: a host that slept meanwhile has used it up.
+        grace_seconds = max(0.0, min(grace_seconds, draft.state.fence_at + grace_seconds - draft.now))
+        signal = signal if grace_seconds else "SIGKILL"
     draft.emit(StopCell(cell.id, cell.kind, signal, grace_seconds))
 
 
@@ -190,6 +203,17 @@ def try_again(draft: Draft, cell: Cell) -> None:
         _emit_stop(draft, cell)
 
 
+def stopped(draft: Draft, cell_id: str) -> None:
+    cell = draft.cells.get(cell_id)
+    if cell is None or cell.state is not CellState.STOPPING:
+        return
+    if cell.is_fenced:
+        draft.retry(cell.id, None)
+        draft.put(replace(cell, state=CellState.EXITED, progress="", tries=0))
+    else:
+        draft.bury(cell)
+
+
 def died(draft: Draft, cell_id: str, autopsy: cell_pb2.Autopsy | Death) -> None:
     """A death may be seen before the start that it followed returns."""
     cell = draft.cells.get(cell_id)
@@ -260,3 +284,13 @@ def probed(draft: Draft, event: ProbeFinished) -> None:
     else:
         after = ProbeStatus(has_passed=True)
     draft.put(replace(cell, probe=after))
+
+
+# What the comparison with its spec says.
+
+
+def compared(draft: Draft, event: Compared) -> None:
+    """Told when it is news; a beat every half minute for each cell would say nothing."""
+    cell = draft.cells.get(event.cell_id)
+    if cell is not None and cell.state is CellState.RUNNING and cell.touched != event.touched:
+        draft.put(replace(cell, touched=event.touched))

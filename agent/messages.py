@@ -1,8 +1,9 @@
 """What goes into ``state.step`` (events: facts, past tense) and what comes out of it (instructions).
 
 Plain frozen values. The contract's messages appear as payloads that are carried and read, never made, so that
-nothing here needs protobuf at run time. ``now`` is monotonic seconds; ``link`` numbers the agent's connections
-to the scheduler, so that what an old one still says can be told from what the newest one says.
+nothing here needs protobuf at run time. ``now`` is seconds of ``clock``; ``beat_at`` is such a time too: when the
+agent sent what the scheduler, by saying this, shows to have heard (0: nothing). ``link`` numbers the agent's
+connections to the scheduler, so that what an old one still says can be told from what the newest one says.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Death:
 
     reason: str
     lived_seconds: float = 0.0
+    fenced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,43 @@ class CellReport:
     probe: ProbeStatus | None = None
     autopsy: cell_pb2.Autopsy | Death | None = None
     progress: str = ""
+    touched: tuple[str, ...] = ()
+    """How it differs from its spec; empty where it does not."""
+
+
+class Answer(IntEnum):
+    """What a neighbour says when it is pinged, with the contract's numbers."""
+
+    ANSWERS = 1
+    REFUSED = 2
+    SILENT = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """Another server that this one watches. ``address``: numeric, with the port. ``key``: theirs alone."""
+
+    server_id: str
+    address: str
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Testimony:
+    """What this agent sees of a neighbour, and since when (monotonic seconds)."""
+
+    server_id: str
+    answer: Answer
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class TestimonyReport:
+    """The same as it is told: no two clocks agree, so for how long it has been so."""
+
+    server_id: str
+    answer: Answer
+    for_seconds: float
 
 
 # What the scheduler asks for, inside a batch.
@@ -65,7 +104,10 @@ class CellReport:
 
 @dataclass(frozen=True, slots=True)
 class Ordered:
+    """``beat_at``: the newest report that the scheduler had heard when it said this."""
+
     order: link_pb2.Order
+    beat_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +168,7 @@ class Welcomed:
     beat_seconds: float
     lease_seconds: float
     now: float
+    beat_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +187,25 @@ class Echoed:
 
     link: int
     now: float
+    beat_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class NeighboursGiven:
+    """The scheduler says whom to watch from now on, and the keys of those who watch this server."""
+
+    link: int
+    neighbours: tuple[Neighbour, ...]
+    accepted_keys: tuple[bytes, ...]
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Testified:
+    """What can be said of the neighbours now: everything, whether it is new or not."""
+
+    testimonies: tuple[Testimony, ...]
+    now: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +221,7 @@ class Instructed:
     sequence: int
     verbs: tuple[Verb, ...]
     now: float
+    epoch: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +293,15 @@ class ProbeFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class Compared:
+    """A running cell was compared with its spec; ``touched`` is empty where it does not differ."""
+
+    cell_id: str
+    touched: tuple[str, ...]
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
 class VitalsTaken:
     vitals: cell_pb2.Vitals
     now: float
@@ -255,6 +327,8 @@ Event = (
     | Welcomed
     | Retuned
     | Echoed
+    | NeighboursGiven
+    | Testified
     | Disconnected
     | Instructed
     | Progressed
@@ -265,6 +339,7 @@ Event = (
     | Stopped
     | StopFailed
     | ProbeFinished
+    | Compared
     | VitalsTaken
     | ClosingDown
     | Tick
@@ -279,6 +354,13 @@ class StartCell:
     """Answered by Started, StartFailed or StartDeferred."""
 
     order: link_pb2.Order
+
+
+@dataclass(frozen=True, slots=True)
+class AbandonStart:
+    """The start must not go on, wherever it is. Answered by StartFailed, where it did not end before."""
+
+    cell_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,6 +391,7 @@ class SendHello:
     link: int
     inventory: tuple[CellReport, ...]
     epoch: int
+    beat_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,6 +405,17 @@ class SendReport:
     vitals: cell_pb2.Vitals | None = None
     complete: bool = False
     wants_echo: bool = False
+    testimonies: tuple[TestimonyReport, ...] = ()
+    leaving: bool = False
+    beat_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class WatchNeighbours:
+    """Answered by Testified, again and again, also while there is no session."""
+
+    neighbours: tuple[Neighbour, ...]
+    accepted_keys: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,16 +456,27 @@ class RememberEpoch:
     epoch: int
 
 
+@dataclass(frozen=True, slots=True)
+class RememberFence:
+    """Keep until when exclusive cells may live where the watchdog and the agent's next life find it. None: there are
+    no such cells."""
+
+    fence_at: float | None
+
+
 Instruction = (
     StartCell
+    | AbandonStart
     | StopCell
     | StartProbing
     | StopProbing
     | SendHello
     | SendReport
+    | WatchNeighbours
     | FetchLogs
     | RefuseLogs
     | StopLogs
     | CloseSession
     | RememberEpoch
+    | RememberFence
 )

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from agent.messages import CellReport, CellState, Death, ProbeStatus, SendReport
+from agent.messages import CellReport, CellState, Death, ProbeStatus, SendReport, Testimony, TestimonyReport
 
 if TYPE_CHECKING:
     from galactica.v1 import cell_pb2, link_pb2
@@ -21,8 +21,10 @@ MARKED_FRACTION = 0.15
 """Change of a fraction (cpu, memory, disk) that is told before the vitals are due."""
 MARKED_PRESSURE = 20.0
 """The same for pressure, in percentage points."""
+MARKED_CLOCK_MS = 1_000.0
+MARKED_KERNEL_ERRORS = 5
 ECHO_SHARE = 0.5
-"""Silence of this share of the lease makes the next report ask for an echo."""
+"""Silence of this share of the lease makes the next report ask for an echo, where nothing depends on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,14 @@ class Cell:
     tries: int = 0
     """How often the engine did not answer, in a row."""
     tried_since: float = 0.0
+    touched: tuple[str, ...] = ()
+    """How it differs from its spec."""
+    is_fenced: bool = False
+    """It is ended because no scheduler is heard: it stays on the list, dead, until a scheduler has seen that."""
+
+    @property
+    def is_exclusive(self) -> bool:
+        return self.order.spec.exclusive
 
     @property
     def is_probed(self) -> bool:
@@ -71,8 +81,11 @@ class Session:
     """The sequence of the newest report."""
     unsent: Mapping[str, CellReport | None] = field(default_factory=dict)
     """What waits for the next report; None: the cell as it is by then."""
+    untold: Mapping[str, Testimony] = field(default_factory=dict)
+    """What neighbours' testimonies wait for the next report."""
     owes_everything: bool = False
     """A resync was asked for and not answered yet."""
+    has_said_goodbye: bool = False
     vitals: cell_pb2.Vitals | None = None
     """The vitals that were sent last."""
     vitals_at: float = float("-inf")
@@ -88,6 +101,7 @@ def report(cell: Cell) -> CellReport:
         probe=cell.probe,
         autopsy=cell.autopsy,
         progress=cell.progress,
+        touched=cell.touched,
     )
 
 
@@ -97,7 +111,7 @@ def gone(cell_id: str, digest: str) -> CellReport:
 
 def next_look(session: Session) -> float:
     """When a report or beat is due, or the scheduler's silence has lasted too long."""
-    due = session.sent_at + (WINDOW_SECONDS if session.unsent else session.beat_seconds)
+    due = session.sent_at + (WINDOW_SECONDS if session.unsent or session.untold else session.beat_seconds)
     return min(due, session.heard_at + session.lease_seconds)
 
 
@@ -106,16 +120,23 @@ def flush(
     news: Mapping[str, CellReport | None],
     cells: Mapping[str, Cell],
     vitals: cell_pb2.Vitals | None,
+    testimonies: Mapping[str, Testimony],
     now: float,
+    *,
+    is_leaving: bool = False,
+    echo_share: float = ECHO_SHARE,
 ) -> tuple[Session, SendReport | None]:
-    """The session with the news taken in, and the report that is due, if one is."""
+    """The session with the news taken in, and the report that is due, if one is. ``echo_share``: silence of this share
+    of the lease makes it ask for an echo."""
     if news:
         session = replace(session, unsent={**session.unsent, **news} if session.unsent else news)
     has_vitals = vitals is not None and vitals is not session.vitals
     is_marked = has_vitals and _differs_markedly(session.vitals, vitals)
-    if not session.owes_everything and now < _due(session, is_marked=is_marked):
+    must_speak = session.owes_everything or (is_leaving and not session.has_said_goodbye)
+    if not must_speak and now < _due(session, is_marked=is_marked):
         return session, None
-    with_vitals = has_vitals and (is_marked or now - session.vitals_at >= VITALS_SECONDS)
+    is_due = is_marked or now - session.vitals_at >= VITALS_SECONDS
+    with_vitals = vitals is not None if session.owes_everything else has_vitals and is_due
     message = SendReport(
         link=session.link,
         session=session.id,
@@ -123,23 +144,43 @@ def flush(
         cells=_contents(session, cells),
         vitals=vitals if with_vitals else None,
         complete=session.owes_everything,
-        wants_echo=now - session.heard_at >= session.lease_seconds * ECHO_SHARE,
+        wants_echo=now - session.heard_at >= session.lease_seconds * echo_share,
+        testimonies=tuple(
+            TestimonyReport(one.server_id, one.answer, now - one.since)
+            for one in (testimonies if session.owes_everything else session.untold).values()
+        ),
+        leaving=is_leaving,
+        beat_at=now,
     )
     session = replace(
         session,
         sent=message.sequence,
         sent_at=now,
         unsent={},
+        untold={},
         owes_everything=False,
+        has_said_goodbye=is_leaving,
         vitals=vitals if with_vitals else session.vitals,
         vitals_at=now if with_vitals else session.vitals_at,
     )
     return session, message
 
 
+def testified(
+    session: Session, before: Mapping[str, Testimony], testimonies: Mapping[str, Testimony]
+) -> Session:
+    """Put on the next report what is new of the neighbours, and nothing of those that are watched no more."""
+    untold = {
+        server_id: testimony
+        for server_id, testimony in testimonies.items()
+        if server_id in session.untold or before.get(server_id) != testimony
+    }
+    return replace(session, untold=untold)
+
+
 def _due(session: Session, *, is_marked: bool) -> float:
     """The first change goes out at once; those right behind a report share the next one."""
-    if session.unsent or is_marked:
+    if session.unsent or session.untold or is_marked:
         return session.sent_at + WINDOW_SECONDS if session.sent else 0.0
     return session.sent_at + session.beat_seconds
 
@@ -156,11 +197,19 @@ def _contents(session: Session, cells: Mapping[str, Cell]) -> tuple[CellReport, 
 
 
 def _differs_markedly(before: cell_pb2.Vitals | None, after: cell_pb2.Vitals | None) -> bool:
-    if before is None or after is None:
+    if after is None:
         return False
+    if before is None:  # a server is ready only when its vitals are known to be good
+        return True
     if before.HasField("engine_latency_ms") and (before.engine_latency_ms < 0) != (
         after.engine_latency_ms < 0
     ):
+        return True
+    if before.disk_error != after.disk_error:
+        return True
+    if abs(after.clock_offset_ms - before.clock_offset_ms) >= MARKED_CLOCK_MS:
+        return True
+    if abs(after.kernel_errors - before.kernel_errors) >= MARKED_KERNEL_ERRORS:
         return True
     fractions = ("cpu_fraction", "memory_fraction", "disk_fraction")
     pressures = ("pressure_cpu", "pressure_memory", "pressure_io")

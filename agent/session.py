@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import grpc
 from galactica.v1 import link_pb2, link_pb2_grpc
 
-from agent import wire
+from agent import clock, wire
 from agent.identity import Identity, IdentityError, channel_options, store_renewed
 from agent.messages import Connected, Disconnected, Event, Welcomed
 from agent.renewal import NotRenewedError, renew_expired
@@ -117,6 +117,8 @@ class Link:
     directory: Path
     identity: Identity
     deliver: Callable[[Event], Awaitable[None]]
+    on_shell: Callable[[int, link_pb2.ShellInput], None] | None = None
+    """What goes past the state: a shell's input, with the link that brought it. Never waits."""
     clock_offset_ms: float | None = None
     """Our wall clock minus the scheduler's, by the newest echo."""
     _attachments: dict[int, _Attachment] = field(default_factory=dict)
@@ -240,11 +242,11 @@ class Link:
             return await self._converse(attachment, attachment.stub.Attach())
         finally:
             del self._attachments[attachment.number]
-            await self.deliver(Disconnected(attachment.number, time.monotonic()))
+            await self.deliver(Disconnected(attachment.number, clock.now()))
             await channel.close()
 
     async def _converse(self, attachment: _Attachment, call: Stream) -> Ending:
-        await self.deliver(Connected(attachment.number, time.monotonic()))
+        await self.deliver(Connected(attachment.number, clock.now()))
         async with asyncio.TaskGroup() as tasks:
             reader = tasks.create_task(self._read(attachment, call))
             writer = tasks.create_task(_write(attachment, call))
@@ -277,7 +279,9 @@ class Link:
                 if not isinstance(response, link_pb2.AttachResponse):
                     code, details = await call.code(), await call.details()
                     return _ending(self.address, code, details)
-                event = wire.event(response, attachment.number, time.monotonic())
+                event = wire.event(response, attachment.number, clock.now())
+                if response.HasField("shell_input") and self.on_shell:
+                    self.on_shell(attachment.number, response.shell_input)
                 if response.HasField("echo"):
                     self._measure_clocks(response.echo)
                 if event is not None:

@@ -21,6 +21,7 @@ EXIT_UNREACHABLE = 3
 TOKEN_VARIABLE = "GALACTICA_TOKEN"  # noqa: S105 - a name, no token
 DEFAULT_DATA = Path("/var/lib/galactica-agent")
 LABELS_LIMIT = 64
+WATCH_OFF = "off"
 
 
 class StartError(Exception):
@@ -46,6 +47,11 @@ class Settings:
     host: str
     token: str = field(repr=False)
     token_file: str
+    watch: str = ""
+    """"off", ADDRESS:PORT, or empty for an address that is found here and a free port."""
+    bus: str = ""
+    bus_ca: str = ""
+    bus_password_file: str = ""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -83,6 +89,22 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--host", default="127.0.0.1", metavar="ADDRESS", help="the address on which cells are published")
     add(
+        "--watch",
+        default="",
+        metavar="ADDRESS:PORT",
+        help="where neighbours ping this agent by UDP (--host or the address that leads to the scheduler, "
+        "and a free port); off: it watches nobody",
+    )
+    add(
+        "--bus",
+        default="",
+        metavar="URL",
+        help="a broker that holds this agent's last will: mqtt://[USER@]HOST[:PORT], mqtts:// for TLS; "
+        "its password in GALACTICA_BUS_PASSWORD or in a file",
+    )
+    add("--bus-ca", default="", metavar="FILE", help="the CA of the broker's certificate (this machine's)")
+    add("--bus-password-file", default="", metavar="FILE", help="a file that holds the broker's password")
+    add(
         "--label", action="append", default=[], metavar="KEY=VALUE", help="a label of this server; repeatable"
     )
     add("--stop-cells", action="store_true", help="end the cells too when the agent is told to end")
@@ -108,6 +130,10 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         host=arguments.host,
         token=arguments.token or ("" if arguments.token_file else token),
         token_file=arguments.token_file,
+        watch=arguments.watch,
+        bus=arguments.bus,
+        bus_ca=arguments.bus_ca,
+        bus_password_file=arguments.bus_password_file,
     )
 
 

@@ -14,13 +14,13 @@ import math
 from dataclasses import replace
 from typing import assert_never
 
-from agent import life, reporting
+from agent import fence, life, reporting
 from agent.draft import Draft, State
 from agent.life import is_news
 from agent.messages import (
-    CellState,
     CloseSession,
     ClosingDown,
+    Compared,
     Connected,
     Decommissioned,
     Died,
@@ -32,6 +32,7 @@ from agent.messages import (
     Instruction,
     LogsAsked,
     LogsDeclined,
+    NeighboursGiven,
     Ordered,
     ProbeFinished,
     Progressed,
@@ -47,9 +48,11 @@ from agent.messages import (
     StopFailed,
     StopLogs,
     Stopped,
+    Testified,
     Tick,
     Verb,
     VitalsTaken,
+    WatchNeighbours,
     Welcomed,
 )
 from agent.reporting import Session
@@ -63,12 +66,16 @@ def step(state: State, event: Event) -> tuple[State, tuple[Instruction, ...]]:
         return state, ()
     draft = Draft(state, event.now)
     _take(draft, event)
-    return draft.settle()
+    fence.mind(draft)
+    after, instructions = draft.settle()
+    return after, (*fence.to_remember(state, after), *instructions)
 
 
 def next_look(state: State) -> float:
     """When a Tick is due if nothing happens before; infinity if never."""
     looks = [reporting.next_look(state.session)] if state.session else []
+    if fence.has_live(state):
+        looks.append(state.fence_at)
     return min([*looks, *state.retries.values()], default=math.inf)
 
 
@@ -79,11 +86,19 @@ def _take(draft: Draft, event: Event) -> None:  # noqa: C901, PLR0912 - one tabl
         case Connected():
             draft.change(greeting=event.link, since_hello={})
             inventory = tuple(map(reporting.report, draft.cells.values()))
-            draft.emit(SendHello(event.link, inventory, draft.state.epoch))
+            draft.emit(SendHello(event.link, inventory, draft.state.epoch, draft.now))
         case Welcomed():
             _welcomed(draft, event)
-        case Retuned() | Echoed():
+        case Retuned():
             _heard(draft, event)
+        case Echoed():
+            if session := _heard(draft, event):
+                fence.grant(draft, event.beat_at, session.lease_seconds)
+        case NeighboursGiven():
+            if _heard(draft, event):
+                draft.emit(WatchNeighbours(event.neighbours, event.accepted_keys))
+        case Testified():
+            _testified(draft, event)
         case Disconnected():
             _disconnected(draft, event)
         case Instructed():
@@ -99,13 +114,13 @@ def _take(draft: Draft, event: Event) -> None:  # noqa: C901, PLR0912 - one tabl
         case Died():
             life.died(draft, event.cell_id, event.autopsy)
         case Stopped():
-            cell = draft.cells.get(event.cell_id)
-            if cell is not None and cell.state is CellState.STOPPING:
-                draft.bury(cell)
+            life.stopped(draft, event.cell_id)
         case StopFailed():
             life.stop_failed(draft, event)
         case ProbeFinished():
             life.probed(draft, event)
+        case Compared():
+            life.compared(draft, event)
         case VitalsTaken():
             draft.change(vitals=event.vitals)
         case ClosingDown():
@@ -153,11 +168,13 @@ def _welcomed(draft: Draft, event: Welcomed) -> None:
         heard_at=draft.now,
         sent_at=draft.now,
         unsent=state.since_hello,
+        untold=state.testimonies,
     )
     draft.change(session=session)
+    fence.grant(draft, event.beat_at, event.lease_seconds)
 
 
-def _heard(draft: Draft, event: Retuned | Echoed | Instructed) -> Session | None:
+def _heard(draft: Draft, event: Retuned | Echoed | NeighboursGiven | Instructed) -> Session | None:
     """Note that the scheduler spoke: the session in force, None where the event is of another one."""
     session = draft.state.session
     if session is None or session.link != event.link:
@@ -167,6 +184,14 @@ def _heard(draft: Draft, event: Retuned | Echoed | Instructed) -> Session | None
         session = replace(session, beat_seconds=event.beat_seconds, lease_seconds=event.lease_seconds)
     draft.change(session=session)
     return session
+
+
+def _testified(draft: Draft, event: Testified) -> None:
+    before, session = draft.state.testimonies, draft.state.session
+    now = {one.server_id: one for one in event.testimonies}
+    draft.change(
+        testimonies=now, session=reporting.testified(session, before, now) if session is not None else None
+    )
 
 
 def _disconnected(draft: Draft, event: Disconnected) -> None:
@@ -181,6 +206,11 @@ def _instructed(draft: Draft, event: Instructed) -> None:
     session = _heard(draft, event)
     if session is None or session.id != event.session or event.sequence <= session.taken:
         return
+    if event.epoch < draft.state.epoch:
+        reason = f"instructions of epoch {event.epoch} came, but epoch {draft.state.epoch} was obeyed already"
+        draft.emit(CloseSession(event.link, reason))
+        draft.change(session=None)
+        return
     # A gap is harmless: what was lost is sent again for as long as the reports do not show it.
     draft.change(session=replace(session, taken=event.sequence))
     for verb in event.verbs:
@@ -190,6 +220,11 @@ def _instructed(draft: Draft, event: Instructed) -> None:
 def _obey(draft: Draft, verb: Verb, link: int) -> None:
     match verb:
         case Ordered():
+            session = draft.state.session
+            if session is not None and verb.order.spec.exclusive:
+                fence.grant(draft, verb.beat_at, session.lease_seconds)
+                if draft.now >= verb.beat_at + session.lease_seconds:
+                    return  # it was long on its way; one that still stands is sent again
             life.ordered(draft, verb.order)
         case Decommissioned():
             life.decommissioned(draft, verb.cell_id)

@@ -1,9 +1,10 @@
-"""How this server feels: a few cheap readings of /proc and one ping of each engine."""
+"""How this server feels: a few cheap readings of /proc, one small file written, and one ping of each engine."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING
 import psutil
 from galactica.v1 import cell_pb2
 
+from agent.disk import DiskTrial
+from agent.kernel_log import KernelLog
 from agent.runtimes import RuntimeUnavailable
 
 if TYPE_CHECKING:
@@ -45,21 +48,29 @@ class VitalsTaker:
     runtimes: Iterable[Runtime]
     clock_offset_ms: Callable[[], float | None]
     pressure: Path = PRESSURE
+    kernel_log: KernelLog = field(default_factory=KernelLog)
+    _trial: DiskTrial = field(init=False)
     _busy_and_all: tuple[float, float] = field(default_factory=_cpu_seconds)
+
+    def __post_init__(self) -> None:
+        self._trial = DiskTrial(self.data)
 
     async def take(self) -> cell_pb2.Vitals:
         """The cpu fraction counts from the take before this one."""
         latency_ms = await self._latency_ms()
+        disk_error = await self._trial.error()
         return cell_pb2.Vitals(
             cpu_fraction=self._cpu_fraction(),
             memory_fraction=psutil.virtual_memory().percent / 100,
-            disk_fraction=psutil.disk_usage(str(self.data)).percent / 100,
+            disk_fraction=_disk_fraction(self.data),
             load_1m=os.getloadavg()[0],
             pressure_cpu=pressure_avg10(self.pressure / "cpu"),
             pressure_memory=pressure_avg10(self.pressure / "memory"),
             pressure_io=pressure_avg10(self.pressure / "io"),
             engine_latency_ms=latency_ms,
             clock_offset_ms=self.clock_offset_ms(),
+            disk_error=disk_error,
+            kernel_errors=self.kernel_log.count(time.monotonic()),
         )
 
     def _cpu_fraction(self) -> float:
@@ -79,6 +90,14 @@ class VitalsTaker:
             if seconds is not None:
                 slowest = max(slowest or 0.0, seconds * 1_000)
         return slowest
+
+
+def _disk_fraction(data: Path) -> float:
+    """A disk that cannot even say how full it is, is not full: what is wrong with it shows when it is written to."""
+    try:
+        return psutil.disk_usage(str(data)).percent / 100
+    except OSError:
+        return 0.0
 
 
 def pressure_avg10(path: Path) -> float | None:

@@ -18,12 +18,15 @@ from agent.messages import (
     Instructed,
     LogsAsked,
     LogsDeclined,
+    Neighbour,
+    NeighboursGiven,
     Ordered,
     ProbeStatus,
     ResyncAsked,
     Retuned,
     SendHello,
     SendReport,
+    TestimonyReport,
     Verb,
     Welcomed,
 )
@@ -34,6 +37,7 @@ MESSAGE_BYTES = 3 * 1024 * 1024
 LAST_WORDS_BYTES = 8 * 1024
 """What an autopsy's last lines may take in a message that would be too large otherwise."""
 BEAT_LEAST_SECONDS = 0.05
+LONGEST_MS = 2**32 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +48,14 @@ class ServerFacts:
     capacity: cell_pb2.Capacity
     runtimes: tuple[cell_pb2.RuntimeKind.ValueType, ...]
     agent_version: str
+    watch_address: str = ""
+    """Where neighbours reach this agent; empty where it takes no part in their watch."""
 
 
-def hello(instruction: SendHello, facts: ServerFacts) -> link_pb2.AttachRequest:
+def hello(
+    instruction: SendHello, facts: ServerFacts, watching: Sequence[Neighbour] = ()
+) -> link_pb2.AttachRequest:
+    """``watching``: whom this agent watches at the moment."""
     return link_pb2.AttachRequest(
         hello=link_pb2.Hello(
             wire_version=WIRE_VERSION,
@@ -56,6 +65,12 @@ def hello(instruction: SendHello, facts: ServerFacts) -> link_pb2.AttachRequest:
             runtimes=facts.runtimes,
             inventory=_bounded([_cell_report(one) for one in instruction.inventory]),
             epoch=instruction.epoch,
+            watch_address=facts.watch_address,
+            beat_at=instruction.beat_at,
+            watching=[
+                link_pb2.Neighbour(server_id=one.server_id, address=one.address, key=one.key)
+                for one in watching
+            ],
         )
     )
 
@@ -70,6 +85,9 @@ def report(instruction: SendReport, wall_seconds: float) -> link_pb2.AttachReque
             vitals=instruction.vitals,
             complete=instruction.complete,
             sent_at=wall_seconds if instruction.wants_echo else 0.0,
+            testimonies=[_testimony(one) for one in instruction.testimonies],
+            leaving=instruction.leaving,
+            beat_at=instruction.beat_at,
         )
     )
 
@@ -84,22 +102,28 @@ def log_chunk(
 
 def event(
     response: link_pb2.AttachResponse, link: int, now: float
-) -> Welcomed | Instructed | Retuned | Echoed | None:
+) -> Welcomed | Instructed | Retuned | Echoed | NeighboursGiven | None:
     """The event that a response is; None where this agent does not know such a message (yet)."""
     match response.WhichOneof("message"):
         case "welcome":
             welcome = response.welcome
             beat_seconds, lease_seconds = _tempo(welcome.tempo)
-            return Welcomed(link, welcome.session, welcome.epoch, beat_seconds, lease_seconds, now)
+            return Welcomed(
+                link, welcome.session, welcome.epoch, beat_seconds, lease_seconds, now, welcome.beat_at
+            )
         case "instructions":
             batch = response.instructions
             verbs = tuple(verb for verb in map(_verb, batch.instructions) if verb is not None)
-            return Instructed(link, batch.session, batch.sequence, verbs, now)
+            return Instructed(link, batch.session, batch.sequence, verbs, now, batch.epoch)
         case "tempo":
             beat_seconds, lease_seconds = _tempo(response.tempo)
             return Retuned(link, beat_seconds, lease_seconds, now)
         case "echo":
-            return Echoed(link, now)
+            return Echoed(link, now, response.echo.beat_at)
+        case "neighbours":
+            given = response.neighbours
+            neighbours = tuple(Neighbour(one.server_id, one.address, one.key) for one in given.neighbours)
+            return NeighboursGiven(link, neighbours, tuple(given.accepted_keys), now)
         case _:
             return None
 
@@ -113,7 +137,7 @@ def _tempo(tempo: link_pb2.Tempo) -> tuple[float, float]:
 def _verb(instruction: link_pb2.Instruction) -> Verb | None:
     match instruction.WhichOneof("verb"):
         case "order":
-            return Ordered(instruction.order)
+            return Ordered(instruction.order, instruction.beat_at)
         case "decommission":
             return Decommissioned(instruction.decommission.cell_id, instruction.decommission.reason)
         case "resync":
@@ -137,6 +161,15 @@ def _cell_report(cell: CellReport) -> cell_pb2.CellReport:
         probe=_probe_status(cell.probe),
         autopsy=_autopsy(cell.autopsy),
         progress=cell.progress,
+        touched=cell.touched,
+    )
+
+
+def _testimony(testimony: TestimonyReport) -> link_pb2.Testimony:
+    return link_pb2.Testimony(
+        server_id=testimony.server_id,
+        answer=link_pb2.Answer.ValueType(testimony.answer),
+        for_ms=min(LONGEST_MS, max(0, round(testimony.for_seconds * 1_000))),
     )
 
 
@@ -152,7 +185,9 @@ def _probe_status(probe: ProbeStatus | None) -> cell_pb2.ProbeStatus | None:
 
 def _autopsy(autopsy: cell_pb2.Autopsy | Death | None) -> cell_pb2.Autopsy | None:
     if isinstance(autopsy, Death):
-        return cell_pb2.Autopsy(reason=autopsy.reason, lived_seconds=autopsy.lived_seconds)
+        return cell_pb2.Autopsy(
+            reason=autopsy.reason, lived_seconds=autopsy.lived_seconds, fenced=autopsy.fenced
+        )
     return autopsy
 
 

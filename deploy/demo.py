@@ -1,26 +1,25 @@
-"""``make demo``: a fleet of nine cells on three agents of this machine, about half a minute of murder, and the bill.
+"""``make demo``: nine cells on a pool of three servers of this machine, about half a minute of murder, and the bill.
 
-It starts what a user would start (`galactica scheduler`, `galactica-agent`, `galactica apply`), then kills cells from
-outside with kill -9, and at last one whole agent together with its cells. It ends everything that it started. Exit
-code 0: each death was answered and the fleet is whole.
+It starts what a user would start (`galactica scheduler`, and `galactica apply` of a pool and a service; the pool's
+servers are agents that the scheduler's own ``local`` provider begins). Then it kills cells from outside with kill -9,
+and in the middle one whole server: its agent and everything that runs on it. It ends everything that it started.
+Exit code 0: each death was answered, a new server stands for the dead one, and the fleet is whole. Else 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
 import os
-import re
-import shutil
+import select
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,159 +27,137 @@ from typing import NamedTuple
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
+from demo_bill import PICTURE_SIZE, Bill, Murder, paint
+from demo_cells import CELLS, POOL, SERVERS, SERVICE, NoSuchRuntime, Runtime, choose_runtime, pool
 from galactica.v1 import operator_pb2
-from rich.console import Console, ConsoleDimensions, Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from scheduler.cli.client import Client, connect
 from scheduler.cli.top_view import Picture, draw
+from scheduler.errors import CommandFailed
+from scheduler.providers import containers, processes
 
-AGENTS = ("earth", "mars", "venus")
-CELLS = 9
-CALM_SECONDS = 6.0
-"""A cell that dies before it was READY for 5 s died early; the demo shows healing, not backoff."""
-MURDERS = 6
-MURDER_EVERY_SECONDS = 2.0
-PATIENCE_SECONDS = 60.0
 DRAW_EVERY_SECONDS = 0.25
-PICTURE_SIZE = ConsoleDimensions(120, 26)
-IMAGE = "galactica-demo:1"
-BUSYBOX = Path("/bin/busybox")
+STOP_SECONDS = 20.0
 BIN = Path(sys.executable).parent
-_REMOTE_FONT = re.compile(r"@font-face \{.*?\}|<!-- Generated with Rich.*?-->", re.DOTALL)
-
-PROCESS_COMMAND = [sys.executable, "-m", "http.server", "{port.http}", "--bind", "127.0.0.1"]
-DOCKER_COMMAND = ["httpd", "-f", "-p", "8080", "-h", "/"]
 
 
 class DemoFailed(Exception):
     """The message is for people."""
 
 
-class Runtime(NamedTuple):
-    name: str
-    kill: Callable[[operator_pb2.Cell], None]
-    service: dict[str, object]
+class Tempo(NamedTuple):
+    """Seconds. ``calm``: a cell that dies before it was READY for 5 s died early; the demo shows no backoff."""
 
-
-@dataclass
-class Murder:
-    """Times are Unix seconds; those that are still to come are None."""
-
-    victim: str
-    how: str
-    at: float
-    seen_at: float | None = None
-    ordered_at: float | None = None
-    ready_at: float | None = None
+    calm: float
+    every: float
+    patience: float
+    murders: int
 
 
 @dataclass
 class Demo:
     directory: Path
     runtime: Runtime
+    tempo: Tempo
     console: Console
-    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-    murders: list[Murder] = field(default_factory=list)
+    fleet: str = f"demo-{os.getpid()}"
+    scheduler: subprocess.Popen[bytes] | None = None
+    bill: Bill = field(default_factory=Bill)
     events: list[operator_pb2.Event] = field(default_factory=list)
     says: str = ""
     most_dramatic: tuple[int, RenderableType] = (-1, "")
-    """The frame with the most cells that are not READY."""
+    """The frame with the most cells and servers that are not READY."""
 
     # --- starting and ending -----------------------------------------------------------------------------------
 
     def start(self) -> None:
         port, enrol_port = _free_ports(2)
-        self._spawn(
+        command: list[str | Path] = [
+            BIN / "galactica",
             "scheduler",
-            [BIN / "galactica", "scheduler", "--data", self.directory / "scheduler", "--fleet", "demo"],
-            ["--listen", f"127.0.0.1:{port}", "--enrol-listen", f"127.0.0.1:{enrol_port}"],
-        )
-        self._wait(lambda: self._galactica("status") is not None, "the scheduler to answer")
-        token = json.loads(
-            self._galactica("token", "create", "--uses", str(len(AGENTS)), "-o", "json") or "{}"
-        )
-        for name in AGENTS:
-            command = [
-                BIN / "galactica-agent",
-                "--scheduler",
-                f"127.0.0.1:{port}",
-                "--id",
-                name,
-                "--stop-cells",
-            ]
-            command += ["--enrol", f"127.0.0.1:{enrol_port}", "--data", self.directory / name]
-            command += ["--runtime", self.runtime.name, "--label", f"planet={name}"]
-            self._spawn(name, command, GALACTICA_TOKEN=token["token"])
-        self._wait(lambda: self._servers_ready() == len(AGENTS), "three agents to join")
-        manifest = self.directory / "web.yaml"
-        manifest.write_text(json.dumps(self.runtime.service))  # JSON is YAML
-        if self._galactica("apply", str(manifest)) is None:
-            raise DemoFailed(f"the manifest was refused; the logs are in {self.directory}")
+            "--data",
+            self.directory / "scheduler",
+            "--fleet",
+            self.fleet,
+        ]
+        command += ["--listen", f"127.0.0.1:{port}", "--enrol-listen", f"127.0.0.1:{enrol_port}"]
+        with (self.directory / "scheduler.log").open("wb") as log:
+            self.scheduler = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self._wait_for_answer()
+        # A service is ordered where there is room: first the servers.
+        self._apply(pool(self.runtime.name))
+        self._galactica("wait", f"pool/{POOL}", "--ready", "--timeout", f"{self.tempo.patience:g}s")
+        self._apply(self.runtime.service)
 
-    def _spawn(self, name: str, *command: list[object], **environment: str) -> None:
-        with (self.directory / f"{name}.log").open("wb") as log:
-            process = subprocess.Popen(
-                [str(word) for words in command for word in words],
-                env={**os.environ, **environment},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-        self.processes[name] = process
+    def _apply(self, manifest: dict[str, object]) -> None:
+        path = self.directory / f"{manifest['name']}.yaml"
+        path.write_text(json.dumps(manifest))  # JSON is YAML
+        self._galactica("apply", str(path))
 
-    def _galactica(self, *words: str) -> str | None:
-        """What the command line prints; None where it failed."""
+    def _galactica(self, *words: str) -> None:
+        """What a user would type. Raises DemoFailed."""
         done = subprocess.run([BIN / "galactica", *words], capture_output=True, text=True, check=False)
-        return done.stdout if done.returncode == 0 else None
+        if done.returncode:
+            raise DemoFailed(f"galactica {' '.join(words)}: {done.stderr.strip()}")
 
-    def _servers_ready(self) -> int:
-        servers = json.loads(self._galactica("servers", "-o", "json") or "[]")
-        return sum(server["phase"] == "READY" for server in servers)
-
-    def _wait(self, condition: Callable[[], bool], what: str) -> None:
-        end = time.monotonic() + PATIENCE_SECONDS
-        while not condition():
-            self._check_processes()
-            if time.monotonic() > end:
-                raise DemoFailed(f"waited {PATIENCE_SECONDS:g} s in vain for {what}")
+    def _wait_for_answer(self) -> None:
+        end = time.monotonic() + self.tempo.patience
+        while True:
+            with contextlib.suppress(DemoFailed):
+                self._galactica("status")
+                return
+            self._check(end, "the scheduler to answer")
             time.sleep(0.2)
 
-    def _check_processes(self) -> None:
-        for name, process in self.processes.items():
-            if process.poll() not in (None, -signal.SIGKILL):
-                raise DemoFailed(f"{name} ended by itself with exit code {process.returncode}")
+    def _check(self, end: float, what: str) -> None:
+        if self.scheduler is not None and self.scheduler.poll() is not None:
+            raise DemoFailed(f"the scheduler ended by itself with exit code {self.scheduler.returncode}")
+        if time.monotonic() > end:
+            raise DemoFailed(f"waited {self.tempo.patience:g} s in vain for {what}")
 
     def stop(self) -> None:
-        """Agents first, so that they end their cells; then the scheduler."""
-        for process in reversed(self.processes.values()):
-            if process.poll() is None:
-                process.terminate()
-        for process in reversed(self.processes.values()):
+        """The scheduler first, so that it orders no more; then its servers, which outlive it, with their cells."""
+        if self.scheduler is not None:
+            self.scheduler.terminate()
             try:
-                process.wait(20)
+                self.scheduler.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+                self.scheduler.kill()
+                self.scheduler.wait()
+        homes = sorted((self.directory / "scheduler" / "providers" / "local").glob(f"{POOL}.*"))
+        _end_agents(homes)
+        for home in homes:
+            processes.kill_all_of(home)
+            if self.runtime.name == "docker":
+                containers.remove_all_of(self.fleet, home.name.replace(".", "/", 1))
 
     # --- the show ----------------------------------------------------------------------------------------------
 
     def run(self, client: Client) -> None:
-        self.says = "nine cells are ordered"
+        before = self.tempo.murders // 2
+        self.says = f"{SERVERS} servers are ready, {CELLS} cells are ordered"
         with self._screen() as show:
             self._until(client, show, self._is_whole, "nine cells to be ready")
             self.says = "all is well; murder begins in a moment"
-            self._for(client, show, CALM_SECONDS)
-            for number in range(MURDERS):
-                self._murder_cell(client, number)
-                self._for(client, show, MURDER_EVERY_SECONDS)
-            self._until(client, show, self._is_healed, "the fleet to be whole again")
-            self._murder_agent(client)
-            self._until(client, show, self._is_healed, "the fleet to be whole without an agent")
+            self._for(client, show, self.tempo.calm)
+            self._murder_cells(client, show, range(before))
+            dead = self._murder_server(client)
+            self._until(client, show, self._is_healed, "a new server, and all cells to be ready again")
+            self.says = f"a new server stands for the dead one: {dead.successor}"
+            self._for(client, show, self.tempo.every)
+            self._murder_cells(client, show, range(before, self.tempo.murders))
             self.says = "healed"
-            self._for(client, show, 1.0)
+            self._for(client, show, self.tempo.every / 2)
+
+    def _murder_cells(self, client: Client, show: Callable[[RenderableType], None], numbers: range) -> None:
+        self._until(client, show, self._is_healed, "the fleet to be whole before a murder")
+        for number in numbers:
+            self._murder_cell(client, number)
+            self._for(client, show, self.tempo.every)
+        self._until(client, show, self._is_healed, "the fleet to be whole again")
 
     @contextlib.contextmanager
     def _screen(self) -> Iterator[Callable[[RenderableType], None]]:
@@ -191,7 +168,9 @@ class Demo:
                 nonlocal said
                 if self.says != said:
                     said = self.says
-                    self.console.print(f"{time.strftime('%H:%M:%S')}  {said}", highlight=False)
+                    self.console.print(
+                        f"{time.strftime('%H:%M:%S')}  {said}", highlight=False, soft_wrap=True
+                    )
 
             yield tell
             return
@@ -211,24 +190,21 @@ class Demo:
         condition: Callable[[Picture], bool],
         what: str,
     ) -> None:
-        end = time.monotonic() + PATIENCE_SECONDS
+        end = time.monotonic() + self.tempo.patience
         while True:
             picture = self._look(client)
             show(self._frame(picture))
             if condition(picture):
                 return
-            self._check_processes()
-            if time.monotonic() > end:
-                raise DemoFailed(f"waited {PATIENCE_SECONDS:g} s in vain for {what}")
+            self._check(end, what)
             time.sleep(DRAW_EVERY_SECONDS)
 
     def _look(self, client: Client) -> Picture:
         stub = client.stub
         status = client.ask(stub.GetStatus, operator_pb2.GetStatusRequest())
         servers = client.ask(stub.ListServers, operator_pb2.ListServersRequest()).servers
-        cells = client.ask(stub.ListCells, operator_pb2.ListCellsRequest()).cells
         self._read_events(client)
-        return Picture(time.time(), status, tuple(servers), tuple(cells), tuple(self.events))
+        return Picture(time.time(), status, tuple(servers), tuple(_cells(client)), tuple(self.events))
 
     def _read_events(self, client: Client) -> None:
         after = self.events[-1].position if self.events else 0
@@ -236,98 +212,70 @@ class Demo:
         for answer in client.stream(client.stub.WatchEvents, request, timeout_seconds=5.0):
             for event in answer.events:
                 self.events.append(event)
-                self._note(event)
-
-    def _note(self, event: operator_pb2.Event) -> None:
-        """Fill in the times of the murder that the event belongs to."""
-        for murder in self.murders:
-            if event.type == "CellCondemned" and event.cell == murder.victim:
-                murder.seen_at = event.at
-            elif event.type == "CellOrdered" and _replaces(event) == murder.victim:
-                murder.ordered_at = event.at
-            elif event.type == "CellReady" and event.cell == _successor(murder.victim):
-                murder.ready_at = event.at
+                self.bill.note(event)
 
     def _frame(self, picture: Picture) -> RenderableType:
         words = Text(f"{self.says}\n", style="bold yellow")
         frame = Group(words, draw(picture, "", self.console.size))
-        drama = sum(cell.phase != "READY" for cell in picture.cells) if self.murders else 0
+        drama = sum(cell.phase != "READY" for cell in picture.cells) if self.bill.server else 0
         if drama > self.most_dramatic[0]:
             self.most_dramatic = (drama, Group(words, draw(picture, "", PICTURE_SIZE)))
         return frame
 
     @staticmethod
     def _is_whole(picture: Picture) -> bool:
-        return picture.status.healthy and sum(group.ready for group in picture.status.groups) == CELLS
+        ready = {group.name: group.ready for group in picture.status.groups}
+        return picture.status.healthy and ready == {POOL: SERVERS, SERVICE: CELLS}
 
     def _is_healed(self, picture: Picture) -> bool:
-        return self._is_whole(picture) and all(murder.ready_at for murder in self.murders)
+        return self._is_whole(picture) and self.bill.is_settled
 
     # --- murder -------------------------------------------------------------------------------------------------
 
     def _murder_cell(self, client: Client, number: int) -> None:
-        cells = client.ask(client.stub.ListCells, operator_pb2.ListCellsRequest()).cells
-        agent = AGENTS[number % len(AGENTS)]
-        mine = [cell for cell in cells if cell.server == agent and cell.phase == "READY"]
-        victim = min(mine, key=lambda cell: cell.ready_at)
-        self._kill(
-            victim, f"murder {number + 1} of {MURDERS}: kill -9 {victim.id} on {victim.server}", "cell"
-        )
+        """One that has served long enough, on the server that has lost the fewest."""
+        ready = [cell for cell in _cells(client) if cell.group == SERVICE and cell.phase == "READY"]
+        if not ready:
+            raise DemoFailed(f"no cell of {SERVICE} is ready, so there is none to kill")
+        old = [cell for cell in ready if cell.ready_at < time.time() - self.tempo.calm] or ready
+        lost = Counter(murder.on for murder in self.bill.cells)
+        victim = min(old, key=lambda cell: (lost[cell.server], cell.ready_at))
+        self.says = f"murder {number + 1} of {self.tempo.murders}: kill -9 {victim.id} on {victim.server}"
+        self.bill.cells.append(Murder(victim.id, victim.server, time.time()))
+        self.runtime.kill([victim])
 
-    def _murder_agent(self, client: Client) -> None:
-        name = AGENTS[1]
-        cells = client.ask(client.stub.ListCells, operator_pb2.ListCellsRequest()).cells
-        mine = [cell for cell in cells if cell.server == name and cell.phase == "READY"]
-        words = f"the whole agent {name} dies, and its {len(mine)} cells with it; its lease is 5 s"
-        self.processes[name].send_signal(signal.SIGKILL)
-        self.processes[name].wait()
-        for cell in mine:
-            self._kill(cell, words, f"agent {name}")
-
-    def _kill(self, victim: operator_pb2.Cell, words: str, how: str) -> None:
-        self.says = words
-        self.murders.append(Murder(victim.id, how, time.time()))
-        self.runtime.kill(victim)
-
-    def bill(self) -> RenderableType:
-        """What each death took, in ms after the kill."""
-        table = Table(title="how long each heal took, in ms after the kill", title_justify="left")
-        for column, justify in (
-            ("killed", "left"),
-            ("how", "left"),
-            ("seen", "right"),
-            ("ordered", "right"),
-            ("ready", "right"),
-        ):
-            table.add_column(column, justify=justify)  # type: ignore[arg-type]
-        for murder in self.murders:
-            table.add_row(murder.victim, murder.how, *(_ms(murder, at) for at in _stages(murder)))
-        for name, pick in (("median", statistics.median), ("worst", max)):
-            table.add_section()
-            for how, murders in (
-                ("cell", [m for m in self.murders if m.how == "cell"]),
-                ("agent", [m for m in self.murders if m.how != "cell"]),
-            ):
-                columns = zip(*(_stages(m, m.at) for m in murders), strict=True)
-                table.add_row(name, how, *(f"{pick(column) * 1e3:,.0f}" for column in columns))
-        return table
+    def _murder_server(self, client: Client) -> Murder:
+        """As if its power went: agent and cells at once, from outside."""
+        servers = client.ask(client.stub.ListServers, operator_pb2.ListServersRequest()).servers
+        server = sorted(servers, key=lambda one: one.id)[len(servers) // 2]
+        mine = [cell for cell in _cells(client) if cell.server == server.id]
+        self.says = f"kill -9 of the whole server {server.id}: its agent and its {len(mine)} cells"
+        at = time.time()
+        self.bill.server = Murder(server.id, "", at)
+        self.bill.its_cells = [Murder(cell.id, server.id, at) for cell in mine]
+        os.kill(_pid_of(server), signal.SIGKILL)
+        self.runtime.kill(mine)
+        return self.bill.server
 
 
-def _stages(murder: Murder, since: float = 0.0) -> tuple[float, float, float]:
-    return tuple((at or 0.0) - since for at in (murder.seen_at, murder.ordered_at, murder.ready_at))  # type: ignore[return-value]
+def _cells(client: Client) -> list[operator_pb2.Cell]:
+    return list(client.ask(client.stub.ListCells, operator_pb2.ListCellsRequest()).cells)
 
 
-def _ms(murder: Murder, at: float) -> str:
-    return f"{(at - murder.at) * 1e3:,.0f}" if at else "-"
+def _pid_of(server: operator_pb2.Server) -> int:
+    return int(server.provider_ref.removeprefix("pid:"))
 
 
-def _replaces(event: operator_pb2.Event) -> str:
-    return str(json.loads(event.details_json or "{}").get("replaces", ""))
-
-
-def _successor(cell_id: str) -> str:
-    slot, _, generation = cell_id.rpartition(".")
-    return f"{slot}.{int(generation) + 1}"
+def _end_agents(homes: list[Path]) -> None:
+    """In peace where they are quick enough; they take their cells along."""
+    living = [found for home in homes if (found := processes.find(home))]
+    descriptors = [one for process in living if (one := processes.open_pidfd(process)) is not None]
+    for descriptor in descriptors:
+        processes.send_signal(descriptor, signal.SIGTERM)
+    end = time.monotonic() + STOP_SECONDS
+    for descriptor in descriptors:
+        select.select([descriptor], [], [], max(0.0, end - time.monotonic()))
+        os.close(descriptor)
 
 
 def _free_ports(count: int) -> list[int]:
@@ -338,112 +286,80 @@ def _free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
-def _service(**changes: object) -> dict[str, object]:
-    health = {"http": {"port": "http", "path": "/"}, "every": "250ms", "timeout": "2s", "boot_within": "30s"}
-    return {"kind": "service", "name": "web", "replicas": CELLS, "health": health, **changes}
-
-
-def _kill_process(cell: operator_pb2.Cell) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(int(cell.runtime_id), signal.SIGKILL)
-
-
-def _kill_container(cell: operator_pb2.Cell) -> None:
-    subprocess.run(["docker", "kill", cell.runtime_id], capture_output=True, check=False)
-
-
-def choose_runtime(console: Console) -> Runtime:
-    """Docker where an engine answers and the demo's image can be had without a registry, else processes."""
-    processes = Runtime(
-        "process",
-        _kill_process,
-        _service(runtime="process", command=PROCESS_COMMAND, ports={"http": "auto"}, stop={"grace": "2s"}),
-    )
-    if shutil.which("docker") is None or _docker("version") is None:
-        console.print("no Docker Engine answers: the cells are processes", style="dim")
-        return processes
-    if _docker("image", "inspect", IMAGE) is None and not _import_image():
-        console.print(
-            f"no image for cells: {BUSYBOX} is not there (busybox-static); they are processes", style="dim"
-        )
-        return processes
-    service = _service(
-        runtime="docker", image=IMAGE, command=DOCKER_COMMAND, ports={"http": 8080}, stop={"grace": "1s"}
-    )
-    return Runtime("docker", _kill_container, service)
-
-
-def _docker(*words: str) -> str | None:
-    done = subprocess.run(["docker", *words], capture_output=True, text=True, check=False, timeout=60)
-    return done.stdout if done.returncode == 0 else None
-
-
-def _import_image() -> bool:
-    """An image of nothing but a static busybox: no registry is needed."""
-    if not BUSYBOX.is_file():
-        return False
-    with tempfile.TemporaryDirectory() as root:
-        binaries = Path(root) / "bin"
-        binaries.mkdir()
-        shutil.copy(BUSYBOX, binaries / "busybox")
-        for applet in ("sh", "httpd", "sleep"):
-            (binaries / applet).symlink_to("busybox")
-        (Path(root) / "index.html").write_text("one cell of many\n")
-        with subprocess.Popen(["tar", "-C", root, "-c", "."], stdout=subprocess.PIPE) as tar:
-            done = subprocess.run(
-                ["docker", "import", "-", IMAGE], stdin=tar.stdout, capture_output=True, check=False
-            )
-    return done.returncode == 0
-
-
-def _paint(file: Path, *parts: RenderableType) -> None:
-    """The README's picture."""
-    canvas = Console(record=True, width=PICTURE_SIZE.width, file=io.StringIO(), highlight=False)
-    for part in parts:
-        canvas.print(part)
-    picture = canvas.export_svg(title="make demo")
-    file.write_text(_REMOTE_FONT.sub("", picture))  # a picture asks no other host for anything
+# --- from the command line ---------------------------------------------------------------------------------------
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Watch a fleet of nine cells replace its dead.")
-    parser.add_argument(
-        "--svg", type=Path, metavar="FILE", help="also draw the most dramatic moment and the bill"
-    )
-    arguments = parser.parse_args()
+    arguments = _arguments()
     console = Console(highlight=False)
+    tempo = Tempo(arguments.calm, arguments.every, arguments.patience, arguments.murders)
     with tempfile.TemporaryDirectory(prefix="galactica-demo-") as directory:
         os.environ["GALACTICA_CONTEXT"] = str(Path(directory) / "context.json")
         os.environ.pop("GALACTICA_SCHEDULER", None)
-        demo = Demo(Path(directory), choose_runtime(console), console)
         try:
-            console.print("starting a scheduler and three agents …", style="dim")
-            demo.start()
-            with connect(None) as client:
-                demo.run(client)
-        except DemoFailed as failed:
-            console.print(f"the demo failed: {failed}", style="bold red")
-            _show_logs(demo)
+            demo = Demo(Path(directory), choose_runtime(console, arguments.runtime), tempo, console)
+        except NoSuchRuntime as failed:
+            console.print(f"the demo cannot begin: {failed}", style="bold red")
             return 1
-        except KeyboardInterrupt:
-            console.print("ended by hand", style="dim")
-            return 130
-        finally:
-            demo.stop()
-        console.print(demo.bill())
-        if arguments.svg:
-            _paint(arguments.svg, demo.most_dramatic[1], demo.bill())
-        console.print(
-            f"the fleet healed completely: {len(demo.murders)} cells died, {CELLS} are ready",
-            style="bold green",
-        )
+        return _play(demo, arguments.svg)
+
+
+def _play(demo: Demo, svg: Path | None) -> int:
+    console = demo.console
+    try:
+        console.print(f"starting a scheduler, and a pool of {SERVERS} servers …", style="dim")
+        demo.start()
+        with connect(None) as client:
+            demo.run(client)
+    except (DemoFailed, CommandFailed) as failed:
+        console.print(f"the demo failed: {failed}", style="bold red", soft_wrap=True)
+        _show_logs(demo)
+        return 1
+    except KeyboardInterrupt:
+        console.print("ended by hand", style="dim")
+        return 130
+    finally:
+        demo.stop()
+    tables = list(demo.bill.tables())
+    for table in tables:
+        console.print(table)
+    if svg:
+        paint(svg, demo.most_dramatic[1], *tables)
+    dead = len(demo.bill.cells) + len(demo.bill.its_cells)
+    healed = f"{dead} cells and 1 server died; {CELLS} cells on {SERVERS} servers are ready"
+    console.print(f"the fleet healed completely: {healed}", style="bold green", soft_wrap=True)
     return 0
 
 
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Watch a fleet of nine cells on three servers replace its dead."
+    )
+    parser.add_argument(
+        "--svg", type=Path, metavar="FILE", help="also draw the most dramatic moment and the bill"
+    )
+    parser.add_argument("--runtime", choices=("auto", "process", "docker"), default="auto")
+    parser.add_argument("--murders", type=int, default=6, help="of single cells (6)")
+    parser.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="between murders (2)")
+    parser.add_argument("--calm", type=float, default=6.0, metavar="SECONDS", help="before the first (6)")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="how long a heal may take at most (60)",
+    )
+    return parser.parse_args()
+
+
 def _show_logs(demo: Demo) -> None:
-    for log in sorted(demo.directory.glob("*.log")):
+    logs = [
+        demo.directory / "scheduler.log",
+        *sorted(demo.directory.glob("scheduler/providers/local/*/agent.log")),
+    ]
+    for log in filter(Path.exists, logs):
         lines = log.read_text(errors="replace").splitlines()[-8:]
-        demo.console.print(Text("\n".join([f"--- {log.name}", *lines]), style="dim"))
+        demo.console.print(Text("\n".join([f"--- {log.parent.name}/{log.name}", *lines]), style="dim"))
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ OPERATOR_CALLS: Mapping[str, Role] = {
     "GetStatus": Role.VIEWER,
     "ListCells": Role.VIEWER,
     "ListServers": Role.VIEWER,
+    "ListProviders": Role.VIEWER,
     "WatchEvents": Role.VIEWER,
     "GetCertificate": Role.VIEWER,
     "ReadLogs": Role.VIEWER,
@@ -42,7 +43,9 @@ OPERATOR_CALLS: Mapping[str, Role] = {
     "ApplyGroups": Role.DEPLOYER,
     "DeleteGroup": Role.DEPLOYER,
     "CondemnCell": Role.DEPLOYER,
+    "OpenShell": Role.DEPLOYER,
     "DrainServer": Role.ADMIN,
+    "ReleaseStorm": Role.ADMIN,
     "CreateToken": Role.ADMIN,
     "CreateOperator": Role.ADMIN,
 }

@@ -12,6 +12,7 @@ Times are Unix seconds; certificates hold whole ones.
 from __future__ import annotations
 
 import hashlib
+import hmac
 import ipaddress
 import os
 import re
@@ -102,6 +103,12 @@ class CertificateAuthority:
             ) from error
         _check(path, key, certificate, fleet, now())
         return cls(key, certificate, now)
+
+    def secret_for(self, purpose: str) -> bytes:
+        """32 bytes that only those know who have the fleet's key; the same for whichever scheduler has it."""
+        encoding, form = serialization.Encoding.DER, serialization.PrivateFormat.PKCS8
+        key = self._key.private_bytes(encoding, form, serialization.NoEncryption())
+        return hmac.digest(key, purpose.encode(), "sha256")
 
     def check(self, csr_pem: bytes) -> None:
         """Raises what issuing a certificate for this request would raise, and does nothing else."""

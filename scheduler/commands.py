@@ -29,4 +29,24 @@ class Resync(Struct, frozen=True):
     """Always empty: it is about the server as a whole."""
 
 
+class OrderServer(Struct, frozen=True):
+    """To a provider. ``token``: a join token for this one server; the core leaves it empty, since making one takes
+    chance, and whoever carries the order to the provider fills it in."""
+
+    provider: str
+    cell: str
+    spec: Spec
+    token: str = ""
+
+
+class DecommissionServer(Struct, frozen=True):
+    provider: str
+    cell: str
+    ref: str
+    reason: str
+
+
 Command = Order | Decommission | Resync
+"""For agents."""
+
+ProviderCommand = OrderServer | DecommissionServer

@@ -18,7 +18,7 @@ from scheduler.core import Asked, Core, Start, Turn
 from scheduler.events import Record
 from scheduler.journal import Journal, JournalFailed, JournalFull, Retention
 from scheduler.model import Fleet, Policy
-from scheduler.ports import Clock, Outbox, View
+from scheduler.ports import Clock, Outbox, ProviderOutbox, View
 from scheduler.requests import Accepted, JournalRefuses, RecordRefusal, Refused, Request
 from scheduler.sight import Observation
 from scheduler.snapshot import decode, encode
@@ -72,6 +72,9 @@ class Controller:
     def view(self) -> View:
         return self._core.view(self._clock.now())
 
+    def fleet(self) -> Fleet:
+        return self._core.fleet
+
     async def observe(self, observation: Observation) -> None:
         await self._inbox.put(observation)
 
@@ -113,14 +116,14 @@ class Controller:
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
-    async def run(self, outbox: Outbox) -> None:
+    async def run(self, outbox: Outbox, providers: ProviderOutbox) -> None:
         """Until cancelled. Ends by itself only where a broken invariant or a lost journal makes going on unsafe."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._take_snapshots(), name="snapshots")
                 while True:
                     asked = await self._collect()
-                    await self._carry_out(self._core.turn(asked, self._clock.now()), outbox)
+                    await self._carry_out(self._core.turn(asked, self._clock.now()), outbox, providers)
         finally:
             for answer in self._answers.values():
                 answer.cancel()
@@ -156,7 +159,7 @@ class Controller:
         except TimeoutError:
             return None
 
-    async def _carry_out(self, turn: Turn, outbox: Outbox) -> None:
+    async def _carry_out(self, turn: Turn, outbox: Outbox, providers: ProviderOutbox) -> None:
         if turn.records:
             after = turn.records[0].position - 1
             try:
@@ -166,6 +169,7 @@ class Controller:
                 return
         self._core.commit(turn)
         outbox.send(turn.commands)
+        providers.send(turn.provider_commands)
         for ticket, outcome in turn.answers:
             self._answer(ticket, outcome)
         if turn.records:

@@ -15,16 +15,18 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from scheduler.admission import admit
-from scheduler.commands import Command
+from scheduler.commands import Command, ProviderCommand
 from scheduler.draft import Draft
 from scheduler.events import JournalResumed, Record, SchedulerStarted
 from scheduler.health import BEATS_MISSED
-from scheduler.model import Fleet, Hold, Key, OrphanKey, Policy, ServerKey, SlotKey
+from scheduler.model import Fleet, Hold, Key, LeakKey, OrphanKey, Policy, ServerKey, SlotKey, Storm
 from scheduler.placement import Placer
 from scheduler.ports import View
-from scheduler.reconcile import Plan, cells_of, finish
+from scheduler.reconcile import Plan, finish
 from scheduler.requests import Accepted, Refused, Request
-from scheduler.sight import Observation, Sight, observe
+from scheduler.servers import cells_of
+from scheduler.sight import Attached, Observation, Reported, Sight, observe
+from scheduler.storm import is_calm, storm_of
 
 KEYS_PER_TURN = 1_000
 """A turn stays short, so that beats and operators wait for no long plan; the rest is dealt with in the next one."""
@@ -64,6 +66,10 @@ class Turn(Struct, frozen=True):
     def commands(self) -> tuple[Command, ...]:
         return self.plan.commands
 
+    @property
+    def provider_commands(self) -> tuple[ProviderCommand, ...]:
+        return self.plan.provider_commands
+
 
 class Core:
     """The one owner of the scheduler's state."""
@@ -87,6 +93,8 @@ class Core:
         self._looks_made = 0
         self._holds: dict[Key, Hold] = {}
         self._held_in: dict[str, dict[Key, None]] = {}
+        self._stormy: set[str] = set()
+        """Pools in which silence was held, and that were not calm since."""
         self._turned_at = now
         if sight is None:
             self._dirty_all("start")
@@ -103,28 +111,38 @@ class Core:
 
     def take(self, observation: Observation) -> None:
         """Fold one observation into the sight and note what to look at."""
-        server_id = observation.server
-        was_silent = self._is_silent(server_id, observation.at)
-        observed = observe(self.sight, observation)
+        passed_by = self._passed_by(observation)
+        observed = observe(self.sight, observation, self.policy.vitals)
         self.sight = observed.sight
-        cause = f"report:{server_id}"
-        if observed.server:
+        cause = f"report:{observed.server}" if observed.server else f"provider:{observed.provider}"
+        for server_id in observed.servers:
             self._dirty.setdefault(ServerKey(server_id), cause)
             self._placer.touch(server_id)
-            if was_silent:  # it takes cells again, and some may wait for just that
-                self._wake(self._held_in)
+        if (
+            passed_by and passed_by in observed.servers
+        ):  # it takes cells again, and some may wait for just that
+            self._wake(self._held_in)
         if observed.everything:
-            server = self.fleet.servers.get(server_id)
+            server = self.fleet.servers.get(observed.server)
             for key in cells_of(server, cause) if server else ():
                 self._dirty.setdefault(key, cause)
         for cell_id in observed.cells:
-            self._dirty.setdefault(self._key_of(server_id, cell_id), cause)
+            self._dirty.setdefault(self._key_of(observed.server, cell_id), cause)
+        for cell_id in observed.made:
+            self._dirty.setdefault(self._key_of_made(observed.provider, cell_id), cause)
 
-    def _is_silent(self, server_id: str, now: float) -> bool:
-        """Whether placement passes the server by because nothing is heard from it."""
-        seen = self.sight.servers.get(server_id)
+    def _key_of_made(self, provider: str, cell_id: str) -> Key:
+        cell = self.fleet.cell(cell_id)
+        return LeakKey(provider, cell_id) if cell is None else SlotKey(cell.group, cell.slot)
+
+    def _passed_by(self, observation: Observation) -> str:
+        """The server that speaks, where placement passed it by until now: nothing was heard from it, or it ails."""
+        if not isinstance(observation, Attached | Reported):
+            return ""
+        seen = self.sight.servers.get(observation.server)
         limit = BEATS_MISSED * self.policy.tempo(len(self.fleet.servers)).beat_seconds
-        return seen is None or not seen.is_open or now - seen.heard_at > limit
+        is_silent = seen is None or not seen.is_open or observation.at - seen.heard_at > limit
+        return observation.server if is_silent or (seen and seen.ailing) else ""
 
     def _key_of(self, server_id: str, cell_id: str) -> Key:
         cell = self.fleet.cell(cell_id)
@@ -139,6 +157,7 @@ class Core:
         if now - self._turned_at > self.policy.stall_seconds:
             self.sight = replace(self.sight, trusted_since=now)
         self._turned_at = now
+        self._see_calm(now)
         draft = Draft(self.fleet, self.sight, now, self.policy, self._placer)
         if self.fleet.epoch < self.start.epoch:
             draft.emit(SchedulerStarted(self.start.epoch, self.start.version), "start")
@@ -158,6 +177,15 @@ class Core:
         for key, cause in dirty.items():
             self._dirty[key] = cause
         return Turn(finish(draft, self._take_dirty(now)), tuple(answers), now)
+
+    def _see_calm(self, now: float) -> None:
+        """Where a storm is over because others are heard again, those who are late get the time that all get when the
+        scheduler starts: it saw as little of them."""
+        for pool in sorted(self._stormy):
+            if is_calm(self.fleet, self.sight, pool, now, self.policy):
+                self._stormy.discard(pool)
+                calm_since = self.sight.calm_since.insert(pool, now)
+                self.sight = replace(self.sight, calm_since=calm_since)
 
     def _take_dirty(self, now: float) -> Mapping[Key, str]:
         while self._looks and self._looks[0][0] <= now:
@@ -203,6 +231,8 @@ class Core:
         for key in plan.looked:
             if key in plan.holds:
                 self._holds[key] = plan.holds[key]
+                if plan.holds[key].rule == "storm":
+                    self._stormy.add(_pool_of(key, self.fleet))
                 line = self._held_in.setdefault(_group_of(key), {})
                 line.pop(key, None)  # to the end of the line, so that each held key gets its turn
                 line[key] = None
@@ -239,7 +269,21 @@ class Core:
         return self._looks[0][0] if self._looks else None
 
     def view(self, now: float) -> View:
-        return View(self.fleet, self.sight, tuple(self._holds.values()), self.policy, now, self.trouble)
+        holds = tuple(self._holds.values())
+        return View(self.fleet, self.sight, holds, self.policy, now, self.trouble, self._storms(holds, now))
+
+    def _storms(self, holds: tuple[Hold, ...], now: float) -> tuple[Storm, ...]:
+        """The storms behind what is held."""
+        pools = {_pool_of(hold.key, self.fleet) for hold in holds if hold.rule == "storm"}
+        found = (storm_of(self.fleet, self.sight, pool, now, self.policy) for pool in sorted(pools))
+        return tuple(storm for storm in found if storm is not None)
+
+
+def _pool_of(key: Key, fleet: Fleet) -> str:
+    if isinstance(key, SlotKey):
+        return key.group
+    server = fleet.servers.get(key.server) if isinstance(key, ServerKey) else None
+    return server.pool if server else ""
 
 
 def _group_of(key: Key) -> str:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 import grpc
 import structlog
 from galactica.v1 import link_pb2, link_pb2_grpc
+from msgspec.structs import replace
 
 from scheduler import wire
 from scheduler.authorisation import Context, InvalidRequest, abort, server_of
@@ -22,11 +23,11 @@ from scheduler.commands import Command
 from scheduler.model import Phase, Tempo
 from scheduler.ports import Mind
 from scheduler.requests import Refused
+from scheduler.server_health import TEMPO_WORTH_TELLING, terms_of
 from scheduler.session import Ending, LinkLimits, Session
-from scheduler.sight import Detached
-
-TEMPO_WORTH_TELLING = 0.1
-"""A beat that changed by this fraction is told to agents whose session has begun."""
+from scheduler.shells import ShellStream
+from scheduler.sight import Detached, Reported
+from scheduler.watch import Watch
 
 T = TypeVar("T")
 
@@ -47,6 +48,7 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         limits: LinkLimits | None = None,
     ) -> None:
         self._mind = mind
+        self._policy = mind.view().policy
         self._ca = ca
         self._fleet = fleet
         self._epoch = epoch
@@ -54,7 +56,8 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         self._limits = limits or LinkLimits()
         self._sessions: dict[str, Session] = {}
         self._numbers = itertools.count(1)
-        self._told = Tempo(0.0, 0.0)
+        secret = ca.secret_for("neighbours")
+        self._watch = Watch(epoch, secret, self._is_member, self._tell_neighbours)
 
     # --- for the controller and the operators' side ---------------------------------------------------------------
 
@@ -73,8 +76,18 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
             )
         return session.read_logs(cell, tail, follow=follow)
 
+    def open_shell(self, server: str) -> ShellStream:
+        """A stream to one shell on that server, not begun yet. Raises Refused."""
+        session = self._sessions.get(server)
+        if session is None:
+            raise Refused(
+                "not_attached", f"server {server} is not attached at the moment; its cells cannot be reached"
+            )
+        return session.open_shell()
+
     def close(self) -> None:
         """End every session; agents keep their cells and come back to the next scheduler."""
+        self._watch.close()
         for session in self._sessions.values():
             session.end(grpc.StatusCode.UNAVAILABLE, "the scheduler ends")
 
@@ -111,12 +124,15 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         hello = await self._hello(context)
         session_id = f"{self._epoch}-{next(self._numbers)}"
         attached = _checked(lambda: wire.attached(hello, server, session_id, self._mind.now()))
-        session = self._open(server, session_id)
+        watch_address = _checked(lambda: wire.watch_address(hello))
+        watching = _checked(lambda: wire.watching(hello))
+        session = self._open(server, session_id, hello.beat_at)
         ending = Ending(grpc.StatusCode.CANCELLED, "its stream broke")
         try:
             await self._mind.observe(attached)
             log.info("attached", server=server, session=session.id, cells=len(attached.inventory))
-            self._share_tempo()
+            if self._sessions.get(server) is session:
+                self._watch.attached(server, watch_address, watching)
             ending = await self._serve(session, context)
         finally:
             self._close(session, ending)
@@ -126,13 +142,13 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
 
     def _check_member(self, server: str) -> None:
         """A drained server may attach: it gets no cells, and what it may still run has to be removed."""
-        if server not in self._mind.view().fleet.servers:
+        if server not in self._mind.fleet().servers:
             raise Refused(
                 "unknown_server", f"server {server} is not in this fleet; enrol it anew with a token"
             )
 
     def _check_not_drained(self, server: str) -> None:
-        known = self._mind.view().fleet.servers[server]
+        known = self._mind.fleet().servers[server]
         if known.phase is Phase.DECOMMISSIONED and known.is_drained:
             raise Refused("drained", f"server {server} was drained; enrol it anew with a token")
 
@@ -158,10 +174,15 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
             )
         return first.hello
 
-    def _open(self, server: str, session_id: str) -> Session:
+    def _open(self, server: str, session_id: str, beat_at: float) -> Session:
         """A new session of a server takes the place of the one before it."""
-        tempo = wire.tempo_to_proto(self._tempo())
-        welcome = link_pb2.Welcome(session=session_id, epoch=self._epoch, tempo=tempo, fleet=self._fleet)
+        welcome = link_pb2.Welcome(
+            session=session_id,
+            epoch=self._epoch,
+            tempo=self._tempo(server),
+            fleet=self._fleet,
+            beat_at=beat_at,
+        )
         older = self._sessions.get(server)
         self._sessions[server] = session = Session(server, session_id, welcome, self._limits)
         if older is not None:
@@ -170,9 +191,10 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
 
     def _close(self, session: Session, ending: Ending) -> None:
         session.end(*ending)
-        session.end_logs(f"the link to server {session.server} ended: {ending.reason}")
+        session.end_streams(f"the link to server {session.server} ended: {ending.reason}")
         if self._sessions.get(session.server) is session:
             del self._sessions[session.server]
+            self._watch.detached(session.server)
         log.info("detached", server=session.server, session=session.id, reason=ending.reason)
 
     async def _serve(self, session: Session, context: Context) -> Ending:
@@ -203,6 +225,10 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
                 if len(message.log_chunk.data) > wire.CHUNK_BYTES_LIMIT:
                     raise InvalidRequest(f"a log chunk has more than {wire.CHUNK_BYTES_LIMIT} bytes")
                 session.take_log_chunk(message.log_chunk)
+            case "shell_output":
+                if len(message.shell_output.data) > wire.CHUNK_BYTES_LIMIT:
+                    raise InvalidRequest(f"a shell's output has more than {wire.CHUNK_BYTES_LIMIT} bytes")
+                session.take_shell_output(message.shell_output)
             case "hello":
                 raise InvalidRequest("a link has one Hello")
             case _:
@@ -213,30 +239,55 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
             return  # void by contract
         now = self._mind.now()
         observation = _checked(lambda: wire.reported(report, session.server, now))
+        await self._mind.observe(self._with_witnesses(observation))
+        # Only now: what the agent is told to have been heard is on its way to those who judge its silence.
+        session.beat_at = report.beat_at
         if report.sent_at:
-            echo = link_pb2.Echo(sent_at=report.sent_at, received_at=now)
+            echo = link_pb2.Echo(sent_at=report.sent_at, received_at=now, beat_at=report.beat_at)
             session.notice(link_pb2.AttachResponse(echo=echo))
-        await self._mind.observe(observation)
+        self._retune(session)
+
+    # --- neighbours -----------------------------------------------------------------------------------------------
+
+    def _with_witnesses(self, report: Reported) -> Reported:
+        """Of others a server is heard only about those that it was given to watch."""
+        is_whole = report.complete or report.sequence == 1
+        heard = self._watch.heard(report.server, report.testimonies, is_whole=is_whole)
+        if not report.testimonies and not heard.withdrawn:
+            return report
+        return replace(report, testimonies=heard.testimonies, withdrawn=heard.withdrawn)
+
+    def _is_member(self, server: str) -> bool:
+        known = self._mind.fleet().servers.get(server)
+        return known is not None and known.phase is not Phase.DECOMMISSIONED
+
+    def _tell_neighbours(self, server: str, neighbours: link_pb2.Neighbours) -> None:
+        session = self._sessions.get(server)
+        if session is not None:
+            session.notice(link_pb2.AttachResponse(neighbours=neighbours))
 
     # --- tempo ----------------------------------------------------------------------------------------------------
 
-    def _tempo(self) -> Tempo:
-        view = self._mind.view()
-        return view.policy.tempo(len(view.fleet.servers))
+    def _tempo(self, server: str) -> link_pb2.Tempo:
+        """The server's, as its pool and the size of the fleet demand."""
+        fleet = self._mind.fleet()
+        terms = terms_of(fleet, fleet.servers[server], self._policy)
+        return wire.tempo_to_proto(Tempo(terms.tempo.beat_seconds, terms.lease_seconds))
 
-    def _share_tempo(self) -> None:
-        """The fleet grows by servers that attach, so that is when the tempo may have changed."""
-        tempo = self._tempo()
-        if abs(tempo.beat_seconds - self._told.beat_seconds) < TEMPO_WORTH_TELLING * self._told.beat_seconds:
+    def _retune(self, session: Session) -> None:
+        """Tell an agent whose session goes on what became of its tempo."""
+        if session.server not in self._mind.fleet().servers:
             return
-        is_first = not self._told.beat_seconds
-        self._told = tempo
-        if is_first:
+        tempo, told = self._tempo(session.server), session.tempo
+        if _is_near(tempo.beat_ms, told.beat_ms) and _is_near(tempo.lease_ms, told.lease_ms):
             return
-        log.info("tempo", beat_seconds=tempo.beat_seconds, lease_seconds=tempo.lease_seconds)
-        message = link_pb2.AttachResponse(tempo=wire.tempo_to_proto(tempo))
-        for session in self._sessions.values():
-            session.notice(message)
+        session.tempo = tempo
+        log.info("tempo", server=session.server, beat_ms=tempo.beat_ms, lease_ms=tempo.lease_ms)
+        session.notice(link_pb2.AttachResponse(tempo=tempo))
+
+
+def _is_near(wanted: int, told: int) -> bool:
+    return abs(wanted - told) < TEMPO_WORTH_TELLING * told
 
 
 def _checked(convert: Callable[[], T]) -> T:

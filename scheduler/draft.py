@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from scheduler.commands import Command
+from scheduler.commands import Command, ProviderCommand
 from scheduler.events import AnyEvent, Record
-from scheduler.model import Fleet, Hold, Key, Policy
+from scheduler.model import Fleet, Hold, Key, Policy, Storm
 from scheduler.placement import Placer
-from scheduler.sight import Sight, doubt, forget, tell
+from scheduler.sight import Sight, doubt, forget, forget_place, forget_server, tell, tell_provider
+from scheduler.storm import storm_of
 from scheduler.transitions import apply
 
 
@@ -27,6 +28,7 @@ class Draft:
         self.policy = policy
         self.records: list[Record] = []
         self.commands: list[Command] = []
+        self.provider_commands: list[ProviderCommand] = []
         self.holds: dict[Key, Hold] = {}
         self.looks: list[tuple[float, Key]] = []
         self.more: dict[Key, str] = {}
@@ -35,6 +37,8 @@ class Draft:
         """Groups in which something that was held may go on now."""
         self.freed_servers: set[str] = set()
         """Servers on which there is room again, or that are new."""
+        self._storms: dict[str, Storm | None] = {}
+        self._released = fleet.released
         self.cause = "look"
         self.placer = placer or Placer()
         self.placer.begin(lambda: self.fleet, sight, now, policy)
@@ -50,6 +54,30 @@ class Draft:
         """Send, and remember when, so that it is not sent again at once."""
         self.commands.append(command)
         self.sight = tell(self.sight, command.server, command.cell, type(command).__name__, self.now)
+
+    def command_provider(self, command: ProviderCommand) -> None:
+        self.provider_commands.append(command)
+        verb = type(command).__name__
+        self.sight = tell_provider(self.sight, command.provider, command.cell, verb, self.now)
+
+    def provider_was_told(self, provider: str, cell: str, verb: str) -> float | None:
+        known = self.sight.providers.get(provider)
+        told = known.told.get(cell) if known else None
+        return told.at if told is not None and told.verb == verb else None
+
+    def forget_server(self, provider: str, cell: str) -> None:
+        self.sight = forget_server(self.sight, provider, cell)
+
+    def forget_place(self, server: str) -> None:
+        self.sight = forget_place(self.sight, server)
+
+    def storm(self, pool: str) -> Storm | None:
+        """Counted once a turn for each pool, since every silent server of it asks."""
+        if self.fleet.released is not self._released:
+            self._storms, self._released = {}, self.fleet.released
+        if pool not in self._storms:
+            self._storms[pool] = storm_of(self.fleet, self.sight, pool, self.now, self.policy)
+        return self._storms[pool]
 
     def doubt(self, server: str) -> None:
         self.sight = doubt(self.sight, server)

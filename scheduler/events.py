@@ -42,9 +42,10 @@ class CellOrdered(Event, frozen=True):
 
 
 class CellBooting(Event, frozen=True):
-    """The agent took the order."""
+    """The agent, or for a server its provider, took the order. ``runtime_id``: the provider's ref."""
 
     cell: str
+    runtime_id: str = ""
 
 
 class CellReady(Event, frozen=True):
@@ -73,7 +74,7 @@ class CellDraining(Event, frozen=True):
 
 
 class CellDecommissioned(Event, frozen=True):
-    """The cell is no more. ``proof``: how that is known ("agent", "server_lost")."""
+    """The cell is no more. ``proof``: how that is known ("agent", "server_lost", "provider", "fenced")."""
 
     cell: str
     proof: str
@@ -135,6 +136,30 @@ class TokenCreated(Event, frozen=True):
     secret_sha256: str
     uses: int
     expires_at: float
+    server: str = ""
+
+
+class LeakRemoved(Event, frozen=True):
+    """A provider showed a server that nobody ordered or that is decommissioned; it was told to delete it."""
+
+    cell: str
+    provider: str
+    ref: str
+
+
+class StormReleased(Event, frozen=True):
+    """An operator says that the silence is real: until then it may condemn in this pool ("" for joined servers)."""
+
+    pool: str
+    until: float
+
+
+class ShellOpened(Event, frozen=True):
+    """An operator opens a shell in the cell, which touches it. ``dies_at``: when it is to go, in Unix seconds."""
+
+    cell: str
+    operator: str
+    dies_at: float
 
 
 class OperatorEnrolled(Event, frozen=True):
@@ -179,6 +204,9 @@ AnyEvent = (
     | ServerCondemned
     | ServerDecommissioned
     | TokenCreated
+    | LeakRemoved
+    | StormReleased
+    | ShellOpened
     | OperatorEnrolled
     | CallRefused
     | JournalResumed

@@ -1,4 +1,4 @@
-"""What a group must be like to be taken: one table of rules for manifests and for whatever comes over the wire.
+"""What a service must be like to be taken: one table of rules for manifests and for whatever comes over the wire.
 
 Pure. A problem's path is in the manifest's words (``health.http.port``). Everything a group holds is bounded here.
 """
@@ -9,7 +9,7 @@ import difflib
 import posixpath
 import re
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from scheduler.model import (
@@ -44,6 +44,8 @@ PIDS_LIMIT = 2**22
 """The kernel's own limit (PID_MAX_LIMIT)."""
 SICK_AFTER_LIMIT = 1_000
 DAY_SECONDS = 86_400.0
+MAX_AGE_SECONDS_LEAST = 1.0
+MAX_AGE_SECONDS_LIMIT = 3_650 * DAY_SECONDS
 SPREADS = ("server", "none")
 
 _PORT_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,30}[a-z0-9])?")
@@ -86,12 +88,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def problems_of(group: Group) -> tuple[Problem, ...]:
-    """Everything that is wrong with a group; empty where it can be taken."""
+    """Everything that is wrong with a service; empty where it can be taken. Pools: ``pool_rules``."""
     spec = group.spec
     return tuple(
         problem
         for rules in (
-            _name_and_replicas(group),
+            name_problems(group),
+            _replicas(group),
+            max_age_problems(group),
             _runtime(spec),
             _command(spec),
             _ports(spec),
@@ -107,20 +111,32 @@ def problems_of(group: Group) -> tuple[Problem, ...]:
     )
 
 
-def _name_and_replicas(group: Group) -> Iterator[Problem]:
+def name_problems(group: Group) -> Iterator[Problem]:
     if not group.name:
-        yield Problem(("name",), "is missing; every service needs a name")
+        yield Problem(("name",), f"is missing; every {group.kind} needs a name")
     elif NAME.fullmatch(group.name) is None:
         yield Problem(
             ("name",),
-            f"{_shown(group.name)} is no name: 1 to 63 lower-case letters, digits and '-', no '-' at either end",
+            f"{shown(group.name)} is no name: 1 to 63 lower-case letters, digits and '-', no '-' at either end",
         )
+
+
+def _replicas(group: Group) -> Iterator[Problem]:
     if not 0 <= group.replicas <= REPLICAS_LIMIT:
         yield Problem(("replicas",), f"{group.replicas} is not between 0 and {REPLICAS_LIMIT:,}")
 
 
+def max_age_problems(group: Group) -> Iterator[Problem]:
+    age = group.max_age_seconds
+    if age and not MAX_AGE_SECONDS_LEAST <= age <= MAX_AGE_SECONDS_LIMIT:
+        yield Problem(("max_age",), f"is not between 1s and {MAX_AGE_SECONDS_LIMIT / DAY_SECONDS:.0f}d")
+
+
 def _runtime(spec: Spec) -> Iterator[Problem]:
     needs = frozenset({"runtime", "image"})
+    if spec.runtime is RuntimeKind.SERVER:
+        yield Problem(("runtime",), "servers are cells of a pool, not of a service")
+        return
     if spec.runtime is RuntimeKind.PROCESS:
         if spec.image:
             yield Problem(
@@ -134,7 +150,7 @@ def _runtime(spec: Spec) -> Iterator[Problem]:
     if not spec.image:
         yield Problem(("image",), "is missing; the docker runtime needs one", needs=needs)
     elif len(spec.image) > IMAGE_LIMIT or _IMAGE.fullmatch(spec.image) is None:
-        yield Problem(("image",), f"{_shown(spec.image)} is no image reference, such as hello:1")
+        yield Problem(("image",), f"{shown(spec.image)} is no image reference, such as hello:1")
 
 
 def _command(spec: Spec) -> Iterator[Problem]:
@@ -162,7 +178,7 @@ def _ports(spec: Spec) -> Iterator[Problem]:
         if _PORT_NAME.fullmatch(name) is None:
             yield Problem(
                 ("ports", name),
-                f"{_shown(name)} is no port name: 1 to 32 lower-case letters, digits and '-'",
+                f"{shown(name)} is no port name: 1 to 32 lower-case letters, digits and '-'",
                 at_key=True,
             )
         if number == 0:
@@ -192,7 +208,7 @@ def _env(spec: Spec) -> Iterator[Problem]:
         if _ENV_NAME.fullmatch(name) is None:
             yield Problem(
                 ("env", name),
-                f"{_shown(name)} is no variable name: letters, digits and '_', not beginning with a digit",
+                f"{shown(name)} is no variable name: letters, digits and '_', not beginning with a digit",
                 at_key=True,
             )
         elif name in ours:
@@ -242,9 +258,9 @@ def _health(spec: Spec) -> Iterator[Problem]:
     if health.probe is not None:
         yield from _probe(health.probe, spec)
     # A timeout above `every` is fine: probes of a cell never overlap, they only come less often.
-    yield from _duration(("health", "every"), health.every_seconds, 0.01, 3_600.0)
-    yield from _duration(("health", "timeout"), health.timeout_seconds, 0.001, 3_600.0)
-    yield from _duration(("health", "boot_within"), health.boot_within_seconds, 0.001, DAY_SECONDS)
+    yield from duration_problems(("health", "every"), health.every_seconds, 0.01, 3_600.0)
+    yield from duration_problems(("health", "timeout"), health.timeout_seconds, 0.001, 3_600.0)
+    yield from duration_problems(("health", "boot_within"), health.boot_within_seconds, 0.001, DAY_SECONDS)
     if not 1 <= health.sick_after <= SICK_AFTER_LIMIT:
         yield Problem(
             ("health", "sick_after"),
@@ -252,7 +268,7 @@ def _health(spec: Spec) -> Iterator[Problem]:
         )
 
 
-def _duration(path: Path, seconds: float, least: float, most: float) -> Iterator[Problem]:
+def duration_problems(path: Path, seconds: float, least: float, most: float) -> Iterator[Problem]:
     if not least <= seconds <= most:
         yield Problem(path, f"{seconds:g}s is not between {least:g}s and {most:g}s")
 
@@ -264,14 +280,14 @@ def _probe(probe: Probe, spec: Spec) -> Iterator[Problem]:
             if not path.startswith("/") or len(path) > PATH_LIMIT or _CONTROL.search(path) or " " in path:
                 yield Problem(
                     ("health", "http", "path"),
-                    f"{_shown(path)} is no path: it begins with '/' and has no blanks",
+                    f"{shown(path)} is no path: it begins with '/' and has no blanks",
                 )
         case TcpProbe(port=port):
             yield from _probe_port("tcp", port, spec)
         case GrpcProbe(port=port, service=service):
             yield from _probe_port("grpc", port, spec)
             if len(service) > 256 or _CONTROL.search(service):
-                yield Problem(("health", "grpc", "service"), f"{_shown(service)} is no service name")
+                yield Problem(("health", "grpc", "service"), f"{shown(service)} is no service name")
         case ExecProbe(command=command):
             if not command:
                 yield Problem(("health", "exec", "command"), 'is missing; write ["program", "argument"]')
@@ -284,7 +300,7 @@ def _probe_port(kind: str, port: str, spec: Spec) -> Iterator[Problem]:
         yield Problem(path, "is missing; name one of the service's ports")
     elif port not in spec.ports:
         yield Problem(
-            path, f"{_shown(port)} names no port{_known_ports(port, spec)}", needs=frozenset({"ports"})
+            path, f"{shown(port)} names no port{_known_ports(port, spec)}", needs=frozenset({"ports"})
         )
 
 
@@ -293,24 +309,25 @@ def _stop(spec: Spec) -> Iterator[Problem]:
     if name not in _SIGNALS:
         meant = f"; did you mean 'SIG{name.upper()}'?" if f"SIG{name.upper()}" in _SIGNALS else ""
         hint = meant or did_you_mean(name.upper(), _SIGNALS) or "; write SIGTERM, SIGINT or SIGQUIT"
-        yield Problem(("stop", "signal"), f"{_shown(name)} is no signal that ends a program{hint}")
-    yield from _duration(("stop", "grace"), spec.stop.grace_seconds, 0.0, 3_600.0)
+        yield Problem(("stop", "signal"), f"{shown(name)} is no signal that ends a program{hint}")
+    yield from duration_problems(("stop", "grace"), spec.stop.grace_seconds, 0.0, 3_600.0)
 
 
 def _placement(spec: Spec) -> Iterator[Problem]:
     if spec.placement.spread not in SPREADS:
         hint = did_you_mean(spec.placement.spread, SPREADS) or "; write server or none"
-        yield Problem(("placement", "spread"), f"{_shown(spec.placement.spread)} is not known{hint}")
-    if len(spec.placement.require) > ENTRIES_LIMIT:
-        yield Problem(
-            ("placement", "require"),
-            f"has {len(spec.placement.require)} labels; at most {ENTRIES_LIMIT} are taken",
-        )
-    for name, value in spec.placement.require.items():
+        yield Problem(("placement", "spread"), f"{shown(spec.placement.spread)} is not known{hint}")
+    yield from label_problems(("placement", "require"), spec.placement.require)
+
+
+def label_problems(path: Path, labels: Mapping[str, str]) -> Iterator[Problem]:
+    if len(labels) > ENTRIES_LIMIT:
+        yield Problem(path, f"has {len(labels)} labels; at most {ENTRIES_LIMIT} are taken")
+    for name, value in labels.items():
         if _LABEL_KEY.fullmatch(name) is None:
-            yield Problem(("placement", "require", name), f"{_shown(name)} is no label's name", at_key=True)
+            yield Problem((*path, name), f"{shown(name)} is no label's name", at_key=True)
         if len(value) > LABEL_LIMIT or _CONTROL.search(value):
-            yield Problem(("placement", "require", name), f"{_shown(value)} is no label's value")
+            yield Problem((*path, name), f"{shown(value)} is no label's value")
 
 
 def _writable(spec: Spec) -> Iterator[Problem]:
@@ -325,10 +342,10 @@ def _writable(spec: Spec) -> Iterator[Problem]:
     for index, path in enumerate(spec.writable):
         if not _is_plain_path(path):
             yield Problem(
-                ("writable", index), f"{_shown(path)} is no absolute path below '/' (nor may it hold '..')"
+                ("writable", index), f"{shown(path)} is no absolute path below '/' (nor may it hold '..')"
             )
         elif path in spec.writable[:index]:
-            yield Problem(("writable", index), f"{_shown(path)} is there twice")
+            yield Problem(("writable", index), f"{shown(path)} is there twice")
 
 
 def _is_plain_path(path: str) -> bool:
@@ -337,5 +354,5 @@ def _is_plain_path(path: str) -> bool:
     return posixpath.normpath(path) == path.removesuffix("/") != ""
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
     return repr(text if len(text) <= 80 else f"{text[:77]}...")

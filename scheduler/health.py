@@ -19,7 +19,7 @@ from scheduler.model import (
     Spec,
     Verdict,
 )
-from scheduler.sight import CellReport, CellState, ServerSight, Sight
+from scheduler.sight import CellReport, CellState, ProviderServer, ProviderState, ServerSight, Sight
 
 BEATS_MISSED = 2.5
 """Silence of this many beats makes a server suspect: one beat may be lost and the next late."""
@@ -69,6 +69,17 @@ def _server_lost(case: _Case) -> Verdict | None:
     at = case.now if server is None or server.condemned_at is None else server.condemned_at
     fact = Evidence(f"server {case.cell.server}", says, at)
     return Verdict(Health.DEAD, "server_lost", f"its server {case.cell.server} is lost", (fact,))
+
+
+def _fenced(case: _Case) -> Verdict | None:
+    report = case.report
+    if (
+        report is None
+        or report.state is not CellState.EXITED
+        or not (report.autopsy and report.autopsy.fenced)
+    ):
+        return None
+    return Verdict(Health.DEAD, "fenced", report.autopsy.reason, (_fact(case, report.autopsy.reason),))
 
 
 def _ended(case: _Case) -> Verdict | None:
@@ -136,6 +147,7 @@ def _booting(case: _Case) -> Verdict | None:
 
 CELL_RULES: tuple[Callable[[_Case], Verdict | None], ...] = (
     _server_lost,
+    _fenced,
     _ended,
     _vanished,
     _boot_timeout,
@@ -173,85 +185,34 @@ def is_serving(cell: Cell, spec: Spec, sight: Sight) -> bool:
     return report.probe is not None and report.probe.has_passed and report.probe.consecutive_failures == 0
 
 
-# --- servers ------------------------------------------------------------------------------------------------------
+# --- servers as cells of a pool ------------------------------------------------------------------------------------
 
 
-class _ServerCase(NamedTuple):
-    server: Server
-    seen: ServerSight | None
-    heard_at: float
-    silence_seconds: float
-    beat_seconds: float
-    lease_seconds: float
-    now: float
-
-    def facts(self) -> tuple[Evidence, ...]:
-        last = Evidence(f"agent {self.server.id}", "last heard", self.heard_at)
-        if self.seen is None:
-            return (last, Evidence("scheduler", "no session since this scheduler started", self.now))
-        if self.seen.closed_at is not None:
-            return (last, Evidence("link", "its stream was closed", self.seen.closed_at))
-        return (last, Evidence("link", "its stream is open and silent", self.now))
-
-
-def server_verdict(server: Server, sight: Sight, now: float, policy: Policy, servers: int = 1) -> Verdict:
-    """What the evidence says of a server. ``servers``: the fleet's size, which stretches beat and lease."""
-    tempo = policy.tempo(servers)
-    seen = sight.servers.get(server.id)
-    heard_at = max(seen.heard_at if seen else server.joined_at, sight.trusted_since)
-    case = _ServerCase(server, seen, heard_at, now - heard_at, tempo.beat_seconds, tempo.lease_seconds, now)
-    for rule in SERVER_RULES:
-        verdict = rule(case)
-        if verdict is not None:
-            return verdict
-    return Verdict(Health.HEALTHY, "beating", "it beats", next_look_at=heard_at + tempo.lease_seconds)
-
-
-def _condemned(case: _ServerCase) -> Verdict | None:
-    server = case.server
-    if server.condemned_health is None or not (server.is_lost or server.phase is Phase.DECOMMISSIONED):
-        return None
-    fact = Evidence("scheduler", f"condemned by rule {server.condemned_by}", server.condemned_at or case.now)
-    return Verdict(server.condemned_health, server.condemned_by, f"condemned: {server.condemned_by}", (fact,))
-
-
-def _enrolled(case: _ServerCase) -> Verdict | None:
-    if case.server.phase is not Phase.ORDERED:
-        return None
-    return Verdict(Health.HEALTHY, "enrolled", "it enrolled and has not attached yet")
-
-
-def _lease_expired(case: _ServerCase) -> Verdict | None:
-    if case.silence_seconds < case.lease_seconds:
-        return None
-    reason = (
-        f"nothing heard for {case.silence_seconds:.1f} s, longer than its lease of {case.lease_seconds:g} s"
-    )
-    return Verdict(Health.DEAD, "lease_expired", reason, case.facts())
-
-
-def _stream_closed(case: _ServerCase) -> Verdict | None:
-    if case.seen is not None and case.seen.is_open:
-        return None
-    reason = "its stream is closed; it keeps its cells until the lease ends"
-    return Verdict(
-        Health.SUSPECT, "stream_closed", reason, case.facts(), next_look_at=case.heard_at + case.lease_seconds
-    )
-
-
-def _beats_missed(case: _ServerCase) -> Verdict | None:
-    if case.silence_seconds <= BEATS_MISSED * case.beat_seconds:
-        return None
-    reason = f"nothing heard for {case.silence_seconds:.1f} s; it keeps its cells until the lease ends"
-    return Verdict(
-        Health.SUSPECT, "beats_missed", reason, case.facts(), next_look_at=case.heard_at + case.lease_seconds
-    )
-
-
-SERVER_RULES: tuple[Callable[[_ServerCase], Verdict | None], ...] = (
-    _condemned,
-    _enrolled,
-    _lease_expired,
-    _stream_closed,
-    _beats_missed,
-)
+def server_cell_verdict(
+    cell: Cell,
+    spec: Spec,
+    of_place: Verdict | None,
+    made: ProviderServer | None,
+    refused: str,
+    trusted_since: float,
+    now: float,
+) -> Verdict:
+    """What the evidence says of a server as a cell. ``of_place``: the verdict on it as a place for cells, where its
+    agent ever attached; ``made``, ``refused``: its provider's word."""
+    if refused:
+        return Verdict(Health.DEAD, "start_failed", refused, (Evidence("provider", refused, now),))
+    if made is not None and made.state is ProviderState.GONE:
+        if of_place is not None and of_place.rule == "provider_gone":
+            return of_place  # it rests on the same word
+        reason = f"its provider says that it is gone{': ' + made.reason if made.reason else ''}"
+        facts = (Evidence("provider", reason, now), *(of_place.evidence if of_place else ()))
+        return Verdict(Health.DEAD, "provider_gone", reason, facts)
+    deadline = max(cell.ordered_at, trusted_since) + spec.health.boot_within_seconds
+    if not cell.was_ready and now >= deadline:
+        reason = f"not ready within {spec.health.boot_within_seconds:g} s of its order"
+        return Verdict(Health.SICK, "boot_timeout", reason, (Evidence("scheduler", reason, now),))
+    if of_place is not None:
+        return of_place
+    if made is None:
+        return Verdict(Health.HEALTHY, "ordered", "its provider makes it", next_look_at=deadline)
+    return Verdict(Health.HEALTHY, "booting", "its agent has not attached yet", next_look_at=deadline)

@@ -11,8 +11,8 @@ from galactica.v1 import operator_pb2
 from msgspec.structs import replace
 
 from scheduler import events as e
-from scheduler import views
-from scheduler.model import Cell, Phase, SlotKey, parse_cell_id
+from scheduler import server_views, views
+from scheduler.model import Cell, Phase, Server, SlotKey, parse_cell_id
 from scheduler.ports import View
 from scheduler.wire import autopsy_to_proto
 
@@ -67,7 +67,7 @@ def certificate(
         return operator_pb2.GetCertificateResponse(
             cell=views.cell_row(view, cell),
             verdict=verdict.health.value,
-            evidence=_evidence(verdict.evidence),
+            evidence=map(server_views.evidence_row, verdict.evidence),
         )
     return _of_condemned(view, cell, records)
 
@@ -85,7 +85,7 @@ def _of_condemned(view: View, cell: Cell, records: Sequence[e.Record]) -> operat
     for record in records:
         match record.event:
             case e.CellCondemned() as condemned:
-                answer.evidence.extend(_evidence(condemned.evidence))
+                answer.evidence.extend(map(server_views.evidence_row, condemned.evidence))
                 answer.budget = condemned.budget
                 answer.cause = record.cause
                 answer.cell.reason = condemned.reason
@@ -97,8 +97,29 @@ def _of_condemned(view: View, cell: Cell, records: Sequence[e.Record]) -> operat
     return answer
 
 
-def _evidence(facts: Sequence[Any]) -> list[operator_pb2.Evidence]:
-    return [operator_pb2.Evidence(source=fact.source, says=fact.says, at=fact.at) for fact in facts]
+def server_certificate(
+    view: View, server: Server, records: Sequence[e.Record]
+) -> operator_pb2.GetCertificateResponse:
+    """The same of a server that joined by itself, which is no cell. ``records``: the newest of the journal; where
+    its condemnation is older than these, its evidence is not told."""
+    cell = server_views.server_as_cell(view, server)
+    if server.condemned_at is None:
+        row = server_views.server_row(view, server)
+        return operator_pb2.GetCertificateResponse(cell=cell, verdict=row.verdict, evidence=row.evidence)
+    answer = operator_pb2.GetCertificateResponse(
+        cell=cell,
+        verdict=str(server.condemned_health or ""),
+        rule=server.condemned_by,
+        condemned_at=server.condemned_at,
+    )
+    for record in records:
+        match record.event:
+            case e.ServerCondemned(server=name) as condemned if name == server.id:
+                del answer.evidence[:]
+                answer.evidence.extend(map(server_views.evidence_row, condemned.evidence))
+                answer.cause = record.cause
+                answer.cell.reason = condemned.reason
+    return answer
 
 
 def _replaced_by(cell_id: str, successor: Sequence[e.Record]) -> str:

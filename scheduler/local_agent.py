@@ -42,6 +42,8 @@ class AgentPlan(Struct, frozen=True):
     runtime: str = ""
     labels: Mapping[str, str] = {}
     stop_cells: bool = False
+    bus: tuple[str, ...] = ()
+    """Its words about the message bus, if there is one."""
 
     def command(self) -> list[str]:
         words = [sys.executable, "-m", "agent", "--scheduler", self.scheduler, "--enrol", self.enrolment]
@@ -52,7 +54,7 @@ class AgentPlan(Struct, frozen=True):
             words += ["--label", f"{name}={value}"]
         if self.stop_cells:
             words.append("--stop-cells")
-        return words
+        return [*words, *self.bus]
 
 
 class LocalAgent:

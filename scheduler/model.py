@@ -17,6 +17,8 @@ import msgspec
 from msgspec import Struct
 from rpds import HashTrieMap, HashTrieSet
 
+from scheduler.vitals import VitalLimits
+
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 """A group's or label-like name: RFC 1123's label, so that it can be a DNS name."""
 
@@ -27,21 +29,36 @@ _CELL_ID = re.compile(r"(?P<group>[a-z0-9][-a-z0-9]{0,62})/(?P<slot>\d{1,9})\.(?
 REVISIONS_KEPT = 100
 """How many specs of a group are remembered; a cell of an older one is outdated whatever it says."""
 
+SILENCES_KEPT = 1_000
+"""How many condemnations for silence of a pool the storm guard looks back at."""
+
+SILENCE_RULES = frozenset(
+    {"neighbours_silent", "agent_gone", "unlisted", "cut_off_too_long", "lease_expired"}
+)
+"""Verdicts that rest on hearing nothing: those that the scheduler's own blindness could bring about."""
+
+DEATHS_KEPT = 16
+"""How many deaths of a group, and of a server, diagnosis looks back at."""
+
 GRAVES_KEPT = 2_000
 """How many decommissioned cells stay in memory (and in snapshots); the journal knows more."""
 
 
 class GroupKind(StrEnum):
     SERVICE = "service"
+    POOL = "pool"
 
 
 class CellKind(StrEnum):
     CONTAINER = "container"
+    SERVER = "server"
 
 
 class RuntimeKind(StrEnum):
     PROCESS = "process"
     DOCKER = "docker"
+    SERVER = "server"
+    """The cell is a whole server; a provider makes it, no agent does."""
 
 
 class Phase(StrEnum):
@@ -118,8 +135,18 @@ class Placement(Struct, frozen=True):
     require: dict[str, str] = {}
 
 
+class ServerBody(Struct, frozen=True):
+    """What a provider makes a server from. ``body_json``: one JSON object that only the provider understands."""
+
+    provider: str
+    body_json: str = "{}"
+    labels: dict[str, str] = {}
+
+
 class Spec(Struct, frozen=True):
-    """The immutable description of a cell. Dictionaries are never changed once they are in here."""
+    """The immutable description of a cell. Dictionaries are never changed once they are in here.
+
+    ``server`` is there for runtime SERVER alone; of the other fields such a spec uses only ``health``'s boot_within."""
 
     runtime: RuntimeKind
     image: str = ""
@@ -131,6 +158,9 @@ class Spec(Struct, frozen=True):
     stop: Stop = Stop()
     writable: tuple[str, ...] = ()
     placement: Placement = Placement()
+    server: ServerBody | None = None
+    exclusive: bool = False
+    """Never two cells of one slot alive at once: the next is ordered only on proof that the one before is gone."""
 
 
 def digest_of(spec: Spec) -> str:
@@ -138,13 +168,32 @@ def digest_of(spec: Spec) -> str:
     return hashlib.sha256(msgspec.json.encode(spec, order="deterministic")).hexdigest()
 
 
+class Replace(Struct, frozen=True):
+    """How fast a pool may change: extra servers at once, missing ones at once, and at most ``count`` replacements
+    in each window (0: no limit)."""
+
+    surge: int = 1
+    unavailable: int = 0
+    count: int = 0
+    window_seconds: float = 3600.0
+
+
 class Group(Struct, frozen=True):
-    """A wanted set of identical cells."""
+    """A wanted set of identical cells. What is not in ``spec`` may change without replacing a cell."""
 
     kind: GroupKind
     name: str
     replicas: int
     spec: Spec
+    max_age_seconds: float = 0.0
+    """Cells older than this (give or take a tenth) are replaced although they are well; 0: never."""
+    replace: Replace = Replace()
+    lease_seconds: float = 0.0
+    """Pools: how long a server's silence is tolerated; 0: as long as the fleet's tempo says."""
+    cut_off_after_seconds: float = 300.0
+    """Pools: how long a server that only neighbours can reach keeps its cells."""
+    replace_touched: bool = True
+    """A cell that differs from its spec is replaced; else it is only reported."""
 
 
 class Evidence(Struct, frozen=True):
@@ -164,6 +213,8 @@ class Autopsy(Struct, frozen=True, omit_defaults=True):
     oom_killed: bool = False
     last_lines: tuple[str, ...] = ()
     lived_seconds: float = 0.0
+    fenced: bool = False
+    """Its agent ended it because no scheduler was known to hear the server."""
 
 
 class Verdict(Struct, frozen=True):
@@ -220,8 +271,11 @@ class Cell(Struct, frozen=True):
     replaced_by: str = ""
     endpoints: dict[str, str] = {}
     runtime_id: str = ""
+    """What its runtime calls it; for a server its provider's ref."""
     last_position: int = 0
     """Journal position of the newest event about it: the cause of what follows from it."""
+    dies_at: float | None = None
+    """Somebody opened a shell in it: when it must go, as a touched one."""
 
     @property
     def is_condemned(self) -> bool:
@@ -262,12 +316,31 @@ class Tally(Struct, frozen=True):
     """Those of them whose successor is ORDERED or BOOTING: cells beyond what is wanted."""
     outdated: int = 0
     """Cells that are not condemned and whose digest is not the group's."""
+    extra: int = 0
+    """Cells beyond what is wanted: those that are condemned and not dead, where another is in their slot."""
 
 
 class Revision(Struct, frozen=True):
     number: int
     digest: str
     spec: Spec
+
+
+class Death(Struct, frozen=True):
+    """One death by health, as diagnosis remembers it. ``group``/``digest`` name the spec."""
+
+    group: str
+    digest: str
+    server: str
+    rule: str
+    at: float
+
+
+class Silence(Struct, frozen=True):
+    """A server that was condemned because nothing was heard of it."""
+
+    server: str
+    at: float
 
 
 class Backoff(Struct, frozen=True):
@@ -295,7 +368,13 @@ class GroupState(Struct, frozen=True):
     per_server: HashTrieMap[str, int] = HashTrieMap()
     """How many cells of the group that are not decommissioned each server has; zeros are left out."""
     deleted: bool = False
+    deaths: tuple[Death, ...] = ()
+    """The newest deaths of its cells by their health, oldest first; at most DEATHS_KEPT."""
+    longest_lease_seconds: float = 0.0
+    """Pools: the longest that it ever had. An agent that is cut off goes by what it was told last."""
     last_position: int = 0
+    replaced_at: tuple[float, ...] = ()
+    """Pools that limit their replacements in time: when the newest were ordered, oldest first; as many as count."""
 
     @property
     def wanted_slots(self) -> int:
@@ -327,6 +406,10 @@ class Server(Struct, frozen=True):
     used: Resources = Resources()
     cells: HashTrieSet[str] = HashTrieSet()
     """Ids of the cells that are not decommissioned and were placed here."""
+    pool: str = ""
+    """The pool that it is a cell of; empty where it joined by itself. A pool's server never joins twice."""
+    deaths: tuple[Death, ...] = ()
+    """The newest deaths on it by health, oldest first; at most DEATHS_KEPT."""
     last_position: int = 0
 
     @property
@@ -351,6 +434,8 @@ class Token(Struct, frozen=True):
     secret_sha256: str
     uses_left: int
     expires_at: float
+    server: str = ""
+    """The only server that may use it; empty: any."""
 
 
 class Fleet(Struct, frozen=True):
@@ -367,6 +452,10 @@ class Fleet(Struct, frozen=True):
     graves: HashTrieMap[int, Cell] = HashTrieMap()
     """The newest decommissioned cells: number of the burial modulo GRAVES_KEPT to cell."""
     burials: int = 0
+    silences: HashTrieMap[str, tuple[Silence, ...]] = HashTrieMap()
+    """Pool ("" for servers that joined by themselves) to the newest condemnations for silence in it."""
+    released: HashTrieMap[str, float] = HashTrieMap()
+    """Pools whose storm an operator released, and until when (Unix seconds)."""
 
     def cell(self, cell_id: str) -> Cell | None:
         """The cell of that id, if it exists and is not decommissioned."""
@@ -403,7 +492,14 @@ class OrphanKey(Struct, frozen=True, order=True):
     cell: str
 
 
-Key = SlotKey | ServerKey | OrphanKey
+class LeakKey(Struct, frozen=True, order=True):
+    """A server that a provider has and that should not be there."""
+
+    provider: str
+    cell: str
+
+
+Key = SlotKey | ServerKey | OrphanKey | LeakKey
 
 
 class Hold(Struct, frozen=True):
@@ -413,6 +509,18 @@ class Hold(Struct, frozen=True):
     rule: str
     reason: str
     next_look_at: float | None = None
+
+
+class Storm(Struct, frozen=True):
+    """More silence in a pool ("" stands for the servers that joined by themselves) than the guard believes."""
+
+    id: str
+    pool: str
+    silent: int
+    of: int
+    since: float
+    expires_at: float
+    reason: str
 
 
 class Tempo(Struct, frozen=True):
@@ -438,8 +546,26 @@ class Policy(Struct, frozen=True):
     backoff_reset_seconds: float = 600.0
     resend_seconds: float = 3.0
     """An order or decommission that an attached agent does not show is sent again after so long."""
+    shell_seconds: float = 900.0
+    """How long a cell lives on after somebody opened a shell in it."""
     relook_seconds: float = 60.0
     """What is held until news comes is looked at again after so long all the same."""
+    provider_resend_seconds: float = 60.0
+    """The same for providers, which take longer."""
+    storm_fraction: float = 0.2
+    """More than this share of a pool silent within the window (but never fewer than one) is a storm."""
+    storm_window_seconds: float = 60.0
+    storm_hold_seconds: float = 900.0
+    """How long a storm is held where nobody releases it."""
+    cut_off_after_seconds: float = 300.0
+    """For servers of no pool: how long one that only neighbours can reach keeps its cells."""
+    fence_margin_seconds: float = 5.0
+    """What an exclusive cell gets beyond its lease and grace before it counts as ended: a stall of ours that we do not
+    notice (stall_seconds), then the second in which the watchdog looks and the one in which a kill takes effect."""
+    blame_window_seconds: float = 60.0
+    vitals: VitalLimits = VitalLimits()
+    drain_margin_seconds: float = 30.0
+    """A server that goes waits so much longer than their grace for cells that do not end; then it goes with them."""
     sick_surge_fraction: float = 0.25
     """Share of a group's replicas (at least 1) that may be replaced at once while the old cell still runs."""
     outdated_surge: int = 1

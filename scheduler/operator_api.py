@@ -14,18 +14,19 @@ from typing import Protocol
 
 from galactica.v1 import operator_pb2, operator_pb2_grpc
 
-from scheduler import history, requests, views
+from scheduler import history, operator_shell, requests, server_views, views
 from scheduler.authorisation import Context, InvalidRequest, operator_of
 from scheduler.ca import AuthorityError, CertificateAuthority, CsrError
 from scheduler.events import Record
 from scheduler.identities import Role
-from scheduler.model import Group, parse_cell_id
+from scheduler.model import CellKind, Group, parse_cell_id
 from scheduler.ports import Mind
 from scheduler.preview import Preview, preview
 from scheduler.requests import Refused
+from scheduler.shells import ShellStream
 from scheduler.tokens import new_token
 from scheduler.wire import WIRE_VERSION
-from scheduler.wire_groups import group_from_proto
+from scheduler.wire_groups import KINDS, group_from_proto
 
 GROUPS_LIMIT = 1_000
 """In one apply or plan."""
@@ -50,9 +51,11 @@ class History(Protocol):
 
 
 class Logs(Protocol):
-    """Who can fetch what a cell wrote: the dispatcher."""
+    """Who can fetch what a cell wrote, and open a shell in it: the dispatcher."""
 
     def open_logs(self, server: str, cell: str, tail: int, *, follow: bool) -> AsyncIterator[bytes]: ...
+
+    def open_shell(self, server: str) -> ShellStream: ...
 
 
 class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
@@ -101,7 +104,14 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
         self, request: operator_pb2.ListServersRequest, context: Context
     ) -> operator_pb2.ListServersResponse:
         view = self._mind.view()
-        return await asyncio.to_thread(lambda: operator_pb2.ListServersResponse(servers=views.servers(view)))
+        return await asyncio.to_thread(
+            lambda: operator_pb2.ListServersResponse(servers=server_views.servers(view))
+        )
+
+    async def ListProviders(
+        self, request: operator_pb2.ListProvidersRequest, context: Context
+    ) -> operator_pb2.ListProvidersResponse:
+        return operator_pb2.ListProvidersResponse(providers=server_views.providers(self._mind.view()))
 
     async def GetVersion(
         self, request: operator_pb2.GetVersionRequest, context: Context
@@ -115,9 +125,7 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
     ) -> operator_pb2.GetCertificateResponse:
         parsed = parse_cell_id(request.cell_id)
         if parsed is None:
-            raise InvalidRequest(
-                f"{request.cell_id[:100]!r} is no cell; write GROUP/SLOT.GENERATION, such as web/2.7"
-            )
+            return await self._server_certificate(request.cell_id)
         successor = f"{parsed.group}/{parsed.slot}.{parsed.generation + 1}"
         records = await self._journal.records_of(request.cell_id)
         followers = await self._journal.records_of(successor)
@@ -126,11 +134,21 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
             raise Refused("no_such_cell", f"there is and was no cell {request.cell_id}", missing=True)
         return answer
 
+    async def _server_certificate(self, server_id: str) -> operator_pb2.GetCertificateResponse:
+        view = self._mind.view()
+        server = view.fleet.servers.get(server_id)
+        if server is None:
+            raise InvalidRequest(
+                f"{server_id[:100]!r} is no cell and no server; write GROUP/SLOT.GENERATION, such as web/2.7"
+            )
+        records = await self._journal.tail(TAIL_EVENTS_LIMIT) if server.condemned_at is not None else ()
+        return history.server_certificate(view, server, records)
+
     async def WatchEvents(  # type: ignore[override]  # a coroutine that writes
         self, request: operator_pb2.WatchEventsRequest, context: Context
     ) -> None:
         position = request.from_position
-        head = self._mind.view().fleet.position
+        head = self._mind.fleet().position
         if not position:
             count = min(request.tail, TAIL_EVENTS_LIMIT)
             records = await self._journal.tail(count) if count else ()
@@ -153,6 +171,8 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
         cell = views.find_cell(self._mind.view(), request.cell_id)
         if cell is None:
             raise Refused("no_such_cell", f"there is no cell {request.cell_id[:100]}", missing=True)
+        if cell.kind is CellKind.SERVER:
+            raise Refused("is_server", f"{cell.id} is a server; logs are those of cells that run on one")
         if cell.decommissioned_at is not None:
             raise Refused(
                 "decommissioned",
@@ -173,7 +193,7 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
     ) -> operator_pb2.WaitReadyResponse:
         """Wakes on records about the group, and then looks at its tally alone."""
         name = request.group
-        position = self._check_group_known(name) + 1
+        position = self._check_group_known(name, request.kind) + 1
         if not self._is_ready(name):
             async for records in self._mind.feed(position):
                 if not any(history.group_of(record.event) == name for record in records):
@@ -186,20 +206,26 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
 
     async def _has_seen(self, position: int) -> None:
         """A record can be read a moment before the controller has taken it in."""
-        while self._mind.view().fleet.position < position:  # noqa: ASYNC110 - a moment, and no port tells its end
+        while self._mind.fleet().position < position:  # noqa: ASYNC110 - a moment, and no port tells its end
             await asyncio.sleep(TAKEN_IN_SECONDS)
 
     def _is_ready(self, name: str) -> bool:
-        state = self._mind.view().fleet.groups.get(name)
+        state = self._mind.fleet().groups.get(name)
         if state is None or state.deleted:
-            raise Refused("no_such_group", f"service {name} was deleted", missing=True)
+            raise Refused("no_such_group", f"{name} was deleted", missing=True)
         return views.is_ready(state)
 
-    def _check_group_known(self, name: str) -> int:
-        """The view's position. Raises Refused."""
-        fleet = self._mind.view().fleet
-        if name not in fleet.groups:
-            raise Refused("no_such_group", f"there is no service {name[:100]}", missing=True)
+    def _check_group_known(self, name: str, sent_kind: int = operator_pb2.GROUP_KIND_UNSPECIFIED) -> int:
+        """The view's position. Raises Refused, also where the group is of another kind."""
+        fleet = self._mind.fleet()
+        kind = KINDS.get(operator_pb2.GroupKind.ValueType(sent_kind))
+        state = fleet.groups.get(name)
+        if state is None:
+            raise Refused("no_such_group", f"there is no {kind or 'group'} {name[:100]}", missing=True)
+        if kind is not None and state.group.kind is not kind:
+            own = state.group.kind
+            message = f"there is no {kind} {name}; {name} is a {own}: write {own}/{name}"
+            raise Refused("no_such_group", message, missing=True)
         return fleet.position
 
     # --- asking ---------------------------------------------------------------------------------------------------
@@ -214,6 +240,7 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
     async def DeleteGroup(
         self, request: operator_pb2.DeleteGroupRequest, context: Context
     ) -> operator_pb2.DeleteGroupResponse:
+        self._check_group_known(request.group, request.kind)
         accepted = await self._ask(requests.DeleteGroup(request.group), context)
         return operator_pb2.DeleteGroupResponse(cells=accepted.cells, position=accepted.position)
 
@@ -225,11 +252,22 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
         accepted = await self._ask(requests.CondemnCell(request.cell_id, request.reason), context)
         return operator_pb2.CondemnCellResponse(position=accepted.position)
 
+    async def OpenShell(  # type: ignore[override]  # a coroutine that reads and writes
+        self, request_iterator: object, context: Context
+    ) -> None:
+        await operator_shell.serve(context, self._mind, self._logs, lambda asked: self._ask(asked, context))
+
     async def DrainServer(
         self, request: operator_pb2.DrainServerRequest, context: Context
     ) -> operator_pb2.DrainServerResponse:
         accepted = await self._ask(requests.DrainServer(request.server_id), context)
         return operator_pb2.DrainServerResponse(cells=accepted.cells, position=accepted.position)
+
+    async def ReleaseStorm(
+        self, request: operator_pb2.ReleaseStormRequest, context: Context
+    ) -> operator_pb2.ReleaseStormResponse:
+        accepted = await self._ask(requests.ReleaseStorm(request.storm_id), context)
+        return operator_pb2.ReleaseStormResponse(servers=accepted.cells, position=accepted.position)
 
     async def CreateToken(
         self, request: operator_pb2.CreateTokenRequest, context: Context

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from scheduler.bus.address import BusOptions
+
 DEFAULT_PORT = 7_400
 
 _ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+):(?P<port>\d{1,5})")
@@ -32,7 +34,7 @@ class Address:
 @dataclass(frozen=True, slots=True)
 class UpOptions:
     """``runtime`` None: docker if an engine answers, else process. ``context``: where the admin's context file goes.
-    ``stop_cells``: end the cells too when it ends."""
+    ``stop_cells``: end the cells too when it ends. ``bus``: the broker that hears of it all, if any."""
 
     data: Path
     context: Path
@@ -40,6 +42,7 @@ class UpOptions:
     runtime: RuntimeChoice | None = None
     labels: dict[str, str] = field(default_factory=dict)
     stop_cells: bool = False
+    bus: BusOptions | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,7 @@ class SchedulerOptions:
     fleet: str = "galactica"
     listen: Address = Address("0.0.0.0", DEFAULT_PORT)  # noqa: S104 - every port of it asks for a certificate
     enrol_listen: Address = Address("0.0.0.0", DEFAULT_PORT + 1)  # noqa: S104
+    bus: BusOptions | None = None
 
 
 def default_data() -> Path:

@@ -14,11 +14,12 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
+from scheduler.diagnosis import is_suspect
 from scheduler.health import BEATS_MISSED
-from scheduler.model import Fleet, GroupState, Policy, Resources, Server, Spec
+from scheduler.model import Fleet, GroupState, Policy, Resources, RuntimeKind, Server, Spec
 from scheduler.sight import Sight
 
-Rank = tuple[int, float, int, str]
+Rank = tuple[bool, int, float, int, str]
 
 ENTRIES_KEPT = 500_000
 """Heap entries remembered across turns, of about 150 bytes each; the needs that were not used longest go first."""
@@ -72,6 +73,7 @@ class Placer:
         self._fleet = fleet
         self._sight = sight
         self._now = now
+        self._blame_window_seconds = policy.blame_window_seconds
         self._silence_limit = BEATS_MISSED * policy.tempo(len(fleet().servers)).beat_seconds
 
     def touch(self, server_id: str) -> None:
@@ -96,7 +98,7 @@ class Placer:
             if server is None or self._exclude(server, state, spec) is not None:
                 heapq.heappop(queue.heap)
                 continue
-            current = (_rank(state, server, spec), server_id)
+            current = (self._rank(state, server, spec), server_id)
             if current[0] == rank:
                 return server_id
             heapq.heapreplace(queue.heap, current)
@@ -115,7 +117,7 @@ class Placer:
 
     def _new_queue(self, state: GroupState, spec: Spec) -> _Queue:
         heap = [
-            (_rank(state, server, spec), server.id)
+            (self._rank(state, server, spec), server.id)
             for server in self._fleet().servers.values()
             if self._exclude(server, state, spec) is None
         ]
@@ -136,7 +138,7 @@ class Placer:
         for server_id in dict.fromkeys(self._touched[missed:]):
             server = servers.get(server_id)
             if server is not None and self._exclude(server, state, spec) is None:
-                heapq.heappush(queue.heap, (_rank(state, server, spec), server_id))
+                heapq.heappush(queue.heap, (self._rank(state, server, spec), server_id))
         queue.heard = self._forgotten + len(self._touched)
         return True
 
@@ -145,6 +147,28 @@ class Placer:
         reasons = Counter(self._exclude(server, state, spec) or "refuse it" for server in servers.values())
         return Unplaceable(len(servers), tuple(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))))
 
+    def _rank(self, state: GroupState, server: Server, spec: Spec) -> Rank:
+        """Smallest first. Servers on which cells died, that ail or that are to go come last. Spread: fewest cells of
+        the group, then the emptiest. Pack: the fullest that fits."""
+        load = max(
+            server.used.cpu_millis / server.capacity.cpu_millis if server.capacity.cpu_millis else 0.0,
+            server.used.memory_bytes / server.capacity.memory_bytes if server.capacity.memory_bytes else 0.0,
+        )
+        cells = len(server.cells)
+        suspect = self._is_doubtful(server)
+        if spec.placement.spread == "none":
+            return (suspect, 0, -load, -cells, server.id)
+        return (suspect, state.per_server.get(server.id) or 0, load, cells, server.id)
+
+    def _is_doubtful(self, server: Server) -> bool:
+        if server.deaths and is_suspect(server.deaths, self._now, self._blame_window_seconds):
+            return True
+        seen = self._sight.servers.get(server.id)
+        if seen is not None and seen.ailing:
+            return True
+        cell = self._fleet().cell(server.id) if server.pool else None
+        return cell is not None and cell.is_condemned
+
     def _exclude(self, server: Server, state: GroupState, spec: Spec) -> str | None:
         """The first filter that excludes the server, in words; None where it may carry the cell."""
         if not server.takes_cells:
@@ -152,8 +176,12 @@ class Placer:
         seen = self._sight.servers.get(server.id)
         if seen is None or not seen.is_open or self._now - seen.heard_at > self._silence_limit:
             return "are silent"
+        if seen.is_leaving:
+            return "are leaving"
         if spec.runtime not in server.runtimes:
             return f"lack the {spec.runtime} runtime"
+        if spec.runtime is RuntimeKind.DOCKER and seen.vitals is not None and seen.vitals.engine_hangs:
+            return "have an engine that does not answer"
         for key, value in spec.placement.require.items():
             if server.labels.get(key) != value:
                 return f"lack the label {key}={value}"
@@ -177,18 +205,6 @@ def _ports_taken(state: GroupState, server: Server, spec: Spec) -> bool:
     if spec.runtime != "process" or not any(spec.ports.values()):
         return False
     return bool(state.per_server.get(server.id))
-
-
-def _rank(state: GroupState, server: Server, spec: Spec) -> Rank:
-    """Smallest first. Spread: fewest cells of the group, then the emptiest. Pack: the fullest that fits."""
-    load = max(
-        server.used.cpu_millis / server.capacity.cpu_millis if server.capacity.cpu_millis else 0.0,
-        server.used.memory_bytes / server.capacity.memory_bytes if server.capacity.memory_bytes else 0.0,
-    )
-    cells = len(server.cells)
-    if spec.placement.spread == "none":
-        return (0, -load, -cells, server.id)
-    return (state.per_server.get(server.id) or 0, load, cells, server.id)
 
 
 def _words(need: Resources) -> str:

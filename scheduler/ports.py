@@ -7,9 +7,9 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from scheduler.commands import Command
+from scheduler.commands import Command, ProviderCommand
 from scheduler.events import Record
-from scheduler.model import Fleet, Hold, Policy
+from scheduler.model import Fleet, Hold, Policy, Storm
 from scheduler.requests import Accepted, Request
 from scheduler.sight import Observation, Sight
 
@@ -25,6 +25,11 @@ class Outbox(Protocol):
         since it is derived anew when the agent attaches."""
 
 
+class ProviderOutbox(Protocol):
+    def send(self, commands: Sequence[ProviderCommand]) -> None:
+        """Hand commands to their providers. Never waits; what is dropped is told again later."""
+
+
 class View(Struct, frozen=True):
     """One consistent picture for readers: all of it durable, plus what is seen at ``now``."""
 
@@ -35,12 +40,16 @@ class View(Struct, frozen=True):
     now: float
     trouble: str = ""
     """Why the journal takes nothing at the moment; empty while it does."""
+    storms: tuple[Storm, ...] = ()
 
 
 class Mind(Protocol):
     """The controller as the adapters know it."""
 
     def view(self) -> View: ...
+
+    def fleet(self) -> Fleet:
+        """That part of the view which costs nothing."""
 
     def now(self) -> float: ...
 

@@ -22,6 +22,12 @@ class CondemnCell(Struct, frozen=True):
     reason: str = ""
 
 
+class OpenShell(Struct, frozen=True):
+    """A person wants a look inside: allowed, and the cell is a touched one from then on."""
+
+    cell: str
+
+
 class DrainServer(Struct, frozen=True):
     server: str
 
@@ -33,6 +39,13 @@ class CreateToken(Struct, frozen=True):
     secret_sha256: str
     uses: int
     expires_at: float
+    server: str = ""
+
+
+class ReleaseStorm(Struct, frozen=True):
+    """``storm``: its id, as status shows it."""
+
+    storm: str
 
 
 class Enrol(Struct, frozen=True):
@@ -61,8 +74,10 @@ Request = (
     ApplyGroups
     | DeleteGroup
     | CondemnCell
+    | OpenShell
     | DrainServer
     | CreateToken
+    | ReleaseStorm
     | Enrol
     | EnrolOperator
     | RecordRefusal

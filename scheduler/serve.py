@@ -20,6 +20,7 @@ import grpc
 import structlog
 from msgspec import Struct
 
+from scheduler.bus.address import BusOptions
 from scheduler.ca import SERVER_TTL_SECONDS, AuthorityError, CertificateAuthority, new_key_and_csr
 from scheduler.clock import DisciplinedClock
 from scheduler.context import Context, write_context
@@ -34,6 +35,9 @@ from scheduler.journal.sqlite import SqliteJournal
 from scheduler.local_agent import AgentPlan, LocalAgent
 from scheduler.operator_api import OperatorApi
 from scheduler.options import Address, SchedulerOptions, UpOptions, next_port
+from scheduler.providers.configuration import ConfigurationError, make_suppliers, read_providers
+from scheduler.providers.runner import ProviderRunner
+from scheduler.provisioning import Provisioner
 from scheduler.requests import EnrolOperator, Refused
 from scheduler.serving import make_server
 
@@ -55,11 +59,14 @@ class Setup(Struct, frozen=True):
     fleet: str
     listen: Address
     enrol_listen: Address
+    bus: BusOptions | None = None
 
 
 def run_scheduler(options: SchedulerOptions) -> None:
     """``galactica scheduler``: until SIGINT or SIGTERM. Raises CommandFailed."""
-    setup = Setup(options.data, options.context, options.fleet, options.listen, options.enrol_listen)
+    setup = Setup(
+        options.data, options.context, options.fleet, options.listen, options.enrol_listen, options.bus
+    )
     _run(setup, None)
 
 
@@ -69,7 +76,7 @@ def run_up(options: UpOptions) -> None:
         enrol_listen = next_port(options.listen)
     except ValueError as error:
         raise CommandFailed(str(error), ExitCode.USAGE) from error
-    _run(Setup(options.data, options.context, FLEET, options.listen, enrol_listen), options)
+    _run(Setup(options.data, options.context, FLEET, options.listen, enrol_listen, options.bus), options)
 
 
 def configure_logging() -> None:
@@ -114,7 +121,14 @@ async def _serve(setup: Setup, up: UpOptions | None) -> None:
     scheduler = await Scheduler.open(setup)
     try:
         async with asyncio.TaskGroup() as tasks:
-            mind = tasks.create_task(scheduler.controller.run(scheduler.dispatcher), name="controller")
+            bus = tasks.create_task(_run_bus(setup, scheduler), name="bus")
+            living = [
+                tasks.create_task(
+                    scheduler.controller.run(scheduler.dispatcher, scheduler.provisioner), name="controller"
+                ),
+                tasks.create_task(scheduler.provisioner.run(), name="provisioner"),
+                tasks.create_task(scheduler.providers.run(), name="providers"),
+            ]
             await scheduler.begin()
             say(_greeting(setup, scheduler, up))
             if up is None:
@@ -122,9 +136,19 @@ async def _serve(setup: Setup, up: UpOptions | None) -> None:
             else:
                 await _run_agent_until(stop, scheduler, _plan(setup, scheduler, up))
             await scheduler.end()
-            mind.cancel()
+            bus.cancel()
+            for task in living:
+                task.cancel()
     finally:
         await scheduler.close()
+
+
+async def _run_bus(setup: Setup, scheduler: Scheduler) -> None:
+    if setup.bus is None:
+        return
+    from scheduler.bus.bus import Bus  # noqa: PLC0415 - only what is used is loaded
+
+    await Bus(setup.bus, scheduler.controller, setup.fleet).run()
 
 
 async def _run_agent_until(stop: asyncio.Event, scheduler: Scheduler, plan: AgentPlan) -> None:
@@ -154,6 +178,8 @@ class Scheduler:
         clock = DisciplinedClock(fleet.at)
         self.controller = Controller(journal, fleet, clock, Start(epoch, version))
         self.dispatcher = Dispatcher(self.controller, ca, fleet=setup.fleet, epoch=epoch)
+        self.providers: ProviderRunner
+        self.provisioner: Provisioner
         self._version = version
         self._servers: list[grpc.aio.Server] = []
         self.address = ""
@@ -203,6 +229,24 @@ class Scheduler:
         self._servers.append(server)
         self.address = _near(setup.listen, port)
         self.enrol_address = _near(setup.enrol_listen, enrol_port)
+        self._connect_providers()
+
+    def _connect_providers(self) -> None:
+        """Raises CommandFailed where the providers' file is wrong."""
+        setup = self._setup
+        try:
+            entries = read_providers(None, setup.data)
+            suppliers = make_suppliers(entries, setup.fleet, setup.data)
+        except ConfigurationError as error:
+            raise CommandFailed(str(error), ExitCode.USAGE) from error
+        self.providers = ProviderRunner(
+            suppliers,
+            self.controller,
+            fleet=setup.fleet,
+            scheduler=self.address,
+            enrolment=self.enrol_address,
+        )
+        self.provisioner = Provisioner(self.controller, self.providers, self.ca.digest)
 
     def _advertised(self) -> str:
         """Where others find it: a wildcard is told as this machine's name."""
@@ -312,7 +356,16 @@ def _plan(setup: Setup, scheduler: Scheduler, up: UpOptions) -> AgentPlan:
         runtime=up.runtime.value if up.runtime else "",
         labels=up.labels,
         stop_cells=up.stop_cells,
+        bus=_bus_words(setup.bus),
     )
+
+
+def _bus_words(bus: BusOptions | None) -> tuple[str, ...]:
+    """The agent's options for the same broker; a password of the environment it has from there."""
+    if bus is None:
+        return ()
+    files = (("--bus-ca", bus.ca_file), ("--bus-password-file", bus.password_file))
+    return "--bus", bus.address.url, *(word for name, file in files if file for word in (name, str(file)))
 
 
 def _greeting(setup: Setup, scheduler: Scheduler, up: UpOptions | None) -> str:

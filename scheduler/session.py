@@ -16,6 +16,7 @@ from galactica.v1 import link_pb2
 from msgspec import Struct
 
 from scheduler.requests import Refused
+from scheduler.shells import SHELLS_LIMIT, ShellStream
 
 BATCH_LIMIT = 1_000
 BATCH_BYTES_LIMIT = 1024 * 1024
@@ -96,6 +97,11 @@ class Session:
         self._limits = limits
         self.server = server
         self.id = session_id
+        self.tempo = welcome.tempo
+        """What the agent was told last."""
+        self.beat_at = welcome.beat_at
+        """The agent's clock in the newest of its messages that was taken."""
+        self._epoch = welcome.epoch
         self.ended: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         self._notices: deque[link_pb2.AttachResponse] = deque([link_pb2.AttachResponse(welcome=welcome)])
         self._instructions: deque[link_pb2.Instruction] = deque()
@@ -104,6 +110,9 @@ class Session:
         self._sequence = 0
         self._logs: dict[int, LogStream] = {}
         self._log_streams_made = 0
+        self._typed: deque[link_pb2.ShellInput] = deque()  # bounded by the shells' windows
+        self._shells: dict[int, ShellStream] = {}
+        self._shells_made = 0
 
     def end(self, code: grpc.StatusCode, reason: str) -> None:
         """The first ending counts."""
@@ -118,6 +127,8 @@ class Session:
             reason = f"the agent does not take its instructions: {self._limits.instructions} wait"
             self.end(grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
             return
+        # Now and not when it is written: what waits here long must not look fresh.
+        instruction.beat_at = self.beat_at
         self._instructions.append(instruction)
         self._wake.set()
 
@@ -148,13 +159,17 @@ class Session:
                     return
 
     def _messages(self) -> Iterator[link_pb2.AttachResponse]:
-        while self._notices or self._instructions:
+        while self._notices or self._instructions or self._typed:
             if self._notices:
                 yield self._notices.popleft()
                 continue
+            if self._typed:
+                yield link_pb2.AttachResponse(shell_input=self._typed.popleft())
+            if not self._instructions:
+                continue
             self._sequence += 1
             batch = link_pb2.Instructions(
-                session=self.id, sequence=self._sequence, instructions=self._batch()
+                session=self.id, sequence=self._sequence, instructions=self._batch(), epoch=self._epoch
             )
             yield link_pb2.AttachResponse(instructions=batch)
 
@@ -202,6 +217,36 @@ class Session:
         if chunk.end:
             stream.end(chunk.error)
 
-    def end_logs(self, reason: str) -> None:
+    # --- shells ---------------------------------------------------------------------------------------------------
+
+    def open_shell(self) -> ShellStream:
+        """Not begun yet. Raises Refused."""
+        if len(self._shells) >= SHELLS_LIMIT:
+            raise Refused(
+                "shells", f"{SHELLS_LIMIT} shells are open on server {self.server} already; close one of them"
+            )
+        if self.ended.done():
+            raise Refused("not_attached", f"server {self.server} is not attached at the moment; try again")
+        self._shells_made += 1
+        number = self._shells_made
+        self._shells[number] = ShellStream(number, self._type, lambda: self._forget_shell(number))
+        return self._shells[number]
+
+    def _forget_shell(self, number: int) -> None:
+        self._shells.pop(number, None)
+
+    def _type(self, typed: link_pb2.ShellInput) -> None:
+        if not self.ended.done():
+            self._typed.append(typed)
+            self._wake.set()
+
+    def take_shell_output(self, output: link_pb2.ShellOutput) -> None:
+        """What a shell says that nobody listens to any more is dropped."""
+        if (stream := self._shells.get(output.stream)) is not None:
+            stream.take(output)
+
+    def end_streams(self, reason: str) -> None:
+        for shell in tuple(self._shells.values()):
+            shell.lose(reason)
         for stream in self._logs.values():
             stream.end(reason)

@@ -18,6 +18,7 @@ from scheduler.model import (
     Backoff,
     Cell,
     CellKind,
+    Death,
     Fleet,
     Group,
     GroupState,
@@ -27,6 +28,7 @@ from scheduler.model import (
     Revision,
     RuntimeKind,
     Server,
+    Silence,
     Slot,
     Tally,
     Token,
@@ -74,6 +76,7 @@ class _Cell(Struct, frozen=True, array_like=True, gc=False):
     endpoints: dict[str, str]
     runtime_id: str
     last_position: int
+    dies_at: float | None = None
 
 
 class _Slot(Struct, frozen=True, array_like=True, gc=False):
@@ -89,6 +92,7 @@ class _Tally(Struct, frozen=True, array_like=True):
     replacing: int
     surging: int
     outdated: int
+    extra: int = 0
 
 
 class _Backoff(Struct, frozen=True, array_like=True):
@@ -113,6 +117,9 @@ class _Group(Struct, frozen=True, array_like=True):
     per_server: dict[str, int]
     deleted: bool
     last_position: int
+    deaths: tuple[Death, ...] = ()
+    longest_lease_seconds: float = 0.0
+    replaced_at: tuple[float, ...] = ()
 
 
 class _Server(Struct, frozen=True, array_like=True):
@@ -131,6 +138,8 @@ class _Server(Struct, frozen=True, array_like=True):
     used: Resources
     cells: list[str]
     last_position: int
+    pool: str = ""
+    deaths: tuple[Death, ...] = ()
 
 
 class _Token(Struct, frozen=True, array_like=True):
@@ -138,6 +147,7 @@ class _Token(Struct, frozen=True, array_like=True):
     secret_sha256: str
     uses_left: int
     expires_at: float
+    server: str = ""
 
 
 class _Fleet(Struct, frozen=True, array_like=True):
@@ -154,6 +164,8 @@ class _Fleet(Struct, frozen=True, array_like=True):
     graves: list[tuple[int, _Cell]]
     burials: int
     words: list[str]
+    released: dict[str, float] = {}
+    silences: dict[str, tuple[Silence, ...]] = {}
 
 
 def encode(fleet: Fleet) -> bytes:
@@ -173,6 +185,8 @@ def encode(fleet: Fleet) -> bytes:
         graves=[(number, _cell_to_disk(cell, words)) for number, cell in fleet.graves.items()],
         burials=fleet.burials,
         words=words.in_order,
+        released=dict(fleet.released.items()),
+        silences=dict(fleet.silences.items()),
     )
     body = zlib.compress(write(disk), _COMPRESSION_LEVEL)
     return _MAGIC + VERSION.to_bytes(_VERSION_BYTES, "big") + body
@@ -248,6 +262,7 @@ def _cell_to_disk(cell: Cell, words: _Words) -> _Cell:
         cell.endpoints,
         cell.runtime_id,
         cell.last_position,
+        cell.dies_at,
     )
 
 
@@ -267,6 +282,9 @@ def _group_to_disk(state: GroupState, words: _Words) -> _Group:
         per_server=dict(state.per_server.items()),
         deleted=state.deleted,
         last_position=state.last_position,
+        deaths=state.deaths,
+        longest_lease_seconds=state.longest_lease_seconds,
+        replaced_at=state.replaced_at,
     )
 
 
@@ -287,6 +305,8 @@ def _server_to_disk(server: Server) -> _Server:
         used=server.used,
         cells=list(server.cells),
         last_position=server.last_position,
+        pool=server.pool,
+        deaths=server.deaths,
     )
 
 
@@ -308,6 +328,8 @@ def _fleet_from_disk(disk: _Fleet) -> Fleet:
         generations=HashTrieMap(disk.generations),
         graves=HashTrieMap((number, _cell_from_disk(cell, words)) for number, cell in disk.graves),
         burials=disk.burials,
+        released=HashTrieMap(disk.released),
+        silences=HashTrieMap(disk.silences),
     )
 
 
@@ -335,6 +357,7 @@ def _cell_from_disk(cell: _Cell, words: list[str]) -> Cell:
         cell.endpoints,
         cell.runtime_id,
         cell.last_position,
+        cell.dies_at,
     )
 
 
@@ -357,6 +380,9 @@ def _group_from_disk(group: _Group, words: list[str]) -> GroupState:
         backoff=Backoff(*astuple(group.backoff)),
         per_server=HashTrieMap(group.per_server),
         deleted=group.deleted,
+        deaths=group.deaths,
+        longest_lease_seconds=group.longest_lease_seconds,
+        replaced_at=group.replaced_at,
         last_position=group.last_position,
     )
 
@@ -377,5 +403,7 @@ def _server_from_disk(server: _Server) -> Server:
         condemned_health=server.condemned_health,
         used=server.used,
         cells=HashTrieSet(server.cells),
+        pool=server.pool,
+        deaths=server.deaths,
         last_position=server.last_position,
     )

@@ -14,16 +14,23 @@ from rpds import HashTrieMap
 
 from scheduler import events as e
 from scheduler.model import (
+    DEATHS_KEPT,
     GRAVES_KEPT,
     REVISIONS_KEPT,
+    SILENCE_RULES,
+    SILENCES_KEPT,
     Cell,
+    CellKind,
+    Death,
     Fleet,
+    GroupKind,
     GroupState,
     Health,
     Phase,
     Resources,
     Revision,
     Server,
+    Silence,
     Slot,
     Tally,
     Token,
@@ -40,6 +47,17 @@ CELL_MOVES: dict[type[e.Event], tuple[tuple[Phase, ...], Phase]] = {
     e.CellDecommissioned: ((Phase.CONDEMNED, Phase.DRAINING), Phase.DECOMMISSIONED),
 }
 """Event to the phases it may come from and the one it leads to."""
+
+
+OWN_DEATHS = frozenset({"exited", "start_failed", "vanished", "boot_timeout", "probe_failed"})
+"""Rules that speak about a container's spec and about its server's fitness; all others are somebody's decision, or the
+fate of the whole server."""
+
+UNWANTED = frozenset({"scaled_down", "deleted"})
+"""Rules by which a cell goes that nothing replaces."""
+
+NOT_ITS_OWN = frozenset({"server_lost", "touched", "fenced"})
+"""Rules that speak neither about a cell's spec nor about its server's fitness."""
 
 
 class IllegalTransition(Exception):
@@ -70,7 +88,7 @@ def _started(fleet: Fleet, _: e.Record, event: e.SchedulerStarted) -> Fleet:
 
 
 def _token_created(fleet: Fleet, record: e.Record, event: e.TokenCreated) -> Fleet:
-    token = Token(event.token, event.secret_sha256, event.uses, event.expires_at)
+    token = Token(event.token, event.secret_sha256, event.uses, event.expires_at, event.server)
     return replace(fleet, tokens=_without_expired(fleet.tokens, record.at).insert(token.id, token))
 
 
@@ -100,6 +118,7 @@ def _group_applied(fleet: Fleet, record: e.Record, event: e.GroupApplied) -> Fle
             revision=event.revision,
             revisions=(revision,),
             first_generation=fleet.generations.get(name) or 1,
+            longest_lease_seconds=event.group.lease_seconds,
             last_position=record.position,
         )
         generations = fleet.generations.discard(name)
@@ -114,6 +133,7 @@ def _group_applied(fleet: Fleet, record: e.Record, event: e.GroupApplied) -> Fle
         revision=event.revision,
         revisions=revisions,
         deleted=False,
+        longest_lease_seconds=max(before.longest_lease_seconds, event.group.lease_seconds),
         last_position=record.position,
     )
     if event.digest != before.digest:
@@ -166,7 +186,9 @@ def _tally(slot: Slot, digest: str) -> Tally:
         else:
             booting += 1
         outdated += cell.digest != digest
-    return Tally(ready, booting, condemned, int(waiting), int(waiting and booting > 0), outdated)
+    there = sum(c.is_condemned and c.condemned_health is not Health.DEAD for c in slot.cells)
+    extra = max(0, there - (0 if ready or booting else 1))
+    return Tally(ready, booting, condemned, int(waiting), int(waiting and booting > 0), outdated, extra)
 
 
 def still_waits(cell: Cell) -> bool:
@@ -182,6 +204,7 @@ def _add(left: Tally, right: Tally, sign: int) -> Tally:
         left.replacing + sign * right.replacing,
         left.surging + sign * right.surging,
         left.outdated + sign * right.outdated,
+        left.extra + sign * right.extra,
     )
 
 
@@ -210,13 +233,23 @@ def _cell_ordered(fleet: Fleet, record: e.Record, event: e.CellOrdered) -> Fleet
         server=event.server,
         ordered_at=record.at,
         resources=event.resources,
+        kind=CellKind.SERVER if state.group.kind is GroupKind.POOL else CellKind.CONTAINER,
         replaces=event.replaces,
         last_position=record.position,
     )
     older = tuple(replace(c, replaced_by=cell.id) if c.id == event.replaces else c for c in slot.cells)
-    fleet = _on_server(fleet, cell, 1)
-    state = replace(state, per_server=_counted(state.per_server, cell.server, 1))
+    fleet, state = _placed(fleet, state, cell, 1)
+    if event.replaces and state.group.replace.count and was_lost(fleet, slot, event.replaces):
+        newest = (*state.replaced_at, record.at)[-state.group.replace.count :]
+        state = replace(state, replaced_at=newest)
     return _put_slot(fleet, state, parsed.slot, Slot((*older, cell), slot.next_generation + 1))
+
+
+def was_lost(fleet: Fleet, slot: Slot, cell_id: str) -> bool:
+    """Whether a new cell replaces that one; where its slot was not wanted for a while, it does not."""
+    known = (*slot.cells, *fleet.graves.values())
+    before = next((cell for cell in known if cell.id == cell_id), None)
+    return before is None or before.condemned_by not in UNWANTED
 
 
 def _cell_moved(fleet: Fleet, record: e.Record, event: Any) -> Fleet:
@@ -225,16 +258,41 @@ def _cell_moved(fleet: Fleet, record: e.Record, event: Any) -> Fleet:
     if cell.phase not in allowed:
         raise IllegalTransition(f"{_name(record)} cannot follow: {_story(cell)}")
     moved = replace(cell, phase=phase, last_position=record.position, **_details(event, record.at))
-    if isinstance(event, e.CellCondemned) and event.backoff is not None:
-        state = replace(state, backoff=event.backoff)
+    if isinstance(event, e.CellCondemned):
+        fleet, state = _remember_death(fleet, state, cell, event, record.at)
     if phase is Phase.DECOMMISSIONED:
         return _bury(fleet, state, slot, moved)
     cells = tuple(moved if c.id == cell.id else c for c in slot.cells)
     return _put_slot(fleet, state, cell.slot, replace(slot, cells=cells))
 
 
+def _remember_death(
+    fleet: Fleet, state: GroupState, cell: Cell, event: e.CellCondemned, at: float
+) -> tuple[Fleet, GroupState]:
+    """What backoff and diagnosis need to know."""
+    if event.backoff is not None:
+        state = replace(state, backoff=event.backoff)
+    if event.rule not in OWN_DEATHS or cell.kind is CellKind.SERVER:
+        return fleet, state
+    death = Death(cell.group, cell.digest, cell.server, event.rule, at)
+    server = fleet.servers.get(cell.server)
+    if server is not None:
+        fleet = _put_server(fleet, replace(server, deaths=(*server.deaths, death)[-DEATHS_KEPT:]))
+    return fleet, replace(state, deaths=(*state.deaths, death)[-DEATHS_KEPT:])
+
+
+def _shell_opened(fleet: Fleet, record: e.Record, event: e.ShellOpened) -> Fleet:
+    """No move: whoever looks into a cell decides nothing about its phase, but when it must go."""
+    state, slot, cell = _find(fleet, event.cell, record)
+    touched = replace(cell, dies_at=event.dies_at, last_position=record.position)
+    cells = tuple(touched if c.id == cell.id else c for c in slot.cells)
+    return _put_slot(fleet, state, cell.slot, replace(slot, cells=cells))
+
+
 def _details(event: e.Event, at: float) -> dict[str, Any]:
     match event:
+        case e.CellBooting(runtime_id=ref) if ref:
+            return {"runtime_id": ref}
         case e.CellReady():
             return {"ready_at": at, "endpoints": event.endpoints, "runtime_id": event.runtime_id}
         case e.CellCondemned():
@@ -245,10 +303,11 @@ def _details(event: e.Event, at: float) -> dict[str, Any]:
 
 
 def _bury(fleet: Fleet, state: GroupState, slot: Slot, cell: Cell) -> Fleet:
-    fleet = _on_server(fleet, cell, -1)
+    fleet, state = _placed(fleet, state, cell, -1)
+    if cell.kind is CellKind.SERVER:
+        fleet = replace(fleet, servers=fleet.servers.discard(cell.id))  # a cell's id never comes again
     graves = fleet.graves.insert(fleet.burials % GRAVES_KEPT, cell)
     fleet = replace(fleet, graves=graves, burials=fleet.burials + 1)
-    state = replace(state, per_server=_counted(state.per_server, cell.server, -1))
     cells = tuple(c for c in slot.cells if c.id != cell.id)
     return _put_slot(fleet, state, cell.slot, replace(slot, cells=cells))
 
@@ -292,6 +351,14 @@ def _counted(counts: HashTrieMap[str, int], key: str, by: int) -> HashTrieMap[st
 # --- servers ----------------------------------------------------------------------------------------------------
 
 
+def _placed(fleet: Fleet, state: GroupState, cell: Cell, sign: int) -> tuple[Fleet, GroupState]:
+    """Account for a container's place, on its server and in its group. A server takes no place on another."""
+    if cell.kind is CellKind.SERVER:
+        return fleet, state
+    fleet = _on_server(fleet, cell, sign)
+    return fleet, replace(state, per_server=_counted(state.per_server, cell.server, sign))
+
+
 def _on_server(fleet: Fleet, cell: Cell, sign: int) -> Fleet:
     """Account for a cell's place on its server: +1 when it is ordered, -1 when it is decommissioned."""
     server = fleet.servers.get(cell.server)
@@ -330,9 +397,10 @@ def _server_enrolled(fleet: Fleet, record: e.Record, event: e.ServerEnrolled) ->
     if known is not None and known.phase in (Phase.READY, Phase.CONDEMNED):
         return fleet
     generation = known.generation if known else 0
-    return _put_server(
-        fleet, Server(event.server, generation, phase=Phase.ORDERED, last_position=record.position)
-    )
+    cell = fleet.cell(event.server)
+    pool = cell.group if cell is not None and cell.kind is CellKind.SERVER else ""
+    enrolled = Server(event.server, generation, phase=Phase.ORDERED, pool=pool, last_position=record.position)
+    return _put_server(fleet, enrolled)
 
 
 def _server_joined(fleet: Fleet, record: e.Record, event: e.ServerJoined) -> Fleet:
@@ -351,6 +419,7 @@ def _server_joined(fleet: Fleet, record: e.Record, event: e.ServerJoined) -> Fle
         runtimes=event.runtimes,
         agent_version=event.agent_version,
         joined_at=record.at,
+        pool=before.pool,
         last_position=record.position,
     )
     return _put_server(fleet, joined)
@@ -375,15 +444,23 @@ def _server_condemned(fleet: Fleet, record: e.Record, event: e.ServerCondemned) 
     before = _server(fleet, event.server, record, Phase.READY, Phase.CONDEMNED)
     if before.phase is Phase.CONDEMNED and (before.is_lost or event.health is not Health.DEAD):
         raise IllegalTransition(f"{_name(record)}: server {event.server} is condemned already")
+    # Whoever was drained by an operator stays so; else what it died of is what counts, not why it was to go before.
     condemned = replace(
         before,
         phase=Phase.CONDEMNED,
         condemned_at=before.condemned_at or record.at,
-        condemned_by=before.condemned_by or event.rule,
+        condemned_by=before.condemned_by if before.is_drained else event.rule,
         condemned_health=event.health,
         last_position=record.position,
     )
+    if event.rule in SILENCE_RULES:
+        fleet = _remember_silence(fleet, Silence(event.server, record.at), before.pool)
     return _put_server(fleet, condemned)
+
+
+def _remember_silence(fleet: Fleet, silence: Silence, pool: str) -> Fleet:
+    before = fleet.silences.get(pool) or ()
+    return replace(fleet, silences=fleet.silences.insert(pool, (*before, silence)[-SILENCES_KEPT:]))
 
 
 def _server_decommissioned(fleet: Fleet, record: e.Record, event: e.ServerDecommissioned) -> Fleet:
@@ -391,6 +468,10 @@ def _server_decommissioned(fleet: Fleet, record: e.Record, event: e.ServerDecomm
     if len(before.cells):
         raise IllegalTransition(f"{_name(record)}: server {event.server} still has {len(before.cells)} cells")
     return _put_server(fleet, replace(before, phase=Phase.DECOMMISSIONED, last_position=record.position))
+
+
+def _storm_released(fleet: Fleet, _: e.Record, event: e.StormReleased) -> Fleet:
+    return replace(fleet, released=fleet.released.insert(event.pool, event.until))
 
 
 _APPLY: dict[type[e.Event], Callable[[Fleet, e.Record, Any], Fleet]] = {
@@ -410,6 +491,9 @@ _APPLY: dict[type[e.Event], Callable[[Fleet, e.Record, Any], Fleet]] = {
     e.ServerCondemned: _server_condemned,
     e.ServerDecommissioned: _server_decommissioned,
     e.TokenCreated: _token_created,
+    e.LeakRemoved: _nothing,
+    e.StormReleased: _storm_released,
+    e.ShellOpened: _shell_opened,
     e.OperatorEnrolled: _nothing,
     e.CallRefused: _nothing,
     e.JournalResumed: _nothing,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _DURATION = re.compile(r"(?P<number>\d{1,12}(\.\d{1,6})?)(?P<unit>[A-Za-zµ]*)")
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0}
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 _LONG_UNITS = {
     "sec": "s",
     "secs": "s",
@@ -18,6 +18,8 @@ _LONG_UNITS = {
     "hr": "h",
     "hour": "h",
     "hours": "h",
+    "day": "d",
+    "days": "d",
     "msec": "ms",
     "millis": "ms",
 }
@@ -42,17 +44,17 @@ _BINARY = ("TiB", "GiB", "MiB", "KiB")
 
 
 def parse_duration(text: str) -> float:
-    """Seconds: ``500ms``, ``1s``, ``1.5m``, ``2h``; exact to the millisecond.
+    """Seconds: ``500ms``, ``1s``, ``1.5m``, ``2h``, ``30d``; exact to the millisecond.
 
     Raises ValueError that says what to write instead."""
     match = _DURATION.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text!r} is no duration; write a number and ms, s, m or h, such as 500ms or 2m")
+        raise ValueError(f"{text!r} is no duration; write a number and ms, s, m, h or d, such as 500ms or 2m")
     number, unit = match["number"], match["unit"]
     if unit not in _SECONDS:
         meant = _LONG_UNITS.get(unit.lower(), unit.lower() if unit.lower() in _SECONDS else "s")
         what = f"the unit {unit!r} is not known" if unit else f"{text!r} has no unit"
-        raise ValueError(f"{what}; write ms, s, m or h, such as {number}{meant}")
+        raise ValueError(f"{what}; write ms, s, m, h or d, such as {number}{meant}")
     milliseconds = float(number) * _SECONDS[unit] * 1_000
     if abs(milliseconds - round(milliseconds)) > 1e-6:
         raise ValueError(f"{text!r} is finer than a millisecond")

@@ -9,23 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from galactica.v1 import cell_pb2, operator_pb2
+from galactica.v1 import operator_pb2
 
-from scheduler.health import cell_verdict, server_verdict
+from scheduler.health import cell_verdict
 from scheduler.model import (
     Cell,
+    CellKind,
+    Group,
     GroupState,
     Health,
     Hold,
     Phase,
-    Resources,
-    Server,
     SlotKey,
+    Storm,
     Verdict,
 )
 from scheduler.ports import View
+from scheduler.server_health import pool_cell_verdict
 from scheduler.sight import CellReport, CellState
-from scheduler.wire import vitals_to_proto
 
 _ILL = (Health.SICK, Health.DEAD)
 
@@ -36,11 +37,24 @@ def status(view: View, fleet_name: str) -> operator_pb2.GetStatusResponse:
     held = holds(view)
     return operator_pb2.GetStatusResponse(
         fleet=fleet_name,
-        healthy=not held and all(map(_is_whole, view.fleet.groups.values(), groups)),
+        healthy=not held and not view.storms and all(map(_is_whole, view.fleet.groups.values(), groups)),
         groups=groups,
         held=held,
         position=view.fleet.position,
         epoch=view.fleet.epoch,
+        storms=map(_storm_row, view.storms),
+    )
+
+
+def _storm_row(storm: Storm) -> operator_pb2.Storm:
+    return operator_pb2.Storm(
+        id=storm.id,
+        pool=storm.pool,
+        silent=storm.silent,
+        of=storm.of,
+        since=storm.since,
+        expires_at=storm.expires_at,
+        reason=storm.reason,
     )
 
 
@@ -63,7 +77,12 @@ def group_status(view: View, state: GroupState) -> operator_pb2.GroupStatus:
         booting=state.tally.booting - ill_booting,
         sick=state.tally.condemned + ill_ready + ill_booting,
         revision=state.revision,
+        provider=_provider_of(state.group),
     )
+
+
+def _provider_of(group: Group) -> str:
+    return group.spec.server.provider if group.spec.server else ""
 
 
 def is_ready(state: GroupState) -> bool:
@@ -133,11 +152,7 @@ def find_cell(view: View, cell_id: str) -> Cell | None:
 
 def cell_row(view: View, cell: Cell) -> operator_pb2.Cell:
     report = view.sight.report_of(cell.server, cell.id)
-    if cell.is_condemned:
-        health, reason = str(cell.condemned_health or ""), cell.condemned_by
-    else:
-        verdict = verdict_of(view, cell)
-        health, reason = str(verdict.health), verdict.reason
+    health, reason = verdict_words(cell, None if cell.is_condemned else verdict_of(view, cell))
     return operator_pb2.Cell(
         id=cell.id,
         group=cell.group,
@@ -162,9 +177,18 @@ def cell_row(view: View, cell: Cell) -> operator_pb2.Cell:
     )
 
 
+def verdict_words(cell: Cell, verdict: Verdict | None) -> tuple[str, str]:
+    """Health and reason to show. A condemned cell keeps what condemned it, whatever is seen now."""
+    if cell.is_condemned or verdict is None:
+        return str(cell.condemned_health or ""), cell.condemned_by
+    return str(verdict.health), verdict.reason
+
+
 def verdict_of(view: View, cell: Cell) -> Verdict:
     """What the evidence says of a living cell now."""
     state = view.fleet.groups[cell.group]
+    if cell.kind is CellKind.SERVER:
+        return pool_cell_verdict(view.fleet, state, cell, view.sight, view.now, view.policy)
     spec = state.spec_of(cell.digest) or state.group.spec
     server = view.fleet.servers.get(cell.server)
     return cell_verdict(cell, spec, server, view.sight, view.now, view.policy)
@@ -176,7 +200,7 @@ def _is_plainly_well(view: View, cell: Cell) -> bool:
         return False
     server = view.fleet.servers.get(cell.server)
     if server is None or server.is_lost:
-        return False
+        return False  # nor is a pool's cell, which is on no server
     report = view.sight.report_of(cell.server, cell.id)
     if report is None or report.state is not CellState.RUNNING:
         return False
@@ -192,36 +216,3 @@ def _progress(cell: Cell, report: CellReport | None) -> str:
     if report is None or cell.was_ready or cell.is_condemned:
         return ""
     return report.progress
-
-
-# --- servers ------------------------------------------------------------------------------------------------------
-
-
-def servers(view: View) -> Iterator[operator_pb2.Server]:
-    for _, server in sorted(view.fleet.servers.items()):
-        yield _server_row(view, server)
-
-
-def _server_row(view: View, server: Server) -> operator_pb2.Server:
-    seen = view.sight.servers.get(server.id)
-    verdict = server_verdict(server, view.sight, view.now, view.policy, len(view.fleet.servers))
-    return operator_pb2.Server(
-        id=server.id,
-        phase=server.phase.value,
-        verdict=verdict.health.value,
-        reason=verdict.reason,
-        labels=server.labels,
-        runtimes=[kind.value for kind in server.runtimes],
-        capacity=_capacity(server.capacity, server.disk_bytes),
-        used=_capacity(server.used, 0),
-        cells=sorted(server.cells),
-        agent_version=server.agent_version,
-        last_beat_at=seen.heard_at if seen else None,
-        vitals=vitals_to_proto(seen.vitals) if seen and seen.vitals else None,
-    )
-
-
-def _capacity(resources: Resources, disk_bytes: int) -> cell_pb2.Capacity:
-    return cell_pb2.Capacity(
-        cpu_millis=resources.cpu_millis, memory_bytes=resources.memory_bytes, disk_bytes=disk_bytes
-    )

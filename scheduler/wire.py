@@ -7,22 +7,26 @@ complaint is no reason to lose a server.
 
 from __future__ import annotations
 
+import ipaddress
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from galactica.v1 import cell_pb2, link_pb2
 
 from scheduler.commands import Command, Decommission, Order, Resync
 from scheduler.model import Autopsy, Resources, RuntimeKind, Tempo
 from scheduler.sight import (
+    Answer,
     Attached,
     CellReport,
     CellState,
     ProbeStatus,
     Reported,
     ServerFacts,
-    Vitals,
+    Testimony,
 )
+from scheduler.vitals import Vitals
 from scheduler.wire_groups import spec_to_proto
 
 WIRE_VERSION = 1
@@ -32,13 +36,17 @@ CELLS_LIMIT = 10_000
 ID_CHARACTERS = 200
 """Orphans may have ids that this scheduler would not give."""
 TEXT_CHARACTERS = 1_000
+WORD_CHARACTERS = 100
 LABELS_LIMIT = 64
 LABEL_CHARACTERS = 256
 ENDPOINTS_LIMIT = 64
 LAST_LINES_LIMIT = 50
+TOUCHES_LIMIT = 20
 LARGEST_INTEGER = 2**63 - 1
 LARGEST_NUMBER = 1e15
 CHUNK_BYTES_LIMIT = 1024 * 1024
+TESTIMONIES_LIMIT = 256
+"""In one message; an agent watches three others, and those who were absent when pairs were drawn anew."""
 
 _RUNTIMES: Mapping[int, RuntimeKind] = {
     cell_pb2.RUNTIME_KIND_PROCESS: RuntimeKind.PROCESS,
@@ -52,6 +60,19 @@ _STATES: Mapping[int, CellState] = {
     cell_pb2.CELL_STATE_STOPPING: CellState.STOPPING,
     cell_pb2.CELL_STATE_GONE: CellState.GONE,
 }
+_ANSWERS: Mapping[int, Answer] = {
+    link_pb2.ANSWER_ANSWERS: Answer.ANSWERS,
+    link_pb2.ANSWER_REFUSED: Answer.REFUSED,
+    link_pb2.ANSWER_SILENT: Answer.SILENT,
+}
+
+
+class WatchedServer(NamedTuple):
+    """Whom an agent watches, as a scheduler once told it."""
+
+    server: str
+    address: str
+    key: bytes
 
 
 class WireError(ValueError):
@@ -78,7 +99,56 @@ def reported(report: link_pb2.Report, server: str, at: float) -> Reported:
         cells=_cell_reports(report.cells) if report.cells else (),
         vitals=vitals_from_proto(report.vitals) if report.HasField("vitals") else None,
         complete=report.complete,
+        testimonies=_testimonies(report.testimonies, at) if report.testimonies else (),
+        is_leaving=report.leaving,
     )
+
+
+def watch_address(hello: link_pb2.Hello) -> str:
+    """Where neighbours reach the agent, as "address:port" with a numeric address; empty where it takes no part.
+
+    Raises WireError. Others will send there, so it must be one host's address, and no name that somebody else resolves.
+    """
+    return _host_address("hello.watch_address", hello.watch_address) if hello.watch_address else ""
+
+
+def watching(hello: link_pb2.Hello) -> tuple[WatchedServer, ...]:
+    """Whom the agent watches, as it says. Raises WireError."""
+    _bound("hello.watching", len(hello.watching), TESTIMONIES_LIMIT)
+    return tuple(
+        WatchedServer(
+            _text("hello.watching", one.server_id, ID_CHARACTERS),
+            _host_address("hello.watching", one.address),
+            one.key,
+        )
+        for one in hello.watching
+    )
+
+
+def _host_address(field: str, given: str) -> str:
+    """Raises WireError."""
+    host, _, port = given[:LABEL_CHARACTERS].rpartition(":")
+    try:
+        address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        raise WireError(f"{field}: not a numeric ADDRESS:PORT") from None
+    is_one_host = not (address.is_unspecified or address.is_multicast or str(address) == "255.255.255.255")
+    if not is_one_host or not port.isdecimal() or not 0 < int(port) < 65_536:
+        raise WireError(f"{field}: nobody can be reached at {given[:LABEL_CHARACTERS]}")
+    return given
+
+
+def _testimonies(messages: Sequence[link_pb2.Testimony], at: float) -> tuple[Testimony, ...]:
+    _bound("testimonies", len(messages), TESTIMONIES_LIMIT)
+    return tuple(_testimony(message, at) for message in messages)
+
+
+def _testimony(message: link_pb2.Testimony, at: float) -> Testimony:
+    server = _text("testimonies", message.server_id, ID_CHARACTERS)
+    answer = _ANSWERS.get(message.answer)
+    if answer is None:
+        raise WireError(f"testimonies: the answer {int(message.answer)} about {server} is not known here")
+    return Testimony(server, answer, since=at - message.for_ms / 1_000)
 
 
 def _facts(hello: link_pb2.Hello) -> ServerFacts:
@@ -123,6 +193,7 @@ def _cell_report(message: cell_pb2.CellReport) -> CellReport:
         probe=_probe(message.probe) if message.HasField("probe") else None,
         autopsy=_autopsy(cell, message.autopsy) if message.HasField("autopsy") else None,
         progress=message.progress[:TEXT_CHARACTERS],
+        touched=tuple(line[:TEXT_CHARACTERS] for line in message.touched[:TOUCHES_LIMIT]),
     )
 
 
@@ -146,6 +217,7 @@ def _autopsy(cell: str, message: cell_pb2.Autopsy) -> Autopsy:
         oom_killed=message.oom_killed,
         last_lines=tuple(line[:TEXT_CHARACTERS] for line in message.last_lines[-LAST_LINES_LIMIT:]),
         lived_seconds=_number(f"{cell}: autopsy.lived_seconds", message.lived_seconds),
+        fenced=message.fenced,
     )
 
 
@@ -161,6 +233,8 @@ def vitals_from_proto(message: cell_pb2.Vitals) -> Vitals:
         pressure_io=_optional(message, "pressure_io"),
         engine_latency_ms=_optional(message, "engine_latency_ms", least=-LARGEST_NUMBER),
         clock_offset_ms=_optional(message, "clock_offset_ms", least=-LARGEST_NUMBER),
+        disk_error=message.disk_error[:WORD_CHARACTERS] if message.HasField("disk_error") else None,
+        kernel_errors=message.kernel_errors if message.HasField("kernel_errors") else None,
     )
 
 
@@ -215,6 +289,7 @@ def autopsy_to_proto(autopsy: Autopsy) -> cell_pb2.Autopsy:
         oom_killed=autopsy.oom_killed,
         last_lines=autopsy.last_lines,
         lived_seconds=autopsy.lived_seconds,
+        fenced=autopsy.fenced,
     )
 
 
@@ -229,4 +304,6 @@ def vitals_to_proto(vitals: Vitals) -> cell_pb2.Vitals:
         pressure_io=vitals.pressure_io,
         engine_latency_ms=vitals.engine_latency_ms,
         clock_offset_ms=vitals.clock_offset_ms,
+        disk_error=vitals.disk_error,
+        kernel_errors=vitals.kernel_errors,
     )

@@ -61,6 +61,39 @@ class Relisted:
     found: tuple[Found, ...] = field(default_factory=tuple)
 
 
+@dataclass(frozen=True, slots=True)
+class Stirred:
+    """Somebody laid hands on a cell: it is worth a comparison now."""
+
+    cell_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The size of a terminal, in characters."""
+
+    rows: int
+    columns: int
+
+
+class Shell(Protocol):
+    """A command that runs for a person. Nothing here raises but ``end``."""
+
+    async def read(self) -> tuple[bytes, bool] | None:
+        """The next piece (at most 16 KiB) and whether it is standard error's; None at the end."""
+
+    async def write(self, data: bytes) -> None:
+        """Waits until it is taken; dropped where nobody takes it any more."""
+
+    async def end_input(self) -> None: ...
+
+    async def resize(self, window: Window) -> None: ...
+
+    async def end(self) -> int:
+        """End what still runs of it: its exit code, 128 + n for signal n. To be called once. Raises
+        RuntimeFailure."""
+
+
 class Progress(Protocol):
     """Called with a line for people while a start takes its time."""
 
@@ -81,8 +114,12 @@ class Runtime(Protocol):
 
         Raises RuntimeUnavailable."""
 
-    def watch(self) -> AsyncIterator[Exited | Relisted]:
+    def watch(self) -> AsyncIterator[Exited | Relisted | Stirred]:
         """Deaths as they happen, without polling. Cells that ``stop`` ended are not told of."""
+
+    async def compare(self, order: link_pb2.Order, runtime_id: str) -> tuple[str, ...]:
+        """How the running cell differs, or was seen to differ, from its order: short lines for people, no values of
+        the environment. Empty where it is untouched. Raises RuntimeFailure."""
 
     def logs(self, cell_id: str, tail: int, *, follow: bool) -> AsyncIterator[bytes]:
         """What the cell wrote (stdout and stderr): the last ``tail`` lines, then what comes. Raises RuntimeFailure."""
@@ -91,6 +128,12 @@ class Runtime(Protocol):
         """Run a command inside the cell: exit code and the last line of its output.
 
         Raises TimeoutError (the command was ended), RuntimeFailure."""
+
+    async def open_shell(
+        self, cell_id: str, command: Sequence[str], term: str, window: Window | None
+    ) -> Shell:
+        """Run a command in the cell for a person: on a terminal of type ``term``, without a window on pipes.
+        Raises RuntimeFailure."""
 
     async def ping(self) -> float | None:
         """Round trip to the engine in seconds; None where there is no engine. Raises RuntimeUnavailable."""

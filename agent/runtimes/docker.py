@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,19 +29,26 @@ from agent.runtimes import (
     Running,
     RuntimeFailure,
     RuntimeUnavailable,
+    Shell,
     StartFailed,
+    Stirred,
+    Window,
 )
 from agent.runtimes.docker_autopsy import Death, Life, autopsy_at_once, autopsy_of_exit
+from agent.runtimes.docker_drift import Comparer
 from agent.runtimes.docker_engine import Engine, ImageMissing
-from agent.runtimes.docker_events import EventThread, Hearers
+from agent.runtimes.docker_events import EventThread, Hearers, Touch
 from agent.runtimes.docker_exec import execute
 from agent.runtimes.docker_logs import read_logs
 from agent.runtimes.docker_pull import Puller
+from agent.runtimes.docker_shell import open_shell
 from agent.runtimes.docker_spec import Scope
 
 NEWS_LIMIT = 4_096
 """Deaths that wait to be fetched from ``watch``; beyond it everything is listed anew instead."""
 LOG_READERS = 16
+SHELL_THREADS = 16
+"""Each shell needs a reader and a writer, and a moment's help to begin and end."""
 
 _Args = TypeVarTuple("_Args")
 _T = TypeVar("_T")
@@ -58,9 +66,13 @@ class _Lanes:
         self.pull = ThreadPoolExecutor(3, "docker-pull")
         self.logs = ThreadPoolExecutor(LOG_READERS, "docker-logs")
         self.ping = ThreadPoolExecutor(1, "docker-ping")
+        self.compare = ThreadPoolExecutor(1, "docker-compare")
+        self.shells = ThreadPoolExecutor(SHELL_THREADS, "docker-shells")
 
     def close(self) -> None:
-        for lane in (self.make, self.look, self.bury, self.execute, self.pull, self.logs, self.ping):
+        lanes = [self.make, self.look, self.bury, self.execute, self.pull, self.logs, self.ping]
+        lanes += [self.compare, self.shells]
+        for lane in lanes:
             lane.shutdown(wait=False, cancel_futures=True)
 
 
@@ -90,7 +102,9 @@ class DockerRuntime:
         self._timeout_seconds = timeout_seconds
         self._lanes = _Lanes()
         self._puller = Puller(self._engine, self._lanes.pull, credentials)
-        self._news: asyncio.Queue[Exited | Relisted | None] = asyncio.Queue(NEWS_LIMIT)
+        self._news: asyncio.Queue[Exited | Relisted | Stirred | None] = asyncio.Queue(NEWS_LIMIT)
+        self._comparer = Comparer(self._engine)
+        self._born_at = time.time()
         self._making: dict[str, asyncio.Future[Running]] = {}
         self._starting: Counter[str] = Counter()
         self._deferred: dict[str, Exited] = {}
@@ -131,7 +145,7 @@ class DockerRuntime:
         for container_id in await self._run(self._lanes.look, self._engine.containers_of, cell_id):
             await self._end(container_id, signal, grace_seconds)
 
-    async def watch(self) -> AsyncIterator[Exited | Relisted]:
+    async def watch(self) -> AsyncIterator[Exited | Relisted | Stirred]:
         """Ends when the runtime is closed. A death is told of after the ``start`` of its cell has
         returned."""
         await self._listening()
@@ -152,6 +166,15 @@ class DockerRuntime:
 
     async def execute(self, cell_id: str, command: Sequence[str], timeout_seconds: float) -> tuple[int, str]:
         return await self._run(self._lanes.execute, execute, self._engine, cell_id, command, timeout_seconds)
+
+    async def open_shell(
+        self, cell_id: str, command: Sequence[str], term: str, window: Window | None
+    ) -> Shell:
+        threads = self._lanes.shells
+        return await self._run(threads, open_shell, self._engine, threads, cell_id, command, term, window)
+
+    async def compare(self, order: link_pb2.Order, runtime_id: str) -> tuple[str, ...]:
+        return await self._run(self._lanes.compare, self._comparer.compare, order, runtime_id)
 
     async def ping(self) -> float:
         return await self._run(self._lanes.ping, self._engine.ping)
@@ -265,8 +288,18 @@ class DockerRuntime:
             if life is not None:
                 life.oom_killed = True
 
+        def touched(touch: Touch) -> None:
+            life = self._engine.alive.get(touch.container_id)
+            # Of what was done before this agent's life it cannot be told whose hands it were.
+            if life is None or touch.at < self._born_at or touch.exec_id in self._engine.execs:
+                return
+            if touch.line:
+                life.touches.add([touch.line])
+            on_loop(self._on_touched, life.cell_id)
+
         return Hearers(
             death=death,
+            touched=touched,
             out_of_memory=out_of_memory,
             relisted=lambda found: on_loop(self._on_relisted, found),
             connected=lambda _: on_loop(self._on_connected),
@@ -297,6 +330,11 @@ class DockerRuntime:
             self._on_end(container_id)
         self._empty_news()
         self._news.put_nowait(Relisted(self._without_unfinished(found)))
+
+    def _on_touched(self, cell_id: str) -> None:
+        """Where nobody fetches, deaths go first: the next comparison shows it too."""
+        if self._news.qsize() < NEWS_LIMIT // 2:
+            self._news.put_nowait(Stirred(cell_id))
 
     def _tell(self, exited: Exited) -> None:
         if exited.cell_id in self._starting:

@@ -4,7 +4,7 @@ import json
 import signal
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from galactica.v1 import cell_pb2
 
 from agent.runtimes import LAST_LINES, LINE_CHARACTERS
+from agent.runtimes.docker_differences import Touches
 
 _FRAME = struct.Struct(">BxxxL")
 LOG_TAIL_BYTES = 262_144
@@ -30,6 +31,7 @@ class Life:
     log_path: str = ""
     memory_bytes: int = 0
     oom_killed: bool = False
+    touches: Touches = field(default_factory=Touches)
 
     def learn(self, inspected: Mapping[str, Any]) -> None:
         self.memory_bytes = inspected["HostConfig"].get("Memory") or 0

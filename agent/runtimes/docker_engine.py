@@ -21,6 +21,7 @@ from galactica.v1 import link_pb2
 from agent.runtimes import LAST_LINES, Found, Running, RuntimeFailure, RuntimeUnavailable, StartFailed
 from agent.runtimes.docker_autopsy import Life, autopsy_of, unix_seconds
 from agent.runtimes.docker_command import check_command
+from agent.runtimes.docker_differences import OwnExecs
 from agent.runtimes.docker_spec import CELL_LABEL, Scope, body_of, endpoints_of, order_of
 
 PING_SECONDS = 2.0
@@ -51,6 +52,7 @@ class Engine:
         self.scope = scope
         self.url = base_url or os.environ.get("DOCKER_HOST") or DEFAULT_URL
         self.alive: dict[str, Life] = {}
+        self.execs = OwnExecs()
         self._base_url = base_url
         self._timeout_seconds = timeout_seconds
         self._connecting = threading.Lock()

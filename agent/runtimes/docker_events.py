@@ -1,4 +1,5 @@
-"""The engine's event stream: one thread that tells of deaths and, after a break, lists everything anew."""
+"""The engine's event stream: one thread that tells of deaths and of hands on containers and, after a break, lists
+everything anew."""
 
 import contextlib
 import logging
@@ -10,6 +11,7 @@ from typing import Any
 
 from agent.runtimes import Found, RuntimeUnavailable
 from agent.runtimes.docker_autopsy import Death
+from agent.runtimes.docker_differences import COPIED, DEFAULT_NETWORKS, ran
 from agent.runtimes.docker_engine import Engine
 
 BACKOFF_FIRST_SECONDS = 0.1
@@ -19,7 +21,21 @@ OVERLAP_SECONDS = 2
 moment."""
 JOIN_SECONDS = 2.0
 
+HANDS = ("update", "rename", "exec_start", "extract-to-dir", "connect", "disconnect")
+"""Events that a person's hands cause. The agent's own commands are among them, and are told apart by their ids."""
+
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Touch:
+    """Somebody laid hands on a container; ``line`` says how, where a comparison would not show it. ``exec_id``: the
+    command that was run."""
+
+    container_id: str
+    at: float
+    line: str = ""
+    exec_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +47,7 @@ class Hearers:
     out_of_memory: Callable[[str], None]
     relisted: Callable[[Sequence[Found]], None]
     connected: Callable[[RuntimeUnavailable | None], None]
+    touched: Callable[[Touch], None]
 
 
 class EventThread:
@@ -90,7 +107,8 @@ class EventThread:
 
     @contextlib.contextmanager
     def _subscribed(self) -> Iterator[Any]:
-        filters = {"type": ["container"], "event": ["die", "oom"], **self._engine.scope.filters()}
+        # Not by label: a network's events carry none of the container's.
+        filters = {"type": ["container", "network"], "event": ["die", "oom", *HANDS]}
         client = self._engine.client()
         with self._engine.errors("tell of events"):
             stream = client.events(since=int(time.time()) - OVERLAP_SECONDS, filters=filters, decode=True)
@@ -112,11 +130,13 @@ class EventThread:
                 news = news_of(event)
                 if isinstance(news, Death):
                     self._hearers.death(news)
+                elif isinstance(news, Touch):
+                    self._hearers.touched(news)
                 elif news is not None:
                     self._hearers.out_of_memory(news)
 
 
-def news_of(event: Any) -> Death | str | None:
+def news_of(event: Any) -> Death | Touch | str | None:
     """A death, or the id of a container that ran out of memory. None for all else, and for what does not say
     of whom it speaks: engines send events without an id, and errors as events."""
     if not isinstance(event, dict):
@@ -124,12 +144,29 @@ def news_of(event: Any) -> Death | str | None:
     actor = event.get("Actor") or {}
     container_id = actor.get("ID") or event.get("id")
     action = event.get("Action") or event.get("status")
-    if not container_id or action not in {"die", "oom"}:
+    if not container_id or not isinstance(action, str):
         return None
+    if event.get("Type") == "network" or action not in {"die", "oom"}:
+        return _touch_of(event, actor, action)
     if action == "oom":
         return str(container_id)
     told = actor.get("Attributes") or {}
     return Death(container_id, _number(told.get("exitCode"), -1), _number(event.get("timeNano"), 0) / 1e9)
+
+
+def _touch_of(event: Any, actor: Any, action: str) -> Touch | None:
+    told, at = actor.get("Attributes") or {}, _number(event.get("timeNano"), 0) / 1e9
+    if event.get("Type") == "network":
+        container_id = told.get("container")
+        is_start = action == "connect" and told.get("name") in DEFAULT_NETWORKS
+        return Touch(container_id, at) if container_id and action in HANDS and not is_start else None
+    verb, _, words = action.partition(":")
+    if verb == "exec_start":
+        program = (words.split() or [""])[0]
+        return Touch(actor.get("ID", ""), at, ran(program), told.get("execID", ""))
+    if verb not in HANDS:
+        return None
+    return Touch(actor.get("ID", ""), at, COPIED if verb == "extract-to-dir" else "")
 
 
 def _number(text: Any, otherwise: int) -> int:

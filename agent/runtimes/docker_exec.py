@@ -22,6 +22,7 @@ import docker.errors
 import requests
 
 from agent.runtimes import LINE_CHARACTERS, RuntimeFailure
+from agent.runtimes.docker_differences import OURS_KEYS
 from agent.runtimes.docker_engine import Engine, explained
 
 OUTPUT_BYTES = 65_536
@@ -38,13 +39,13 @@ def execute(engine: Engine, cell_id: str, command: Sequence[str], timeout_second
     deadline = time.monotonic() + timeout_seconds
     client = engine.client()
     with engine.errors(f"run a command in {cell_id}"):
-        exec_id = _created(client, engine.scope.name_of(cell_id), cell_id, command)
+        exec_id = _created(engine, client, cell_id, command)
         try:
             output = _output(client, exec_id, deadline)
         except docker.errors.APIError as error:
             return _not_started(explained(error))
         if output is None:
-            _end(client, exec_id)
+            end_command(client, exec_id)
         else:
             exit_code = client.exec_inspect(exec_id)["ExitCode"]
     if output is None:
@@ -55,15 +56,18 @@ def execute(engine: Engine, cell_id: str, command: Sequence[str], timeout_second
     return (-1 if exit_code is None else int(exit_code)), line
 
 
-def _created(client: docker.APIClient, name: str, cell_id: str, command: Sequence[str]) -> str:
+def _created(engine: Engine, client: docker.APIClient, cell_id: str, command: Sequence[str]) -> str:
+    name = engine.scope.name_of(cell_id)
     try:
-        return str(client.exec_create(name, list(command))["Id"])
+        exec_id = str(client.exec_create(name, list(command), detach_keys=OURS_KEYS)["Id"])
     except docker.errors.NotFound as error:
         raise RuntimeFailure(f"there is no cell {cell_id} on this server") from error
     except docker.errors.APIError as error:
         if error.status_code == requests.codes.conflict:
             raise RuntimeFailure(f"cell {cell_id} does not run") from error
         raise
+    engine.execs.note(exec_id)
+    return exec_id
 
 
 def _not_started(why: str) -> tuple[int, str]:
@@ -118,7 +122,7 @@ def _received(connection: Any, deadline: float) -> bytes:
     return received or b""
 
 
-def _end(client: docker.APIClient, exec_id: str) -> None:
+def end_command(client: docker.APIClient, exec_id: str) -> None:
     """Kill the command and what it started: the engine makes it the leader of a session of its own."""
     inspected = client.exec_inspect(exec_id)
     process_id = inspected.get("Pid") or 0

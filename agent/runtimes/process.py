@@ -33,12 +33,15 @@ from agent.runtimes import (
     Progress,
     Running,
     RuntimeFailure,
+    Shell,
     StartFailed,
+    Window,
     process_execute,
     process_launch,
     process_limits,
     process_plan,
     process_record,
+    process_shell,
     process_table,
 )
 from agent.runtimes.logs import LOG_LIMIT_BYTES
@@ -194,6 +197,19 @@ class ProcessRuntime:
         if cell.died.is_set():
             raise RuntimeFailure(f"{cell_id} does not run any more")
         return await process_execute.execute(cell.record, cell.folder, command, timeout_seconds)
+
+    async def open_shell(
+        self, cell_id: str, command: Sequence[str], term: str, window: Window | None
+    ) -> Shell:
+        cell = await self._existing(cell_id)
+        if cell.died.is_set():
+            raise RuntimeFailure(f"{cell_id} does not run any more")
+        return await process_shell.open_shell(cell.record, cell.folder, command, term, window)
+
+    async def compare(self, order: link_pb2.Order, runtime_id: str) -> tuple[str, ...]:  # noqa: ARG002 - the port's
+        """Nothing: what a process has (files, environment, limits of its own) it may change by itself, and then it
+        is not touched."""
+        return ()
 
     async def ping(self) -> float | None:
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from scheduler.cli import access, changing, reading, serving
+from scheduler.cli import access, changing, reading, servers, serving, shell
 from scheduler.errors import EXIT_CODES
 
 
@@ -25,10 +25,13 @@ def build() -> typer.Typer:
         ("status", reading.status),
         ("top", reading.top),
         ("cells", reading.cells),
-        ("servers", reading.servers),
+        ("servers", servers.servers),
+        ("pools", servers.pools),
+        ("providers", servers.providers),
         ("events", reading.events),
         ("why", reading.why),
         ("logs", reading.logs),
+        ("shell", shell.shell),
         ("version", access.version),
     ):
         app.command(name, epilog=EXIT_CODES)(command)
@@ -38,6 +41,10 @@ def build() -> typer.Typer:
     operator.command("create", epilog=EXIT_CODES)(access.create_operator)
     context = _group("Which scheduler this command line talks to.")
     context.command("show", epilog=EXIT_CODES)(access.show_context)
+    storms = typer.Typer(epilog=EXIT_CODES)
+    storms.callback(invoke_without_command=True)(servers.storms)
+    storms.command("release", epilog=EXIT_CODES)(servers.release_storm)
+    app.add_typer(storms, name="storms")
     app.add_typer(token, name="token")
     app.add_typer(operator, name="operator")
     app.add_typer(context, name="context")

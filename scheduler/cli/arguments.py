@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Annotated, TypeVar
 
 import typer
+from galactica.v1 import operator_pb2
 
 from scheduler.cli.output import Format
 from scheduler.units import parse_duration
@@ -32,18 +33,21 @@ def read(option: str, reader: Callable[[str], _Value], text: str) -> _Value:
         raise typer.BadParameter(str(error), param_hint=option) from error
 
 
-def service_name(text: str) -> str:
-    """The name in ``service/NAME``."""
+KINDS = {"service": operator_pb2.GROUP_KIND_SERVICE, "pool": operator_pb2.GROUP_KIND_POOL}
+
+
+def named_group(text: str) -> tuple[operator_pb2.GroupKind.ValueType, str]:
+    """Kind and name in ``service/NAME`` or ``pool/NAME``."""
     kind, slash, name = text.partition("/")
-    if kind != "service" or not slash or not name or "/" in name:
-        meant = f"service/{text}" if not slash and text else "service/NAME"
-        raise typer.BadParameter(f"{text!r} names no service; write {meant}")
-    return name
+    if kind not in KINDS or not slash or not name or "/" in name:
+        meant = f"service/{text} or pool/{text}" if not slash and text else "service/NAME or pool/NAME"
+        raise typer.BadParameter(f"{text!r} names no service and no pool; write {meant}")
+    return KINDS[kind], name
 
 
 def group_name(text: str) -> str:
-    """The name in ``NAME`` or ``service/NAME``; empty for none."""
-    return service_name(text) if "/" in text else text
+    """The name in ``NAME``, ``service/NAME`` or ``pool/NAME``; empty for none."""
+    return named_group(text)[1] if "/" in text else text
 
 
 def duration(option: str, text: str) -> float:

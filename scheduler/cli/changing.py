@@ -10,7 +10,7 @@ import typer
 from galactica.v1 import operator_pb2
 
 from scheduler.cli import people, shapes
-from scheduler.cli.arguments import Output, Scheduler, duration, service_name
+from scheduler.cli.arguments import Output, Scheduler, duration, named_group
 from scheduler.cli.client import ANSWER_SECONDS, LONG_ANSWER_SECONDS, Client, DeadlinePassed, connect
 from scheduler.cli.output import Format, line, print_json, safe
 from scheduler.errors import CommandFailed, ExitCode
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 Files = Annotated[list[str], typer.Argument(metavar="FILE...", help="Manifests; - reads standard input.")]
-Service = Annotated[str, typer.Argument(metavar="service/NAME")]
+Named = Annotated[str, typer.Argument(metavar="service/NAME|pool/NAME")]
 
 
 def apply(files: Files, scheduler: Scheduler = None) -> None:
@@ -32,14 +32,20 @@ def apply(files: Files, scheduler: Scheduler = None) -> None:
 
         request = operator_pb2.ApplyGroupsRequest(groups=[group_to_proto(group) for group in groups])
         answer = client.ask(client.stub.ApplyGroups, request, LONG_ANSWER_SECONDS)
-    replicas = {group.name: group.replicas for group in groups}
+    wanted = {group.name: group for group in groups}
     moved = [change.group for change in answer.changes if change.change != "unchanged"]
     for change in answer.changes:
-        line(*people.change_text(change, replicas.get(change.group, 0)))
+        group = wanted.get(change.group)
+        ordered = people.counted(group.replicas, _noun_of(group)) if group else ""
+        line(*people.change_text(change, ordered))
     if not moved:
         line("Nothing was changed: the fleet is wanted like that already. How it is: galactica status")
     for name in moved[:10]:
-        line(f"Watch: galactica wait service/{name} --ready")
+        line(f"Watch: galactica wait {wanted[name].kind}/{name} --ready")
+
+
+def _noun_of(group: Group) -> str:
+    return "server" if group.kind == "pool" else "cell"
 
 
 def plan(files: Files, scheduler: Scheduler = None, output: Output = Format.TABLE) -> None:
@@ -54,7 +60,7 @@ def plan(files: Files, scheduler: Scheduler = None, output: Output = Format.TABL
         print_json(shapes.plan(answer))
         return
     for change in answer.changes:
-        line(*people.change_text(change, 0, planned=True))
+        line(*people.change_text(change, "", planned=True))
     for parts in people.plan_lines(answer, time.time()):
         line(*parts)
     if (
@@ -68,20 +74,28 @@ def plan(files: Files, scheduler: Scheduler = None, output: Output = Format.TABL
     line(f"{sums}. This was a plan and changed nothing. Do it: galactica apply {' '.join(files)}")
 
 
-def delete(service: Service, scheduler: Scheduler = None) -> None:
-    """Let a service and all of its cells go."""
-    name = service_name(service)
+def delete(group: Named, scheduler: Scheduler = None) -> None:
+    """Let a service and all of its cells go, or a pool and all of its servers."""
+    kind, name = named_group(group)
     with connect(scheduler) as client:
-        answer = client.ask(client.stub.DeleteGroup, operator_pb2.DeleteGroupRequest(group=name))
-    line(f"{name}: deleted, {people.counted(answer.cells, 'cell')} to go. Watch: galactica cells {name}")
+        request = operator_pb2.DeleteGroupRequest(group=name, kind=kind)
+        answer = client.ask(client.stub.DeleteGroup, request)
+    noun = _noun(kind)
+    line(f"{name}: deleted, {people.counted(answer.cells, noun)} to go. Watch: galactica cells {name}")
+
+
+def _noun(kind: operator_pb2.GroupKind.ValueType) -> str:
+    return "server" if kind == operator_pb2.GROUP_KIND_POOL else "cell"
 
 
 def condemn(
-    cell: Annotated[str, typer.Argument(metavar="CELL", help="Its id, such as web/2.7.")],
+    cell: Annotated[
+        str, typer.Argument(metavar="CELL", help="Its id, such as web/2.7; a pool's server too.")
+    ],
     reason: Annotated[str, typer.Option("--reason", help="Why, for its death certificate.")] = "",
     scheduler: Scheduler = None,
 ) -> None:
-    """Decide that a cell must go. Another takes its place first."""
+    """Decide that a cell, or a server of a pool, must go. Another takes its place first."""
     with connect(scheduler) as client:
         request = operator_pb2.CondemnCellRequest(cell_id=cell, reason=reason)
         client.ask(client.stub.CondemnCell, request)
@@ -100,41 +114,44 @@ def drain(
 
 
 def wait(
-    service: Service,
+    group: Named,
     ready: Annotated[
         bool, typer.Option("--ready", help="Until every cell is ready and of the newest revision.")
     ] = False,
     timeout: Annotated[str, typer.Option("--timeout", metavar="DURATION", help="At most so long.")] = "60s",
     scheduler: Scheduler = None,
 ) -> None:
-    """Wait for a service. Fails with what holds it back when the time is over."""
-    name = service_name(service)
+    """Wait for a service or a pool. Fails with what holds it back when the time is over."""
+    kind, name = named_group(group)
     seconds = duration("--timeout", timeout)
     if not ready:
         raise typer.BadParameter("say what to wait for: --ready")
     with connect(scheduler) as client:
         started = time.monotonic()
         try:
-            answer = client.ask(client.stub.WaitReady, operator_pb2.WaitReadyRequest(group=name), seconds)
+            request = operator_pb2.WaitReadyRequest(group=name, kind=kind)
+            answer = client.ask(client.stub.WaitReady, request, seconds)
         except DeadlinePassed as error:
-            raise _not_ready(client, name, seconds) from error
+            raise _not_ready(client, group, seconds) from error
         took = format_duration(time.monotonic() - started)
-    group = answer.group
-    line(f"{name}: {people.counted(group.ready, 'cell')} ready, revision {group.revision} (after {took})")
+    found = answer.group
+    ready_now = people.counted(found.ready, _noun(kind))
+    line(f"{name}: {ready_now} ready, revision {found.revision} (after {took})")
 
 
-def _not_ready(client: Client, name: str, seconds: float) -> CommandFailed:
-    """What the status says of the group now."""
+def _not_ready(client: Client, written: str, seconds: float) -> CommandFailed:
+    """What the status says of the group now. ``written``: such as service/web."""
+    _, name = named_group(written)
 
     waited = f"after {format_duration(seconds)}"
     answer = client.ask(client.stub.GetStatus, operator_pb2.GetStatusRequest(), ANSWER_SECONDS)
     group = next((group for group in answer.groups if group.name == name), None)
     if group is None:
-        return CommandFailed(f"service/{name} is not there {waited}", hint="What is there: galactica status")
+        return CommandFailed(f"{written} is not there {waited}", hint="What is there: galactica status")
     now = time.time()
     reasons = [people.hold_text(hold, now) for hold in answer.held if hold.group == name]
     counts = f"{group.ready} of {group.wanted} ready, {group.booting} booting, {group.sick} sick"
-    message = "\n  ".join([f"service/{name} is not ready {waited}: {counts}", *reasons])
+    message = "\n  ".join([f"{written} is not ready {waited}: {counts}", *reasons])
     return CommandFailed(message, hint=f"Look at its cells: galactica cells {name}")
 
 

@@ -47,7 +47,13 @@ class Client:
         self.context = context
         self.address = address
         self._was_ready = False
+        self._channel = channel
         channel.subscribe(self._note, try_to_connect=True)
+
+    def close(self) -> None:
+        """The channel itself ends with the program: the library's thread that looks at it for ``_note`` would print a
+        traceback where it is closed under its eyes."""
+        self._channel.unsubscribe(self._note)
 
     def _note(self, connectivity: grpc.ChannelConnectivity) -> None:
         self._was_ready = self._was_ready or connectivity.name == "READY"
@@ -149,8 +155,12 @@ def connect(scheduler: str | None) -> Iterator[Client]:
         private_key=context.key_pem.encode(),
         certificate_chain=context.cert_pem.encode(),
     )
-    with grpc.secure_channel(address, credentials, options) as channel:
-        yield Client(channel, OperatorServiceStub(channel), context, address)
+    channel = grpc.secure_channel(address, credentials, options)
+    client = Client(channel, OperatorServiceStub(channel), context, address)
+    try:
+        yield client
+    finally:
+        client.close()
 
 
 def _address(text: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Any
 
@@ -52,6 +53,7 @@ SERVER_COLUMNS = (
     "LABELS",
     "BEAT",
     "AGENT",
+    "NEIGHBOURS",
     "NOTE",
 )
 GROUP_COLUMNS = ("GROUP", "REVISION", "WANTED", "READY", "BOOTING", "SICK")
@@ -72,6 +74,8 @@ def headline(status: operator_pb2.GetStatusResponse) -> list[Shown]:
     if len(troubles) > 3:
         troubles = [*troubles[:3], f"{len(troubles) - 3} more groups"]
     held = sum(max(1, held.slots) for held in status.held)
+    for storm in status.storms:
+        troubles.append(f"storm in {storm.pool or 'the joined servers'}")
     if held:
         troubles.append(f"{held} held")
     return [start, Styled("NOT healthy", BAD), f" - {'; '.join(troubles)}" if troubles else ""]
@@ -146,8 +150,19 @@ def server_row(server: operator_pb2.Server, now: float) -> list[Shown]:
         ", ".join(f"{name}={value}" for name, value in sorted(server.labels.items())),
         beat if beat == "never" else f"{beat} ago",
         server.agent_version,
+        neighbours_text(server.neighbours),
         server.reason if server.verdict != "healthy" else "",
     ]
+
+
+def neighbours_text(answers: Iterable[operator_pb2.NeighbourAnswer]) -> str:
+    """``2 silent, 1 answers``."""
+    counts = Counter(one.answer for one in answers)
+    return ", ".join(f"{count} {answer}" for answer, count in counts.most_common())
+
+
+def evidence_parts(fact: operator_pb2.Evidence) -> list[Shown]:
+    return [Styled(f"  {date_text(fact.at)}  ", DIM), f"{fact.source}: ", fact.says]
 
 
 def _share(fraction: float, alive: bool, whole: str) -> Shown:
@@ -204,7 +219,7 @@ def certificate_lines(story: operator_pb2.GetCertificateResponse, now: float) ->
         yield [""]
         yield [Styled("Evidence", "bold")]
         for one in sorted(story.evidence, key=lambda one: one.at):
-            yield [Styled(f"  {date_text(one.at)}  ", DIM), f"{one.source}: ", one.says]
+            yield evidence_parts(one)
     if story.HasField("autopsy"):
         yield from _autopsy_lines(story.autopsy)
     if story.held:
@@ -250,14 +265,14 @@ def _autopsy_lines(autopsy: cell_pb2.Autopsy) -> Iterator[list[Shown]]:
             yield [Styled("    | ", DIM), text]
 
 
-def change_text(change: operator_pb2.GroupChange, replicas: int, *, planned: bool = False) -> list[Shown]:
+def change_text(change: operator_pb2.GroupChange, cells: str, *, planned: bool = False) -> list[Shown]:
     """What became (or would become) of one group: ``web: created, revision 1, 6 cells ordered``."""
     start = f"{change.group}: "
     if change.change == "unchanged":
         return [start, Styled("unchanged", DIM), f", revision {change.revision}"]
     differences = f" ({', '.join(change.differences)})" if change.differences else ""
     word = f"would be {change.change}" if planned else change.change
-    ordered = f", {counted(replicas, 'cell')} ordered" if change.change == "created" and not planned else ""
+    ordered = f", {cells} ordered" if change.change == "created" and not planned else ""
     return [start, Styled(word, GOOD), f", revision {change.revision}{ordered}{differences}"]
 
 

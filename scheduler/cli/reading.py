@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from galactica.v1 import operator_pb2
 
-from scheduler.cli import people, shapes
+from scheduler.cli import people, server_texts, shapes
 from scheduler.cli.arguments import Output, Scheduler, group_name
 from scheduler.cli.client import LONG_ANSWER_SECONDS, connect
 from scheduler.cli.output import Format, Styled, line, print_json, print_json_line, table, write, write_bytes
@@ -30,6 +30,10 @@ def status(scheduler: Scheduler = None, output: Output = Format.TABLE) -> None:
         table(people.GROUP_COLUMNS, (people.group_row(group) for group in answer.groups))
     else:
         line("Order something: galactica apply FILE")
+    for storm in answer.storms:
+        write("\n")
+        for parts in server_texts.storm_lines(storm, time.time()):
+            line(*parts)
     if answer.held:
         write("\n")
         line(Styled("Held", "bold"))
@@ -55,19 +59,6 @@ def cells(
         table(people.CELL_COLUMNS, (people.cell_row(cell, now) for cell in answer.cells))
     else:
         line(f"There are no cells{f' of {name}' if name else ''}. What is wanted: galactica status")
-
-
-def servers(scheduler: Scheduler = None, output: Output = Format.TABLE) -> None:
-    """The servers, how they feel, and how many cells they carry."""
-    with connect(scheduler) as client:
-        answer = client.ask(client.stub.ListServers, operator_pb2.ListServersRequest(), LONG_ANSWER_SECONDS)
-    if output is Format.JSON:
-        print_json([shapes.server(server) for server in answer.servers])
-    elif answer.servers:
-        now = time.time()
-        table(people.SERVER_COLUMNS, (people.server_row(server, now) for server in answer.servers))
-    else:
-        line("There are no servers. Let one join: galactica token create")
 
 
 def events(
@@ -100,11 +91,11 @@ def events(
 
 
 def why(
-    cell: Annotated[str, typer.Argument(metavar="CELL", help="Its id, such as web/2.7.")],
+    cell: Annotated[str, typer.Argument(metavar="CELL", help="Its id, such as web/2.7, or a server's.")],
     scheduler: Scheduler = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """A cell's death certificate: the evidence, the verdict, the rule and the budget behind it."""
+    """The death certificate of a cell or server: the evidence, the verdict, the rule and the budget behind it."""
     with connect(scheduler) as client:
         answer = client.ask(client.stub.GetCertificate, operator_pb2.GetCertificateRequest(cell_id=cell))
     if output is Format.JSON:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from scheduler.bus.address import BusOptions, bus_options
 from scheduler.cli.arguments import read
 from scheduler.context import context_path
 from scheduler.options import (
@@ -29,6 +31,24 @@ Data = Annotated[
     ),
 ]
 
+Bus = Annotated[
+    str,
+    typer.Option(
+        "--bus",
+        metavar="URL",
+        help="Tell a broker what happens: mqtt://[USER@]HOST[:PORT], mqtts:// for TLS. "
+        "Its password: GALACTICA_BUS_PASSWORD.",
+    ),
+]
+BusCa = Annotated[
+    Path | None,
+    typer.Option("--bus-ca", metavar="FILE", help="The CA of the broker's certificate (this machine's)."),
+]
+BusPasswordFile = Annotated[
+    Path | None,
+    typer.Option("--bus-password-file", metavar="FILE", help="A file that holds the broker's password."),
+]
+
 
 def up(
     data: Data = None,
@@ -47,6 +67,9 @@ def up(
     stop_cells: Annotated[
         bool, typer.Option("--stop-cells", help="End the cells too on Ctrl-C; else they live on.")
     ] = False,
+    bus: Bus = "",
+    bus_ca: BusCa = None,
+    bus_password_file: BusPasswordFile = None,
 ) -> None:
     """A fleet on this machine: the scheduler and one agent, in the foreground, until Ctrl-C."""
     options = UpOptions(
@@ -56,6 +79,7 @@ def up(
         runtime=runtime,
         labels=read("--label", lambda _: parse_labels(label or []), ""),
         stop_cells=stop_cells,
+        bus=_bus(bus, bus_ca, bus_password_file),
     )
     from scheduler.serve import run_up
 
@@ -74,6 +98,9 @@ def scheduler(
     fleet: Annotated[
         str, typer.Option("--fleet", metavar="NAME", help="The fleet's name, fixed at its first start.")
     ] = "galactica",
+    bus: Bus = "",
+    bus_ca: BusCa = None,
+    bus_password_file: BusPasswordFile = None,
 ) -> None:
     """The scheduler alone, in the foreground. Servers join it with galactica-agent."""
     address = read("--listen", parse_address, listen)
@@ -87,7 +114,16 @@ def scheduler(
             if enrol_listen
             else read("--listen", lambda _: next_port(address), listen)
         ),
+        bus=_bus(bus, bus_ca, bus_password_file),
     )
     from scheduler.serve import run_scheduler
 
     run_scheduler(options)
+
+
+def _bus(url: str, ca_file: Path | None, password_file: Path | None) -> BusOptions | None:
+    """Files are named by whole paths, since an agent may be told of them too."""
+    if not url:
+        return None
+    ca, password = (file.absolute() if file else None for file in (ca_file, password_file))
+    return read("--bus", lambda text: bus_options(text, ca, password, os.environ), url)

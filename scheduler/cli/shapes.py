@@ -60,7 +60,43 @@ def server(message: operator_pb2.Server) -> Json:
         "agent_version": message.agent_version or None,
         "last_beat_at": _time(message, "last_beat_at"),
         "vitals": _vitals(message.vitals) if message.HasField("vitals") else None,
+        "pool": message.pool or None,
+        "slot": message.slot if message.pool else None,
+        "generation": message.generation if message.pool else None,
+        "provider_ref": message.provider_ref or None,
+        "evidence": [_evidence(one) for one in message.evidence],
+        "neighbours": [{"server": one.server_id, "answer": one.answer} for one in message.neighbours],
     }
+
+
+def pool(message: operator_pb2.GroupStatus, storm: str | None) -> Json:
+    """``storm``: the id of the one that is held in it."""
+    return {**_group_status(message), "provider": message.provider or None, "storm": storm}
+
+
+def provider(message: operator_pb2.Provider) -> Json:
+    return {
+        "name": message.name,
+        "servers": message.servers,
+        "trouble": message.trouble or None,
+        "listed_at": _time(message, "listed_at"),
+    }
+
+
+def storm(message: operator_pb2.Storm) -> Json:
+    return {
+        "id": message.id,
+        "pool": message.pool or None,
+        "silent": message.silent,
+        "of": message.of,
+        "since": time_text(message.since),
+        "expires_at": time_text(message.expires_at),
+        "reason": message.reason,
+    }
+
+
+def _evidence(message: operator_pb2.Evidence) -> Json:
+    return {"source": message.source, "says": message.says, "at": time_text(message.at)}
 
 
 def status(message: operator_pb2.GetStatusResponse) -> Json:
@@ -69,6 +105,7 @@ def status(message: operator_pb2.GetStatusResponse) -> Json:
         "healthy": message.healthy,
         "groups": [_group_status(group) for group in message.groups],
         "held": [hold(held) for held in message.held],
+        "storms": [storm(one) for one in message.storms],
     }
 
 
@@ -121,9 +158,7 @@ def details(message: operator_pb2.Event) -> Json:
 def certificate(message: operator_pb2.GetCertificateResponse) -> Json:
     return {
         "cell": message.cell.id,
-        "evidence": [
-            {"source": one.source, "says": one.says, "at": time_text(one.at)} for one in message.evidence
-        ],
+        "evidence": [_evidence(one) for one in message.evidence],
         "verdict": message.verdict or None,
         "condemned_at": _time(message, "condemned_at"),
         "rule": message.rule or None,
@@ -198,6 +233,8 @@ def _vitals(message: cell_pb2.Vitals) -> Json:
         "pressure_io": _present(message, "pressure_io"),
         "engine_latency_ms": _present(message, "engine_latency_ms"),
         "clock_offset_ms": _present(message, "clock_offset_ms"),
+        "disk_error": _present(message, "disk_error"),
+        "kernel_errors": _present(message, "kernel_errors"),
     }
 
 

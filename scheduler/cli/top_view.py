@@ -125,7 +125,7 @@ def _strips(cells: Iterable[operator_pb2.Cell]) -> dict[str, list[operator_pb2.C
 
 def _server_rows(picture: Picture, servers: Iterable[operator_pb2.Server]) -> Iterator[tuple[Shown, ...]]:
     for server in servers:
-        name, phase, verdict, cells, cpu, memory, _, _, beat, _, _ = people.server_row(server, picture.at)
+        name, phase, verdict, cells, cpu, memory, _, _, beat, *_ = people.server_row(server, picture.at)
         yield name, phase, verdict, cells, cpu, memory, beat
 
 

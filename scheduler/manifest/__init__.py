@@ -13,13 +13,33 @@ A file holds any number of documents. ``kind: service`` is a group of identical 
     resources: {cpu: 0.1, memory: 64MiB, pids: 64}     # cores, KiB/MiB/GiB or K/M/G; left out: no limit
     health:                    # exactly one of http, tcp, exec, grpc; no health: a cell that runs is healthy
       http: {port: http, path: /}                      # a name from ports
-      every: 1s                # ms, s, m, h; default 1s
+      every: 1s                # ms, s, m, h, d; default 1s
       timeout: 500ms           # default 1s, at most every
       sick_after: 3            # failures in a row; default 3
       boot_within: 30s         # from the order to the first success; default 60s
     stop: {signal: SIGTERM, grace: 10s}
     placement: {spread: server, require: {zone: a}}    # or spread: none, which packs
     writable: [/var/cache/app] # docker only: paths besides /tmp that the cell may write to
+    exclusive: true            # never two cells of one slot alive at once, even across a partition; default false
+    max_age: 30d               # older cells are replaced, well as they are; left out: never
+    drift: report              # a cell that differs from its spec: report, or replace (default)
+
+``kind: pool`` is a group of identical servers that a provider makes::
+
+    kind: pool
+    name: rack                 # names are unique across kinds
+    size: 3                    # 0 to 10,000; default 1
+    provider: local            # one that the scheduler has: galactica providers
+    server: {flavour: small}   # any mapping; its provider reads it, and it is part of the digest
+    labels: {zone: a}          # which placement.require of services finds
+    boot_within: 5m            # from the order until its agent beats and feels well; default 5m
+    max_age: 30d               # as above
+    lease: 15s                 # how long a server's silence is tolerated; left out: as the fleet's size demands
+    cut_off_after: 5m          # how long one that only its neighbours reach keeps its cells; default 5m
+    replace:
+      surge: 1                 # servers beyond size at once; default 1
+      unavailable: 0           # servers that may be missing at once; default 0
+      per: {count: 10, window: 1h}                     # at most so many replacements; left out: no limit
 
 Anchors and aliases work within a document. Tags, duplicate keys, files above 1 MiB and more than 1,000 documents are
 refused.
@@ -32,7 +52,7 @@ from collections.abc import Iterable, Sequence
 
 from scheduler.manifest.reading import ManifestErrors, Mistake, read
 from scheduler.manifest.tree import DOCUMENTS_LIMIT, FILE_BYTES_LIMIT, Document, Unreadable, documents
-from scheduler.model import Group
+from scheduler.model import Group, GroupKind
 
 __all__ = ["STDIN", "ManifestErrors", "Mistake", "load", "parse"]
 
@@ -85,7 +105,7 @@ def _text_of(path: str) -> str:
 def _groups(sources: Iterable[tuple[str, str]]) -> tuple[tuple[Group, ...], list[Mistake]]:
     groups: list[Group] = []
     mistakes: list[Mistake] = []
-    first: dict[str, str] = {}
+    first: dict[str, tuple[GroupKind, str]] = {}
     for file, text in sources:
         count = 0
         try:
@@ -102,7 +122,9 @@ def _groups(sources: Iterable[tuple[str, str]]) -> tuple[tuple[Group, ...], list
             place = error.fault.place
             mistakes.append(Mistake(file, place.line, place.column, error.fault.message, place.text))
         if not count:
-            mistakes.append(Mistake(file, 0, 0, "holds no document; a manifest begins with kind: service"))
+            mistakes.append(
+                Mistake(file, 0, 0, "holds no document; a manifest begins with kind: service or pool")
+            )
     if len(groups) > DOCUMENTS_LIMIT:
         message = (
             f"there are more than {DOCUMENTS_LIMIT:,} groups in all; apply the files one after the other"
@@ -111,12 +133,16 @@ def _groups(sources: Iterable[tuple[str, str]]) -> tuple[tuple[Group, ...], list
     return tuple(groups), mistakes
 
 
-def _twice(document: Document, file: str, group: Group, first: dict[str, str]) -> list[Mistake]:
+def _twice(
+    document: Document, file: str, group: Group, first: dict[str, tuple[GroupKind, str]]
+) -> list[Mistake]:
     """Two documents that speak of one group, here or in another file."""
     place = document.place_of(("name",))
     known = first.get(group.name)
     if known is None:
-        first[group.name] = f"{file}:{place.line}"
+        first[group.name] = group.kind, f"{file}:{place.line}"
         return []
-    message = f"the {group.kind} {group.name!r} is in {known} already"
+    kind, where = known
+    unique = "" if kind is group.kind else "; names are unique across kinds"
+    message = f"the {kind} {group.name!r} is in {where} already{unique}"
     return [Mistake(file, place.line, place.column, message, place.text, "name")]

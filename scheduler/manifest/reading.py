@@ -6,18 +6,34 @@ tells everything; a rule that would conclude from something left out keeps silen
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from scheduler.group_rules import Path, Problem, did_you_mean, dotted, problems_of
-from scheduler.manifest.shape import PROBES, SECTIONS, ServiceShape, group_of
+from scheduler.manifest.pool_shape import POOL_SECTIONS, PoolShape, pool_data_problems, pool_of
+from scheduler.manifest.shape import PROBES, SERVICE_SECTIONS, ServiceShape, service_of
 from scheduler.manifest.tree import Data, Document, Place, Scalar
 from scheduler.model import Group, GroupKind
+from scheduler.pool_rules import problems_of_pool
 
 MISTAKES_TOLD = 100
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """One kind of manifest. ``sections``: path to its model, where keys are known and so can be misspelt.
+    ``group_of`` raises pydantic's ValidationError. ``data_problems``: what only the document itself shows."""
+
+    kind: GroupKind
+    shape: type[BaseModel]
+    sections: Mapping[Path, type[BaseModel]]
+    group_of: Callable[[Data], Group]
+    problems_of: Callable[[Group], Iterable[Problem]]
+    data_problems: Callable[[Data], Iterable[Problem]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +68,25 @@ def read(document: Document, file: str) -> Group | list[Mistake]:
     """The group that a document describes, or its mistakes (at least one)."""
     mistakes = [_mistake(file, fault.place, fault.message, fault.path) for fault in document.faults]
     if not isinstance(document.data, dict):
-        message = "a manifest is a mapping that begins with kind: service"
+        message = "a manifest is a mapping that begins with kind: service or kind: pool"
         return [*mistakes, _mistake(file, document.place_of(()), message, ())]
+    form = _form_of(document.data)
     if _is_of_another_kind(document.data):
-        return [*mistakes, *_of_problems(document, file, _shape_problems(document.data, {"kind"}))]
-    shape_problems = list(_shape_problems(document.data))
-    problems = shape_problems + list(_rule_problems(document, shape_problems))
+        return [*mistakes, *_of_problems(document, file, _shape_problems(form, document.data, {"kind"}))]
+    shape_problems = list(_shape_problems(form, document.data))
+    problems = shape_problems + list(_rule_problems(form, document, shape_problems))
     mistakes += _of_problems(document, file, problems)
     if mistakes:
         return sorted(mistakes, key=lambda mistake: (mistake.line, mistake.column))
-    return group_of(ServiceShape.model_validate(document.data))
+    return form.group_of(document.data)
+
+
+def _form_of(data: dict[str, Data]) -> _Form:
+    """By its kind; where that is missing or misspelt, by what else is there."""
+    kind = data.get("kind")
+    if isinstance(kind, Scalar) and (known := difflib.get_close_matches(kind.text, list(_FORMS), n=1)):
+        return _FORMS[GroupKind(known[0])]
+    return max(_FORMS.values(), key=lambda form: len(data.keys() & form.shape.model_fields.keys()))
 
 
 def _is_of_another_kind(data: dict[str, Data]) -> bool:
@@ -81,22 +106,22 @@ def _mistake(file: str, place: Place, message: str, path: Path) -> Mistake:
     return Mistake(file, place.line, place.column, message, place.text, dotted(path))
 
 
-def _shape_problems(data: dict[str, Data], only: set[str] | None = None) -> Iterator[Problem]:
+def _shape_problems(form: _Form, data: dict[str, Data], only: set[str] | None = None) -> Iterator[Problem]:
     try:
-        ServiceShape.model_validate(data)
+        form.shape.model_validate(data)
     except ValidationError as error:
         for details in error.errors(include_url=False):
             if only is None or details["loc"][0] in only:
-                yield _shape_problem(details)
+                yield _shape_problem(form, details)
     if "kind" not in data and only is None:
-        yield Problem(("kind",), "is missing; write kind: service")
+        yield Problem(("kind",), f"is missing; write kind: {form.kind}")
 
 
-def _shape_problem(details: Mapping[str, Any]) -> Problem:
+def _shape_problem(form: _Form, details: Mapping[str, Any]) -> Problem:
     path: Path = details["loc"]
     match details["type"]:
         case "extra_forbidden":
-            return Problem(path, f"there is no such key{_known_keys(path)}", at_key=True)
+            return Problem(path, f"there is no such key{_known_keys(form, path)}", at_key=True)
         case "model_type" | "dict_type":
             return Problem(path, _instead("a mapping", details["input"]))
         case "list_type":
@@ -105,15 +130,24 @@ def _shape_problem(details: Mapping[str, Any]) -> Problem:
             return Problem(path, str(details.get("ctx", {}).get("error", details["msg"])))
 
 
-def _known_keys(path: Path) -> str:
-    keys = list(SECTIONS[path[:-1]].model_fields)
+def _known_keys(form: _Form, path: Path) -> str:
+    keys = list(form.sections[path[:-1]].model_fields)
+    twin = _TWINS.get(str(path[-1]))
+    if twin in keys:
+        return f"; a {form.kind} has {twin}"
+    elsewhere = [
+        section for section, shape in form.sections.items() if section and path[-1] in shape.model_fields
+    ]
+    if elsewhere:
+        return f" here; it belongs under {' or '.join(dotted(section) for section in elsewhere)}"
     close = did_you_mean(str(path[-1]), keys)
     if close:
         return close
-    elsewhere = [section for section, shape in SECTIONS.items() if section and path[-1] in shape.model_fields]
-    if elsewhere:
-        return f" here; it belongs under {' or '.join(dotted(section) for section in elsewhere)}"
     return f"; the keys are: {', '.join(keys)}"
+
+
+_TWINS = {"replicas": "size", "size": "replicas"}
+"""What one kind calls like this, and the other like that."""
 
 
 def _instead(wanted: str, data: Any) -> str:
@@ -124,16 +158,16 @@ def _instead(wanted: str, data: Any) -> str:
     return f"must be {wanted}, not a {'mapping' if isinstance(data, dict) else 'list'}"
 
 
-def _rule_problems(document: Document, found: list[Problem]) -> Iterator[Problem]:
+def _rule_problems(form: _Form, document: Document, found: list[Problem]) -> Iterator[Problem]:
     broken = [problem.path for problem in found] + [fault.path for fault in document.faults if fault.path]
     data = _without(document.data, broken)
     try:
-        group = group_of(ServiceShape.model_validate(data))
+        group = form.group_of(data)
     except ValidationError:  # what is wrong is told already
         return
     # One port that is wrong is still a port that others may name.
     unreadable = {path[0] for path in broken if len(path) == 1 or path[0] != "ports"}
-    for problem in (*_probe_count(document.data), *problems_of(group)):
+    for problem in (*form.data_problems(document.data), *form.problems_of(group)):
         if not problem.needs & unreadable and not _is_told(problem.path, broken):
             yield problem
 
@@ -175,3 +209,12 @@ def _without_one(data: Data, path: Path) -> Data:
     if key == "ports":
         return {**data, key: {**child, str(path[1]): Scalar("auto", "auto")}}
     return {**rest, key: _without_one(child, path[1:])}
+
+
+_FORMS = {
+    form.kind: form
+    for form in (
+        _Form(GroupKind.SERVICE, ServiceShape, SERVICE_SECTIONS, service_of, problems_of, _probe_count),
+        _Form(GroupKind.POOL, PoolShape, POOL_SECTIONS, pool_of, problems_of_pool, pool_data_problems),
+    )
+}

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from scheduler.group_rules import Path, did_you_mean
-from scheduler.manifest.tree import Scalar
+from scheduler.manifest.tree import Data, Scalar
 from scheduler.model import (
     ExecProbe,
     Group,
@@ -85,6 +85,20 @@ def _duration(data: Any) -> float:
     return parse_duration(_text(data))
 
 
+def _age(data: Any) -> float:
+    seconds = parse_duration(_text(data))
+    if seconds <= 0:
+        raise ValueError("must be above 0; leave it out where cells may grow as old as they like")
+    return seconds
+
+
+def _flag(data: Any) -> bool:
+    scalar = _scalar(data)
+    if not isinstance(scalar.value, bool):
+        raise ValueError(f"must be true or false, not {scalar.text!r}")
+    return scalar.value
+
+
 def _port(data: Any) -> int:
     scalar = _scalar(data)
     if scalar.text == "auto":
@@ -128,35 +142,40 @@ Count = Annotated[int, BeforeValidator(_count)]
 Cpu = Annotated[int, BeforeValidator(_cpu)]
 Memory = Annotated[int, BeforeValidator(_memory)]
 Duration = Annotated[float, BeforeValidator(_duration)]
+Age = Annotated[float, BeforeValidator(_age)]
+Flag = Annotated[bool, BeforeValidator(_flag)]
+Drift = Annotated[str, BeforeValidator(_one_of("replace", "report"))]
 Port = Annotated[int, BeforeValidator(_port)]
 Words = Annotated[list[Text], BeforeValidator(_words)]
-Kind = Annotated[str, BeforeValidator(_one_of("service"))]
+Kind = Annotated[str, BeforeValidator(_one_of("service", "pool"))]
 Runtime = Annotated[str, BeforeValidator(_one_of("docker", "process"))]
 
 
-class _Shape(BaseModel):
+class Shape(BaseModel):
+    """A mapping with known keys."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class HttpShape(_Shape):
+class HttpShape(Shape):
     port: Text = ""
     path: Text = "/"
 
 
-class TcpShape(_Shape):
+class TcpShape(Shape):
     port: Text = ""
 
 
-class ExecShape(_Shape):
+class ExecShape(Shape):
     command: Words = []
 
 
-class GrpcShape(_Shape):
+class GrpcShape(Shape):
     port: Text = ""
     service: Text = ""
 
 
-class HealthShape(_Shape):
+class HealthShape(Shape):
     http: HttpShape | None = None
     tcp: TcpShape | None = None
     exec: ExecShape | None = None
@@ -167,23 +186,23 @@ class HealthShape(_Shape):
     boot_within: Duration = 60.0
 
 
-class ResourcesShape(_Shape):
+class ResourcesShape(Shape):
     cpu: Cpu = 0
     memory: Memory = 0
     pids: Count = 0
 
 
-class StopShape(_Shape):
+class StopShape(Shape):
     signal: Text = "SIGTERM"
     grace: Duration = 10.0
 
 
-class PlacementShape(_Shape):
+class PlacementShape(Shape):
     spread: Text = "server"
     require: dict[str, Text] = {}
 
 
-class ServiceShape(_Shape):
+class ServiceShape(Shape):
     kind: Kind = "service"
     name: Text = ""
     replicas: Whole = 1
@@ -197,9 +216,12 @@ class ServiceShape(_Shape):
     stop: StopShape = StopShape()
     placement: PlacementShape = PlacementShape()
     writable: list[Text] = []
+    exclusive: Flag = False
+    max_age: Age = 0.0
+    drift: Drift = "replace"
 
 
-SECTIONS: dict[Path, type[BaseModel]] = {
+SERVICE_SECTIONS: dict[Path, type[BaseModel]] = {
     (): ServiceShape,
     ("resources",): ResourcesShape,
     ("health",): HealthShape,
@@ -215,8 +237,9 @@ SECTIONS: dict[Path, type[BaseModel]] = {
 PROBES = ("http", "tcp", "exec", "grpc")
 
 
-def group_of(shape: ServiceShape) -> Group:
-    """The group that a manifest of this shape means."""
+def service_of(data: Data) -> Group:
+    """The service that a manifest of this shape means. Raises pydantic's ValidationError."""
+    shape = ServiceShape.model_validate(data)
     runtime = shape.runtime or (RuntimeKind.DOCKER if shape.image else RuntimeKind.PROCESS)
     spec = Spec(
         runtime=RuntimeKind(runtime),
@@ -229,8 +252,16 @@ def group_of(shape: ServiceShape) -> Group:
         stop=Stop(shape.stop.signal, shape.stop.grace),
         writable=tuple(shape.writable),
         placement=Placement(shape.placement.spread, dict(shape.placement.require)),
+        exclusive=shape.exclusive,
     )
-    return Group(GroupKind(shape.kind), shape.name, shape.replicas, spec)
+    return Group(
+        GroupKind.SERVICE,
+        shape.name,
+        shape.replicas,
+        spec,
+        max_age_seconds=shape.max_age,
+        replace_touched=shape.drift == "replace",
+    )
 
 
 def _health(shape: HealthShape) -> HealthSpec:

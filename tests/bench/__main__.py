@@ -1,4 +1,4 @@
-"""``python -m tests.bench [--write] [--seconds N] [core journal agent heal]``: measure and print the table."""
+"""``python -m tests.bench [--write] [--seconds N] [--calm N] [--hour] [NAME…]``: measure and print the table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from tests.bench.table import BEGIN, END, Row, show, write_into
 
-NAMES = ("core", "journal", "agent", "heal")
+NAMES = ("core", "journal", "agent", "heal", "death", "calm", "watch")
 README = Path(__file__).parents[2] / "README.md"
 
 
@@ -26,10 +26,14 @@ def main() -> int:
     parser.add_argument(
         "--seconds", type=float, default=60.0, help="how long to watch the agent's processor share (60; 3600)"
     )
+    parser.add_argument(
+        "--calm", type=float, default=180.0, metavar="SECONDS", help="how long loss and stalls last (180)"
+    )
+    parser.add_argument("--hour", action="store_const", const=3_600.0, dest="calm", help="that, for an hour")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(NAMES):
         parser.error(f"no such measurement: {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
-    rows = [row for name in arguments.names or NAMES for row in _measure(name, arguments.seconds)]
+    rows = [row for name in arguments.names or NAMES for row in _measure(name, arguments)]
     show(rows)
     if arguments.write and not write_into(README, rows):
         print(f"{README} has no lines {BEGIN} and {END}; the table was not written", file=sys.stderr)
@@ -37,11 +41,12 @@ def main() -> int:
     return 0
 
 
-def _measure(name: str, seconds: float) -> list[Row]:
+def _measure(name: str, arguments: argparse.Namespace) -> list[Row]:
     print(f"measuring {name} …", file=sys.stderr, flush=True)
     run = importlib.import_module(f"tests.bench.{name}").run
-    takes_seconds = "seconds" in inspect.signature(run).parameters
-    return [Row(*row) for row in (run(seconds=seconds) if takes_seconds else run())]
+    times = {"seconds": arguments.seconds, "calm_seconds": arguments.calm}
+    taken = {key: value for key, value in times.items() if key in inspect.signature(run).parameters}
+    return [Row(*row) for row in run(**taken)]
 
 
 if __name__ == "__main__":

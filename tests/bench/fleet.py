@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,10 +28,10 @@ T = TypeVar("T")
 class Fleet:
     """One scheduler and what is started beside it; everything lives in ``directory``."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, host: str) -> None:
         self.directory = directory
         self.name = f"bench-{directory.name.lower().replace('_', '-').rpartition('-')[2]}"
-        self.address, self._enrolment = _free_addresses()
+        self.address, self.enrolment = _free_addresses(host)
         self._processes: list[subprocess.Popen[bytes]] = []
         self._environment = {
             **os.environ,
@@ -42,23 +42,38 @@ class Fleet:
 
     def start(self) -> None:
         words = ["--data", str(self.directory / "scheduler"), "--fleet", self.name]
-        words += ["--listen", self.address, "--enrol-listen", self._enrolment]
+        words += ["--listen", self.address, "--enrol-listen", self.enrolment]
         self._spawn("scheduler", "scheduler.cli", "scheduler", *words)
         until(lambda: self._galactica("status").returncode == 0, "the scheduler to answer")
 
     def start_agent(self, server: str, runtime: str) -> int:
         """The pid of an agent that has attached."""
-        token = json.loads(self._galactica("token", "create", "-o", "json").stdout)["token"]
-        words = ["--scheduler", self.address, "--enrol", self._enrolment, "--id", server, "--stop-cells"]
-        words += ["--data", str(self.directory / server), "--runtime", runtime]
-        pid = self._spawn(server, "agent", *words, GALACTICA_TOKEN=token)
-        until(lambda: self._phase_of(server) == "READY", f"{server} to attach")
-        return pid
+        return self.start_agents({server: []}, runtime)[server]
 
-    def _phase_of(self, server: str) -> str:
+    @property
+    def pid(self) -> int:
+        """The scheduler's."""
+        return self._processes[0].pid
+
+    def token(self, uses: int) -> str:
+        done = self._galactica("token", "create", "--uses", str(uses), "-o", "json")
+        return str(json.loads(done.stdout)["token"])
+
+    def start_agents(self, servers: Mapping[str, Sequence[str]], runtime: str, *more: str) -> dict[str, int]:
+        """The pids of agents that have attached. ``servers``: with what comes before each one's command."""
+        token = self.token(len(servers))
+        pids = {}
+        for server, before in servers.items():
+            words = ["--scheduler", self.address, "--enrol", self.enrolment, "--id", server, "--stop-cells"]
+            words += ["--data", str(self.directory / server), "--runtime", runtime, *more]
+            pids[server] = self._spawn(server, "agent", *words, before=before, GALACTICA_TOKEN=token)
+        until(lambda: set(servers) <= self._ready_servers(), f"{', '.join(servers)} to attach")
+        return pids
+
+    def _ready_servers(self) -> set[str]:
         self._check_processes()
         servers = json.loads(self._galactica("servers", "-o", "json").stdout or "[]")
-        return next((one["phase"] for one in servers if one["id"] == server), "")
+        return {one["id"] for one in servers if one["phase"] == "READY"}
 
     def _check_processes(self) -> None:
         for process in self._processes:
@@ -85,18 +100,22 @@ class Fleet:
 
     def stop(self) -> None:
         """Agents first, so that they end their cells; then the scheduler."""
-        for process in reversed(self._processes):
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(WAIT_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        for processes in (self._processes[1:], self._processes[:1]):
+            for process in processes:
+                process.send_signal(signal.SIGTERM)
+            for process in processes:
+                try:
+                    process.wait(WAIT_SECONDS)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
 
-    def _spawn(self, name: str, module: str, *words: str, **environment: str) -> int:
+    def _spawn(
+        self, name: str, module: str, *words: str, before: Sequence[str] = (), **environment: str
+    ) -> int:
         with (self.directory / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", module, *words],
+                [*before, sys.executable, "-m", module, *words],
                 env={**self._environment, **environment},
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
@@ -114,9 +133,10 @@ class Fleet:
 
 
 @contextlib.contextmanager
-def a_fleet() -> Iterator[Fleet]:
+def a_fleet(host: str = "127.0.0.1") -> Iterator[Fleet]:
+    """``host``: an address of this machine, on which the scheduler listens."""
     with tempfile.TemporaryDirectory(prefix="galactica-bench-") as directory:
-        fleet = Fleet(Path(directory))
+        fleet = Fleet(Path(directory), host)
         try:
             fleet.start()
             yield fleet
@@ -152,9 +172,9 @@ def until(condition: Callable[[], T], what: str) -> T:
     return value
 
 
-def _free_addresses() -> tuple[str, str]:
+def _free_addresses(host: str) -> tuple[str, str]:
     with socket.socket() as one, socket.socket() as other:
-        one.bind(("127.0.0.1", 0))
-        other.bind(("127.0.0.1", 0))
+        one.bind((host, 0))
+        other.bind((host, 0))
         first, second = one.getsockname()[1], other.getsockname()[1]
-    return f"127.0.0.1:{first}", f"127.0.0.1:{second}"
+    return f"{host}:{first}", f"{host}:{second}"

@@ -225,7 +225,7 @@ def _process() -> list[Row]:
                 victim = victim_of(ready(client, REPLICAS))
                 began = time.time()
                 os.kill(_pid_of(victim), signal.SIGKILL)
-                heals.append(_mark(marks, successor_of(victim)) - began)
+                heals.append(mark(marks, successor_of(victim)) - began)
     return [
         Row(
             "process: kill -9 to the replacement's program running, above starting that program",
@@ -240,12 +240,12 @@ def _bare_start(marks: Path, number: int) -> float:
     environment = {**os.environ, "MARKS": str(marks), "CELL_ID": f"bare/0.{number}"}
     began = time.time()
     with subprocess.Popen(PROGRAM, env=environment) as process:
-        started_at = _mark(marks, f"bare/0.{number}")
+        started_at = mark(marks, f"bare/0.{number}")
         process.kill()
     return started_at - began
 
 
-def _mark(marks: Path, cell: str) -> float:
+def mark(marks: Path, cell: str) -> float:
     """When the cell's program began, in Unix seconds, by its own clock."""
     path = marks / cell.replace("/", "-")
     until(path.exists, f"{cell} to run")

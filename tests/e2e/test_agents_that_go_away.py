@@ -75,7 +75,7 @@ def test_cells_of_an_agent_that_is_away_for_longer_than_its_lease_are_replaced_e
         spared
     ).items()
     (lost,) = fleet.events("ServerCondemned", after=position)
-    assert (lost["server"], lost["rule"], lost["health"]) == ("lost1", "lease_expired", "dead")
+    assert (lost["server"], lost["rule"], lost["health"]) == ("lost1", "agent_gone", "dead")
     assert [fleet.why(cell["id"])["rule"] for cell in doomed] == ["server_lost", "server_lost"]
     assert fleet.why(doomed[0]["id"])["replaced_by"] == f"lost/{doomed[0]['slot']}.2"
     assert alive(doomed) == [cell["id"] for cell in doomed], "nobody was there to end them"
@@ -107,11 +107,16 @@ def test_an_agent_that_is_to_stop_cells_has_ended_them_when_it_ends_and_they_are
     fleet.start_agents(["sweeper2"], "--label", "for=sweeper")
     before = apply(fleet, "sweeper", 2)
     (gone,) = [cell for cell in before if cell["server"] == "sweeper1"]
+    position = fleet.position()
     assert fleet.end_agent("sweeper1") == 0
     assert alive(before) == [cell["id"] for cell in before if cell is not gone]
     after = fleet.until_ready("sweeper", 2, without=(gone["id"],))
     assert {cell["server"] for cell in after} == {"sweeper2"}
     assert fleet.why(gone["id"])["rule"] == "vanished", "it said that the cell is gone before it went itself"
+    (left,) = fleet.until(
+        lambda: fleet.events("ServerCondemned", after=position), "it is let go without a lease"
+    )
+    assert (left["server"], left["rule"]) == ("sweeper1", "left")
 
 
 def test_a_frozen_agent_slows_nobody_else_and_goes_on_when_it_wakes_within_its_lease(fleet):
@@ -143,7 +148,7 @@ def test_an_agent_that_wakes_after_its_lease_is_a_new_server_without_cells(fleet
     try:
         after = fleet.until_ready("sleep", 2, without=(doomed["id"],))
         (lost,) = fleet.events("ServerCondemned", after=position)
-        assert (lost["server"], lost["rule"]) == ("sleep1", "lease_expired")
+        assert (lost["server"], lost["rule"]) == ("sleep1", "neighbours_silent")
         assert {cell["server"] for cell in after} == {"sleep2"}
         assert alive([doomed]) == [doomed["id"]]
     finally:

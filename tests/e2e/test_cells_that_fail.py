@@ -65,9 +65,13 @@ def test_others_are_born_while_one_backs_off(fleet):
     order(fleet, "hopeless", 3, command=["false"])
     fleet.until(lambda: fleet.held("hopeless").get("backoff"), "it is held back")
     assert [cell["id"] for cell in fleet.apply("hopeful", 2)] == ["hopeful/0.1", "hopeful/1.1"]
-    waited = fleet.run("wait", "service/hopeless", "--ready", "--timeout", "300ms")
-    assert waited.code == 1
-    assert "backoff" in waited.err
+
+    def wait_in_vain():
+        waited = fleet.run("wait", "service/hopeless", "--ready", "--timeout", "300ms")
+        assert waited.code == 1
+        return "backoff" in waited.err
+
+    fleet.until(wait_in_vain, "between two rounds of births it names what holds them back")
     fleet.done("delete", "service/hopeless")
     fleet.until(lambda: not fleet.held("hopeless"), "what is deleted is held no more")
 

@@ -141,13 +141,15 @@ def test_servers_as_json_have_the_promised_shape(scheduler: Scheduler):
             "vitals": {
                 "cpu_fraction": 0.25, "memory_fraction": 0.5, "disk_fraction": 0.0, "load_1m": 0.75,
                 "pressure_cpu": 1.5, "pressure_memory": None, "pressure_io": None, "engine_latency_ms": None,
-                "clock_offset_ms": None,
+                "clock_offset_ms": None, "disk_error": None, "kernel_errors": None,
             },
+            "pool": None, "slot": None, "generation": None, "provider_ref": None, "evidence": [], "neighbours": [],
         },
         {
             "id": "south", "phase": "READY", "verdict": "suspect", "labels": {}, "runtimes": ["process", "docker"],
             "capacity": {"cpu_millis": 4_000, "memory_bytes": 2**33, "disk_bytes": 0}, "used": None,
             "cells": ["web/1.2"], "agent_version": None, "last_beat_at": None, "vitals": None,
+            "pool": None, "slot": None, "generation": None, "provider_ref": None, "evidence": [], "neighbours": [],
         },
     ]  # fmt: skip
 
@@ -168,6 +170,7 @@ def test_status_as_json_has_the_promised_shape(scheduler: Scheduler):
         "healthy": False,
         "groups": [group],
         "held": [{**hold, "next_look_at": text_of(NOW + 30)}],
+        "storms": [],
     }
 
 
@@ -387,7 +390,7 @@ def test_a_plan_that_changes_nothing_says_so(scheduler: Scheduler):
     [
         (
             ["delete", "service/web"],
-            operator_pb2.DeleteGroupRequest(group="web"),
+            operator_pb2.DeleteGroupRequest(group="web", kind=operator_pb2.GROUP_KIND_SERVICE),
             "web: deleted, 6 cells to go. Watch: galactica cells web",
         ),
         (
@@ -556,7 +559,9 @@ def test_a_scheduler_of_another_fleet_is_not_believed(scheduler: Scheduler, tmp_
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["delete", "web"], "write service/web"),
+        (["delete", "web"], "service/web"),
+        (["delete", "cronjob/web"], "cronjob/web"),
+        (["storms", "release"], "ID"),
         (["wait", "service/web"], "--ready"),
         (["wait", "service/web", "--ready", "--timeout", "30"], "30s"),
         (["events", "--from", "3", "-n", "2"], "exclude each other"),

@@ -21,11 +21,11 @@ from scheduler.sight import (
     ProbeStatus,
     Reported,
     ServerFacts,
-    Vitals,
 )
+from scheduler.vitals import Vitals
 from tests.support.link_world import LIMIT_SECONDS, link_world, running
 from tests.support.memory_mind import MemoryMind, kinds
-from tests.support.world import service, spec
+from tests.support.world import pool, service, spec
 
 Code = grpc.StatusCode
 
@@ -285,14 +285,57 @@ class TestTempo:
         async with link_world(tmp_path, MemoryMind(policy)) as world:
             first = await world.agent("web-1")
             assert first.welcome.tempo == link_pb2.Tempo(beat_ms=1_000, lease_ms=5_000)
+            tempos = []
             for number in range(2, 5):
                 await world.agent(f"web-{number}")
+                await first.report()
+                await first.report(sent_at=1.0)
+                heard = [await first.hear()]
+                while not heard[-1].HasField("echo"):
+                    heard.append(await first.hear())
+                tempos += [one.tempo for one in heard if one.HasField("tempo")]
 
-            tempos = [(await first.hear()).tempo for _ in range(2)]
             assert tempos == [
                 link_pb2.Tempo(beat_ms=1_500, lease_ms=7_500),
                 link_pb2.Tempo(beat_ms=2_000, lease_ms=10_000),
             ]
+
+    async def test_an_agent_is_told_the_lease_of_its_pool_also_when_that_changes(self, world):
+        await world.mind.ask(ApplyGroups((pool("rack", 1, lease_seconds=15.0),)), "operator:ann")
+        agent = await world.agent("rack/0.1")
+        assert agent.welcome.tempo == link_pb2.Tempo(beat_ms=1_000, lease_ms=15_000)
+
+        await world.mind.ask(ApplyGroups((pool("rack", 1, lease_seconds=30.0),)), "operator:ann")
+        await agent.report()
+
+        tempo = await agent.hear()
+        while not tempo.HasField("tempo"):
+            tempo = await agent.hear()
+        assert tempo.tempo == link_pb2.Tempo(beat_ms=1_000, lease_ms=30_000)
+
+
+class TestWhatWasHeard:
+    async def test_welcome_and_echo_give_back_the_time_of_what_they_answer(self, world):
+        agent = await world.agent("web-1", beat_at=100.5)
+        assert agent.welcome.beat_at == 100.5
+
+        await agent.report(sent_at=5.0, beat_at=101.5)
+
+        echo = (await agent.hear()).echo
+        assert (echo.sent_at, echo.beat_at) == (5.0, 101.5)
+
+    async def test_instructions_carry_the_epoch_and_what_had_been_heard_when_they_were_given(self, world):
+        agent = await world.agent("web-1", beat_at=100.5)
+        world.dispatcher.send([Decommission("web-1", "web/0.1", "")])
+        await agent.report(sent_at=5.0, beat_at=101.5)
+        first = await agent.hear()
+        while not (await agent.hear()).HasField("echo"):
+            pass
+        world.dispatcher.send([Decommission("web-1", "web/1.1", "")])
+
+        batches = [first.instructions, (await agent.hear()).instructions]
+        said = [(batch.epoch, one.beat_at) for batch in batches for one in batch.instructions]
+        assert said == [(7, 100.5), (7, 101.5)]
 
 
 class TestLogs:

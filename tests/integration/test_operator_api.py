@@ -18,7 +18,7 @@ from scheduler.tokens import parse_token
 from scheduler.wire_groups import group_to_proto
 from tests.support.link_world import LIMIT_SECONDS, link_world, running
 from tests.support.memory_mind import kinds
-from tests.support.world import service, spec
+from tests.support.world import pool, service, spec
 
 Code = grpc.StatusCode
 
@@ -69,16 +69,17 @@ class TestWhoMayCall:
         allowed = set()
         for call in OPERATOR_CALLS:
             request = getattr(operator_pb2, f"{call}Request")()
-            answer = getattr(operator, call)(request, timeout=LIMIT_SECONDS)
+            sent = iter([request]) if call == "OpenShell" else request
+            answer = getattr(operator, call)(sent, timeout=LIMIT_SECONDS)
             if await answer.code() is not Code.PERMISSION_DENIED:
                 allowed.add(call)
 
         readers = {
-            "GetStatus", "ListCells", "ListServers", "WatchEvents", "GetCertificate", "ReadLogs", "GetVersion",
-            "PlanGroups", "WaitReady",
+            "GetStatus", "ListCells", "ListServers", "ListProviders", "WatchEvents", "GetCertificate", "ReadLogs",
+            "GetVersion", "PlanGroups", "WaitReady",
         }  # fmt: skip
-        deployers = readers | {"ApplyGroups", "DeleteGroup", "CondemnCell"}
-        admins = deployers | {"DrainServer", "CreateToken", "CreateOperator"}
+        deployers = readers | {"ApplyGroups", "DeleteGroup", "CondemnCell", "OpenShell"}
+        admins = deployers | {"DrainServer", "ReleaseStorm", "CreateToken", "CreateOperator"}
         assert allowed == {Role.VIEWER: readers, Role.DEPLOYER: deployers, Role.ADMIN: admins}[role]
 
     async def test_every_call_of_the_contract_is_in_the_table(self):
@@ -208,15 +209,17 @@ class TestApplying:
     @pytest.mark.parametrize(
         ("call", "request_of", "message"),
         [
-            ("DeleteGroup", {"group": "no"}, "there is no service no"),
-            ("WaitReady", {"group": "no"}, "there is no service no"),
-            ("ListCells", {"group": "no"}, "there is no service no"),
+            ("DeleteGroup", {"group": "no"}, "there is no group no"),
+            ("WaitReady", {"group": "no"}, "there is no group no"),
+            ("ListCells", {"group": "no"}, "there is no group no"),
             (
                 "CondemnCell",
                 {"cell_id": "no/1.1"},
                 "there is no cell no/1.1, or it is decommissioned already",
             ),
             ("DrainServer", {"server_id": "no"}, "there is no server no"),
+            ("ReleaseStorm", {"storm_id": "no-1"}, "there is no storm no-1"),
+            ("WaitReady", {"group": "no", "kind": "GROUP_KIND_POOL"}, "there is no pool no"),
             ("GetCertificate", {"cell_id": "no/1.1"}, "there is and was no cell no/1.1"),
             ("ReadLogs", {"cell_id": "no/1.1"}, "there is no cell no/1.1"),
         ],
@@ -226,6 +229,59 @@ class TestApplying:
         answer = getattr(operator, call)(getattr(operator_pb2, f"{call}Request")(**request_of))
 
         assert (await answer.code(), await answer.details()) == (Code.NOT_FOUND, message)
+
+
+class TestPools:
+    async def test_a_pool_is_applied_and_its_servers_are_listed_before_they_enrol(self, world):
+        operator = await world.operator()
+        await apply(operator, pool("rack", 2))
+        listed = await operator.ListServers(operator_pb2.ListServersRequest())
+
+        assert [(row.id, row.phase, row.pool, row.slot) for row in listed.servers] == [
+            ("rack/0.1", "ORDERED", "rack", 0), ("rack/1.1", "ORDERED", "rack", 1),
+        ]  # fmt: skip
+
+    async def test_a_group_of_another_kind_is_not_deleted_and_not_waited_for(self, world):
+        operator = await world.operator()
+        await apply(operator, pool("rack", 1))
+        for request, call in (
+            (operator_pb2.DeleteGroupRequest(group="rack", kind="GROUP_KIND_SERVICE"), operator.DeleteGroup),
+            (operator_pb2.WaitReadyRequest(group="rack", kind="GROUP_KIND_SERVICE"), operator.WaitReady),
+        ):
+            assert await refusal(call(request, timeout=LIMIT_SECONDS)) == (
+                Code.NOT_FOUND,
+                "there is no service rack; rack is a pool: write pool/rack",
+                "no_such_group",
+            )
+        deleted = await operator.DeleteGroup(
+            operator_pb2.DeleteGroupRequest(group="rack", kind="GROUP_KIND_POOL")
+        )
+        assert deleted.cells == 1
+
+    async def test_a_server_of_a_pool_has_no_logs(self, world):
+        operator = await world.operator()
+        await apply(operator, pool("rack", 1))
+        call = operator.ReadLogs(operator_pb2.ReadLogsRequest(cell_id="rack/0.1"))
+
+        assert await call.code() is Code.FAILED_PRECONDITION
+        assert await call.details() == "rack/0.1 is a server; logs are those of cells that run on one"
+
+    async def test_providers_that_pools_name_are_listed(self, world):
+        operator = await world.operator()
+        await apply(operator, pool("rack", 1))
+        listed = await operator.ListProviders(operator_pb2.ListProvidersRequest())
+
+        assert [(row.name, row.servers) for row in listed.providers] == [("local", 0)]
+
+    async def test_a_server_that_joined_by_itself_has_a_story(self, world):
+        operator = await world.operator()
+        await world.agent("web-1")
+        story = await operator.GetCertificate(operator_pb2.GetCertificateRequest(cell_id="web-1"))
+
+        assert (story.cell.id, story.cell.kind, story.verdict) == ("web-1", "server", "healthy")
+        await operator.DrainServer(operator_pb2.DrainServerRequest(server_id="web-1"))
+        story = await operator.GetCertificate(operator_pb2.GetCertificateRequest(cell_id="web-1"))
+        assert (story.rule, story.cell.reason, story.cause) == ("operator", "drained by ann", "operator:ann")
 
 
 class TestWaiting:
@@ -249,8 +305,8 @@ class TestWaiting:
 
         code, details, _ = await refusal(waiting)
         assert (code, details) in [
-            (Code.NOT_FOUND, "service web was deleted"),
-            (Code.NOT_FOUND, "there is no service web"),
+            (Code.NOT_FOUND, "web was deleted"),
+            (Code.NOT_FOUND, "there is no group web"),
         ]
 
     async def test_wait_is_bounded_by_the_callers_deadline(self, world):
@@ -366,7 +422,7 @@ class TestCertificates:
         )
 
         assert code is Code.INVALID_ARGUMENT
-        assert details == "'web' is no cell; write GROUP/SLOT.GENERATION, such as web/2.7"
+        assert details == "'web' is no cell and no server; write GROUP/SLOT.GENERATION, such as web/2.7"
 
 
 class TestLogs:

@@ -11,7 +11,7 @@ settings.register_profile(
     "gate",
     derandomize=True,
     database=None,
-    max_examples=120,
+    max_examples=40,
     stateful_step_count=40,
     print_blob=True,
     **_CALM,

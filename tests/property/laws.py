@@ -50,7 +50,20 @@ def recount(state: GroupState) -> Tally:
         replacing=len(waiting),
         surging=len(waiting & {cell.slot for cell in cells if cell.phase in BOOTING}),
         outdated=sum(cell.digest != state.digest for cell in living),
+        extra=extra(state),
     )
+
+
+def extra(state: GroupState) -> int:
+    """Cells that exist, as far as anybody knows, beyond one for each slot in which there is any."""
+    there = Counter(
+        cell.slot
+        for cell in cells_in(state)
+        if not (
+            PHASE_RANK[cell.phase] >= PHASE_RANK[Phase.CONDEMNED] and cell.condemned_health is Health.DEAD
+        )
+    )
+    return sum(count - 1 for count in there.values())
 
 
 def check_fleet(fleet: Fleet) -> None:

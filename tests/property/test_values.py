@@ -222,7 +222,7 @@ def test_no_observation_twice_changes_what_is_seen_and_none_touches_another_serv
         again = observe(after, observation)
         assert again.sight == after
         if isinstance(observation, Reported | Detached):
-            assert (again.cells, again.server, again.everything) == ((), False, False)
+            assert (again.cells, again.servers, again.everything) == ((), (), False)
         other = "b" if observation.server == "a" else "a"
         assert after.servers.get(other) is sight.servers.get(other)
         sight = after

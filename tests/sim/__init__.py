@@ -5,5 +5,5 @@
 ``laws`` checks the promises after every durable record; ``simulation`` makes trouble by seed, then calm, and expects
 the fleet to converge. The product has no branch for any of this: only its ports are other ones.
 
-``SIM_SEEDS=17 pytest tests/sim`` replays seed 17 exactly.
+``PYTHONHASHSEED=0 SIM_SEEDS=17 pytest tests/sim`` replays seed 17 exactly.
 """

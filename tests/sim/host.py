@@ -26,6 +26,10 @@ class Body:
     ill_until: float = 0.0
 
 
+WATCHDOG_SECONDS = 1.0
+"""When the watchdog kills what has outlived its lease and grace."""
+
+
 class Port(Protocol):
     """The scheduler's side of the link, as the host sees it."""
 
@@ -44,6 +48,9 @@ class Troubles:
     starts_fail: float = 0.0
     engine_away: bool = False
     frozen_until: float = 0.0
+    disk_full_until: float = 0.0
+    agent_frozen_until: float = 0.0
+    """The agent alone: its cells and the watchdog go on."""
 
 
 @dataclass(eq=False)
@@ -57,6 +64,8 @@ class Host:
     bodies: dict[str, Body] = field(default_factory=dict)
     troubles: Troubles = field(default_factory=Troubles)
     epoch: int = 0
+    fence_at: float = float("-inf")
+    """What the agents here kept for the watchdog."""
     agent: Agent | None = None
     _links: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
@@ -79,7 +88,40 @@ class Host:
         self.on_death(cell_id)
         body.ended = cell_pb2.Autopsy(reason=f"exited with {code}", exit_code=code, lived_seconds=1.0)
         if self.agent is not None:
-            self.agent.feed(m.Died(cell_id, body.ended, self.now))
+            ended = body.ended
+            self.agent.hear(lambda now: m.Died(cell_id, ended, now))
+
+    def remember_fence(self, fence_at: float | None) -> None:
+        """The watchdog looks when the time is over, and is frozen with everything else here."""
+        self.fence_at = float("-inf") if fence_at is None else fence_at
+        if fence_at is not None:
+            asyncio.get_running_loop().call_at(max(self.now, fence_at), self._watchdog)
+
+    def _watchdog(self) -> None:
+        for cell_id, body in list(self.bodies.items()):
+            over_at = self.fence_at + body.order.spec.stop.grace_ms / 1_000 + WATCHDOG_SECONDS
+            if not body.order.spec.exclusive or body.ended is not None:
+                continue
+            look_at = max(over_at, self.troubles.frozen_until + 0.1)
+            if self.now < look_at:
+                asyncio.get_running_loop().call_at(look_at + 0.001, self._watchdog)
+                continue
+            self.on_death(cell_id)
+            del self.bodies[cell_id]
+            if self.agent is not None:
+                self.agent.hear(lambda now, cell_id=cell_id: m.Died(cell_id, m.Death("it vanished"), now))  # type: ignore[misc]
+
+    @property
+    def is_silent(self) -> bool:
+        """Nobody answers for it, although its kernel may take what is sent."""
+        frozen_until = self.troubles.frozen_until
+        if self.agent is not None:
+            frozen_until = max(frozen_until, self.troubles.agent_frozen_until)
+        return frozen_until > self.now
+
+    def alive(self) -> list[str]:
+        """What runs at this moment: a frozen machine does nothing."""
+        return [] if self.troubles.frozen_until > self.now else self.running()
 
     def running(self) -> list[str]:
         return sorted(cell_id for cell_id, body in self.bodies.items() if body.ended is None)
@@ -97,18 +139,20 @@ class Agent:
 
     CONNECT_SECONDS = 0.3
     WELCOME_SECONDS = 3.0
+    VITALS_SECONDS = 5.0
 
     def __init__(self, host: Host) -> None:
         self.host = host
-        self.state = State(epoch=host.epoch)
+        self.state = State(epoch=host.epoch, fence_at=host.fence_at)
         self.link = 0
         self.alive = True
         self._timer: asyncio.TimerHandle | None = None
-        self._mail: list[m.Event] = []
+        self._abandoned: set[str] = set()
         found = tuple(
             Found(b.order, None if b.ended else Running("pid", {}, 0.0), b.ended)
             for b in host.bodies.values()
         )
+        self._take_vitals()
         self.feed(m.Relisted(cell_pb2.RUNTIME_KIND_PROCESS, found, host.now, host.now))
         self._later(self.host.random.uniform(0.01, 0.2), self.connect)
 
@@ -125,7 +169,8 @@ class Agent:
         def due() -> None:
             if not self.alive:
                 return
-            frozen = self.host.troubles.frozen_until - self.host.now
+            troubles = self.host.troubles
+            frozen = max(troubles.frozen_until, troubles.agent_frozen_until) - self.host.now
             if frozen > 0:
                 self._later(frozen + 0.001, act, *args)
                 return
@@ -154,9 +199,14 @@ class Agent:
         self.feed(m.Disconnected(link, self.host.now))
         self._later(self.CONNECT_SECONDS * self.host.random.uniform(0.5, 2.0), self.connect)
 
-    def hear(self, event: m.Event) -> None:
-        """A message from the scheduler arrived."""
-        self._later(0.0, self.feed, event)
+    def hear(self, event: Callable[[float], m.Event]) -> None:
+        """News arrived, such as a message from the scheduler; it is an event when the agent reads it."""
+        self._later(0.0, lambda: self.feed(event(self.host.now)))
+
+    def _take_vitals(self) -> None:
+        trouble = self.host.now < self.host.troubles.disk_full_until
+        self.feed(m.VitalsTaken(cell_pb2.Vitals(disk_fraction=1.0 if trouble else 0.5), self.host.now))
+        self._later(self.VITALS_SECONDS, self._take_vitals)
 
     # --- the state ------------------------------------------------------------------------------------------------
 
@@ -183,8 +233,13 @@ class Agent:
             case m.StartCell(order=order):
                 seconds = host.troubles.start_seconds * host.random.uniform(0.5, 2.0)
                 self._later(seconds, self._start, order)
-            case m.StopCell(cell_id=cell_id):
-                self._later(host.random.uniform(0.01, 0.5), self._stop, cell_id)
+            case m.AbandonStart(cell_id=cell_id):
+                self._abandoned.add(cell_id)
+                self.feed(m.StartFailed(cell_id, "abandoned", host.now))
+            case m.StopCell(cell_id=cell_id, grace_seconds=grace):
+                self._later(
+                    host.random.uniform(0.01, 0.1) + host.random.random() * grace, self._stop, cell_id
+                )
             case m.StartProbing(order=order):
                 self._later(host.random.uniform(0.0, 0.5), self._probe, order.cell_id)
             case m.SendHello(link=link):
@@ -195,9 +250,13 @@ class Agent:
                 self.hang_up(link)
             case m.RememberEpoch(epoch=epoch):
                 host.epoch = epoch
+            case m.RememberFence(fence_at=fence_at):
+                host.remember_fence(fence_at)
 
     def _start(self, order: link_pb2.Order) -> None:
         host, cell_id = self.host, order.cell_id
+        if cell_id in self._abandoned:
+            return
         if host.troubles.engine_away:
             self.feed(m.StartDeferred(cell_id, "the engine does not answer", host.now))
         elif cell_id not in host.bodies and host.random.random() < host.troubles.starts_fail:
@@ -211,7 +270,9 @@ class Agent:
             self.feed(m.Started(cell_id, "pid", {"http": f"{host.name}:1"}, host.now))
 
     def _stop(self, cell_id: str) -> None:
-        if self.host.troubles.engine_away:
+        body = self.host.bodies.get(cell_id)
+        is_exclusive = body is not None and body.order.spec.exclusive
+        if self.host.troubles.engine_away and not is_exclusive:  # those are processes: no engine ends them
             self.feed(m.StopFailed(cell_id, "the engine does not answer", self.host.now))
             return
         self.host.bodies.pop(cell_id, None)

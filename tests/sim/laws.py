@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from scheduler import events as e
 from scheduler.commands import Command, Decommission, Order
 from scheduler.events import Record
-from scheduler.model import Health, parse_cell_id
+from scheduler.model import SILENCE_RULES, Health, parse_cell_id
 
 RANK = {
     e.CellOrdered: 0,
@@ -19,7 +19,7 @@ RANK = {
     e.CellDraining: 4,
     e.CellDecommissioned: 5,
 }
-READY, CONDEMNED, DRAINING = 2, 3, 4
+READY, CONDEMNED, DRAINING, GONE = 2, 3, 4, 5
 
 
 class LawBroken(AssertionError):
@@ -42,6 +42,8 @@ class Laws:
     lives: dict[str, _Life] = field(default_factory=dict)
     slots: dict[tuple[str, int], list[str]] = field(default_factory=lambda: defaultdict(list))
     wanted: dict[str, tuple[int, str]] = field(default_factory=dict)
+    exclusive: set[str] = field(default_factory=set)
+    """Groups whose cells never have another beside them in their slot."""
     lost: set[str] = field(default_factory=set)
     drained: set[str] = field(default_factory=set)
     started: dict[str, str] = field(default_factory=dict)
@@ -62,6 +64,13 @@ class Laws:
         if life is None or life.server != host:
             raise LawBroken(f"{cell} was made on {host}, but the journal says {life}")
 
+    @staticmethod
+    def alone(alive: Sequence[str]) -> None:
+        """Of cells that run now, no two are of one slot."""
+        slots = Counter(cell.rpartition(".")[0] for cell in alive)
+        if any(count > 1 for count in slots.values()):
+            raise LawBroken(f"more than one cell of an exclusive slot runs: {sorted(alive)}")
+
     def sent(self, command: Command) -> None:
         """What was not yet durable is never sent."""
         match command:
@@ -81,13 +90,18 @@ class Laws:
         match event:
             case e.GroupApplied(group=group, digest=digest):
                 self.wanted[group.name] = (group.replicas, digest)
+                if group.spec.exclusive:
+                    self.exclusive.add(group.name)
             case e.GroupDeleted(name=name):
                 self.wanted.pop(name, None)
             case e.ServerJoined(server=server):
                 self.lost.discard(server)
+            case e.StormReleased(pool=pool, until=until):
+                self.released[pool] = until
             case e.ServerCondemned(server=server, health=health):
                 if health is Health.DEAD:
                     self.lost.add(server)
+                    self._certified(record, event)
             case e.CellOrdered():
                 self._ordered(record, event)
             case (
@@ -107,7 +121,8 @@ class Laws:
         self._require(parsed.slot < replicas, record, "nobody wants this slot")
         self._require(event.digest == digest, record, "a cell of an old spec was ordered")
         for other in self.slots[parsed.group, parsed.slot]:
-            self._require(self.lives[other].rank >= CONDEMNED, record, f"{other} still holds the slot")
+            least = GONE if parsed.group in self.exclusive else CONDEMNED
+            self._require(self.lives[other].rank >= least, record, f"{other} still holds the slot")
         self.lives[event.cell] = _Life(event.server, event.digest)
         self.slots[parsed.group, parsed.slot].append(event.cell)
 
@@ -118,7 +133,8 @@ class Laws:
             raise LawBroken(f"{record} is about a cell that nobody ordered")
         rank = RANK[type(event)]
         self._require(rank > life.rank, record, f"its phase goes back: {life}")
-        if isinstance(event, e.CellDecommissioned) and life.rank < DRAINING:
+        is_container = life.server != ""
+        if is_container and isinstance(event, e.CellDecommissioned) and life.rank < DRAINING:
             self._require(life.server in self.lost, record, "gone without an agent's word or a lost server")
         life.rank = rank
         if isinstance(event, e.CellReady):
@@ -152,11 +168,29 @@ class Laws:
             life.health is Health.DEAD
             or not life.served
             or parsed.slot >= replicas
+            or parsed.group in self.exclusive
             or cell in self.known_dead
         ):
             return
         ready = [c for c in self.slots[parsed.group, parsed.slot] if self.lives[c].rank == READY]
         self._require(bool(ready), record, "ended before its replacement was READY")
+
+    released: dict[str, float] = field(default_factory=dict)
+    silenced: dict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
+    """Pool ("" for joined servers) to its servers that were condemned for silence, and when."""
+
+    def _certified(self, record: Record, event: e.ServerCondemned) -> None:
+        """Every death of a server has evidence, and silence never condemns more than the guard believes."""
+        self._require(bool(event.evidence and event.reason), record, "a server died without a certificate")
+        if event.rule not in SILENCE_RULES:
+            return
+        parsed = parse_cell_id(event.server)
+        pool = parsed.group if parsed else ""
+        recent = {server: at for server, at in self.silenced[pool].items() if record.at - at < 60.0}
+        self.silenced[pool] = recent | {event.server: record.at}
+        if record.at >= self.released.get(pool, 0.0):
+            count = len(self.silenced[pool])  # pools here are small: one is what the guard believes
+            self._require(count == 1, record, f"silence condemned {count} of pool {pool!r} in a minute")
 
     known_dead: set[str] = field(default_factory=set)
     """Cells whose bodies are dead in the virtual world, whatever the journal knows."""

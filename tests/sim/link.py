@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from galactica.v1 import cell_pb2, link_pb2
+from msgspec.structs import replace
 
 from agent import messages as m
 from scheduler.commands import Command, Decommission, Order
@@ -22,7 +23,9 @@ from scheduler.sight import (
     ProbeStatus,
     Reported,
     ServerFacts,
+    Testimony,
 )
+from scheduler.wire import vitals_from_proto
 from tests.sim.host import Host
 from tests.sim.network import Network
 
@@ -32,6 +35,7 @@ class _Session:
     id: str
     host: Host
     link: int
+    beat_at: float
     sequence: int = 0
 
 
@@ -42,6 +46,8 @@ class Links:
     network: Network
     epoch: int
     on_command: Callable[[Command], None]
+    testimony: Callable[[Host, float], tuple[Testimony, ...]]
+    """What a host says of its neighbours."""
     controller: Controller | None = None
     sessions: dict[str, _Session] = field(default_factory=dict)
     inbox: asyncio.Queue[Observation] = field(default_factory=asyncio.Queue)
@@ -74,13 +80,13 @@ class Links:
                 return
             self._end(known)
         self.opened += 1
-        session = _Session(f"{self.epoch}-{self.opened}", host, link)
+        session = _Session(f"{self.epoch}-{self.opened}", host, link, hello.beat_at)
         self.sessions[host.name] = session
         facts = ServerFacts(capacity=Resources(), runtimes=(RuntimeKind.PROCESS,), agent_version="sim")
         inventory = tuple(map(_report, hello.inventory))
         self.inbox.put_nowait(Attached(host.name, session.id, self.controller.now(), facts, inventory))
         tempo = self.controller.view().policy.tempo(1)
-        welcome = (session.id, self.epoch, tempo.beat_seconds, tempo.lease_seconds)
+        welcome = (session.id, self.epoch, tempo.beat_seconds, tempo.lease_seconds, hello.beat_at)
         self.network.to_host(host.name, _welcome, host, link, welcome)
 
     def report(self, host: Host, link: int, report: m.SendReport) -> None:
@@ -89,10 +95,15 @@ class Links:
             return
         cells = tuple(map(_report, report.cells))
         now = self.controller.now()
-        observation = Reported(host.name, session.id, report.sequence, now, cells, None, report.complete)
+        said = self.testimony(host, now)
+        vitals = vitals_from_proto(report.vitals) if report.vitals else None
+        observation = Reported(
+            host.name, session.id, report.sequence, now, cells, vitals, report.complete, testimonies=said
+        )
         self.inbox.put_nowait(observation)
+        session.beat_at = max(session.beat_at, report.beat_at)
         if report.wants_echo:
-            self.network.to_host(host.name, _hear, host, link, m.Echoed(link, host.now))
+            self.network.to_host(host.name, _echo, host, link, report.beat_at)
 
     def hung_up(self, host: Host, link: int) -> None:
         session = self.sessions.get(host.name)
@@ -114,17 +125,18 @@ class Links:
         batches: dict[str, list[m.Verb]] = defaultdict(list)
         for command in commands:
             self.on_command(command)
-            batches[command.server].append(_verb(command))
+            session = self.sessions.get(command.server)
+            batches[command.server].append(_verb(command, session.beat_at if session else 0.0))
         for server, verbs in batches.items():
             session = self.sessions.get(server)
             if session is None:
                 continue
             session.sequence += 1
-            batch = (session.id, session.sequence, tuple(verbs))
+            batch = (session.id, session.sequence, tuple(verbs), self.epoch)
             self.network.to_host(server, _instruct, session.host, session.link, batch)
 
 
-def _hear(host: Host, link: int, event: m.Event) -> None:
+def _hear(host: Host, link: int, event: Callable[[float], m.Event]) -> None:
     if host.agent is not None and host.agent.link == link:
         host.agent.hear(event)
 
@@ -134,20 +146,24 @@ def _hang_up(host: Host, link: int) -> None:
         host.agent.hang_up(link)
 
 
-def _welcome(host: Host, link: int, welcome: tuple[str, int, float, float]) -> None:
-    session, epoch, beat, lease = welcome
-    _hear(host, link, m.Welcomed(link, session, epoch, beat, lease, host.now))
+def _echo(host: Host, link: int, beat_at: float) -> None:
+    _hear(host, link, lambda now: m.Echoed(link, now, beat_at))
 
 
-def _instruct(host: Host, link: int, batch: tuple[str, int, tuple[m.Verb, ...]]) -> None:
-    session, sequence, verbs = batch
-    _hear(host, link, m.Instructed(link, session, sequence, verbs, host.now))
+def _welcome(host: Host, link: int, welcome: tuple[str, int, float, float, float]) -> None:
+    session, epoch, beat, lease, beat_at = welcome
+    _hear(host, link, lambda now: m.Welcomed(link, session, epoch, beat, lease, now, beat_at))
 
 
-def _verb(command: Command) -> m.Verb:
+def _instruct(host: Host, link: int, batch: tuple[str, int, tuple[m.Verb, ...], int]) -> None:
+    session, sequence, verbs, epoch = batch
+    _hear(host, link, lambda now: m.Instructed(link, session, sequence, verbs, now, epoch))
+
+
+def _verb(command: Command, beat_at: float) -> m.Verb:
     match command:
         case Order(cell=cell, digest=digest, spec=spec):
-            return m.Ordered(link_pb2.Order(cell_id=cell, digest=digest, spec=_spec(spec)))
+            return m.Ordered(link_pb2.Order(cell_id=cell, digest=digest, spec=_spec(spec)), beat_at)
         case Decommission(cell=cell, reason=reason):
             return m.Decommissioned(cell, reason)
         case _:
@@ -156,7 +172,13 @@ def _verb(command: Command) -> m.Verb:
 
 def _spec(spec: Spec) -> cell_pb2.Spec:
     health = cell_pb2.Health(tcp=cell_pb2.TcpProbe(port="http"), sick_after=spec.health.sick_after)
-    return cell_pb2.Spec(runtime=cell_pb2.RUNTIME_KIND_PROCESS, command=spec.command, health=health)
+    return cell_pb2.Spec(
+        runtime=cell_pb2.RUNTIME_KIND_PROCESS,
+        command=spec.command,
+        health=health,
+        stop=cell_pb2.Stop(signal=spec.stop.signal, grace_ms=round(spec.stop.grace_seconds * 1_000)),
+        exclusive=spec.exclusive,
+    )
 
 
 def _report(said: m.CellReport) -> CellReport:
@@ -166,6 +188,8 @@ def _report(said: m.CellReport) -> CellReport:
     autopsy = None
     if said.autopsy is not None:
         autopsy = Autopsy(said.autopsy.reason, lived_seconds=said.autopsy.lived_seconds)
+        if isinstance(said.autopsy, m.Death):
+            autopsy = replace(autopsy, fenced=said.autopsy.fenced)
     state = CellState(said.state.name.lower())
     return CellReport(
         said.cell_id,

@@ -5,15 +5,27 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 
+from msgspec.structs import replace
+
 from scheduler.controller import Controller, load
 from scheduler.core import Start
 from scheduler.events import Record
-from scheduler.model import Group, GroupKind, HealthSpec, Policy, RuntimeKind, Spec, TcpProbe
+from scheduler.model import (
+    Group,
+    GroupKind,
+    HealthSpec,
+    Policy,
+    RuntimeKind,
+    ServerBody,
+    Spec,
+    Stop,
+    TcpProbe,
+)
 from scheduler.requests import (
     ApplyGroups,
     CondemnCell,
@@ -24,22 +36,34 @@ from scheduler.requests import (
     Refused,
     Request,
 )
+from scheduler.sight import Answer, Observation, ProviderState, Testimony
 from tests.sim import clock
 from tests.sim.host import Host
 from tests.sim.journal import Disk, SimJournal
 from tests.sim.laws import LawBroken, Laws
 from tests.sim.link import Links
 from tests.sim.network import Network, Weather
+from tests.sim.provider import SimProvider, Temper
 
 TROUBLE_SECONDS = 60.0
 CALM_SECONDS = 240.0
+WAKE_SECONDS = 0.3
+"""What a frozen host may take to notice, when it goes on, that a lease ended meanwhile."""
 SECRET = "0" * 64
 
 
-def service(name: str, replicas: int, command: str) -> Group:
+def service(name: str, replicas: int, command: str, *, exclusive: bool = False) -> Group:
     health = HealthSpec(probe=TcpProbe("http"), sick_after=3, boot_within_seconds=10.0)
     spec = Spec(runtime=RuntimeKind.PROCESS, command=("serve", command), ports={"http": 0}, health=health)
+    if exclusive:
+        spec = replace(spec, exclusive=True, stop=Stop(grace_seconds=2.0))
     return Group(GroupKind.SERVICE, name, replicas, spec)
+
+
+def pool(size: int, body: str) -> Group:
+    health = HealthSpec(boot_within_seconds=20.0)
+    spec = Spec(runtime=RuntimeKind.SERVER, server=ServerBody("local", f'{{"body":"{body}"}}'), health=health)
+    return Group(GroupKind.POOL, "rack", size, spec)
 
 
 @dataclass
@@ -77,7 +101,12 @@ class Simulation:
         self.troubles: Counter[str] = Counter()
         self.acknowledged: dict[str, Group | None] = {}
         self.uncertain: set[str] = set()
+        self.provider = SimProvider(self.random, self)
+        self.has_pool = self.random.random() < 0.6
+        self._chores: set[asyncio.Task[object]] = set()
         self.drained: set[str] = set()
+        self.all_names: set[str] = set()
+        self.isolated: set[str] = set()
         self.broken: list[BaseException] = []
         self._tokens = 0
 
@@ -92,11 +121,18 @@ class Simulation:
         self.start_scheduler()
         for number in range(self.random.randint(2, 5)):
             await self.add_host(f"h{number}")
+        self._chore(self.provider.sweep())
+        if self.has_pool:
+            await self.ask(ApplyGroups((pool(self.random.randint(1, 4), "p0"),)))
         await self.ask(ApplyGroups((service("web", self.random.randint(1, 8), "v0"),)))
+        await self.ask(ApplyGroups((service("db", self.random.randint(1, 3), "v0", exclusive=True),)))
+        self._chore(self._watch_rivals())
         await self._make_trouble()
         await self._calm_down()
         await self._converge()
         await self.stop_scheduler()
+        for chore in self._chores:
+            chore.cancel()
 
     def _unhandled(self, loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
         error = context.get("exception")
@@ -111,13 +147,13 @@ class Simulation:
         journal = SimJournal(self.disk)
         start = Start(journal.epoch, "sim")
         controller = Controller(journal, load(journal), clock.VirtualClock(), start, self.policy)
-        links = Links(self.network, journal.epoch, self.laws.sent, controller)
+        links = Links(self.network, journal.epoch, self.laws.sent, self._testimony, controller)
         for host in self.hosts.values():
             host.port = links
 
         async def life() -> None:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(controller.run(links))
+                tasks.create_task(controller.run(links, self.provider))
                 tasks.create_task(links.pump())
 
         task = asyncio.get_running_loop().create_task(life())
@@ -134,19 +170,71 @@ class Simulation:
         with suppress(asyncio.CancelledError):
             await scheduler.task
 
-    async def add_host(self, name: str) -> None:
+    # --- what the provider does to the world ----------------------------------------------------------------------
+
+    def now(self) -> float:
+        return clock.VirtualClock().now()
+
+    def tell(self, observation: Observation) -> None:
+        if self.scheduler is not None:
+            self.scheduler.links.inbox.put_nowait(observation)
+
+    def machine_made(self, name: str) -> None:
+        self._chore(self._boot_machine(name))
+
+    def machine_deleted(self, name: str) -> None:
+        host = self.hosts.pop(name, None)
+        self.laws.known_dead.add(name)
+        if host is not None:
+            for cell in host.running():
+                self.laws.known_dead.add(cell)
+            host.kill_agent()
+            host.bodies.clear()
+
+    async def _boot_machine(self, name: str) -> None:
+        """It boots and enrols; where the scheduler is away it tries again, as an agent does."""
+        await asyncio.sleep(self.random.uniform(0.1, 2.0))
+        while name in self.provider.machines and name not in self.hosts:
+            if not await self.add_host(name):
+                await asyncio.sleep(1.0)
+
+    def _running_machines(self) -> set[str]:
+        return {name for name, state in self.provider.machines.items() if state is ProviderState.RUNNING}
+
+    def _chore(self, work: Coroutine[object, object, object]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._chores.add(task)
+        task.add_done_callback(self._chores.discard)
+
+    def _testimony(self, watcher: Host, now: float) -> tuple[Testimony, ...]:
+        """What the watcher finds when it pings three others: hosts reach each other unless one is isolated."""
+        names = sorted(self.all_names - {watcher.name})
+        start = sum(map(ord, watcher.name)) % len(names) if names else 0
+        said = []
+        for name in (names[start:] + names[:start])[:3]:
+            host = self.hosts.get(name)
+            if host is None or host.is_silent or {name, watcher.name} & self.isolated:
+                answer = Answer.SILENT
+            else:
+                answer = Answer.REFUSED if host.agent is None else Answer.ANSWERS
+            said.append(Testimony(name, answer, now))
+        return tuple(said)
+
+    async def add_host(self, name: str) -> bool:
         self._tokens += 1
         token = f"t{self._tokens}"
+        if not await self.ask(CreateToken(token, SECRET, 1, self.now() + 3600)):
+            return False
+        if not await self.ask(Enrol(token, SECRET, name)) or self.scheduler is None:
+            return False
         scheduler = self.scheduler
-        assert scheduler is not None
-        expires = scheduler.controller.now() + 3600
-        await self.ask(CreateToken(token, SECRET, 1, expires))
-        await self.ask(Enrol(token, SECRET, name))
+        self.all_names.add(name)
         host = Host(
             name, self.random, self.network, scheduler.links, self.laws.started_on, self.laws.known_dead.add
         )
         self.hosts[name] = host
         host.boot_agent()
+        return True
 
     async def ask(self, request: Request) -> bool:
         """True: it was acknowledged. What was asked when the scheduler died may or may not have happened."""
@@ -203,7 +291,18 @@ class Simulation:
             self.scheduler.task.result()
 
     def _host(self) -> Host:
-        return self.random.choice(list(self.hosts.values()))
+        return self.random.choice(list(self.hosts.values()))  # joined hosts never go, so there is one
+
+    async def _watch_rivals(self) -> None:
+        """No two cells of an exclusive slot run at once, wherever they are."""
+        while True:
+            self.laws.alone(self._alive_of("db"))
+            await asyncio.sleep(0.05)
+
+    def _alive_of(self, group: str) -> list[str]:
+        now = asyncio.get_running_loop().time()
+        awake = (host for host in self.hosts.values() if now >= host.troubles.frozen_until + WAKE_SECONDS)
+        return [cell for host in awake for cell in host.alive() if cell.startswith(f"{group}/")]
 
     def _later(self, act: Callable[[], object], low: float, high: float) -> None:
         asyncio.get_running_loop().call_later(self.random.uniform(low, high), act)
@@ -227,11 +326,21 @@ class Simulation:
     async def trouble_agent_killed(self) -> None:
         host = self._host()
         host.kill_agent()
-        self._later(host.boot_agent, 0.1, 12.0)
+        self._later(host.boot_agent, 0.1, self.random.choice([12.0, 50.0]))
 
     async def trouble_host_frozen(self) -> None:
         host = self._host()
         host.troubles.frozen_until = host.now + self.random.uniform(0.5, 12.0)
+
+    async def trouble_disks_of_hosts_full(self) -> None:
+        """Of one host, or of all of them."""
+        until = asyncio.get_running_loop().time() + self.random.uniform(5.0, 60.0)
+        for host in self.random.choice([[self._host()], list(self.hosts.values())]):
+            host.troubles.disk_full_until = until
+
+    async def trouble_agent_frozen(self) -> None:
+        host = self._host()
+        host.troubles.agent_frozen_until = host.now + self.random.uniform(0.5, 40.0)
 
     async def trouble_engine_away(self) -> None:
         host = self._host()
@@ -250,7 +359,42 @@ class Simulation:
         for way in ways:
             cut = self.network.cut_to if way == "to" else self.network.cut_from
             cut.add(host.name)
-            self._later(lambda cut=cut: cut.discard(host.name), 0.5, 15.0)  # type: ignore[misc]
+            longest = self.random.choice([15.0, 40.0])
+            self._later(lambda cut=cut: cut.discard(host.name), 0.5, longest)  # type: ignore[misc]
+
+    async def trouble_host_isolated(self) -> None:
+        """Nobody reaches it, neither the scheduler nor its neighbours."""
+        host = self._host()
+        for cut in (self.network.cut_to, self.network.cut_from, self.isolated):
+            cut.add(host.name)
+        seconds = self.random.uniform(0.5, self.random.choice([15.0, 40.0]))
+        for cut in (self.network.cut_to, self.network.cut_from, self.isolated):
+            self._later(lambda cut=cut: cut.discard(host.name), seconds, seconds)  # type: ignore[misc]
+
+    async def trouble_scheduler_cut_off_from_all(self) -> None:
+        names = list(self.hosts)
+        seconds = self.random.uniform(1.0, 60.0)
+        for name in names:
+            self.network.cut_from.add(name)
+            self._later(lambda name=name: self.network.cut_from.discard(name), seconds, seconds)  # type: ignore[misc]
+
+    async def trouble_machine_destroyed(self) -> None:
+        machines = [name for name in self.provider.machines if name in self.hosts]
+        if machines:
+            self.provider.die(self.random.choice(machines))
+
+    async def trouble_provider(self) -> None:
+        self.provider.temper = Temper(
+            seconds=self.random.choice([0.1, 1.0, 8.0]),
+            fails=self.random.choice([0.0, 0.3, 1.0]),
+            answer_lost=self.random.choice([0.0, 0.3]),
+            silent=self.random.random() < 0.2,
+            lists_nothing=self.random.random() < 0.3,
+        )
+
+    async def trouble_pool_changed(self) -> None:
+        if self.has_pool:
+            await self.ask(ApplyGroups((pool(self.random.randint(0, 4), self.random.choice(["p0", "p1"])),)))
 
     async def trouble_bad_weather(self) -> None:
         self.network.weather = Weather(
@@ -275,6 +419,10 @@ class Simulation:
         command = self.random.choice(["v0", "v1", "v2", "dies", "ill"])
         await self.ask(ApplyGroups((service(name, self.random.randint(0, 8), command),)))
 
+    async def trouble_exclusive_changed(self) -> None:
+        command = self.random.choice(["v0", "v1", "dies"])
+        await self.ask(ApplyGroups((service("db", self.random.randint(1, 3), command, exclusive=True),)))
+
     async def trouble_delete(self) -> None:
         await self.ask(DeleteGroup(self.random.choice(["web", "api"])))
 
@@ -284,7 +432,7 @@ class Simulation:
             await self.ask(CondemnCell(self.random.choice(sorted(host.bodies)), "the simulator says so"))
 
     async def trouble_drain(self) -> None:
-        staying = [name for name in self.hosts if name not in self.drained]
+        staying = [name for name in self.hosts if name not in self.drained and "/" not in name]
         if len(staying) > 2:
             name = self.random.choice(staying)
             self.drained.add(name)
@@ -309,19 +457,34 @@ class Simulation:
         self.network.weather = Weather()
         self.network.cut_to.clear()
         self.network.cut_from.clear()
+        self.isolated.clear()
+        self.provider.temper = Temper()
         for host in self.hosts.values():
             host.troubles.start_seconds = 0.05
             host.troubles.starts_fail = 0.0
             host.troubles.engine_away = False
             host.troubles.frozen_until = 0.0
+            host.troubles.disk_full_until = 0.0
+            host.troubles.agent_frozen_until = 0.0
             host.boot_agent()
             for body in host.bodies.values():
                 body.ill_until = 0.0
         if self.scheduler is None:
             self.start_scheduler()
         await asyncio.sleep(16.0)  # what is still to come of the troubles' ends
+        await self._bring_a_server_where_none_is_left()
         groups = [service(name, self.random.randint(1, 6), f"calm{self.seed % 2}") for name in ("web", "api")]
+        groups.append(service("db", self.random.randint(1, 3), "calm", exclusive=True))
+        if self.has_pool:
+            groups.append(pool(self.random.randint(1, 3), "calm"))
         assert await self.ask(ApplyGroups(tuple(groups)))
+
+    async def _bring_a_server_where_none_is_left(self) -> None:
+        """As an operator does who sees that all that joined are drained or to blame, and have nowhere to empty into."""
+        assert self.scheduler is not None
+        servers = self.scheduler.controller.view().fleet.servers.values()
+        if not any(server.takes_cells for server in servers if not server.pool):
+            assert await self.add_host("spare")
 
     async def _converge(self) -> None:
         end = asyncio.get_running_loop().time() + CALM_SECONDS
@@ -347,7 +510,10 @@ class Simulation:
                 return f"{name}: {wrong}"
             if len(cells) != state.wanted_slots:
                 return f"{name}: {len(cells)} cells for {state.wanted_slots} slots"
-            expected |= {(cell.server, cell.id) for cell in cells}
+            if state.group.kind is GroupKind.SERVICE:
+                expected |= {(cell.server, cell.id) for cell in cells}
+            elif {cell.id for cell in cells} != self._running_machines():
+                return f"machines {sorted(self.provider.machines)} for {sorted(cell.id for cell in cells)}"
         actual = {(host.name, cell) for host in self.hosts.values() for cell in host.bodies}
         if actual != expected:
             return f"orphans {sorted(actual - expected)}, missing {sorted(expected - actual)}"
@@ -370,5 +536,5 @@ class Seeds:
                 self.outcomes.append(Simulation(seed).run())
             except Exception as error:
                 raise AssertionError(
-                    f"seed {seed} fails; replay it with SIM_SEEDS={seed} pytest tests/sim: {error}"
+                    f"seed {seed} fails; replay it with PYTHONHASHSEED=0 SIM_SEEDS={seed} pytest tests/sim: {error}"
                 ) from error

@@ -56,6 +56,8 @@ class Session:
     logs: list[link_pb2.LogChunk] = field(default_factory=list)
     cells: dict[str, cell_pb2.CellReport] = field(default_factory=dict)
     sequence: int = 0
+    epoch: int = 0
+    beat_at: float = 0.0
     opened_at: float = field(default_factory=time.monotonic)
     over_at: float | None = None
 
@@ -67,8 +69,10 @@ class Session:
         self, *instructions: link_pb2.Instruction, sequence: int | None = None, session: str = ""
     ) -> None:
         self.sequence = self.sequence + 1 if sequence is None else sequence
+        for instruction in instructions:
+            instruction.beat_at = self.beat_at
         batch = link_pb2.Instructions(
-            session=session or self.id, sequence=self.sequence, instructions=instructions
+            session=session or self.id, sequence=self.sequence, instructions=instructions, epoch=self.epoch
         )
         self.outgoing.put_nowait(link_pb2.AttachResponse(instructions=batch))
 
@@ -212,11 +216,19 @@ class FakeScheduler(link_pb2_grpc.AgentLinkServiceServicer, link_pb2_grpc.Enrolm
             hello=first.hello,
             context=context,
             certificate=context.auth_context()["x509_pem_cert"][0],
+            epoch=self.epoch,
+            beat_at=first.hello.beat_at,
         )
         session.cells.update((one.cell_id, one) for one in first.hello.inventory)
         tempo = link_pb2.Tempo(beat_ms=self.beat_ms, lease_ms=self.lease_ms)
         yield link_pb2.AttachResponse(
-            welcome=link_pb2.Welcome(session=session.id, epoch=self.epoch, tempo=tempo, fleet=FLEET)
+            welcome=link_pb2.Welcome(
+                session=session.id,
+                epoch=self.epoch,
+                tempo=tempo,
+                fleet=FLEET,
+                beat_at=first.hello.beat_at,
+            )
         )
         self.sessions.append(session)
         async with asyncio.TaskGroup() as tasks:
@@ -236,9 +248,10 @@ class FakeScheduler(link_pb2_grpc.AgentLinkServiceServicer, link_pb2_grpc.Enrolm
             report = request.report
             session.heard_at.append(time.monotonic())
             session.reports.append(report)
+            session.beat_at = report.beat_at
             session.cells.update((one.cell_id, one) for one in report.cells)
             if report.sent_at and self.answers_echo:
-                echo = link_pb2.Echo(sent_at=report.sent_at, received_at=time.time())
+                echo = link_pb2.Echo(sent_at=report.sent_at, received_at=time.time(), beat_at=report.beat_at)
                 session.outgoing.put_nowait(link_pb2.AttachResponse(echo=echo))
         session.outgoing.put_nowait(None)
 

@@ -77,6 +77,8 @@ class Fleet:
 
     directory: Path
     name: str = field(default_factory=lambda: f"test-{uuid.uuid4().hex[:12]}")
+    host: str = "127.0.0.1"
+    """The address on which the scheduler listens."""
     scheduler: subprocess.Popen[bytes] | None = None
     agents: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     _data: Path | None = None
@@ -97,11 +99,11 @@ class Fleet:
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self._ports[0]}"
+        return f"{self.host}:{self._ports[0]}"
 
     @property
     def enrol_address(self) -> str:
-        return f"127.0.0.1:{self._ports[1]}"
+        return f"{self.host}:{self._ports[1]}"
 
     def environment(self, **more: str) -> dict[str, str]:
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("GALACTICA_")}
@@ -313,8 +315,9 @@ class Fleet:
         return getattr(self._stub(), call)(request, timeout=timeout_seconds, wait_for_ready=True)
 
     def _story(self) -> str:
-        logs = sorted(self.directory.glob("*.log"))
-        told = [f"--- {log.name}\n{self.log(log.stem)}" for log in logs]
+        logs = sorted((*self.directory.glob("*.log"), *self.directory.glob("lab/**/*.log")))
+        names = [str(log.relative_to(self.directory)) for log in logs]
+        told = [f"--- {name}\n{self.log(name.removesuffix('.log'))}" for name in names]
         with contextlib.suppress(grpc.RpcError, OSError):
             if self.scheduler is not None and self.scheduler.poll() is None:
                 told += [json.dumps(self.status(), indent=1), *map(json.dumps, self.cells()[:20])]

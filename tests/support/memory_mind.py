@@ -33,6 +33,9 @@ class MemoryMind:
     def now(self) -> float:
         return time.time()
 
+    def fleet(self) -> Fleet:
+        return self.core.fleet
+
     def view(self) -> View:
         return self.core.view(self.now())
 

@@ -38,6 +38,7 @@ class Answers:
     status: operator_pb2.GetStatusResponse = field(default_factory=operator_pb2.GetStatusResponse)
     cells: list[operator_pb2.Cell] = field(default_factory=list)
     servers: list[operator_pb2.Server] = field(default_factory=list)
+    providers: list[operator_pb2.Provider] = field(default_factory=list)
     events: list[operator_pb2.Event] = field(default_factory=list)
     certificate: operator_pb2.GetCertificateResponse = field(
         default_factory=operator_pb2.GetCertificateResponse
@@ -80,6 +81,10 @@ class _Service(operator_pb2_grpc.OperatorServiceServicer):
     def ListServers(self, request, context):  # noqa: N802
         self._take(request, context)
         return operator_pb2.ListServersResponse(servers=self._answers.servers)
+
+    def ListProviders(self, request, context):  # noqa: N802
+        self._take(request, context)
+        return operator_pb2.ListProvidersResponse(providers=self._answers.providers)
 
     def WatchEvents(self, request, context):  # noqa: N802
         self._take(request, context)
@@ -140,6 +145,10 @@ class _Service(operator_pb2_grpc.OperatorServiceServicer):
     def DrainServer(self, request, context):  # noqa: N802
         self._take(request, context, Role.ADMIN)
         return operator_pb2.DrainServerResponse(cells=1, position=10)
+
+    def ReleaseStorm(self, request, context):  # noqa: N802
+        self._take(request, context, Role.ADMIN)
+        return operator_pb2.ReleaseStormResponse(servers=3, position=11)
 
     def CreateToken(self, request, context):  # noqa: N802
         self._take(request, context, Role.ADMIN)
@@ -291,3 +300,50 @@ def a_small_fleet(now: float) -> Answers:
         held=[status.held[0]],
     )  # fmt: skip
     return Answers(status=status, cells=cells, servers=servers, events=events, certificate=certificate)
+
+
+def a_pool_in_a_storm(now: float) -> Answers:
+    """A pool of three of which two are silent since 10 s, and a provider that does not answer."""
+    digest = "4e" * 32
+    answers = a_small_fleet(now)
+    answers.servers = [
+        operator_pb2.Server(
+            id="rack/0.3", phase="READY", verdict="suspect", reason="nothing heard for 10.0 s", labels={"zone": "a"},
+            runtimes=["docker"], cells=["web/0.1"], last_beat_at=now - 10, pool="rack", slot=0, generation=3,
+            provider_ref="i-0abc",
+            evidence=[
+                operator_pb2.Evidence(source="agent rack/0.3", says="last heard", at=now - 10),
+                operator_pb2.Evidence(source="neighbour rack/1.1", says="nothing comes back \x1b[2J", at=now - 9),
+            ],
+            neighbours=[
+                operator_pb2.NeighbourAnswer(server_id="rack/1.1", answer="silent"),
+                operator_pb2.NeighbourAnswer(server_id="rack/2.1", answer="answers"),
+                operator_pb2.NeighbourAnswer(server_id="north", answer="silent"),
+            ],
+        ),
+    ]  # fmt: skip
+    answers.cells = [
+        operator_pb2.Cell(
+            id="rack/0.3", group="rack", slot=0, generation=3, kind="server", phase="READY", verdict="suspect",
+            digest=digest, revision=1, ordered_at=now - 90, ready_at=now - 60, runtime_id="i-0abc",
+        ),
+    ]  # fmt: skip
+    answers.status = operator_pb2.GetStatusResponse(
+        fleet=FLEET,
+        healthy=False,
+        groups=[
+            operator_pb2.GroupStatus(kind="pool", name="rack", wanted=3, ready=3, revision=1, provider="cloud"),
+            operator_pb2.GroupStatus(kind="service", name="web", wanted=1, ready=1, revision=2),
+        ],
+        storms=[
+            operator_pb2.Storm(
+                id="rack-1799999990", pool="rack", silent=2, of=3, since=now - 10, expires_at=now + 890,
+                reason="2 of 3 of pool rack fell silent within 60 s",
+            )
+        ],
+    )  # fmt: skip
+    answers.providers = [
+        operator_pb2.Provider(name="cloud", servers=3, trouble="no answer within 30 s", listed_at=now - 40),
+        operator_pb2.Provider(name="local"),
+    ]
+    return answers

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from scheduler.commands import Command, Decommission, Order
+from scheduler.commands import Command, Decommission, DecommissionServer, Order, OrderServer, ProviderCommand
 from scheduler.core import Asked, Core, Start, Turn
 from scheduler.events import AnyEvent, Record
 from scheduler.model import (
@@ -20,10 +20,22 @@ from scheduler.model import (
     Policy,
     Resources,
     RuntimeKind,
+    ServerBody,
     Spec,
 )
 from scheduler.requests import Accepted, ApplyGroups, CreateToken, Enrol, Refused, Request
-from scheduler.sight import Attached, CellReport, CellState, Detached, ProbeStatus, Reported, ServerFacts
+from scheduler.sight import (
+    Attached,
+    CellReport,
+    CellState,
+    Detached,
+    ProbeStatus,
+    Reported,
+    ServerFacts,
+    ServerMade,
+    ServerUnmade,
+)
+from scheduler.vitals import Vitals
 
 START = 1_000_000.0
 SECRET = "5" * 64
@@ -37,6 +49,15 @@ def spec(version: str = "1", **changes: object) -> Spec:
         "ports": {"http": 0},
     }
     return Spec(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def pool(name: str = "rack", size: int = 3, body: str = "{}", **changes: object) -> Group:
+    of = Spec(
+        runtime=RuntimeKind.SERVER,
+        server=ServerBody("local", body),
+        health=HealthSpec(boot_within_seconds=60.0),
+    )
+    return Group(GroupKind.POOL, name, size, of, **changes)  # type: ignore[arg-type]
 
 
 def service(name: str = "web", replicas: int = 1, of: Spec | None = None) -> Group:
@@ -54,8 +75,13 @@ class World:
     core: Core = field(init=False)
     records: list[Record] = field(default_factory=list)
     sent: list[Command] = field(default_factory=list)
+    told_providers: list[ProviderCommand] = field(default_factory=list)
+    deaf_providers: bool = False
+    _errands: list[ProviderCommand] = field(default_factory=list)
     journal_refuses: str = ""
     deaf: set[str] = field(default_factory=set)
+    mute: set[str] = field(default_factory=set)
+    """New servers whose agents say nothing of their vitals by themselves."""
     _tickets: int = 0
     _sessions: int = 0
 
@@ -94,11 +120,12 @@ class World:
 
     def beat(self, *names: str) -> None:
         for name in names or [s for s, seen in self.core.sight.servers.items() if seen.is_open]:
-            self.report(name)
+            if name in self.core.sight.servers:  # what the one before said may have ended this one
+                self.report(name)
 
-    def report(self, server: str, *cells: CellReport) -> None:
+    def report(self, server: str, *cells: CellReport, vitals: Vitals | None = None) -> None:
         seen = self.core.sight.servers[server]
-        self.core.take(Reported(server, seen.session, seen.sequence + 1, self.now, cells))
+        self.core.take(Reported(server, seen.session, seen.sequence + 1, self.now, cells, vitals))
         self.settle()
 
     def ask(self, request: Request, by: str = "operator:ann") -> Accepted:
@@ -128,6 +155,8 @@ class World:
         """Turn until nothing is left to do now."""
         for _ in range(10_000):
             self._finish(self.core.turn([], self.now))
+            while self._errands:
+                self.make(self._errands.pop(0))
             due = self.core.next_look_at()
             if due is None or due > self.now:
                 return
@@ -140,6 +169,9 @@ class World:
         self.core.commit(turn)
         self.records += turn.records
         self.sent += turn.commands
+        self.told_providers += turn.provider_commands
+        if not self.deaf_providers:
+            self._errands += turn.provider_commands
         if self.obedient:
             for command in turn.commands:
                 self.obey(command)
@@ -156,6 +188,20 @@ class World:
             case _:
                 return
         self.core.take(Reported(command.server, seen.session, seen.sequence + 1, self.now, (report,)))
+
+    def make(self, command: ProviderCommand) -> None:
+        """The provider does it at once, and a new server's agent enrols and attaches."""
+        match command:
+            case OrderServer(provider=provider, cell=cell):
+                self.core.take(ServerMade(provider, cell, f"ref-{cell}", self.now))
+                self.join(cell)
+                if cell not in self.mute:
+                    self.report(cell, vitals=Vitals())
+            case DecommissionServer(provider=provider, cell=cell):
+                seen = self.core.sight.servers.get(cell)
+                if seen is not None and seen.is_open:
+                    self.core.take(Detached(cell, seen.session, self.now))
+                self.core.take(ServerUnmade(provider, cell, self.now))
 
     # --- what can be seen -------------------------------------------------------------------------------------
 

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 import pytest
+from msgspec.structs import replace
+from rpds import HashTrieMap
 
 from scheduler import admission
 from scheduler import events as e
@@ -19,6 +21,7 @@ from scheduler.model import (
     ServerKey,
     SlotKey,
     TcpProbe,
+    Token,
     digest_of,
 )
 from scheduler.requests import (
@@ -31,12 +34,13 @@ from scheduler.requests import (
     Enrol,
     EnrolOperator,
     GroupChange,
+    OpenShell,
     RecordRefusal,
     Refused,
     Request,
 )
 from scheduler.sight import Sight
-from tests.support.world import SECRET, START, World, running, service, spec
+from tests.support.world import SECRET, START, World, pool, running, service, spec
 
 ONE, TWO = digest_of(spec("1")), digest_of(spec("2"))
 WRONG = "6" * 64
@@ -83,10 +87,9 @@ def with_token() -> World:
 
 
 def full_of_tokens() -> World:
-    world = World()
-    for number in range(MAX_TOKENS):
-        world.ask(CreateToken(f"t{number}", SECRET, 1, world.now + 10))
-    return world
+    """As after that many requests, which would take minutes."""
+    tokens = (Token(f"t{number}", SECRET, 1, START + 10) for number in range(MAX_TOKENS))
+    return World(fleet=Fleet(tokens=HashTrieMap((token.id, token) for token in tokens)))
 
 
 TOKEN = "the join token is unknown, wrong or used up; ask an operator for a new one"
@@ -101,7 +104,7 @@ REFUSALS = [
         ApplyGroups(tuple(service(f"g{number}", 0) for number in range(10_000))),
         ("too_many_groups", "10001 groups; one scheduler takes at most 10000", False),
     ),
-    (two_ready, DeleteGroup("api"), ("no_such_group", "there is no service api", True)),
+    (two_ready, DeleteGroup("api"), ("no_such_group", "there is no group api", True)),
     (
         two_ready,
         CondemnCell("web/2.1"),
@@ -126,7 +129,7 @@ REFUSALS = [
     (
         full_of_tokens,
         CreateToken("one", SECRET, 1, START + 10),
-        ("too_many_tokens", "1000 join tokens are open; wait until some are used or expire", False),
+        ("too_many_tokens", "10000 join tokens are open; wait until some are used or expire", False),
     ),
     (two_ready, Enrol("nobody", SECRET, "c"), ("token", TOKEN, False)),
     (with_token, Enrol("t", WRONG, "c"), ("token", TOKEN, False)),
@@ -227,7 +230,7 @@ def test_a_deleted_group_that_is_applied_again_while_its_cells_end_is_a_change()
     world = two_ready()
     world.obedient = False
     world.ask(DeleteGroup("web"))
-    with pytest.raises(Refused, match="there is no service web"):
+    with pytest.raises(Refused, match="there is no group web"):
         world.ask(DeleteGroup("web"))
     assert [change.change for change in world.apply(service("web", 2)).changes] == ["changed"]
     assert {cell: phase for cell, phase in world.phases().items() if phase is Phase.ORDERED} == {
@@ -381,3 +384,58 @@ def test_enrolment_looks_at_its_server_alone() -> None:
     admit(draft, CreateToken("t", SECRET, 1, START + 9), "operator:ann")
     admitted = admit(draft, Enrol("t", SECRET, "a"), "server:a")
     assert admitted == admission.Admitted(Accepted(2), {ServerKey("a"): "server:a"})
+
+
+def test_a_shell_begins_the_cells_death_timer_and_a_second_one_does_not_put_it_off() -> None:
+    draft = draft_of(two_ready().core.fleet, START)
+    admitted = admit(draft, OpenShell("web/0.1"), "operator:ann")
+    assert admitted.dirty == {SlotKey("web", 0): "operator:ann"}
+    later = draft_of(draft.fleet, START + 60)
+    admit(later, OpenShell("web/0.1"), "operator:bob")
+    opened = [record.event for record in (*draft.records, *later.records)]
+    dies_at = START + Policy().shell_seconds
+    assert opened == [e.ShellOpened("web/0.1", "ann", dies_at), e.ShellOpened("web/0.1", "bob", dies_at)]
+    assert later.fleet.cell("web/0.1").dies_at == dies_at
+    assert later.fleet.cell("web/1.1").dies_at is None
+
+
+def test_a_shell_in_a_cell_that_is_not_there_is_refused() -> None:
+    with pytest.raises(Refused, match=r"there is no cell web/9\.9, or it is decommissioned already"):
+        admit(draft_of(two_ready().core.fleet), OpenShell("web/9.9"), "operator:ann")
+
+
+def test_age_drift_and_exclusion_are_told_as_differences() -> None:
+    before = service("web", 2)
+    after = replace(
+        before, max_age_seconds=3_600.0, replace_touched=False, spec=replace(before.spec, exclusive=True)
+    )
+    assert differences(before, after) == (
+        "max_age_seconds: 0.0 -> 3600.0",
+        "replace_touched: True -> False",
+        "spec.exclusive: False -> True",
+    )
+
+
+def test_a_name_is_of_one_kind_for_as_long_as_anything_of_it_is_there() -> None:
+    world = two_ready()
+    with pytest.raises(
+        Refused, match="web is a service, and no pool can be; delete it first, or choose"
+    ) as no:
+        world.apply(service("api", 1), pool("web", 1))
+    assert (no.value.rule, world.phases("api")) == ("name_taken", {})
+    world.obedient = False
+    world.ask(DeleteGroup("web"))
+    with pytest.raises(Refused, match="wait until the last of it is gone"):
+        world.apply(pool("web", 1))
+
+
+def test_a_name_is_free_for_another_kind_once_all_of_it_is_gone() -> None:
+    world = two_ready()
+    world.ask(DeleteGroup("web"))
+    assert [change.change for change in world.apply(pool("web", 1)).changes] == ["created"]
+
+
+def test_condemning_a_server_that_joined_by_itself_names_the_verb_for_it() -> None:
+    with pytest.raises(Refused, match="let it go with galactica drain a") as no:
+        two_ready().ask(CondemnCell("a"))
+    assert no.value.rule == "is_server"

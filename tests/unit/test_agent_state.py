@@ -12,6 +12,7 @@ from agent.messages import (
     CellState,
     CloseSession,
     ClosingDown,
+    Compared,
     Connected,
     Death,
     Decommissioned,
@@ -92,7 +93,7 @@ class Agent:
         self.sent += reports
         for report in reports:
             if report.wants_echo and self.scheduler_echoes:
-                self.take(Echoed(report.link, self.now))
+                self.take(Echoed(report.link, self.now, report.beat_at))
         return tuple(one for one in instructions if not isinstance(one, SendReport))
 
     def attach(self, link: int = 1, epoch: int = 1) -> tuple[Instruction, ...]:
@@ -104,7 +105,7 @@ class Agent:
 
     def instruct(self, *verbs: Verb, link: int = 1) -> tuple[Instruction, ...]:
         self.sequence += 1
-        return self.take(Instructed(link, f"s{link}", self.sequence, verbs, self.now))
+        return self.take(Instructed(link, f"s{link}", self.sequence, verbs, self.now, 1))
 
     def sleep(self, seconds: float) -> tuple[Instruction, ...]:
         """Let time pass as a driver would: with a Tick at each look that is due."""
@@ -413,7 +414,7 @@ def test_agent_that_starts_takes_its_cells_over_and_says_hello_with_them() -> No
     started = listed(agent, [found(probed=True), found("web/2.1", alive=False)])
     assert started == (StartProbing(order_of(probed=True), ENDPOINTS),)
     dead_one = CellReport("web/2.1", "d1", CellState.EXITED, endpoints={}, autopsy=AUTOPSY)
-    assert agent.take(Connected(1, agent.now)) == (SendHello(1, (RUNNING, dead_one), 0),)
+    assert agent.take(Connected(1, agent.now)) == (SendHello(1, (RUNNING, dead_one), 0, agent.now),)
 
 
 def test_list_shows_a_death_that_no_event_told_of() -> None:
@@ -466,12 +467,12 @@ def test_list_does_not_disturb_a_cell_that_is_on_its_way() -> None:
 
 def test_stale_batches_are_dropped() -> None:
     agent = attached()
-    agent.take(Instructed(1, "s1", 5, (), agent.now))
+    agent.take(Instructed(1, "s1", 5, (), agent.now, 1))
     for stale in (
-        Instructed(1, "s1", 5, (ORDER,), agent.now),
-        Instructed(1, "s1", 4, (ORDER,), agent.now),
-        Instructed(1, "s0", 6, (ORDER,), agent.now),
-        Instructed(2, "s1", 6, (ORDER,), agent.now),
+        Instructed(1, "s1", 5, (ORDER,), agent.now, 1),
+        Instructed(1, "s1", 4, (ORDER,), agent.now, 1),
+        Instructed(1, "s0", 6, (ORDER,), agent.now, 1),
+        Instructed(2, "s1", 6, (ORDER,), agent.now, 1),
     ):
         assert agent.take(stale) == ()
         assert agent.told() == []
@@ -479,7 +480,7 @@ def test_stale_batches_are_dropped() -> None:
 
 def test_gap_in_the_batches_is_harmless() -> None:
     agent = attached()
-    assert agent.take(Instructed(1, "s1", 9, (ORDER,), agent.now)) == (StartCell(order_of()),)
+    assert agent.take(Instructed(1, "s1", 9, (ORDER,), agent.now, 1)) == (StartCell(order_of()),)
 
 
 def test_scheduler_of_an_older_epoch_is_not_obeyed() -> None:
@@ -488,7 +489,7 @@ def test_scheduler_of_an_older_epoch_is_not_obeyed() -> None:
     assert agent.attach(2, epoch=7)[1:] == (RememberEpoch(7),)
     agent.take(Disconnected(2, agent.now))
     hello, refusal = agent.attach(3, epoch=6)
-    assert hello == SendHello(3, (), 7)
+    assert hello == SendHello(3, (), 7, agent.now)
     assert isinstance(refusal, CloseSession)
     assert agent.instruct(ORDER, link=3) == ()
 
@@ -498,7 +499,7 @@ def test_broken_session_stops_nothing_and_the_next_hello_tells_all() -> None:
     assert agent.take(Disconnected(1, agent.now)) == ()
     agent.take(Died(CELL, AUTOPSY, agent.now))
     assert agent.sent == []
-    assert agent.take(Connected(2, agent.now)) == (SendHello(2, (EXITED,), 1),)
+    assert agent.take(Connected(2, agent.now)) == (SendHello(2, (EXITED,), 1, agent.now),)
 
 
 def test_what_changes_between_hello_and_welcome_is_the_first_report() -> None:
@@ -507,7 +508,7 @@ def test_what_changes_between_hello_and_welcome_is_the_first_report() -> None:
     agent.take(Connected(2, agent.now))
     agent.take(Died(CELL, AUTOPSY, agent.now))
     agent.welcome(2)
-    assert agent.sent == [SendReport(2, "s2", 1, (EXITED,))]
+    assert agent.sent == [SendReport(2, "s2", 1, (EXITED,), beat_at=agent.now)]
 
 
 def test_new_session_takes_over_from_one_that_is_still_open() -> None:
@@ -525,7 +526,7 @@ def test_change_is_told_at_once_and_what_follows_within_the_window_together() ->
     agent = attached()
     agent.sleep(0.5)
     for n in range(5):
-        agent.take(Instructed(1, "s1", n + 1, (Ordered(order_of(f"web/{n}.1")),), agent.now))
+        agent.take(Instructed(1, "s1", n + 1, (Ordered(order_of(f"web/{n}.1")),), agent.now, 1))
     assert [len(one.cells) for one in agent.sent] == [1]
     assert next_look(agent.state) == pytest.approx(agent.now + reporting.WINDOW_SECONDS)
     agent.settle()
@@ -581,7 +582,6 @@ def test_vitals_ride_along_when_due_or_markedly_different() -> None:
     calm, busy = cell_pb2.Vitals(cpu_fraction=0.1), cell_pb2.Vitals(cpu_fraction=0.9)
     same = cell_pb2.Vitals(cpu_fraction=0.12)
     agent.take(VitalsTaken(calm, agent.now))
-    agent.sleep(BEAT)
     assert [one.vitals for one in agent.sent] == [calm]
     agent.take(VitalsTaken(same, agent.now))
     agent.sleep(3 * BEAT)
@@ -589,6 +589,29 @@ def test_vitals_ride_along_when_due_or_markedly_different() -> None:
     agent.settle()
     agent.take(VitalsTaken(busy, agent.now))
     assert agent.sent[-1].vitals == busy
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"engine_latency_ms": 3.0}, {"engine_latency_ms": -1.0}),
+        ({"engine_latency_ms": -1.0}, {"engine_latency_ms": 3.0}),
+        ({"disk_error": ""}, {"disk_error": "EROFS"}),
+        ({"disk_error": "EROFS"}, {"disk_error": ""}),
+        ({"clock_offset_ms": 10.0}, {"clock_offset_ms": -6_000.0}),
+        ({"kernel_errors": 0}, {"kernel_errors": 12}),
+        ({"disk_fraction": 0.8}, {"disk_fraction": 0.99}),
+        ({"pressure_memory": 0.0}, {"pressure_memory": 70.0}),
+    ],
+)
+def test_what_makes_a_server_ill_or_well_is_told_at_once(before, after) -> None:
+    agent = attached()
+    agent.take(VitalsTaken(cell_pb2.Vitals(**before), agent.now))
+    agent.sleep(BEAT)
+    agent.settle()
+    agent.sent.clear()
+    agent.take(VitalsTaken(cell_pb2.Vitals(**after), agent.now))
+    assert [one.vitals for one in agent.sent] == [cell_pb2.Vitals(**after)]
 
 
 def test_progress_of_a_start_is_told_at_most_once_a_second() -> None:
@@ -615,8 +638,41 @@ def test_agent_that_closes_down_ends_its_cells_and_takes_no_order() -> None:
     assert agent.told() == [STOPPING]
 
 
+def test_an_agent_that_leaves_says_so_at_once_and_in_every_session_until_it_is_gone() -> None:
+    agent = attached()
+    agent.settle()
+    agent.sent.clear()
+    agent.take(ClosingDown(agent.now))
+    assert [report.leaving for report in agent.sent] == [True]
+    agent.take(Disconnected(1, agent.now))
+    agent.attach(2)
+    assert [(report.link, report.leaving) for report in agent.sent] == [(1, True), (2, True)]
+
+
 def test_orphan_whose_order_names_no_stop_gets_the_usual_one() -> None:
     agent = attached()
     bare = link_pb2.Order(cell_id=CELL, spec=cell_pb2.Spec(runtime=PROCESS))
     listed(agent, [Found(bare, Running("pid 7", {}, 0.0))])
     assert agent.instruct(DECOMMISSION) == (StopCell(CELL, PROCESS, "SIGTERM", 10.0),)
+
+
+def test_what_hands_did_to_a_cell_is_told_once_and_with_every_whole_report() -> None:
+    agent = running()
+    agent.sleep(1.0)
+    agent.sent.clear()
+    touched = ("sh was run in it by hand (docker exec)",)
+    agent.take(Compared(CELL, (), agent.now))
+    agent.take(Compared(CELL, touched, agent.now))
+    agent.take(Compared(CELL, touched, agent.now))
+    assert [report.cells[0].touched for report in agent.sent] == [touched]
+    agent.take(Disconnected(1, agent.now))
+    (hello,) = agent.take(Connected(2, agent.now))
+    assert isinstance(hello, SendHello)
+    assert hello.inventory[0].touched == touched
+
+
+def test_comparison_of_a_cell_that_does_not_run_says_nothing() -> None:
+    for agent in (stopping(), dead(), attached()):
+        agent.sent.clear()
+        agent.take(Compared(CELL, ("touched",), agent.now))
+        assert agent.sent == []

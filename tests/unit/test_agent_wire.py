@@ -89,8 +89,9 @@ def test_responses_become_events() -> None:
     batch = link_pb2.Instructions(
         session="s1",
         sequence=3,
+        epoch=2,
         instructions=[
-            link_pb2.Instruction(order=order),
+            link_pb2.Instruction(order=order, beat_at=7.5),
             link_pb2.Instruction(decommission=link_pb2.Decommission(cell_id="web/2.1", reason="sick")),
             link_pb2.Instruction(resync=link_pb2.Resync()),
             link_pb2.Instruction(
@@ -101,18 +102,18 @@ def test_responses_become_events() -> None:
         ],
     )
     verbs = (
-        Ordered(order),
+        Ordered(order, 7.5),
         Decommissioned("web/2.1", "sick"),
         ResyncAsked(),
         LogsAsked(7, "web/1.1", 5, follow=True),
         LogsDeclined(7),
     )
-    welcome = link_pb2.Welcome(session="s1", epoch=2, tempo=tempo, fleet="f")
+    welcome = link_pb2.Welcome(session="s1", epoch=2, tempo=tempo, fleet="f", beat_at=8.5)
     for response, event in (
-        (link_pb2.AttachResponse(welcome=welcome), Welcomed(1, "s1", 2, 1.0, 5.0, 9.0)),
+        (link_pb2.AttachResponse(welcome=welcome), Welcomed(1, "s1", 2, 1.0, 5.0, 9.0, 8.5)),
         (link_pb2.AttachResponse(tempo=tempo), Retuned(1, 1.0, 5.0, 9.0)),
-        (link_pb2.AttachResponse(echo=link_pb2.Echo()), Echoed(1, 9.0)),
-        (link_pb2.AttachResponse(instructions=batch), Instructed(1, "s1", 3, verbs, 9.0)),
+        (link_pb2.AttachResponse(echo=link_pb2.Echo(beat_at=8.0)), Echoed(1, 9.0, 8.0)),
+        (link_pb2.AttachResponse(instructions=batch), Instructed(1, "s1", 3, verbs, 9.0, 2)),
         (link_pb2.AttachResponse(), None),
     ):
         assert wire.event(response, link=1, now=9.0) == event

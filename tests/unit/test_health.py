@@ -1,4 +1,4 @@
-"""Every rule of both verdict tables: when it matches, what it says, when to look again, and which rule goes first."""
+"""Every rule on cells: when it matches, what it says, when to look again, and which rule goes first."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 from msgspec.structs import replace
 from rpds import HashTrieMap
 
-from scheduler.health import CELL_RULES, SERVER_RULES, cell_verdict, is_serving, server_verdict
+from scheduler.health import CELL_RULES, cell_verdict, is_serving
 from scheduler.model import (
     Autopsy,
     Cell,
@@ -23,7 +23,6 @@ from scheduler.model import (
     Verdict,
 )
 from scheduler.sight import CellReport, CellState, ProbeStatus, ServerSight, Sight
-from tests.support.world import World
 
 NOW = 1_000.0
 ORDERED_AT = 990.0
@@ -128,6 +127,10 @@ CELL_TABLE: dict[str, tuple[Case, Verdict]] = {
         ),
     ),
     "drained server is not lost": (Case(Phase.READY, probed(0), DRAINED), RUNNING),
+    "fenced": (
+        Case(Phase.READY, shown(CellState.EXITED, autopsy=Autopsy("fenced: nobody", fenced=True))),
+        dead("fenced", "fenced: nobody"),
+    ),
     "exited with autopsy": (
         Case(Phase.READY, shown(CellState.EXITED, autopsy=Autopsy("exited with 1", exit_code=1))),
         dead("exited", "exited with 1"),
@@ -238,7 +241,7 @@ def test_where_two_rules_on_cells_match_the_first_one_is_told(pair: str) -> None
 
 def test_the_tables_cover_every_rule_on_cells() -> None:
     told = {expected.rule for _, expected in CELL_TABLE.values()}
-    ruled = {"server_lost", "exited", "start_failed", "vanished", "boot_timeout", "probe_failed"}
+    ruled = {"server_lost", "fenced", "exited", "start_failed", "vanished", "boot_timeout", "probe_failed"}
     assert told == ruled | {"server_silent", "probe_failing", "booting", "running"}
     assert len(CELL_RULES) == len(told) - 2  # one rule tells both endings, and "running" is what is left
 
@@ -264,180 +267,3 @@ def test_a_cell_serves_when_it_runs_and_its_probe_passes(
     reports = HashTrieMap({"web/0.1": report} if report else {})
     sight = Sight(servers=HashTrieMap({"a": ServerSight("s1", 900.0, HEARD_AT, reports=reports)}))
     assert is_serving(cell, spec, sight) is serves
-
-
-# --- servers ------------------------------------------------------------------------------------------------------
-
-
-HEARD = Evidence("agent a", "last heard", HEARD_AT)
-KEEPS = "it keeps its cells until the lease ends"
-
-
-def of_server(
-    server: Server, seen: ServerSight | None, now: float, trusted_since: float = 0.0, servers: int = 1
-) -> Verdict:
-    sight = Sight(trusted_since, HashTrieMap({"a": seen} if seen else {}))
-    return server_verdict(server, sight, now, Policy(), servers)
-
-
-def open_and_silent(now: float) -> tuple[Evidence, ...]:
-    return (HEARD, Evidence("link", "its stream is open and silent", now))
-
-
-STREAM_CLOSED = (HEARD, Evidence("link", "its stream was closed", 999.5))
-NO_SESSION = "no session since this scheduler started"
-
-SERVER_TABLE: dict[str, tuple[Verdict, Verdict]] = {
-    "beats": (
-        of_server(UP, OPEN, NOW),
-        Verdict(Health.HEALTHY, "beating", "it beats", next_look_at=HEARD_AT + 5),
-    ),
-    "two beats and a half": (
-        of_server(UP, OPEN, HEARD_AT + 2.5),
-        Verdict(Health.HEALTHY, "beating", "it beats", next_look_at=HEARD_AT + 5),
-    ),
-    "more than two beats and a half": (
-        of_server(UP, OPEN, HEARD_AT + 3.0),
-        Verdict(
-            Health.SUSPECT,
-            "beats_missed",
-            f"nothing heard for 3.0 s; {KEEPS}",
-            open_and_silent(HEARD_AT + 3.0),
-            HEARD_AT + 5,
-        ),
-    ),
-    "its lease ends": (
-        of_server(UP, OPEN, HEARD_AT + 5.0),
-        Verdict(
-            Health.DEAD,
-            "lease_expired",
-            "nothing heard for 5.0 s, longer than its lease of 5 s",
-            open_and_silent(HEARD_AT + 5.0),
-        ),
-    ),
-    "its stream closed": (
-        of_server(UP, CLOSED, NOW),
-        Verdict(
-            Health.SUSPECT, "stream_closed", f"its stream is closed; {KEEPS}", STREAM_CLOSED, HEARD_AT + 5
-        ),
-    ),
-    "its lease ends after its stream closed": (
-        of_server(UP, CLOSED, HEARD_AT + 5.25),
-        Verdict(
-            Health.DEAD,
-            "lease_expired",
-            "nothing heard for 5.2 s, longer than its lease of 5 s",
-            STREAM_CLOSED,
-        ),
-    ),
-    "no session yet counts from its joining": (
-        of_server(UP, None, 901.0),
-        Verdict(
-            Health.SUSPECT,
-            "stream_closed",
-            f"its stream is closed; {KEEPS}",
-            (Evidence("agent a", "last heard", 900.0), Evidence("scheduler", NO_SESSION, 901.0)),
-            905.0,
-        ),
-    ),
-    "silence before this scheduler's start counts for nothing": (
-        of_server(UP, None, NOW, trusted_since=998.0),
-        Verdict(
-            Health.SUSPECT,
-            "stream_closed",
-            f"its stream is closed; {KEEPS}",
-            (Evidence("agent a", "last heard", 998.0), Evidence("scheduler", NO_SESSION, NOW)),
-            1_003.0,
-        ),
-    ),
-    "no session for a whole lease after this scheduler's start": (
-        of_server(UP, None, NOW, trusted_since=995.0),
-        Verdict(
-            Health.DEAD,
-            "lease_expired",
-            "nothing heard for 5.0 s, longer than its lease of 5 s",
-            (Evidence("agent a", "last heard", 995.0), Evidence("scheduler", NO_SESSION, NOW)),
-        ),
-    ),
-    "the lease of a large fleet is stretched": (
-        of_server(UP, OPEN, HEARD_AT + 9.9, servers=2_000),
-        Verdict(
-            Health.SUSPECT,
-            "beats_missed",
-            f"nothing heard for 9.9 s; {KEEPS}",
-            open_and_silent(HEARD_AT + 9.9),
-            HEARD_AT + 10,
-        ),
-    ),
-    "enrolled and not attached": (
-        of_server(Server("a", 0, Phase.ORDERED), None, NOW),
-        Verdict(Health.HEALTHY, "enrolled", "it enrolled and has not attached yet"),
-    ),
-    "lost": (
-        of_server(LOST, OPEN, NOW),
-        Verdict(
-            Health.DEAD,
-            "lease_expired",
-            "condemned: lease_expired",
-            (Evidence("scheduler", "condemned by rule lease_expired", 995.0),),
-        ),
-    ),
-    "drained and still beating": (
-        of_server(DRAINED, OPEN, NOW),
-        Verdict(Health.HEALTHY, "beating", "it beats", next_look_at=HEARD_AT + 5),
-    ),
-    "drained and dying": (
-        of_server(DRAINED, OPEN, HEARD_AT + 5),
-        Verdict(
-            Health.DEAD,
-            "lease_expired",
-            "nothing heard for 5.0 s, longer than its lease of 5 s",
-            open_and_silent(HEARD_AT + 5),
-        ),
-    ),
-    "drained to the end": (
-        of_server(
-            replace(DRAINED, phase=Phase.DECOMMISSIONED),
-            None,
-            NOW,
-        ),
-        Verdict(
-            Health.HEALTHY,
-            "operator",
-            "condemned: operator",
-            (Evidence("scheduler", "condemned by rule operator", 995.0),),
-        ),
-    ),
-}
-
-
-@pytest.mark.parametrize("story", SERVER_TABLE)
-def test_each_rule_on_servers_says_what_it_saw(story: str) -> None:
-    verdict, expected = SERVER_TABLE[story]
-    assert verdict == expected
-
-
-@pytest.mark.parametrize(
-    ("first", "verdict"),
-    [
-        ("lease_expired", of_server(UP, CLOSED, HEARD_AT + 60)),
-        ("stream_closed", of_server(UP, CLOSED, HEARD_AT + 4)),
-        ("enrolled", of_server(Server("a", 0, Phase.ORDERED), CLOSED, HEARD_AT + 60)),
-    ],
-)
-def test_where_two_rules_on_servers_match_the_first_one_is_told(first: str, verdict: Verdict) -> None:
-    assert verdict.rule == first
-
-
-def test_the_table_covers_every_rule_on_servers() -> None:
-    told = {expected.rule for _, expected in SERVER_TABLE.values()}
-    assert told == {"beating", "beats_missed", "lease_expired", "stream_closed", "enrolled", "operator"}
-    assert len(SERVER_RULES) == len(told) - 1  # "beating" is what is left; a condemned one tells its own rule
-
-
-def test_a_lost_server_that_carried_no_cell_is_decommissioned_like_any_other() -> None:
-    world = World()
-    world.join("a")
-    world.detach("a")
-    world.advance(6)
-    assert world.core.fleet.servers["a"].phase is Phase.DECOMMISSIONED

@@ -20,6 +20,7 @@ from scheduler.model import (
     Spec,
     Stop,
     TcpProbe,
+    digest_of,
 )
 
 WHOLE = """\
@@ -36,6 +37,9 @@ health: {http: {port: http, path: /}, every: 1s, timeout: 500ms, sick_after: 3, 
 stop: {signal: SIGTERM, grace: 10s}
 placement: {spread: server, require: {zone: a}}
 writable: [/var/cache/app]
+exclusive: true
+max_age: 30d
+drift: report
 """
 
 SMALL = "kind: service\nname: web\ncommand: [serve]\n"
@@ -69,7 +73,10 @@ def test_a_manifest_with_every_key_means_what_it_says():
                 stop=Stop("SIGTERM", 10.0),
                 writable=("/var/cache/app",),
                 placement=Placement("server", {"zone": "a"}),
+                exclusive=True,
             ),
+            max_age_seconds=30 * 86_400.0,
+            replace_touched=False,
         ),
     )
 
@@ -239,7 +246,7 @@ MISTAKES = [
     ("health: {exec: {command: true}}", '4:26: health.exec.command: must be a list of words; write ["true"]'),
     (
         "health: {exec: {command: [x]}, every: 5}",
-        "4:39: health.every: '5' has no unit; write ms, s, m or h, such as 5s",
+        "4:39: health.every: '5' has no unit; write ms, s, m, h or d, such as 5s",
     ),
     (
         "health: {exec: {command: [x]}, every: 1ms}",
@@ -247,7 +254,7 @@ MISTAKES = [
     ),
     (
         "health: {exec: {command: [x]}, every: 1sec}",
-        "4:39: health.every: the unit 'sec' is not known; write ms, s, m or h, such as 1s",
+        "4:39: health.every: the unit 'sec' is not known; write ms, s, m, h or d, such as 1s",
     ),
     (
         "health: {exec: {command: [x]}, timeout: 0s}",
@@ -299,8 +306,8 @@ def test_a_mistake_is_told_at_its_place(written, said):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", ["web.yaml: holds no document; a manifest begins with kind: service"]),
-        ("- a\n", ["web.yaml:1:1: a manifest is a mapping that begins with kind: service"]),
+        ("", ["web.yaml: holds no document; a manifest begins with kind: service or pool"]),
+        ("- a\n", ["web.yaml:1:1: a manifest is a mapping that begins with kind: service or kind: pool"]),
         ("name: web\ncommand: [x]\n", ["web.yaml:1:1: kind: is missing; write kind: service"]),
         ("kind: service\ncommand: [x]\n", ["web.yaml:1:1: name: is missing; every service needs a name"]),
         (
@@ -311,7 +318,7 @@ def test_a_mistake_is_told_at_its_place(written, said):
             "kind: servise\nname: w\ncommand: [x]\n",
             ["web.yaml:1:7: kind: 'servise' is not known; did you mean 'service'?"],
         ),
-        ("kind: pool\nnodes: 3\n", ["web.yaml:1:7: kind: 'pool' is not known; write service"]),
+        ("kind: cronjob\nnodes: 3\n", ["web.yaml:1:7: kind: 'cronjob' is not known; write service or pool"]),
         (
             "kind: service\nname: web\n",
             ['web.yaml:1:1: command: is missing; a process needs one, such as ["program", "argument"]'],
@@ -366,7 +373,7 @@ def test_all_mistakes_of_all_documents_are_told_at_once():
         "web.yaml:3:1: replcas: there is no such key; did you mean 'replicas'?",
         "web.yaml:5:15: ports.http: 99999 is not between 1 and 65535",
         "web.yaml:6:23: health.http.port: 'htp' names no port; did you mean 'http'?",
-        "web.yaml:6:36: health.every: '5' has no unit; write ms, s, m or h, such as 5s",
+        "web.yaml:6:36: health.every: '5' has no unit; write ms, s, m, h or d, such as 5s",
         "web.yaml:11:16: stop.signal: 'KILL' is no signal that ends a program; did you mean 'SIGKILL'?",
     ]
 
@@ -432,3 +439,44 @@ def test_files_that_cannot_be_read_are_told_beside_the_mistakes_of_the_others(tm
 def test_a_thousand_mistakes_are_counted_and_not_all_shown():
     text = SMALL + "".join(f"x{n}: 1\n" for n in range(1_000))
     assert mistakes(text)[-1] == "and 900 more"
+
+
+@pytest.mark.parametrize(
+    ("written", "complaint"),
+    [
+        ("exclusive: yes", "web.yaml:4:12: exclusive: must be true or false, not 'yes'"),
+        ("exclusive: 1", "web.yaml:4:12: exclusive: must be true or false, not '1'"),
+        ("drift: repot", "web.yaml:4:8: drift: 'repot' is not known; did you mean 'report'?"),
+        ("drift: [report]", "web.yaml:4:8: drift: must be one value, not a list"),
+        (
+            "max_age: 30days",
+            (
+                "web.yaml:4:10: max_age: the unit 'days' is not known; "
+                "write ms, s, m, h or d, such as 30d (here: 30days)"
+            ),
+        ),
+        (
+            "max_age: 0s",
+            (
+                "web.yaml:4:10: max_age: must be above 0; "
+                "leave it out where cells may grow as old as they like (here: 0s)"
+            ),
+        ),
+        ("max_age: 4000d", "web.yaml:4:10: max_age: is not between 1s and 3650d (here: 4000d)"),
+        ("max_age: 1ms", "web.yaml:4:10: max_age: is not between 1s and 3650d (here: 1ms)"),
+    ],
+)
+def test_mistakes_about_age_drift_and_exclusion_are_told_at_their_place(written, complaint):
+    assert mistakes(f"{SMALL}{written}\n") == [complaint]
+
+
+def test_an_age_is_told_in_days_or_hours():
+    (days,), (hours,) = parse(f"{SMALL}max_age: 1.5d\n", "a"), parse(f"{SMALL}max_age: 12h\n", "a")
+    assert (days.max_age_seconds, hours.max_age_seconds) == (129_600.0, 43_200.0)
+
+
+def test_what_is_not_the_spec_can_change_without_a_new_digest():
+    (plain,), (kept,) = parse(SMALL, "a"), parse(f"{SMALL}max_age: 12h\ndrift: report\n", "a")
+    (exclusive,) = parse(f"{SMALL}exclusive: true\n", "a")
+    assert digest_of(plain.spec) == digest_of(kept.spec)
+    assert digest_of(plain.spec) != digest_of(exclusive.spec)

@@ -129,6 +129,11 @@ def test_no_cell_goes_to_a_silent_server(silence: float, answer: str | Unplaceab
     assert place(spec(), [server("a")], sight_of(fleet_of(server("a")), NOW - silence)) == answer
 
 
+def test_no_cell_goes_to_a_server_that_leaves() -> None:
+    leaving = Sight(servers=HashTrieMap({"a": ServerSight("s1", 0.0, NOW, is_leaving=True)}))
+    assert place(spec(), [server("a")], leaving) == Unplaceable(1, (("are leaving", 1),))
+
+
 def test_no_cell_goes_where_no_session_is_open() -> None:
     closed = Sight(servers=HashTrieMap({"a": ServerSight("s1", 0.0, NOW, closed_at=NOW)}))
     for sight in (Sight(), closed):

@@ -86,7 +86,7 @@ def test_the_contract_has_no_verb_for_changing_what_exists():
 
 def test_two_verbs_travel_to_an_agent():
     """Besides questions (resync, logs), of which none touches a cell."""
-    verbs = {field.name for field in link_pb2.Instruction.DESCRIPTOR.fields}
+    verbs = {field.name for field in link_pb2.Instruction.DESCRIPTOR.oneofs_by_name["verb"].fields}
     assert verbs == {"order", "decommission", "resync", "fetch_logs", "stop_logs"}
 
 

@@ -1,12 +1,23 @@
 """Statements about what the core decides, told through a small world in which agents obey at once."""
 
 import pytest
+from msgspec.structs import replace
 
 from scheduler import events as e
 from scheduler.commands import Decommission, Order, Resync
-from scheduler.model import Health, HealthSpec, HttpProbe, Phase, Placement, Policy, Resources, SlotKey
+from scheduler.model import (
+    Evidence,
+    Health,
+    HealthSpec,
+    HttpProbe,
+    Phase,
+    Placement,
+    Policy,
+    Resources,
+    SlotKey,
+)
 from scheduler.reconcile import reconcile
-from scheduler.requests import CondemnCell, DeleteGroup, DrainServer, Refused
+from scheduler.requests import CondemnCell, DeleteGroup, DrainServer, OpenShell, Refused
 from scheduler.sight import Reported
 from tests.support.world import World, exited, gone, running, service, spec, starting
 
@@ -227,7 +238,7 @@ def test_a_spec_that_never_gets_ready_takes_only_one_cell_hostage_and_kills_none
         world.report(server_of(world, f"web/0.{generation}"), exited(f"web/0.{generation}"))
     phases = world.phases()
     assert (phases["web/0.1"], phases["web/1.1"], phases["web/2.1"]) == (CONDEMNED, READY, READY)
-    assert world.held() >= {"backoff"}
+    assert world.held() >= {"spec_blamed"}
 
 
 def test_going_back_to_the_old_spec_orders_afresh_and_never_revives_the_condemned() -> None:
@@ -320,8 +331,20 @@ def test_a_scheduler_that_was_stalled_trusts_no_silence_from_before() -> None:
     world.now += 60
     world.settle()
     assert world.events(e.ServerCondemned) == []
-    world.advance(5.5, beating=False)
-    assert len(world.events(e.ServerCondemned)) == 3
+    for _ in range(11):
+        world.now += 0.5
+        world.beat("b", "c")
+    assert [event.server for event in world.events(e.ServerCondemned)] == ["a"]
+
+
+def test_when_all_fall_silent_together_the_scheduler_doubts_itself_until_the_hold_ends() -> None:
+    world = three_ready()
+    world.advance(60, beating=False)
+    assert world.events(e.ServerCondemned) == []
+    assert world.held() == {"storm"}
+    world.beat()
+    world.advance(2)
+    assert world.held() == set()
 
 
 def test_a_cell_that_its_agent_no_longer_has_is_dead() -> None:
@@ -462,3 +485,36 @@ def test_fixed_process_ports_put_at_most_one_cell_of_a_group_on_a_server() -> No
     assert sorted(world.phases().values()) == [READY, READY]
     (hold,) = world.core.view(world.now).holds
     assert "fixed port in use" in hold.reason
+
+
+def test_a_touched_cell_is_a_snowflake_and_is_replaced_before_it_goes() -> None:
+    world = three_ready()
+    world.obedient = False
+    differences = ("file /etc/motd was changed", "sh was run in it by hand (docker exec)")
+    server = server_of(world, "web/1.1")
+    world.report(server, replace(running("web/1.1"), touched=differences))
+    (event,) = world.events(e.CellCondemned)
+    assert (event.rule, event.reason) == ("touched", f"touched: {differences[0]}; {differences[1]}")
+    assert event.evidence == tuple(Evidence(f"agent {server}", one, world.now) for one in differences)
+    assert world.phases()["web/1.1"] is CONDEMNED
+    assert world.phases()["web/1.2"] is ORDERED
+
+
+def test_a_touched_cell_is_only_reported_where_its_group_says_so() -> None:
+    world = World()
+    world.join("a")
+    world.apply(replace(service(), replace_touched=False))
+    world.report("a", replace(running("web/0.1"), touched=("file /etc/motd was changed",)))
+    assert world.phases() == {"web/0.1": READY}
+
+
+def test_a_shell_begins_a_cells_death_timer() -> None:
+    world = three_ready()
+    world.ask(OpenShell("web/1.1"))
+    dies_at = world.cell("web/1.1").dies_at
+    assert dies_at is not None
+    world.advance(dies_at - world.now - 1)
+    assert world.phases()["web/1.1"] is READY
+    world.advance(2)
+    assert world.cell("web/1.1").condemned_by == "touched"
+    assert world.phases()["web/1.2"] is READY

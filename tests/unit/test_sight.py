@@ -6,23 +6,37 @@ from rpds import HashTrieMap
 
 from scheduler.model import Resources, RuntimeKind
 from scheduler.sight import (
+    Answer,
     Attached,
     CellReport,
     CellState,
     Detached,
     Observation,
     Observed,
+    ProviderListed,
+    ProviderServer,
+    ProviderSight,
+    ProviderSilent,
+    ProviderState,
     Reported,
     ServerFacts,
+    ServerMade,
+    ServerNotMade,
     ServerSight,
+    ServerUnmade,
     Sight,
     Told,
     Vitals,
+    WillRead,
     doubt,
     forget,
+    forget_place,
+    forget_server,
     observe,
     tell,
+    tell_provider,
 )
+from scheduler.sight import Testimony as Saying  # a name that pytest does not take for a test
 
 FACTS = ServerFacts({"zone": "a"}, Resources(4_000), 9, (RuntimeKind.PROCESS,), "0.1")
 ONE = CellReport("web/0.1", "d", CellState.RUNNING, "pid 7")
@@ -42,7 +56,7 @@ def report(sequence: int = 1, at: float = 101.0, *cells: CellReport, **more) -> 
 
 
 def test_an_attachment_shows_the_whole_inventory_and_everything_is_news() -> None:
-    expected = Observed(sight_of(BASE, 7.0), ("web/0.1", "web/1.1"), server=True, everything=True)
+    expected = Observed(sight_of(BASE, 7.0), "a", ("web/0.1", "web/1.1"), everything=True, servers=("a",))
     assert observe(Sight(trusted_since=7.0), ATTACHED) == expected
 
 
@@ -50,7 +64,9 @@ def test_a_new_session_starts_from_nothing_that_the_old_one_showed_or_was_told()
     old = tell(doubt(sight_of(replace(BASE, sequence=9, vitals=VITALS)), "a"), "a", "web/0.1", "Order", 100.5)
     again = Attached("a", "s2", 110.0, FACTS, (TWO,))
     fresh = ServerSight("s2", 110.0, 110.0, facts=FACTS, reports=HashTrieMap({"web/1.1": TWO}))
-    assert observe(old, again) == Observed(sight_of(fresh), ("web/1.1",), server=True, everything=True)
+    assert observe(old, again) == Observed(
+        sight_of(fresh), "a", ("web/1.1",), everything=True, servers=("a",)
+    )
 
 
 @pytest.mark.parametrize(
@@ -68,8 +84,8 @@ def test_a_new_session_starts_from_nothing_that_the_old_one_showed_or_was_told()
             BASE,
             report(1, 101.0, vitals=VITALS),
             {"heard_at": 101.0, "sequence": 1, "vitals": VITALS},
-            {},
-            id="vitals",
+            {"servers": ("a",)},
+            id="the first vitals, on which readiness waits",
         ),
         pytest.param(
             replace(BASE, vitals=VITALS),
@@ -89,13 +105,13 @@ def test_a_new_session_starts_from_nothing_that_the_old_one_showed_or_was_told()
             BASE, report(1, 102.0), {"heard_at": 102.0, "sequence": 1}, {}, id="a silence that is no news"
         ),
         pytest.param(
-            BASE, report(1, 102.1), {"heard_at": 102.1, "sequence": 1}, {"server": True}, id="a silence that is news"
+            BASE, report(1, 102.1), {"heard_at": 102.1, "sequence": 1}, {"servers": ("a",)}, id="a silence that is news"
         ),
         pytest.param(
             BASE,
             report(3),
             {"heard_at": 101.0, "sequence": 3, "is_doubtful": True},
-            {"server": True},
+            {"servers": ("a",)},
             id="a hole in the numbers",
         ),
         pytest.param(
@@ -116,13 +132,13 @@ def test_a_new_session_starts_from_nothing_that_the_old_one_showed_or_was_told()
             BASE,
             report(5, 101.0, ONE, TWO, complete=True),
             {"heard_at": 101.0, "sequence": 5},
-            {"cells": ("web/0.1", "web/1.1"), "server": True, "everything": True},
+            {"cells": ("web/0.1", "web/1.1"), "servers": ("a",), "everything": True},
             id="a hole closed by everything",
         ),
     ],
 )  # fmt: skip
 def test_a_report_changes_what_it_says_and_tells_what_is_news(before, reported, after, news) -> None:
-    assert observe(sight_of(before), reported) == Observed(sight_of(replace(before, **after)), **news)
+    assert observe(sight_of(before), reported) == Observed(sight_of(replace(before, **after)), "a", **news)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +164,7 @@ def test_what_is_stale_changes_nothing(seen: ServerSight, observation: Observati
 def test_a_session_that_ends_keeps_what_it_showed() -> None:
     closed = replace(BASE, closed_at=105.0)
     assert observe(sight_of(BASE), Detached("a", "s1", 105.0, "reset")) == Observed(
-        sight_of(closed), server=True
+        sight_of(closed), servers=("a",)
     )
     assert (BASE.is_open, closed.is_open) == (True, False)
 
@@ -182,3 +198,119 @@ def test_what_is_not_seen_is_not_told_forgotten_or_doubted() -> None:
     assert doubt(sight, "b") is sight
     assert forget(sight, "b", "web/0.1") is sight
     assert forget(sight, "a", "web/9.1") is sight
+
+
+# --- what neighbours, the bus and providers say ---------------------------------------------------------------------
+
+
+SILENT = Saying("b", Answer.SILENT, 100.5)
+ANSWERS = Saying("b", Answer.ANSWERS, 101.5)
+
+
+def test_the_newest_testimony_of_each_neighbour_counts_until_it_is_withdrawn() -> None:
+    first = observe(sight_of(BASE), report(1, 101.0, testimonies=(SILENT,)))
+    assert (first.servers, first.sight.about) == (("b",), HashTrieMap({"b": HashTrieMap({"a": SILENT})}))
+    second = observe(first.sight, report(2, 102.0, testimonies=(ANSWERS,)))
+    assert (second.servers, second.sight.about) == (("b",), HashTrieMap({"b": HashTrieMap({"a": ANSWERS})}))
+    third = observe(second.sight, report(3, 103.0, withdrawn=("b",)))
+    assert (third.servers, third.sight.about) == (("b",), HashTrieMap())
+
+
+def test_what_one_neighbour_withdraws_another_still_says() -> None:
+    other = HashTrieMap({"b": HashTrieMap({"a": SILENT, "c": SILENT})})
+    sight = replace(sight_of(BASE), about=other)
+    after = observe(sight, report(1, 101.0, withdrawn=("b",))).sight
+    assert after.about == HashTrieMap({"b": HashTrieMap({"c": SILENT})})
+
+
+def test_a_last_will_is_news_and_an_attachment_revokes_it() -> None:
+    read = observe(sight_of(BASE), WillRead("a", 101.0))
+    assert read == Observed(replace(sight_of(BASE), wills=HashTrieMap({"a": 101.0})), servers=("a",))
+    assert observe(read.sight, ATTACHED).sight.wills == HashTrieMap()
+
+
+MADE = ProviderServer("rack/0.1", "ref-1", ProviderState.RUNNING)
+OTHER = ProviderServer("rack/1.1", "ref-2", ProviderState.RUNNING)
+KNOWN = ProviderSight(HashTrieMap({"rack/0.1": MADE}), listed_at=50.0)
+
+
+def provided(known: ProviderSight) -> Sight:
+    return Sight(providers=HashTrieMap({"p": known}))
+
+
+@pytest.mark.parametrize(
+    ("said", "after", "made"),
+    [
+        pytest.param(
+            ServerMade("p", "rack/1.1", "ref-2", 60.0),
+            {"servers": KNOWN.servers.insert("rack/1.1", OTHER)},
+            ("rack/1.1",),
+            id="took an order",
+        ),
+        pytest.param(
+            ServerNotMade("p", "rack/1.1", "no quota", 60.0),
+            {"refused": HashTrieMap({"rack/1.1": "no quota"})},
+            ("rack/1.1",),
+            id="refused an order",
+        ),
+        pytest.param(
+            ServerUnmade("p", "rack/0.1", 60.0),
+            {
+                "servers": HashTrieMap(
+                    {"rack/0.1": ProviderServer("rack/0.1", "", ProviderState.GONE, "deleted")}
+                )
+            },
+            ("rack/0.1",),
+            id="deleted one",
+        ),
+        pytest.param(ProviderSilent("p", "no route", 60.0), {"trouble": "no route"}, (), id="is silent"),
+        pytest.param(
+            ProviderListed("p", (MADE, OTHER), 60.0, 61.0),
+            {"servers": HashTrieMap({"rack/0.1": MADE, "rack/1.1": OTHER}), "listed_at": 60.0},
+            ("rack/1.1",),
+            id="lists one more",
+        ),
+        pytest.param(
+            ProviderListed("p", (OTHER,), 60.0, 61.0),
+            {"servers": HashTrieMap({"rack/1.1": OTHER}), "listed_at": 60.0},
+            ("rack/1.1", "rack/0.1"),
+            id="lists another",
+        ),
+        pytest.param(
+            ProviderListed("p", (), 60.0, 61.0),
+            {"listed_at": 60.0},
+            (),
+            id="an empty list proves no death",
+        ),
+    ],
+)
+def test_a_provider_says_what_it_has(said: Observation, after: dict, made: tuple[str, ...]) -> None:
+    expected = Observed(provided(replace(KNOWN, **after)), provider="p", made=made)
+    assert observe(provided(KNOWN), said) == expected
+
+
+def test_a_provider_that_answers_again_is_in_trouble_no_more() -> None:
+    sight = provided(replace(KNOWN, trouble="no route"))
+    assert observe(sight, ProviderListed("p", (MADE,), 60.0, 61.0)).sight == provided(
+        replace(KNOWN, listed_at=60.0)
+    )
+
+
+def test_a_server_cell_that_is_forgotten_leaves_nothing_behind() -> None:
+    told = tell_provider(provided(KNOWN), "p", "rack/0.1", "OrderServer", 60.0)
+    assert told == provided(replace(KNOWN, told=HashTrieMap({"rack/0.1": Told("OrderServer", 60.0)})))
+    told = replace(told, about=HashTrieMap({"rack/0.1": HashTrieMap({"a": SILENT})}))
+    assert forget_server(told, "p", "rack/0.1") == provided(ProviderSight(listed_at=50.0))
+    assert forget_server(told, "q", "rack/0.1") is told
+
+
+def test_a_server_that_is_gone_for_good_is_forgotten_with_all_that_it_said_and_others_said_of_it() -> None:
+    said = HashTrieMap({"b": HashTrieMap({"a": SILENT, "c": SILENT}), "c": HashTrieMap({"a": SILENT})})
+    sight = replace(
+        observe(sight_of(BASE), report(1, 101.0, vitals=Vitals(disk_fraction=1.0))).sight,
+        about=said.insert("a", HashTrieMap({"b": SILENT})),
+        wills=HashTrieMap({"a": 1.0, "b": 2.0}),
+    )
+    assert forget_place(sight, "a") == Sight(
+        about=HashTrieMap({"b": HashTrieMap({"c": SILENT})}), wills=HashTrieMap({"b": 2.0})
+    )

@@ -15,6 +15,7 @@ from scheduler.model import (
     Autopsy,
     Backoff,
     Cell,
+    Death,
     Evidence,
     Fleet,
     GroupState,
@@ -120,6 +121,9 @@ def test_a_legal_event_changes_what_it_is_about_and_nothing_else(phase: Phase, m
     assert find(after) == expected
     gone = expected.phase is Phase.DECOMMISSIONED
     state, server = before.groups["web"], before.servers["a"]
+    if move is e.CellCondemned:  # the death is remembered where diagnosis looks for it
+        death = Death("web", expected.digest, "a", "probe_failed", now)
+        state, server = replace(state, deaths=(death,)), replace(server, deaths=(death,))
     assert after == replace(
         before,
         position=after.position,
@@ -268,6 +272,10 @@ def recount(state: GroupState) -> Tally:
         replacing=len(waiting),
         surging=len(waiting & {c.slot for c in booting}),
         outdated=sum(c.digest != state.digest for c in cells if c not in condemned),
+        extra=sum(
+            max(0, sum(c.condemned_health is not Health.DEAD for c in slot.cells) - 1)
+            for slot in state.slots.values()
+        ),
     )
 
 
@@ -281,9 +289,12 @@ TALLIES: list[tuple[tuple[AnyEvent, ...], Tally]] = [
     ((ORDERED, READY, DEAD), Tally(condemned=1)),
     ((ORDERED, BOOTING, SICK), Tally(condemned=1)),
     ((ORDERED, READY, SICK, DRAINING), Tally(condemned=1)),
-    ((ORDERED, READY, SICK, SECOND), Tally(booting=1, condemned=1, replacing=1, surging=1)),
+    ((ORDERED, READY, SICK, SECOND), Tally(booting=1, condemned=1, replacing=1, surging=1, extra=1)),
     ((ORDERED, READY, DEAD, SECOND), Tally(booting=1, condemned=1)),
-    ((ORDERED, READY, SICK, SECOND, e.CellReady("web/0.2")), Tally(ready=1, condemned=1, replacing=1)),
+    (
+        (ORDERED, READY, SICK, SECOND, e.CellReady("web/0.2")),
+        Tally(ready=1, condemned=1, replacing=1, extra=1),
+    ),
     ((ORDERED, READY, SICK, SECOND, DRAINING, GONE), Tally(booting=1)),
     ((ORDERED, READY, SICK, DRAINING, GONE), Tally()),
     ((ORDERED, READY, e.GroupApplied(service("web", 1, spec("2")), TWO, 2)), Tally(ready=1, outdated=1)),

@@ -4,7 +4,7 @@ import pytest
 from galactica.v1 import cell_pb2, operator_pb2
 from msgspec.structs import replace
 
-from scheduler import history, views
+from scheduler import history, server_views, views
 from scheduler.model import Policy
 from scheduler.requests import CondemnCell, DeleteGroup, DrainServer
 from tests.support.world import START, World, exited, gone, running, service, spec, starting
@@ -192,7 +192,7 @@ class TestServers:
         world = World()
         world.join("a", labels={"zone": "x"}, memory_bytes=100)
         world.apply(service("web", 2))
-        (shown,) = views.servers(view(world))
+        (shown,) = server_views.servers(view(world))
         assert shown == operator_pb2.Server(
             id="a",
             phase="READY",
@@ -204,25 +204,26 @@ class TestServers:
             used=cell_pb2.Capacity(),
             cells=["web/0.1", "web/1.1"],
             last_beat_at=START,
+            evidence=[operator_pb2.Evidence(source="agent a", says="it beats", at=START)],
         )
 
     def test_silent_server_is_suspect_and_then_dead(self):
         world = world_of(servers=("a",))
         world.now += 3.0
-        (suspect,) = views.servers(view(world))
+        (suspect,) = server_views.servers(view(world))
         world.now += 3.0
-        (dead,) = views.servers(view(world))
+        (dead,) = server_views.servers(view(world))
         assert (suspect.verdict, dead.verdict) == ("suspect", "dead")
 
     def test_server_that_enrolled_and_never_attached_has_no_beat(self):
         world = world_of(servers=("a",)).crash()
-        (shown,) = views.servers(view(world))
+        (shown,) = server_views.servers(view(world))
         assert not shown.HasField("last_beat_at")
 
     def test_drained_server_shows_its_phase(self):
         world = world_of(service("web", 1), servers=("a",))
         world.ask(DrainServer("a"))
-        (shown,) = views.servers(view(world))
+        (shown,) = server_views.servers(view(world))
         assert shown.phase == "CONDEMNED"
 
 

@@ -8,7 +8,8 @@ from galactica.v1 import cell_pb2, link_pb2
 from scheduler import wire
 from scheduler.commands import Decommission, Order, Resync
 from scheduler.model import Autopsy, Resources, RuntimeKind, Tempo
-from scheduler.sight import Attached, CellReport, CellState, ProbeStatus, Reported, ServerFacts, Vitals
+from scheduler.sight import Attached, CellReport, CellState, ProbeStatus, Reported, ServerFacts
+from scheduler.vitals import Vitals
 from scheduler.wire_groups import spec_to_proto
 from tests.support.world import spec
 
@@ -69,7 +70,7 @@ class TestWhatIsTaken:
         assert seen.autopsy == Autopsy("gone")
 
     def test_vitals_go_there_and_back(self):
-        vitals = Vitals(0.1, 0.2, 0.3, 4.0, 5.0, None, 6.0, -1.0, -250.0)
+        vitals = Vitals(0.1, 0.2, 0.3, 4.0, 5.0, None, 6.0, -1.0, -250.0, "EROFS", 7)
         assert wire.vitals_from_proto(wire.vitals_to_proto(vitals)) == vitals
 
     def test_hello_tells_facts_and_inventory(self):
@@ -182,10 +183,12 @@ class TestWhatIsSent:
         assert wire.tempo_to_proto(Tempo(1.25, 6.25)) == link_pb2.Tempo(beat_ms=1_250, lease_ms=6_250)
 
     def test_autopsy_goes_there_as_it_came(self):
-        message = cell_pb2.Autopsy(reason="exited with 3", exit_code=3, last_lines=["a"], lived_seconds=1.5)
+        message = cell_pb2.Autopsy(
+            reason="exited with 3", exit_code=3, last_lines=["a"], lived_seconds=1.5, fenced=True
+        )
         (seen,) = told(cell(autopsy=message))
         assert wire.autopsy_to_proto(seen.autopsy) == message
 
     def test_no_verb_but_the_two_and_their_helpers_can_be_sent(self):
-        verbs = set(link_pb2.Instruction.DESCRIPTOR.fields_by_name)
+        verbs = {field.name for field in link_pb2.Instruction.DESCRIPTOR.oneofs_by_name["verb"].fields}
         assert verbs == {"order", "decommission", "resync", "fetch_logs", "stop_logs"}

@@ -15,8 +15,10 @@ from scheduler.model import (
     HealthSpec,
     HttpProbe,
     Placement,
+    Replace,
     Resources,
     RuntimeKind,
+    ServerBody,
     Spec,
     Stop,
     TcpProbe,
@@ -42,8 +44,11 @@ def test_a_group_comes_back_as_it_went(probe):
         stop=Stop("SIGINT", 1.001),
         writable=("/data",),
         placement=Placement("none", {"zone": "a"}),
+        exclusive=True,
     )
-    group = Group(GroupKind.SERVICE, "web", 100_000, spec)
+    group = Group(
+        GroupKind.SERVICE, "web", 100_000, spec, max_age_seconds=30 * 86_400.0 + 0.001, replace_touched=False
+    )
     sent = operator_pb2.Group.FromString(group_to_proto(group).SerializeToString())
     assert group_from_proto(sent) == group
     assert digest_of(group_from_proto(sent).spec) == digest_of(spec)
@@ -112,3 +117,112 @@ def test_a_hostile_group_gets_a_short_answer():
     with pytest.raises(ValueError) as caught:
         group_from_proto(sent)
     assert len(str(caught.value)) < 10_000
+
+
+# --- pools ------------------------------------------------------------------------------------------------------------
+
+
+def sent_pool(**changes: object) -> operator_pb2.Group:
+    spec = cell_pb2.Spec(
+        runtime=cell_pb2.RUNTIME_KIND_SERVER, server=cell_pb2.ServerBody(provider="local", body_json="{}")
+    )
+    fields = {"kind": operator_pb2.GROUP_KIND_POOL, "name": "rack", "replicas": 3, "spec": spec, **changes}
+    return operator_pb2.Group(**fields)
+
+
+def refusal_of(message: operator_pb2.Group) -> str:
+    with pytest.raises(ValueError) as caught:
+        group_from_proto(message)
+    return str(caught.value)
+
+
+def test_a_pool_comes_back_as_it_went():
+    spec = Spec(
+        runtime=RuntimeKind.SERVER,
+        health=HealthSpec(boot_within_seconds=123.456),
+        server=ServerBody("cloud", '{"image":"a","size":[1,2.5,null]}', {"zone": "a"}),
+    )
+    pool = Group(
+        GroupKind.POOL,
+        "rack",
+        10_000,
+        spec,
+        max_age_seconds=86_400.001,
+        replace=Replace(0, 2, 7, 90.5),
+        lease_seconds=15.5,
+        cut_off_after_seconds=601.0,
+    )
+    sent = operator_pb2.Group.FromString(group_to_proto(pool).SerializeToString())
+    assert group_from_proto(sent) == pool
+    assert digest_of(group_from_proto(sent).spec) == digest_of(spec)
+
+
+def test_what_a_client_leaves_out_of_a_pool_has_the_defaults_of_the_model():
+    spec = Spec(runtime=RuntimeKind.SERVER, server=ServerBody("local"))
+    assert group_from_proto(sent_pool()) == Group(GroupKind.POOL, "rack", 3, spec)
+
+
+def test_a_servers_description_is_taken_in_any_spelling_and_kept_in_one():
+    sent = sent_pool()
+    sent.spec.server.body_json = ' { "b" : [ 1 ], "a": "\\u00e9" } '
+    body = group_from_proto(sent).spec.server
+    assert body is not None
+    assert body.body_json == '{"a":"\\u00e9","b":[1]}'
+
+
+def test_of_a_pools_spec_only_what_a_server_has_counts():
+    sent = sent_pool()
+    sent.spec.image, sent.spec.exclusive = "hello:1", True
+    sent.spec.command.append("serve")
+    assert group_from_proto(sent) == group_from_proto(sent_pool())
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("[1]", "server: must be one JSON object"),
+        ("{", "server: is no JSON that every program can read"),
+        ('{"a": NaN}', "server: is no JSON that every program can read"),
+        ('{"a": 1e999}', "server: is no JSON that every program can read"),
+        ("[" * 60_000, "server: is no JSON that every program can read"),
+        ('{"a": "' + "x" * 70_000 + '"}', "server: is more than 65,536 bytes long"),
+    ],
+)
+def test_a_description_that_is_no_json_object_is_refused(body, said):
+    sent = sent_pool()
+    sent.spec.server.body_json = body
+    assert refusal_of(sent) == f"rack: {said}"
+
+
+def test_every_problem_of_a_pool_is_told_with_its_path():
+    sent = sent_pool(
+        replicas=4_000_000_000,
+        lease_ms=1,
+        cut_off_after_ms=1,
+        max_age_ms=1,
+        replace=operator_pb2.Replace(count=4_000_000_000),
+    )
+    sent.spec.CopyFrom(
+        cell_pb2.Spec(
+            runtime=cell_pb2.RUNTIME_KIND_DOCKER,
+            health=cell_pb2.Health(),
+            server=cell_pb2.ServerBody(provider="A B", labels={"-": ""}),
+        )
+    )
+    assert re.findall(r"(?:^|; )([a-z_.-]+): ", refusal_of(sent).removeprefix("rack: ")) == [
+        "size",
+        "runtime",
+        "provider",
+        "labels.-",
+        "boot_within",
+        "max_age",
+        "lease",
+        "cut_off_after",
+        "replace",
+        "replace.per.count",
+        "replace.per.window",
+    ]
+
+
+def test_a_service_of_servers_is_refused():
+    assert "servers are cells of a pool" in refusal_of(sent_pool(kind=operator_pb2.GROUP_KIND_SERVICE))

@@ -28,6 +28,8 @@ class _RuntimeKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RuntimeKi
     RUNTIME_KIND_UNSPECIFIED: _RuntimeKind.ValueType  # 0
     RUNTIME_KIND_PROCESS: _RuntimeKind.ValueType  # 1
     RUNTIME_KIND_DOCKER: _RuntimeKind.ValueType  # 2
+    RUNTIME_KIND_SERVER: _RuntimeKind.ValueType  # 3
+    """The cell is a whole server, which a provider makes. Never sent to an agent."""
 
 class RuntimeKind(_RuntimeKind, metaclass=_RuntimeKindEnumTypeWrapper):
     """Where a cell runs."""
@@ -35,6 +37,8 @@ class RuntimeKind(_RuntimeKind, metaclass=_RuntimeKindEnumTypeWrapper):
 RUNTIME_KIND_UNSPECIFIED: RuntimeKind.ValueType  # 0
 RUNTIME_KIND_PROCESS: RuntimeKind.ValueType  # 1
 RUNTIME_KIND_DOCKER: RuntimeKind.ValueType  # 2
+RUNTIME_KIND_SERVER: RuntimeKind.ValueType  # 3
+"""The cell is a whole server, which a provider makes. Never sent to an agent."""
 Global___RuntimeKind: _TypeAlias = RuntimeKind  # noqa: Y015
 
 class _CellState:
@@ -135,9 +139,15 @@ class Spec(_message.Message):
     STOP_FIELD_NUMBER: _builtins.int
     WRITABLE_FIELD_NUMBER: _builtins.int
     PLACEMENT_FIELD_NUMBER: _builtins.int
+    SERVER_FIELD_NUMBER: _builtins.int
+    EXCLUSIVE_FIELD_NUMBER: _builtins.int
     runtime: Global___RuntimeKind.ValueType
     image: _builtins.str
     """Docker only."""
+    exclusive: _builtins.bool
+    """Never two cells of one slot alive at once, even across a partition. The agent ends such a cell by itself
+    when it has heard no scheduler for its lease.
+    """
     @_builtins.property
     def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """argv; empty means the image's own command (docker only)."""
@@ -162,6 +172,10 @@ class Spec(_message.Message):
 
     @_builtins.property
     def placement(self) -> Global___Placement: ...
+    @_builtins.property
+    def server(self) -> Global___ServerBody:
+        """Runtime SERVER only."""
+
     def __init__(
         self,
         *,
@@ -175,14 +189,66 @@ class Spec(_message.Message):
         stop: Global___Stop | None = ...,
         writable: _abc.Iterable[_builtins.str] | None = ...,
         placement: Global___Placement | None = ...,
+        server: Global___ServerBody | None = ...,
+        exclusive: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["health", b"health", "placement", b"placement", "resources", b"resources", "stop", b"stop"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["health", b"health", "placement", b"placement", "resources", b"resources", "server", b"server", "stop", b"stop"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "env", b"env", "health", b"health", "image", b"image", "placement", b"placement", "ports", b"ports", "resources", b"resources", "runtime", b"runtime", "stop", b"stop", "writable", b"writable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "env", b"env", "exclusive", b"exclusive", "health", b"health", "image", b"image", "placement", b"placement", "ports", b"ports", "resources", b"resources", "runtime", b"runtime", "server", b"server", "stop", b"stop", "writable", b"writable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Spec: _TypeAlias = Spec  # noqa: Y015
+
+@_typing.final
+class ServerBody(_message.Message):
+    """What a provider makes a server from. All of it is part of the digest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    BODY_JSON_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    provider: _builtins.str
+    """The provider's name, such as "local"."""
+    body_json: _builtins.str
+    """One JSON object, in canonical form, that only the provider understands."""
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        provider: _builtins.str = ...,
+        body_json: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body_json", b"body_json", "labels", b"labels", "provider", b"provider"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ServerBody: _TypeAlias = ServerBody  # noqa: Y015
 
 @_typing.final
 class Resources(_message.Message):
@@ -436,6 +502,7 @@ class Autopsy(_message.Message):
     OOM_KILLED_FIELD_NUMBER: _builtins.int
     LAST_LINES_FIELD_NUMBER: _builtins.int
     LIVED_SECONDS_FIELD_NUMBER: _builtins.int
+    FENCED_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """What happened, for people: "exited with 3", "killed by SIGKILL", "image hello:2 not found"."""
     exit_code: _builtins.int
@@ -443,6 +510,8 @@ class Autopsy(_message.Message):
     """Name such as "SIGKILL"; empty where it ended by itself."""
     oom_killed: _builtins.bool
     lived_seconds: _builtins.float
+    fenced: _builtins.bool
+    """Its agent ended it because no scheduler was known to hear the server for its lease: says nothing against the cell."""
     @_builtins.property
     def last_lines(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The last lines that it wrote, at most 50, each at most 1,000 characters."""
@@ -456,10 +525,11 @@ class Autopsy(_message.Message):
         oom_killed: _builtins.bool = ...,
         last_lines: _abc.Iterable[_builtins.str] | None = ...,
         lived_seconds: _builtins.float = ...,
+        fenced: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "exit_code", b"exit_code"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "exit_code", b"exit_code", "last_lines", b"last_lines", "lived_seconds", b"lived_seconds", "oom_killed", b"oom_killed", "reason", b"reason", "signal", b"signal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "exit_code", b"exit_code", "fenced", b"fenced", "last_lines", b"last_lines", "lived_seconds", b"lived_seconds", "oom_killed", b"oom_killed", "reason", b"reason", "signal", b"signal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015
@@ -530,6 +600,7 @@ class CellReport(_message.Message):
     PROBE_FIELD_NUMBER: _builtins.int
     AUTOPSY_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
+    TOUCHED_FIELD_NUMBER: _builtins.int
     cell_id: _builtins.str
     digest: _builtins.str
     state: Global___CellState.ValueType
@@ -548,6 +619,10 @@ class CellReport(_message.Message):
     def autopsy(self) -> Global___Autopsy:
         """Present for EXITED and FAILED."""
 
+    @_builtins.property
+    def touched(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """How the cell differs from its spec: "file /etc/motd was changed", "a shell was opened by ann". Empty: untouched."""
+
     def __init__(
         self,
         *,
@@ -559,10 +634,11 @@ class CellReport(_message.Message):
         probe: Global___ProbeStatus | None = ...,
         autopsy: Global___Autopsy | None = ...,
         progress: _builtins.str = ...,
+        touched: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["autopsy", b"autopsy", "probe", b"probe"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["autopsy", b"autopsy", "cell_id", b"cell_id", "digest", b"digest", "endpoints", b"endpoints", "probe", b"probe", "progress", b"progress", "runtime_id", b"runtime_id", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["autopsy", b"autopsy", "cell_id", b"cell_id", "digest", b"digest", "endpoints", b"endpoints", "probe", b"probe", "progress", b"progress", "runtime_id", b"runtime_id", "state", b"state", "touched", b"touched"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -610,6 +686,8 @@ class Vitals(_message.Message):
     PRESSURE_IO_FIELD_NUMBER: _builtins.int
     ENGINE_LATENCY_MS_FIELD_NUMBER: _builtins.int
     CLOCK_OFFSET_MS_FIELD_NUMBER: _builtins.int
+    DISK_ERROR_FIELD_NUMBER: _builtins.int
+    KERNEL_ERRORS_FIELD_NUMBER: _builtins.int
     cpu_fraction: _builtins.float
     memory_fraction: _builtins.float
     disk_fraction: _builtins.float
@@ -622,6 +700,14 @@ class Vitals(_message.Message):
     """Round trip of the engine's ping; absent without an engine, negative when it does not answer."""
     clock_offset_ms: _builtins.float
     """Agent's wall clock minus the scheduler's, as well as one round trip can tell; absent until measured."""
+    disk_error: _builtins.str
+    """Why a small file could not be written below the agent's data directory, as the error's name: "EROFS", "ENOSPC".
+    Empty: it could. Absent until it was tried.
+    """
+    kernel_errors: _builtins.int
+    """Lines of priority err and worse about failing disks, memory and hung tasks in the kernel's log, in the last
+    minute. Absent where that log cannot be read, as in most containers.
+    """
     def __init__(
         self,
         *,
@@ -634,15 +720,21 @@ class Vitals(_message.Message):
         pressure_io: _builtins.float | None = ...,
         engine_latency_ms: _builtins.float | None = ...,
         clock_offset_ms: _builtins.float | None = ...,
+        disk_error: _builtins.str | None = ...,
+        kernel_errors: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_clock_offset_ms", b"_clock_offset_ms", "_engine_latency_ms", b"_engine_latency_ms", "_pressure_cpu", b"_pressure_cpu", "_pressure_io", b"_pressure_io", "_pressure_memory", b"_pressure_memory", "clock_offset_ms", b"clock_offset_ms", "engine_latency_ms", b"engine_latency_ms", "pressure_cpu", b"pressure_cpu", "pressure_io", b"pressure_io", "pressure_memory", b"pressure_memory"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clock_offset_ms", b"_clock_offset_ms", "_disk_error", b"_disk_error", "_engine_latency_ms", b"_engine_latency_ms", "_kernel_errors", b"_kernel_errors", "_pressure_cpu", b"_pressure_cpu", "_pressure_io", b"_pressure_io", "_pressure_memory", b"_pressure_memory", "clock_offset_ms", b"clock_offset_ms", "disk_error", b"disk_error", "engine_latency_ms", b"engine_latency_ms", "kernel_errors", b"kernel_errors", "pressure_cpu", b"pressure_cpu", "pressure_io", b"pressure_io", "pressure_memory", b"pressure_memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clock_offset_ms", b"_clock_offset_ms", "_engine_latency_ms", b"_engine_latency_ms", "_pressure_cpu", b"_pressure_cpu", "_pressure_io", b"_pressure_io", "_pressure_memory", b"_pressure_memory", "clock_offset_ms", b"clock_offset_ms", "cpu_fraction", b"cpu_fraction", "disk_fraction", b"disk_fraction", "engine_latency_ms", b"engine_latency_ms", "load_1m", b"load_1m", "memory_fraction", b"memory_fraction", "pressure_cpu", b"pressure_cpu", "pressure_io", b"pressure_io", "pressure_memory", b"pressure_memory"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clock_offset_ms", b"_clock_offset_ms", "_disk_error", b"_disk_error", "_engine_latency_ms", b"_engine_latency_ms", "_kernel_errors", b"_kernel_errors", "_pressure_cpu", b"_pressure_cpu", "_pressure_io", b"_pressure_io", "_pressure_memory", b"_pressure_memory", "clock_offset_ms", b"clock_offset_ms", "cpu_fraction", b"cpu_fraction", "disk_error", b"disk_error", "disk_fraction", b"disk_fraction", "engine_latency_ms", b"engine_latency_ms", "kernel_errors", b"kernel_errors", "load_1m", b"load_1m", "memory_fraction", b"memory_fraction", "pressure_cpu", b"pressure_cpu", "pressure_io", b"pressure_io", "pressure_memory", b"pressure_memory"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__clock_offset_ms: _TypeAlias = _typing.Literal["clock_offset_ms"]  # noqa: Y015
     _WhichOneofArgType__clock_offset_ms: _TypeAlias = _typing.Literal["_clock_offset_ms", b"_clock_offset_ms"]  # noqa: Y015
+    _WhichOneofReturnType__disk_error: _TypeAlias = _typing.Literal["disk_error"]  # noqa: Y015
+    _WhichOneofArgType__disk_error: _TypeAlias = _typing.Literal["_disk_error", b"_disk_error"]  # noqa: Y015
     _WhichOneofReturnType__engine_latency_ms: _TypeAlias = _typing.Literal["engine_latency_ms"]  # noqa: Y015
     _WhichOneofArgType__engine_latency_ms: _TypeAlias = _typing.Literal["_engine_latency_ms", b"_engine_latency_ms"]  # noqa: Y015
+    _WhichOneofReturnType__kernel_errors: _TypeAlias = _typing.Literal["kernel_errors"]  # noqa: Y015
+    _WhichOneofArgType__kernel_errors: _TypeAlias = _typing.Literal["_kernel_errors", b"_kernel_errors"]  # noqa: Y015
     _WhichOneofReturnType__pressure_cpu: _TypeAlias = _typing.Literal["pressure_cpu"]  # noqa: Y015
     _WhichOneofArgType__pressure_cpu: _TypeAlias = _typing.Literal["_pressure_cpu", b"_pressure_cpu"]  # noqa: Y015
     _WhichOneofReturnType__pressure_io: _TypeAlias = _typing.Literal["pressure_io"]  # noqa: Y015
@@ -652,7 +744,11 @@ class Vitals(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__clock_offset_ms) -> _WhichOneofReturnType__clock_offset_ms | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__disk_error) -> _WhichOneofReturnType__disk_error | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__engine_latency_ms) -> _WhichOneofReturnType__engine_latency_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kernel_errors) -> _WhichOneofReturnType__kernel_errors | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__pressure_cpu) -> _WhichOneofReturnType__pressure_cpu | None: ...
     @_typing.overload
@@ -661,3 +757,27 @@ class Vitals(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__pressure_memory) -> _WhichOneofReturnType__pressure_memory | None: ...
 
 Global___Vitals: _TypeAlias = Vitals  # noqa: Y015
+
+@_typing.final
+class WindowSize(_message.Message):
+    """Of a terminal, in characters."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    rows: _builtins.int
+    columns: _builtins.int
+    def __init__(
+        self,
+        *,
+        rows: _builtins.int = ...,
+        columns: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WindowSize: _TypeAlias = WindowSize  # noqa: Y015

@@ -10,6 +10,7 @@ from galactica.v1 import cell_pb2 as _cell_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -20,6 +21,32 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Answer:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AnswerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Answer.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ANSWER_UNSPECIFIED: _Answer.ValueType  # 0
+    ANSWER_ANSWERS: _Answer.ValueType  # 1
+    """The agent there answers."""
+    ANSWER_REFUSED: _Answer.ValueType  # 2
+    """Its port is closed: the kernel there lives, the agent does not."""
+    ANSWER_SILENT: _Answer.ValueType  # 3
+    """Nothing comes back."""
+
+class Answer(_Answer, metaclass=_AnswerEnumTypeWrapper):
+    """What a neighbour says of another server."""
+
+ANSWER_UNSPECIFIED: Answer.ValueType  # 0
+ANSWER_ANSWERS: Answer.ValueType  # 1
+"""The agent there answers."""
+ANSWER_REFUSED: Answer.ValueType  # 2
+"""Its port is closed: the kernel there lives, the agent does not."""
+ANSWER_SILENT: Answer.ValueType  # 3
+"""Nothing comes back."""
+Global___Answer: _TypeAlias = Answer  # noqa: Y015
 
 @_typing.final
 class EnrolRequest(_message.Message):
@@ -171,24 +198,28 @@ class AttachRequest(_message.Message):
     HELLO_FIELD_NUMBER: _builtins.int
     REPORT_FIELD_NUMBER: _builtins.int
     LOG_CHUNK_FIELD_NUMBER: _builtins.int
+    SHELL_OUTPUT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
     def report(self) -> Global___Report: ...
     @_builtins.property
     def log_chunk(self) -> Global___LogChunk: ...
+    @_builtins.property
+    def shell_output(self) -> Global___ShellOutput: ...
     def __init__(
         self,
         *,
         hello: Global___Hello | None = ...,
         report: Global___Report | None = ...,
         log_chunk: Global___LogChunk | None = ...,
+        shell_output: Global___ShellOutput | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "log_chunk", b"log_chunk", "message", b"message", "report", b"report"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "log_chunk", b"log_chunk", "message", b"message", "report", b"report", "shell_output", b"shell_output"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "log_chunk", b"log_chunk", "message", b"message", "report", b"report"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "log_chunk", b"log_chunk", "message", b"message", "report", b"report", "shell_output", b"shell_output"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "report", "log_chunk"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "report", "log_chunk", "shell_output"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -202,6 +233,8 @@ class AttachResponse(_message.Message):
     INSTRUCTIONS_FIELD_NUMBER: _builtins.int
     TEMPO_FIELD_NUMBER: _builtins.int
     ECHO_FIELD_NUMBER: _builtins.int
+    NEIGHBOURS_FIELD_NUMBER: _builtins.int
+    SHELL_INPUT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
@@ -210,6 +243,10 @@ class AttachResponse(_message.Message):
     def tempo(self) -> Global___Tempo: ...
     @_builtins.property
     def echo(self) -> Global___Echo: ...
+    @_builtins.property
+    def neighbours(self) -> Global___Neighbours: ...
+    @_builtins.property
+    def shell_input(self) -> Global___ShellInput: ...
     def __init__(
         self,
         *,
@@ -217,12 +254,14 @@ class AttachResponse(_message.Message):
         instructions: Global___Instructions | None = ...,
         tempo: Global___Tempo | None = ...,
         echo: Global___Echo | None = ...,
+        neighbours: Global___Neighbours | None = ...,
+        shell_input: Global___ShellInput | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["echo", b"echo", "instructions", b"instructions", "message", b"message", "tempo", b"tempo", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["echo", b"echo", "instructions", b"instructions", "message", b"message", "neighbours", b"neighbours", "shell_input", b"shell_input", "tempo", b"tempo", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["echo", b"echo", "instructions", b"instructions", "message", b"message", "tempo", b"tempo", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["echo", b"echo", "instructions", b"instructions", "message", b"message", "neighbours", b"neighbours", "shell_input", b"shell_input", "tempo", b"tempo", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "instructions", "tempo", "echo"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "instructions", "tempo", "echo", "neighbours", "shell_input"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -261,10 +300,19 @@ class Hello(_message.Message):
     RUNTIMES_FIELD_NUMBER: _builtins.int
     INVENTORY_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    WATCH_ADDRESS_FIELD_NUMBER: _builtins.int
+    BEAT_AT_FIELD_NUMBER: _builtins.int
+    WATCHING_FIELD_NUMBER: _builtins.int
     wire_version: _builtins.int
     agent_version: _builtins.str
     epoch: _builtins.int
     """The highest scheduler epoch this agent has obeyed; 0 if none."""
+    watch_address: _builtins.str
+    """"host:port" on which neighbours reach this agent by UDP; empty where it watches nobody."""
+    beat_at: _builtins.float
+    """The agent's clock as it says this, in seconds since its host booted (time asleep counts). Whoever answers gives it
+    back as it is: what the agent said by then was heard, which is what its exclusive cells live on.
+    """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
@@ -274,6 +322,12 @@ class Hello(_message.Message):
     @_builtins.property
     def inventory(self) -> _containers.RepeatedCompositeFieldContainer[_cell_pb2.CellReport]:
         """Each cell that exists here, ended ones that were not removed yet too."""
+
+    @_builtins.property
+    def watching(self) -> _containers.RepeatedCompositeFieldContainer[Global___Neighbour]:
+        """Whom it watches, as the scheduler told it last, which may have been another one: where those are whom this
+        scheduler has not heard yet. Counts only with the key that was told with it.
+        """
 
     def __init__(
         self,
@@ -285,14 +339,99 @@ class Hello(_message.Message):
         runtimes: _abc.Iterable[_cell_pb2.RuntimeKind.ValueType] | None = ...,
         inventory: _abc.Iterable[_cell_pb2.CellReport] | None = ...,
         epoch: _builtins.int = ...,
+        watch_address: _builtins.str = ...,
+        beat_at: _builtins.float = ...,
+        watching: _abc.Iterable[Global___Neighbour] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "capacity", b"capacity", "epoch", b"epoch", "inventory", b"inventory", "labels", b"labels", "runtimes", b"runtimes", "wire_version", b"wire_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "beat_at", b"beat_at", "capacity", b"capacity", "epoch", b"epoch", "inventory", b"inventory", "labels", b"labels", "runtimes", b"runtimes", "watch_address", b"watch_address", "watching", b"watching", "wire_version", b"wire_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Hello: _TypeAlias = Hello  # noqa: Y015
+
+@_typing.final
+class Neighbours(_message.Message):
+    """Whom this agent is to watch from now on; replaces what was said before."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NEIGHBOURS_FIELD_NUMBER: _builtins.int
+    ACCEPTED_KEYS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def neighbours(self) -> _containers.RepeatedCompositeFieldContainer[Global___Neighbour]: ...
+    @_builtins.property
+    def accepted_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Keys of those who watch this agent: pings that carry none of them are dropped."""
+
+    def __init__(
+        self,
+        *,
+        neighbours: _abc.Iterable[Global___Neighbour] | None = ...,
+        accepted_keys: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_keys", b"accepted_keys", "neighbours", b"neighbours"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Neighbours: _TypeAlias = Neighbours  # noqa: Y015
+
+@_typing.final
+class Neighbour(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_ID_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    server_id: _builtins.str
+    address: _builtins.str
+    key: _builtins.bytes
+    """16 bytes that only these two know; they are the same for as long as the pair and the address are."""
+    def __init__(
+        self,
+        *,
+        server_id: _builtins.str = ...,
+        address: _builtins.str = ...,
+        key: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "key", b"key", "server_id", b"server_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Neighbour: _TypeAlias = Neighbour  # noqa: Y015
+
+@_typing.final
+class Testimony(_message.Message):
+    """Told when it changes, and whole in a complete report."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_ID_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    FOR_MS_FIELD_NUMBER: _builtins.int
+    server_id: _builtins.str
+    answer: Global___Answer.ValueType
+    for_ms: _builtins.int
+    """For how long it has been so."""
+    def __init__(
+        self,
+        *,
+        server_id: _builtins.str = ...,
+        answer: Global___Answer.ValueType = ...,
+        for_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "for_ms", b"for_ms", "server_id", b"server_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Testimony: _TypeAlias = Testimony  # noqa: Y015
 
 @_typing.final
 class Welcome(_message.Message):
@@ -304,10 +443,13 @@ class Welcome(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     TEMPO_FIELD_NUMBER: _builtins.int
     FLEET_FIELD_NUMBER: _builtins.int
+    BEAT_AT_FIELD_NUMBER: _builtins.int
     session: _builtins.str
     epoch: _builtins.int
     """Grows with every start of a scheduler; an agent obeys no lower one."""
     fleet: _builtins.str
+    beat_at: _builtins.float
+    """The Hello's."""
     @_builtins.property
     def tempo(self) -> Global___Tempo: ...
     def __init__(
@@ -317,10 +459,11 @@ class Welcome(_message.Message):
         epoch: _builtins.int = ...,
         tempo: Global___Tempo | None = ...,
         fleet: _builtins.str = ...,
+        beat_at: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["tempo", b"tempo"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "fleet", b"fleet", "session", b"session", "tempo", b"tempo"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beat_at", b"beat_at", "epoch", b"epoch", "fleet", b"fleet", "session", b"session", "tempo", b"tempo"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -362,6 +505,9 @@ class Report(_message.Message):
     VITALS_FIELD_NUMBER: _builtins.int
     COMPLETE_FIELD_NUMBER: _builtins.int
     SENT_AT_FIELD_NUMBER: _builtins.int
+    TESTIMONIES_FIELD_NUMBER: _builtins.int
+    LEAVING_FIELD_NUMBER: _builtins.int
+    BEAT_AT_FIELD_NUMBER: _builtins.int
     session: _builtins.str
     sequence: _builtins.int
     """1, 2, 3, … in a session. A gap makes the scheduler ask for a resync."""
@@ -369,10 +515,16 @@ class Report(_message.Message):
     """True when `cells` holds everything (the answer to a resync)."""
     sent_at: _builtins.float
     """The agent's wall clock in Unix seconds, answered by an Echo; 0 where none is wanted."""
+    leaving: _builtins.bool
+    """The agent ends its cells and then itself: no new ones for it, and its silence after that is no riddle."""
+    beat_at: _builtins.float
+    """The agent's clock, as in the Hello."""
     @_builtins.property
     def cells(self) -> _containers.RepeatedCompositeFieldContainer[_cell_pb2.CellReport]: ...
     @_builtins.property
     def vitals(self) -> _cell_pb2.Vitals: ...
+    @_builtins.property
+    def testimonies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Testimony]: ...
     def __init__(
         self,
         *,
@@ -382,10 +534,13 @@ class Report(_message.Message):
         vitals: _cell_pb2.Vitals | None = ...,
         complete: _builtins.bool = ...,
         sent_at: _builtins.float = ...,
+        testimonies: _abc.Iterable[Global___Testimony] | None = ...,
+        leaving: _builtins.bool = ...,
+        beat_at: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["vitals", b"vitals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cells", b"cells", "complete", b"complete", "sent_at", b"sent_at", "sequence", b"sequence", "session", b"session", "vitals", b"vitals"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beat_at", b"beat_at", "cells", b"cells", "complete", b"complete", "leaving", b"leaving", "sent_at", b"sent_at", "sequence", b"sequence", "session", b"session", "testimonies", b"testimonies", "vitals", b"vitals"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -399,17 +554,21 @@ class Echo(_message.Message):
 
     SENT_AT_FIELD_NUMBER: _builtins.int
     RECEIVED_AT_FIELD_NUMBER: _builtins.int
+    BEAT_AT_FIELD_NUMBER: _builtins.int
     sent_at: _builtins.float
     received_at: _builtins.float
+    beat_at: _builtins.float
+    """The report's."""
     def __init__(
         self,
         *,
         sent_at: _builtins.float = ...,
         received_at: _builtins.float = ...,
+        beat_at: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["received_at", b"received_at", "sent_at", b"sent_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beat_at", b"beat_at", "received_at", b"received_at", "sent_at", b"sent_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -424,8 +583,11 @@ class Instructions(_message.Message):
     SESSION_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     INSTRUCTIONS_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     session: _builtins.str
     sequence: _builtins.int
+    epoch: _builtins.int
+    """The scheduler's. An agent that has obeyed a higher one refuses the batch."""
     @_builtins.property
     def instructions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Instruction]: ...
     def __init__(
@@ -434,10 +596,11 @@ class Instructions(_message.Message):
         session: _builtins.str = ...,
         sequence: _builtins.int = ...,
         instructions: _abc.Iterable[Global___Instruction] | None = ...,
+        epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instructions", b"instructions", "sequence", b"sequence", "session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "instructions", b"instructions", "sequence", b"sequence", "session", b"session"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -452,6 +615,11 @@ class Instruction(_message.Message):
     RESYNC_FIELD_NUMBER: _builtins.int
     FETCH_LOGS_FIELD_NUMBER: _builtins.int
     STOP_LOGS_FIELD_NUMBER: _builtins.int
+    BEAT_AT_FIELD_NUMBER: _builtins.int
+    beat_at: _builtins.float
+    """The newest one that the scheduler had heard when it said this. An order for an exclusive cell is void when the
+    lease has passed since then: by now the scheduler may count the cell as ended.
+    """
     @_builtins.property
     def order(self) -> Global___Order: ...
     @_builtins.property
@@ -470,10 +638,11 @@ class Instruction(_message.Message):
         resync: Global___Resync | None = ...,
         fetch_logs: Global___FetchLogs | None = ...,
         stop_logs: Global___StopLogs | None = ...,
+        beat_at: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decommission", b"decommission", "fetch_logs", b"fetch_logs", "order", b"order", "resync", b"resync", "stop_logs", b"stop_logs", "verb", b"verb"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decommission", b"decommission", "fetch_logs", b"fetch_logs", "order", b"order", "resync", b"resync", "stop_logs", b"stop_logs", "verb", b"verb"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beat_at", b"beat_at", "decommission", b"decommission", "fetch_logs", b"fetch_logs", "order", b"order", "resync", b"resync", "stop_logs", b"stop_logs", "verb", b"verb"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_verb: _TypeAlias = _typing.Literal["order", "decommission", "resync", "fetch_logs", "stop_logs"]  # noqa: Y015
     _WhichOneofArgType_verb: _TypeAlias = _typing.Literal["verb", b"verb"]  # noqa: Y015
@@ -628,3 +797,128 @@ class LogChunk(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LogChunk: _TypeAlias = LogChunk  # noqa: Y015
+
+@_typing.final
+class ShellInput(_message.Message):
+    """To a shell that a person opened in a cell, for a look inside. At most 64 KiB of data may be under way in each
+    direction: whoever sends waits until the other end has said how much of it was taken.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAM_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    INPUT_ENDED_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    TAKEN_FIELD_NUMBER: _builtins.int
+    CLOSE_FIELD_NUMBER: _builtins.int
+    stream: _builtins.int
+    data: _builtins.bytes
+    input_ended: _builtins.bool
+    """There is no more input."""
+    taken: _builtins.int
+    """Bytes of output that have gone on their way."""
+    close: _builtins.bool
+    """Nobody is there any more: end it."""
+    @_builtins.property
+    def start(self) -> Global___ShellStart: ...
+    @_builtins.property
+    def size(self) -> _cell_pb2.WindowSize: ...
+    def __init__(
+        self,
+        *,
+        stream: _builtins.int = ...,
+        start: Global___ShellStart | None = ...,
+        data: _builtins.bytes = ...,
+        input_ended: _builtins.bool = ...,
+        size: _cell_pb2.WindowSize | None = ...,
+        taken: _builtins.int = ...,
+        close: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["close", b"close", "data", b"data", "input_ended", b"input_ended", "size", b"size", "start", b"start", "taken", b"taken", "what", b"what"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["close", b"close", "data", b"data", "input_ended", b"input_ended", "size", b"size", "start", b"start", "stream", b"stream", "taken", b"taken", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["start", "data", "input_ended", "size", "taken", "close"]  # noqa: Y015
+    _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
+
+Global___ShellInput: _TypeAlias = ShellInput  # noqa: Y015
+
+@_typing.final
+class ShellStart(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CELL_ID_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    cell_id: _builtins.str
+    term: _builtins.str
+    """The terminal's type, such as "xterm"."""
+    @_builtins.property
+    def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Empty: /bin/sh."""
+
+    @_builtins.property
+    def size(self) -> _cell_pb2.WindowSize:
+        """The size of the terminal; absent: pipes."""
+
+    def __init__(
+        self,
+        *,
+        cell_id: _builtins.str = ...,
+        command: _abc.Iterable[_builtins.str] | None = ...,
+        size: _cell_pb2.WindowSize | None = ...,
+        term: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["size", b"size"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cell_id", b"cell_id", "command", b"command", "size", b"size", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShellStart: _TypeAlias = ShellStart  # noqa: Y015
+
+@_typing.final
+class ShellOutput(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAM_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    IS_ERROR_FIELD_NUMBER: _builtins.int
+    TAKEN_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    EXIT_CODE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    stream: _builtins.int
+    data: _builtins.bytes
+    is_error: _builtins.bool
+    """It came from standard error (without a terminal)."""
+    taken: _builtins.int
+    """Bytes of input that the shell has taken."""
+    end: _builtins.bool
+    """The last message of the stream."""
+    exit_code: _builtins.int
+    """At the end; a signal's is 128 + its number."""
+    error: _builtins.str
+    """Why there is no shell (any more); empty at a normal end."""
+    def __init__(
+        self,
+        *,
+        stream: _builtins.int = ...,
+        data: _builtins.bytes = ...,
+        is_error: _builtins.bool = ...,
+        taken: _builtins.int = ...,
+        end: _builtins.bool = ...,
+        exit_code: _builtins.int = ...,
+        error: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "end", b"end", "error", b"error", "exit_code", b"exit_code", "is_error", b"is_error", "stream", b"stream", "taken", b"taken"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShellOutput: _TypeAlias = ShellOutput  # noqa: Y015

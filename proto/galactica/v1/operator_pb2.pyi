@@ -5,7 +5,8 @@ The operators' contract. What changes the fleet is either an order of things to 
 (apply) or a decision that something must go (delete, condemn, drain).
 
 Every call needs an operator certificate. Roles: a viewer reads; a deployer also applies,
-deletes and condemns; an admin also drains servers and hands out tokens and certificates.
+deletes and condemns; an admin also drains servers, releases storms, and hands out tokens and
+certificates.
 PERMISSION_DENIED names the operator, the role and the call. FAILED_PRECONDITION: refused,
 with the reason. INVALID_ARGUMENT: the request itself is wrong. NOT_FOUND: no such thing.
 UNAVAILABLE: the journal takes nothing at the moment (disk full); reads go on.
@@ -38,12 +39,40 @@ class _GroupKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GroupKind.V
     DESCRIPTOR: _descriptor.EnumDescriptor
     GROUP_KIND_UNSPECIFIED: _GroupKind.ValueType  # 0
     GROUP_KIND_SERVICE: _GroupKind.ValueType  # 1
+    GROUP_KIND_POOL: _GroupKind.ValueType  # 2
+    """Servers, made by a provider."""
 
 class GroupKind(_GroupKind, metaclass=_GroupKindEnumTypeWrapper): ...
 
 GROUP_KIND_UNSPECIFIED: GroupKind.ValueType  # 0
 GROUP_KIND_SERVICE: GroupKind.ValueType  # 1
+GROUP_KIND_POOL: GroupKind.ValueType  # 2
+"""Servers, made by a provider."""
 Global___GroupKind: _TypeAlias = GroupKind  # noqa: Y015
+
+class _Drift:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DriftEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Drift.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DRIFT_UNSPECIFIED: _Drift.ValueType  # 0
+    """As DRIFT_REPLACE."""
+    DRIFT_REPLACE: _Drift.ValueType  # 1
+    """It is condemned, and replaced first."""
+    DRIFT_REPORT: _Drift.ValueType  # 2
+    """It is reported, no more."""
+
+class Drift(_Drift, metaclass=_DriftEnumTypeWrapper):
+    """What becomes of a cell that differs from its spec."""
+
+DRIFT_UNSPECIFIED: Drift.ValueType  # 0
+"""As DRIFT_REPLACE."""
+DRIFT_REPLACE: Drift.ValueType  # 1
+"""It is condemned, and replaced first."""
+DRIFT_REPORT: Drift.ValueType  # 2
+"""It is reported, no more."""
+Global___Drift: _TypeAlias = Drift  # noqa: Y015
 
 @_typing.final
 class Group(_message.Message):
@@ -53,11 +82,27 @@ class Group(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
+    MAX_AGE_MS_FIELD_NUMBER: _builtins.int
+    DRIFT_FIELD_NUMBER: _builtins.int
+    REPLACE_FIELD_NUMBER: _builtins.int
+    LEASE_MS_FIELD_NUMBER: _builtins.int
+    CUT_OFF_AFTER_MS_FIELD_NUMBER: _builtins.int
     kind: Global___GroupKind.ValueType
     name: _builtins.str
     replicas: _builtins.int
+    max_age_ms: _builtins.int
+    """Cells older than this (give or take a tenth) are replaced although they are well; 0: never."""
+    drift: Global___Drift.ValueType
+    lease_ms: _builtins.int
+    """How long a server's silence is tolerated; 0: as long as the fleet's tempo says."""
+    cut_off_after_ms: _builtins.int
+    """How long a server that only its neighbours can reach keeps its cells; 0: five minutes."""
     @_builtins.property
     def spec(self) -> _cell_pb2.Spec: ...
+    @_builtins.property
+    def replace(self) -> Global___Replace:
+        """The rest is for pools. Of the spec they have runtime, server and health.boot_within_ms alone."""
+
     def __init__(
         self,
         *,
@@ -65,14 +110,52 @@ class Group(_message.Message):
         name: _builtins.str = ...,
         replicas: _builtins.int = ...,
         spec: _cell_pb2.Spec | None = ...,
+        max_age_ms: _builtins.int = ...,
+        drift: Global___Drift.ValueType = ...,
+        replace: Global___Replace | None = ...,
+        lease_ms: _builtins.int = ...,
+        cut_off_after_ms: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["replace", b"replace", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "name", b"name", "replicas", b"replicas", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cut_off_after_ms", b"cut_off_after_ms", "drift", b"drift", "kind", b"kind", "lease_ms", b"lease_ms", "max_age_ms", b"max_age_ms", "name", b"name", "replace", b"replace", "replicas", b"replicas", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Group: _TypeAlias = Group  # noqa: Y015
+
+@_typing.final
+class Replace(_message.Message):
+    """How fast a pool may change."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SURGE_FIELD_NUMBER: _builtins.int
+    UNAVAILABLE_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    WINDOW_MS_FIELD_NUMBER: _builtins.int
+    surge: _builtins.int
+    """Servers beyond its size at once."""
+    unavailable: _builtins.int
+    """Servers that may be missing at once."""
+    count: _builtins.int
+    """At most so many replacements in each window; 0: no limit."""
+    window_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        surge: _builtins.int = ...,
+        unavailable: _builtins.int = ...,
+        count: _builtins.int = ...,
+        window_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "surge", b"surge", "unavailable", b"unavailable", "window_ms", b"window_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Replace: _TypeAlias = Replace  # noqa: Y015
 
 @_typing.final
 class GetStatusRequest(_message.Message):
@@ -99,6 +182,7 @@ class GetStatusResponse(_message.Message):
     HELD_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    STORMS_FIELD_NUMBER: _builtins.int
     fleet: _builtins.str
     healthy: _builtins.bool
     """Every group has all it wants, ready and of its newest revision, and nothing is held."""
@@ -108,6 +192,8 @@ class GetStatusResponse(_message.Message):
     def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupStatus]: ...
     @_builtins.property
     def held(self) -> _containers.RepeatedCompositeFieldContainer[Global___Hold]: ...
+    @_builtins.property
+    def storms(self) -> _containers.RepeatedCompositeFieldContainer[Global___Storm]: ...
     def __init__(
         self,
         *,
@@ -117,14 +203,55 @@ class GetStatusResponse(_message.Message):
         held: _abc.Iterable[Global___Hold] | None = ...,
         position: _builtins.int = ...,
         epoch: _builtins.int = ...,
+        storms: _abc.Iterable[Global___Storm] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "fleet", b"fleet", "groups", b"groups", "healthy", b"healthy", "held", b"held", "position", b"position"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "fleet", b"fleet", "groups", b"groups", "healthy", b"healthy", "held", b"held", "position", b"position", "storms", b"storms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class Storm(_message.Message):
+    """More silence in a pool than the scheduler believes: none of it condemns anything."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    SILENT_FIELD_NUMBER: _builtins.int
+    OF_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    pool: _builtins.str
+    """Empty: the servers that joined by themselves."""
+    silent: _builtins.int
+    of: _builtins.int
+    since: _builtins.float
+    expires_at: _builtins.float
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        pool: _builtins.str = ...,
+        silent: _builtins.int = ...,
+        of: _builtins.int = ...,
+        since: _builtins.float = ...,
+        expires_at: _builtins.float = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "id", b"id", "of", b"of", "pool", b"pool", "reason", b"reason", "silent", b"silent", "since", b"since"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Storm: _TypeAlias = Storm  # noqa: Y015
 
 @_typing.final
 class GroupStatus(_message.Message):
@@ -137,6 +264,7 @@ class GroupStatus(_message.Message):
     BOOTING_FIELD_NUMBER: _builtins.int
     SICK_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
     name: _builtins.str
     wanted: _builtins.int
@@ -145,6 +273,8 @@ class GroupStatus(_message.Message):
     sick: _builtins.int
     """Condemned, or judged sick or dead, and not yet decommissioned."""
     revision: _builtins.int
+    provider: _builtins.str
+    """Pools only."""
     def __init__(
         self,
         *,
@@ -155,10 +285,11 @@ class GroupStatus(_message.Message):
         booting: _builtins.int = ...,
         sick: _builtins.int = ...,
         revision: _builtins.int = ...,
+        provider: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["booting", b"booting", "kind", b"kind", "name", b"name", "ready", b"ready", "revision", b"revision", "sick", b"sick", "wanted", b"wanted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["booting", b"booting", "kind", b"kind", "name", b"name", "provider", b"provider", "ready", b"ready", "revision", b"revision", "sick", b"sick", "wanted", b"wanted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -429,12 +560,24 @@ class Server(_message.Message):
     AGENT_VERSION_FIELD_NUMBER: _builtins.int
     LAST_BEAT_AT_FIELD_NUMBER: _builtins.int
     VITALS_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    SLOT_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    PROVIDER_REF_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
+    NEIGHBOURS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     phase: _builtins.str
     verdict: _builtins.str
     reason: _builtins.str
     agent_version: _builtins.str
     last_beat_at: _builtins.float
+    pool: _builtins.str
+    """Empty, with slot and generation 0: it joined by itself."""
+    slot: _builtins.int
+    generation: _builtins.int
+    provider_ref: _builtins.str
+    """What its provider calls it."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
@@ -447,6 +590,12 @@ class Server(_message.Message):
     def cells(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def vitals(self) -> _cell_pb2.Vitals: ...
+    @_builtins.property
+    def evidence(self) -> _containers.RepeatedCompositeFieldContainer[Global___Evidence]:
+        """What the verdict rests on."""
+
+    @_builtins.property
+    def neighbours(self) -> _containers.RepeatedCompositeFieldContainer[Global___NeighbourAnswer]: ...
     def __init__(
         self,
         *,
@@ -462,16 +611,114 @@ class Server(_message.Message):
         agent_version: _builtins.str = ...,
         last_beat_at: _builtins.float | None = ...,
         vitals: _cell_pb2.Vitals | None = ...,
+        pool: _builtins.str = ...,
+        slot: _builtins.int = ...,
+        generation: _builtins.int = ...,
+        provider_ref: _builtins.str = ...,
+        evidence: _abc.Iterable[Global___Evidence] | None = ...,
+        neighbours: _abc.Iterable[Global___NeighbourAnswer] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_last_beat_at", b"_last_beat_at", "capacity", b"capacity", "last_beat_at", b"last_beat_at", "used", b"used", "vitals", b"vitals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_beat_at", b"_last_beat_at", "agent_version", b"agent_version", "capacity", b"capacity", "cells", b"cells", "id", b"id", "labels", b"labels", "last_beat_at", b"last_beat_at", "phase", b"phase", "reason", b"reason", "runtimes", b"runtimes", "used", b"used", "verdict", b"verdict", "vitals", b"vitals"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_beat_at", b"_last_beat_at", "agent_version", b"agent_version", "capacity", b"capacity", "cells", b"cells", "evidence", b"evidence", "generation", b"generation", "id", b"id", "labels", b"labels", "last_beat_at", b"last_beat_at", "neighbours", b"neighbours", "phase", b"phase", "pool", b"pool", "provider_ref", b"provider_ref", "reason", b"reason", "runtimes", b"runtimes", "slot", b"slot", "used", b"used", "verdict", b"verdict", "vitals", b"vitals"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__last_beat_at: _TypeAlias = _typing.Literal["last_beat_at"]  # noqa: Y015
     _WhichOneofArgType__last_beat_at: _TypeAlias = _typing.Literal["_last_beat_at", b"_last_beat_at"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__last_beat_at) -> _WhichOneofReturnType__last_beat_at | None: ...
 
 Global___Server: _TypeAlias = Server  # noqa: Y015
+
+@_typing.final
+class NeighbourAnswer(_message.Message):
+    """What a neighbour says of a server: "answers", "refused" (its kernel answers, its agent does not) or "silent"."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_ID_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    server_id: _builtins.str
+    answer: _builtins.str
+    def __init__(
+        self,
+        *,
+        server_id: _builtins.str = ...,
+        answer: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "server_id", b"server_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NeighbourAnswer: _TypeAlias = NeighbourAnswer  # noqa: Y015
+
+@_typing.final
+class ListProvidersRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListProvidersRequest: _TypeAlias = ListProvidersRequest  # noqa: Y015
+
+@_typing.final
+class ListProvidersResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROVIDERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def providers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Provider]: ...
+    def __init__(
+        self,
+        *,
+        providers: _abc.Iterable[Global___Provider] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["providers", b"providers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListProvidersResponse: _TypeAlias = ListProvidersResponse  # noqa: Y015
+
+@_typing.final
+class Provider(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SERVERS_FIELD_NUMBER: _builtins.int
+    TROUBLE_FIELD_NUMBER: _builtins.int
+    LISTED_AT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    servers: _builtins.int
+    """How many servers of this fleet it has."""
+    trouble: _builtins.str
+    """Why it cannot be asked at the moment; empty where it can."""
+    listed_at: _builtins.float
+    """When it was asked for the newest list that can be believed."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        servers: _builtins.int = ...,
+        trouble: _builtins.str = ...,
+        listed_at: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_listed_at", b"_listed_at", "listed_at", b"listed_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_listed_at", b"_listed_at", "listed_at", b"listed_at", "name", b"name", "servers", b"servers", "trouble", b"trouble"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__listed_at: _TypeAlias = _typing.Literal["listed_at"]  # noqa: Y015
+    _WhichOneofArgType__listed_at: _TypeAlias = _typing.Literal["_listed_at", b"_listed_at"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__listed_at) -> _WhichOneofReturnType__listed_at | None: ...
+
+Global___Provider: _TypeAlias = Provider  # noqa: Y015
 
 @_typing.final
 class WatchEventsRequest(_message.Message):
@@ -570,6 +817,7 @@ class GetCertificateRequest(_message.Message):
 
     CELL_ID_FIELD_NUMBER: _builtins.int
     cell_id: _builtins.str
+    """Or the id of a server that joined by itself."""
     def __init__(
         self,
         *,
@@ -899,15 +1147,19 @@ class WaitReadyRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     GROUP_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
     group: _builtins.str
+    kind: Global___GroupKind.ValueType
+    """Refused where the group is of another kind; unspecified: of any."""
     def __init__(
         self,
         *,
         group: _builtins.str = ...,
+        kind: Global___GroupKind.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "kind", b"kind"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -981,15 +1233,19 @@ class DeleteGroupRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     GROUP_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
     group: _builtins.str
+    kind: Global___GroupKind.ValueType
+    """Refused where the group is of another kind; unspecified: of any."""
     def __init__(
         self,
         *,
         group: _builtins.str = ...,
+        kind: Global___GroupKind.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "kind", b"kind"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1100,6 +1356,48 @@ class DrainServerResponse(_message.Message):
 Global___DrainServerResponse: _TypeAlias = DrainServerResponse  # noqa: Y015
 
 @_typing.final
+class ReleaseStormRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORM_ID_FIELD_NUMBER: _builtins.int
+    storm_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        storm_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["storm_id", b"storm_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseStormRequest: _TypeAlias = ReleaseStormRequest  # noqa: Y015
+
+@_typing.final
+class ReleaseStormResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVERS_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    servers: _builtins.int
+    """How many servers are silent."""
+    position: _builtins.int
+    def __init__(
+        self,
+        *,
+        servers: _builtins.int = ...,
+        position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "servers", b"servers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseStormResponse: _TypeAlias = ReleaseStormResponse  # noqa: Y015
+
+@_typing.final
 class CreateTokenRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1203,3 +1501,105 @@ class CreateOperatorResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CreateOperatorResponse: _TypeAlias = CreateOperatorResponse  # noqa: Y015
+
+@_typing.final
+class OpenShellRequest(_message.Message):
+    """The first one is a start, and no other is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    INPUT_ENDED_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """At most 64 KiB."""
+    input_ended: _builtins.bool
+    @_builtins.property
+    def start(self) -> Global___OpenShellStart: ...
+    @_builtins.property
+    def size(self) -> _cell_pb2.WindowSize: ...
+    def __init__(
+        self,
+        *,
+        start: Global___OpenShellStart | None = ...,
+        data: _builtins.bytes = ...,
+        input_ended: _builtins.bool = ...,
+        size: _cell_pb2.WindowSize | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "input_ended", b"input_ended", "size", b"size", "start", b"start", "what", b"what"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "input_ended", b"input_ended", "size", b"size", "start", b"start", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["start", "data", "input_ended", "size"]  # noqa: Y015
+    _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
+
+Global___OpenShellRequest: _TypeAlias = OpenShellRequest  # noqa: Y015
+
+@_typing.final
+class OpenShellStart(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CELL_ID_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    cell_id: _builtins.str
+    term: _builtins.str
+    @_builtins.property
+    def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Empty: /bin/sh."""
+
+    @_builtins.property
+    def size(self) -> _cell_pb2.WindowSize:
+        """The size of the caller's terminal; absent: pipes."""
+
+    def __init__(
+        self,
+        *,
+        cell_id: _builtins.str = ...,
+        command: _abc.Iterable[_builtins.str] | None = ...,
+        size: _cell_pb2.WindowSize | None = ...,
+        term: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["size", b"size"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cell_id", b"cell_id", "command", b"command", "size", b"size", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenShellStart: _TypeAlias = OpenShellStart  # noqa: Y015
+
+@_typing.final
+class OpenShellResponse(_message.Message):
+    """The first one says when the cell dies, the last one has the exit code."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIES_AT_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    ERROR_OUTPUT_FIELD_NUMBER: _builtins.int
+    EXIT_CODE_FIELD_NUMBER: _builtins.int
+    dies_at: _builtins.float
+    """Unix seconds."""
+    output: _builtins.bytes
+    error_output: _builtins.bytes
+    exit_code: _builtins.int
+    def __init__(
+        self,
+        *,
+        dies_at: _builtins.float = ...,
+        output: _builtins.bytes = ...,
+        error_output: _builtins.bytes = ...,
+        exit_code: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dies_at", b"dies_at", "error_output", b"error_output", "exit_code", b"exit_code", "output", b"output", "what", b"what"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dies_at", b"dies_at", "error_output", b"error_output", "exit_code", b"exit_code", "output", b"output", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["dies_at", "output", "error_output", "exit_code"]  # noqa: Y015
+    _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
+
+Global___OpenShellResponse: _TypeAlias = OpenShellResponse  # noqa: Y015

@@ -49,6 +49,11 @@ class OperatorServiceStub:
                 request_serializer=galactica_dot_v1_dot_operator__pb2.ListServersRequest.SerializeToString,
                 response_deserializer=galactica_dot_v1_dot_operator__pb2.ListServersResponse.FromString,
                 _registered_method=True)
+        self.ListProviders = channel.unary_unary(
+                '/galactica.v1.OperatorService/ListProviders',
+                request_serializer=galactica_dot_v1_dot_operator__pb2.ListProvidersRequest.SerializeToString,
+                response_deserializer=galactica_dot_v1_dot_operator__pb2.ListProvidersResponse.FromString,
+                _registered_method=True)
         self.WatchEvents = channel.unary_stream(
                 '/galactica.v1.OperatorService/WatchEvents',
                 request_serializer=galactica_dot_v1_dot_operator__pb2.WatchEventsRequest.SerializeToString,
@@ -94,10 +99,20 @@ class OperatorServiceStub:
                 request_serializer=galactica_dot_v1_dot_operator__pb2.CondemnCellRequest.SerializeToString,
                 response_deserializer=galactica_dot_v1_dot_operator__pb2.CondemnCellResponse.FromString,
                 _registered_method=True)
+        self.OpenShell = channel.stream_stream(
+                '/galactica.v1.OperatorService/OpenShell',
+                request_serializer=galactica_dot_v1_dot_operator__pb2.OpenShellRequest.SerializeToString,
+                response_deserializer=galactica_dot_v1_dot_operator__pb2.OpenShellResponse.FromString,
+                _registered_method=True)
         self.DrainServer = channel.unary_unary(
                 '/galactica.v1.OperatorService/DrainServer',
                 request_serializer=galactica_dot_v1_dot_operator__pb2.DrainServerRequest.SerializeToString,
                 response_deserializer=galactica_dot_v1_dot_operator__pb2.DrainServerResponse.FromString,
+                _registered_method=True)
+        self.ReleaseStorm = channel.unary_unary(
+                '/galactica.v1.OperatorService/ReleaseStorm',
+                request_serializer=galactica_dot_v1_dot_operator__pb2.ReleaseStormRequest.SerializeToString,
+                response_deserializer=galactica_dot_v1_dot_operator__pb2.ReleaseStormResponse.FromString,
                 _registered_method=True)
         self.CreateToken = channel.unary_unary(
                 '/galactica.v1.OperatorService/CreateToken',
@@ -128,6 +143,12 @@ class OperatorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListServers(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListProviders(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -189,8 +210,22 @@ class OperatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def OpenShell(self, request_iterator, context):
+        """A shell in a cell, for diagnosis. Opening one touches the cell, which is to go soon after.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DrainServer(self, request, context):
         """admin
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseStorm(self, request, context):
+        """Let silence count again in a pool whose storm is held: only for who knows that it is no blindness.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -225,6 +260,11 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.ListServers,
                     request_deserializer=galactica_dot_v1_dot_operator__pb2.ListServersRequest.FromString,
                     response_serializer=galactica_dot_v1_dot_operator__pb2.ListServersResponse.SerializeToString,
+            ),
+            'ListProviders': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListProviders,
+                    request_deserializer=galactica_dot_v1_dot_operator__pb2.ListProvidersRequest.FromString,
+                    response_serializer=galactica_dot_v1_dot_operator__pb2.ListProvidersResponse.SerializeToString,
             ),
             'WatchEvents': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchEvents,
@@ -271,10 +311,20 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     request_deserializer=galactica_dot_v1_dot_operator__pb2.CondemnCellRequest.FromString,
                     response_serializer=galactica_dot_v1_dot_operator__pb2.CondemnCellResponse.SerializeToString,
             ),
+            'OpenShell': grpc.stream_stream_rpc_method_handler(
+                    servicer.OpenShell,
+                    request_deserializer=galactica_dot_v1_dot_operator__pb2.OpenShellRequest.FromString,
+                    response_serializer=galactica_dot_v1_dot_operator__pb2.OpenShellResponse.SerializeToString,
+            ),
             'DrainServer': grpc.unary_unary_rpc_method_handler(
                     servicer.DrainServer,
                     request_deserializer=galactica_dot_v1_dot_operator__pb2.DrainServerRequest.FromString,
                     response_serializer=galactica_dot_v1_dot_operator__pb2.DrainServerResponse.SerializeToString,
+            ),
+            'ReleaseStorm': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseStorm,
+                    request_deserializer=galactica_dot_v1_dot_operator__pb2.ReleaseStormRequest.FromString,
+                    response_serializer=galactica_dot_v1_dot_operator__pb2.ReleaseStormResponse.SerializeToString,
             ),
             'CreateToken': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateToken,
@@ -368,6 +418,33 @@ class OperatorService:
             '/galactica.v1.OperatorService/ListServers',
             galactica_dot_v1_dot_operator__pb2.ListServersRequest.SerializeToString,
             galactica_dot_v1_dot_operator__pb2.ListServersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListProviders(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/galactica.v1.OperatorService/ListProviders',
+            galactica_dot_v1_dot_operator__pb2.ListProvidersRequest.SerializeToString,
+            galactica_dot_v1_dot_operator__pb2.ListProvidersResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -622,6 +699,33 @@ class OperatorService:
             _registered_method=True)
 
     @staticmethod
+    def OpenShell(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/galactica.v1.OperatorService/OpenShell',
+            galactica_dot_v1_dot_operator__pb2.OpenShellRequest.SerializeToString,
+            galactica_dot_v1_dot_operator__pb2.OpenShellResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def DrainServer(request,
             target,
             options=(),
@@ -638,6 +742,33 @@ class OperatorService:
             '/galactica.v1.OperatorService/DrainServer',
             galactica_dot_v1_dot_operator__pb2.DrainServerRequest.SerializeToString,
             galactica_dot_v1_dot_operator__pb2.DrainServerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseStorm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/galactica.v1.OperatorService/ReleaseStorm',
+            galactica_dot_v1_dot_operator__pb2.ReleaseStormRequest.SerializeToString,
+            galactica_dot_v1_dot_operator__pb2.ReleaseStormResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -5,7 +5,8 @@ The operators' contract. What changes the fleet is either an order of things to 
 (apply) or a decision that something must go (delete, condemn, drain).
 
 Every call needs an operator certificate. Roles: a viewer reads; a deployer also applies,
-deletes and condemns; an admin also drains servers and hands out tokens and certificates.
+deletes and condemns; an admin also drains servers, releases storms, and hands out tokens and
+certificates.
 PERMISSION_DENIED names the operator, the role and the call. FAILED_PRECONDITION: refused,
 with the reason. INVALID_ARGUMENT: the request itself is wrong. NOT_FOUND: no such thing.
 UNAVAILABLE: the journal takes nothing at the moment (disk full); reads go on.
@@ -45,6 +46,7 @@ class OperatorServiceStub:
     """viewer"""
     ListCells: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListCellsRequest, _operator_pb2.ListCellsResponse]
     ListServers: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListServersRequest, _operator_pb2.ListServersResponse]
+    ListProviders: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListProvidersRequest, _operator_pb2.ListProvidersResponse]
     WatchEvents: _grpc.UnaryStreamMultiCallable[_operator_pb2.WatchEventsRequest, _operator_pb2.WatchEventsResponse]
     GetCertificate: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetCertificateRequest, _operator_pb2.GetCertificateResponse]
     ReadLogs: _grpc.UnaryStreamMultiCallable[_operator_pb2.ReadLogsRequest, _operator_pb2.ReadLogsResponse]
@@ -56,8 +58,12 @@ class OperatorServiceStub:
     """deployer"""
     DeleteGroup: _grpc.UnaryUnaryMultiCallable[_operator_pb2.DeleteGroupRequest, _operator_pb2.DeleteGroupResponse]
     CondemnCell: _grpc.UnaryUnaryMultiCallable[_operator_pb2.CondemnCellRequest, _operator_pb2.CondemnCellResponse]
+    OpenShell: _grpc.StreamStreamMultiCallable[_operator_pb2.OpenShellRequest, _operator_pb2.OpenShellResponse]
+    """A shell in a cell, for diagnosis. Opening one touches the cell, which is to go soon after."""
     DrainServer: _grpc.UnaryUnaryMultiCallable[_operator_pb2.DrainServerRequest, _operator_pb2.DrainServerResponse]
     """admin"""
+    ReleaseStorm: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ReleaseStormRequest, _operator_pb2.ReleaseStormResponse]
+    """Let silence count again in a pool whose storm is held: only for who knows that it is no blindness."""
     CreateToken: _grpc.UnaryUnaryMultiCallable[_operator_pb2.CreateTokenRequest, _operator_pb2.CreateTokenResponse]
     CreateOperator: _grpc.UnaryUnaryMultiCallable[_operator_pb2.CreateOperatorRequest, _operator_pb2.CreateOperatorResponse]
 
@@ -68,6 +74,7 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     """viewer"""
     ListCells: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListCellsRequest, _operator_pb2.ListCellsResponse]  # type: ignore[assignment]
     ListServers: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListServersRequest, _operator_pb2.ListServersResponse]  # type: ignore[assignment]
+    ListProviders: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListProvidersRequest, _operator_pb2.ListProvidersResponse]  # type: ignore[assignment]
     WatchEvents: _aio.UnaryStreamMultiCallable[_operator_pb2.WatchEventsRequest, _operator_pb2.WatchEventsResponse]  # type: ignore[assignment]
     GetCertificate: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetCertificateRequest, _operator_pb2.GetCertificateResponse]  # type: ignore[assignment]
     ReadLogs: _aio.UnaryStreamMultiCallable[_operator_pb2.ReadLogsRequest, _operator_pb2.ReadLogsResponse]  # type: ignore[assignment]
@@ -79,8 +86,12 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     """deployer"""
     DeleteGroup: _aio.UnaryUnaryMultiCallable[_operator_pb2.DeleteGroupRequest, _operator_pb2.DeleteGroupResponse]  # type: ignore[assignment]
     CondemnCell: _aio.UnaryUnaryMultiCallable[_operator_pb2.CondemnCellRequest, _operator_pb2.CondemnCellResponse]  # type: ignore[assignment]
+    OpenShell: _aio.StreamStreamMultiCallable[_operator_pb2.OpenShellRequest, _operator_pb2.OpenShellResponse]  # type: ignore[assignment]
+    """A shell in a cell, for diagnosis. Opening one touches the cell, which is to go soon after."""
     DrainServer: _aio.UnaryUnaryMultiCallable[_operator_pb2.DrainServerRequest, _operator_pb2.DrainServerResponse]  # type: ignore[assignment]
     """admin"""
+    ReleaseStorm: _aio.UnaryUnaryMultiCallable[_operator_pb2.ReleaseStormRequest, _operator_pb2.ReleaseStormResponse]  # type: ignore[assignment]
+    """Let silence count again in a pool whose storm is held: only for who knows that it is no blindness."""
     CreateToken: _aio.UnaryUnaryMultiCallable[_operator_pb2.CreateTokenRequest, _operator_pb2.CreateTokenResponse]  # type: ignore[assignment]
     CreateOperator: _aio.UnaryUnaryMultiCallable[_operator_pb2.CreateOperatorRequest, _operator_pb2.CreateOperatorResponse]  # type: ignore[assignment]
 
@@ -106,6 +117,13 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operator_pb2.ListServersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.ListServersResponse, _abc.Awaitable[_operator_pb2.ListServersResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListProviders(
+        self,
+        request: _operator_pb2.ListProvidersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ListProvidersResponse, _abc.Awaitable[_operator_pb2.ListProvidersResponse]]: ...
 
     @_abc_1.abstractmethod
     def WatchEvents(
@@ -173,12 +191,28 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_operator_pb2.CondemnCellResponse, _abc.Awaitable[_operator_pb2.CondemnCellResponse]]: ...
 
     @_abc_1.abstractmethod
+    def OpenShell(
+        self,
+        request_iterator: _MaybeAsyncIterator[_operator_pb2.OpenShellRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_operator_pb2.OpenShellResponse], _abc.AsyncIterator[_operator_pb2.OpenShellResponse]]:
+        """A shell in a cell, for diagnosis. Opening one touches the cell, which is to go soon after."""
+
+    @_abc_1.abstractmethod
     def DrainServer(
         self,
         request: _operator_pb2.DrainServerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.DrainServerResponse, _abc.Awaitable[_operator_pb2.DrainServerResponse]]:
         """admin"""
+
+    @_abc_1.abstractmethod
+    def ReleaseStorm(
+        self,
+        request: _operator_pb2.ReleaseStormRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ReleaseStormResponse, _abc.Awaitable[_operator_pb2.ReleaseStormResponse]]:
+        """Let silence count again in a pool whose storm is held: only for who knows that it is no blindness."""
 
     @_abc_1.abstractmethod
     def CreateToken(

@@ -1,0 +1,70 @@
+"""Whether this server's disk still takes what is written to it: tried for real, with a small file.
+
+A disk that fails may not answer at all, so the try has a thread of its own that nobody has to wait for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from threading import Thread
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TRIAL_NAME = ".trial"
+TRIAL = b"galactica\n" * 410
+"""More than a file system keeps beside the file's name, so that it needs room of its own."""
+TRIAL_SECONDS = 5.0
+
+
+class DiskTrial:
+    """Tries ``directory``. At most one try is under way."""
+
+    def __init__(self, directory: Path, timeout_seconds: float = TRIAL_SECONDS) -> None:
+        self._path = directory / TRIAL_NAME
+        self._timeout_seconds = timeout_seconds
+        self._running: asyncio.Future[str] | None = None
+
+    async def error(self) -> str:
+        """The error's name, such as EROFS; ETIMEDOUT where the disk does not answer; empty where all is well."""
+        if self._running is None:
+            self._running = self._begin()
+        done, _ = await asyncio.wait([self._running], timeout=self._timeout_seconds)
+        if not done:
+            return errno.errorcode[errno.ETIMEDOUT]
+        finished, self._running = self._running, None
+        return finished.result()
+
+    def _begin(self) -> asyncio.Future[str]:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[str] = loop.create_future()
+
+        def finish(error: str) -> None:
+            if not future.done():
+                future.set_result(error)
+
+        def run() -> None:
+            error = attempt(self._path)
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(finish, error)
+
+        Thread(target=run, name="disk-trial", daemon=True).start()
+        return future
+
+
+def attempt(path: Path) -> str:
+    """Write a file through to the disk and remove it: the name of the error, empty where there is none."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        try:
+            written = os.write(descriptor, TRIAL)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+            path.unlink()
+    except OSError as error:
+        return errno.errorcode.get(error.errno or 0, "EIO")
+    return "" if written == len(TRIAL) else errno.errorcode[errno.ENOSPC]

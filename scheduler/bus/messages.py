@@ -1,0 +1,178 @@
+"""Topics and payloads of the bus, as deploy/bus/README.md describes them for readers. Pure.
+
+Every payload is one JSON object with its ``version``. Shapes only grow; a change of meaning is a new version.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+from galactica.v1 import operator_pb2
+from msgspec import Struct
+
+from scheduler import history, server_views, views
+from scheduler.events import Record
+from scheduler.model import SERVER_ID, Phase
+from scheduler.ports import View
+
+VERSION = 1
+EVENT_BYTES_LIMIT = 64 * 1024
+"""An event beyond this goes without its own fields: brokers refuse, by ending the connection, what is too large."""
+_CALENDAR_ENDS = 253_402_300_799.0
+
+Json = dict[str, Any]
+
+
+class Topics:
+    """An id's slashes are levels of the topic, so that ``cells/web/#`` is a group. A fleet's name is one level."""
+
+    def __init__(self, fleet: str) -> None:
+        self._root = f"galactica/{quote(fleet, safe=' ')}"
+
+    def event(self, kind: str) -> str:
+        return f"{self._root}/events/{kind}"
+
+    def cell(self, cell_id: str) -> str:
+        return f"{self._root}/cells/{cell_id}"
+
+    def server(self, server_id: str) -> str:
+        return f"{self._root}/servers/{server_id}"
+
+    def will(self, server_id: str) -> str:
+        return f"{self._root}/wills/{server_id}"
+
+    @property
+    def heard(self) -> tuple[str, ...]:
+        """What the scheduler subscribes to: its own retained topics, and the wills."""
+        return tuple(f"{self._root}/{kind}/#" for kind in ("cells", "servers", "wills"))
+
+    def server_of_will(self, topic: str) -> str | None:
+        """Whose will that topic is; None where it is no will's."""
+        server = topic.removeprefix(f"{self._root}/wills/")
+        return server if server != topic and SERVER_ID.fullmatch(server) else None
+
+
+class Here(Struct, frozen=True, tag_field="says", tag="here"):
+    """Retained: this connection's will is to be believed for this session of the agents' link."""
+
+    version: int
+    connection: str
+    session: str
+
+
+class Lost(Struct, frozen=True, tag_field="says", tag="lost"):
+    """The last will of a connection."""
+
+    version: int
+    connection: str
+
+
+_WILLS = msgspec.json.Decoder(Here | Lost)
+
+
+def read_will(payload: bytes) -> Here | Lost:
+    """Raises ValueError."""
+    try:
+        said: Here | Lost = _WILLS.decode(payload)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise ValueError(str(error)) from error
+    if said.version != VERSION:
+        raise ValueError(f"version {said.version} is not spoken here")
+    return said
+
+
+def event_payload(record: Record) -> tuple[str, bytes]:
+    """The event's type, and what ``events -o json`` shows of it. Values of environments are hidden there as here."""
+    row = history.event_row(record)
+    common: Json = {
+        "version": VERSION,
+        "position": row.position,
+        "at": _time(row.at),
+        "type": row.type,
+        "cell": row.cell or None,
+        "group": row.group or None,
+        "server": row.server or None,
+        "cause": row.cause or None,
+        "schema": row.schema,
+    }
+    payload = _encode(_with_times(json.loads(row.details_json)) | common)
+    return row.type, payload if len(payload) <= EVENT_BYTES_LIMIT else _encode(common | {"is_cut": True})
+
+
+def states(view: View, topics: Topics) -> dict[str, bytes]:
+    """Topic to payload of everything that is retained. In proportion to the fleet; safe to run in a thread."""
+    found = {topics.cell(row.id): _encode(_cell(row)) for row in views.cells(view)}
+    found.update((topics.server(row.id), _encode(_server(row))) for row in _living_servers(view))
+    return found
+
+
+def _living_servers(view: View) -> Iterator[operator_pb2.Server]:
+    return (row for row in server_views.servers(view) if row.phase != Phase.DECOMMISSIONED)
+
+
+def _cell(row: operator_pb2.Cell) -> Json:
+    """No words that change with every look, such as a reason with its seconds: each would be a message."""
+    return {
+        "version": VERSION,
+        "id": row.id,
+        "group": row.group,
+        "slot": row.slot,
+        "generation": row.generation,
+        "kind": row.kind,
+        "phase": row.phase,
+        "verdict": row.verdict or None,
+        "server": row.server or None,
+        "digest": row.digest,
+        "revision": row.revision,
+        "ordered_at": _time_of(row, "ordered_at"),
+        "ready_at": _time_of(row, "ready_at"),
+        "condemned_at": _time_of(row, "condemned_at"),
+        "replaces": row.replaces or None,
+        "endpoints": dict(sorted(row.endpoints.items())),
+    }
+
+
+def _server(row: operator_pb2.Server) -> Json:
+    return {
+        "version": VERSION,
+        "id": row.id,
+        "phase": row.phase,
+        "verdict": row.verdict or None,
+        "labels": dict(sorted(row.labels.items())),
+        "cells": len(row.cells),
+        "agent_version": row.agent_version or None,
+    }
+
+
+def _encode(value: Json) -> bytes:
+    return msgspec.json.encode(value)
+
+
+def _time_of(row: operator_pb2.Cell, name: str) -> str | None:
+    at: float = getattr(row, name)
+    return _time(at) if at else None
+
+
+def _time(at: float) -> str:
+    """RFC 3339 in UTC with microseconds; what no calendar has is told as it came."""
+    if not 0 <= at < _CALENDAR_ENDS:
+        return str(at)
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _with_times(value: Any, name: str = "") -> Any:
+    """Times in an event's own fields are Unix seconds in the journal, and texts for readers."""
+    match value:
+        case dict():
+            return {key: _with_times(one, key) for key, one in value.items()}
+        case list():
+            return [_with_times(one) for one in value]
+        case int() | float() if name == "at" or name.endswith("_at") or name == "not_before":
+            return _time(value)
+        case _:
+            return value

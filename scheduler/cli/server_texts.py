@@ -1,0 +1,38 @@
+"""Pools, providers and storms, in words and tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from galactica.v1 import operator_pb2
+
+from scheduler.cli import people
+from scheduler.cli.output import Shown, Styled
+from scheduler.units import format_duration
+
+POOL_COLUMNS = ("POOL", "PROVIDER", "REVISION", "SIZE", "READY", "BOOTING", "SICK", "STORM")
+PROVIDER_COLUMNS = ("PROVIDER", "SERVERS", "LISTED", "TROUBLE")
+
+
+def pool_row(group: operator_pb2.GroupStatus, storm: str) -> list[Shown]:
+    name, revision, wanted, ready, booting, sick = people.group_row(group)
+    return [name, group.provider, revision, wanted, ready, booting, sick, Styled(storm, people.BAD)]
+
+
+def provider_row(provider: operator_pb2.Provider, now: float) -> list[Shown]:
+    listed = "never"
+    if provider.HasField("listed_at"):
+        listed = f"{format_duration(max(0.0, now - provider.listed_at))} ago"
+    return [provider.name, str(provider.servers), listed, Styled(provider.trouble, people.WARN)]
+
+
+def storm_lines(storm: operator_pb2.Storm, now: float) -> Iterator[list[Shown]]:
+    """What is not believed, since when and for how long, and what to do about it."""
+    since = people.date_text(storm.since)
+    left = format_duration(max(0.0, storm.expires_at - now))
+    yield [
+        Styled(storm.id, people.BAD),
+        f": {storm.silent} of {storm.of} silent since {since}, held for {left} more",
+    ]
+    yield [f"  {storm.reason}"]
+    yield [f"  If they are really gone: galactica storms release {storm.id}"]

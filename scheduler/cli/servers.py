@@ -1,0 +1,94 @@
+"""Commands about servers, their pools, those who make them, and silence that is not believed."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+from galactica.v1 import operator_pb2
+
+from scheduler.cli import people, server_texts, shapes
+from scheduler.cli.arguments import Output, Scheduler
+from scheduler.cli.client import LONG_ANSWER_SECONDS, connect
+from scheduler.cli.output import Format, Styled, line, print_json, table, write
+
+
+def servers(scheduler: Scheduler = None, output: Output = Format.TABLE) -> None:
+    """The servers, how they feel and on what evidence, and how many cells they carry."""
+    with connect(scheduler) as client:
+        answer = client.ask(client.stub.ListServers, operator_pb2.ListServersRequest(), LONG_ANSWER_SECONDS)
+    if output is Format.JSON:
+        print_json([shapes.server(server) for server in answer.servers])
+        return
+    if not answer.servers:
+        line("There are no servers. Let one join: galactica token create. Or have them made: apply a pool")
+        return
+    now = time.time()
+    table(people.SERVER_COLUMNS, (people.server_row(server, now) for server in answer.servers))
+    doubtful = [server for server in answer.servers if server.verdict != "healthy" and server.evidence]
+    for server in doubtful:
+        write("\n")
+        line(Styled(server.id, "bold"), ": ", people.verdict(server.verdict), f", {server.reason}")
+        for fact in server.evidence:
+            line(*people.evidence_parts(fact))
+
+
+def pools(scheduler: Scheduler = None, output: Output = Format.TABLE) -> None:
+    """The pools: who makes their servers, how many are wanted, and how many are there."""
+    with connect(scheduler) as client:
+        status = client.ask(client.stub.GetStatus, operator_pb2.GetStatusRequest())
+    found = [group for group in status.groups if group.kind == "pool"]
+    storms = {storm.pool: storm.id for storm in status.storms}
+    if output is Format.JSON:
+        print_json([shapes.pool(group, storms.get(group.name)) for group in found])
+    elif found:
+        table(
+            server_texts.POOL_COLUMNS,
+            (server_texts.pool_row(group, storms.get(group.name, "")) for group in found),
+        )
+    else:
+        line("There are no pools. Write one (kind: pool) and order it: galactica apply FILE")
+
+
+def providers(scheduler: Scheduler = None, output: Output = Format.TABLE) -> None:
+    """Who makes the servers of pools, how many each has, and whether it answers."""
+    with connect(scheduler) as client:
+        answer = client.ask(client.stub.ListProviders, operator_pb2.ListProvidersRequest())
+    if output is Format.JSON:
+        print_json([shapes.provider(provider) for provider in answer.providers])
+    elif answer.providers:
+        now = time.time()
+        rows = (server_texts.provider_row(provider, now) for provider in answer.providers)
+        table(server_texts.PROVIDER_COLUMNS, rows)
+    else:
+        line("Nothing was heard of any provider yet. A pool names one: galactica pools")
+
+
+def storms(context: typer.Context, scheduler: Scheduler = None, output: Output = Format.TABLE) -> None:
+    """Silence of many together, which the scheduler does not believe: it rather doubts its own sight."""
+    if context.invoked_subcommand is not None:
+        return
+    with connect(scheduler) as client:
+        status = client.ask(client.stub.GetStatus, operator_pb2.GetStatusRequest())
+    if output is Format.JSON:
+        print_json([shapes.storm(storm) for storm in status.storms])
+    elif status.storms:
+        now = time.time()
+        for storm in status.storms:
+            for parts in server_texts.storm_lines(storm, now):
+                line(*parts)
+    else:
+        line("No storm is held.")
+
+
+def release_storm(
+    storm: Annotated[str, typer.Argument(metavar="ID", help="Its id, as galactica storms shows it.")],
+    scheduler: Scheduler = None,
+) -> None:
+    """Let silence count again: the servers are really gone. Only for who has looked."""
+    with connect(scheduler) as client:
+        request = operator_pb2.ReleaseStormRequest(storm_id=storm)
+        answer = client.ask(client.stub.ReleaseStorm, request)
+    silent = people.counted(answer.servers, "silent server")
+    line(f"{storm}: released; {silent} judged by the evidence now. Watch: galactica servers")

@@ -1,0 +1,124 @@
+"""The shape of a pool's manifest. What the values may be is ``pool_rules``' business; what is below ``server`` is its
+provider's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, Field
+
+from scheduler.group_rules import Path, Problem
+from scheduler.manifest.shape import Age, Count, Duration, Kind, Shape, Text, Whole
+from scheduler.manifest.tree import Data, Scalar
+from scheduler.model import Group, GroupKind, HealthSpec, Replace, RuntimeKind, ServerBody, Spec
+from scheduler.pool_rules import canonical_body
+from scheduler.units import parse_duration
+
+BOOT_WITHIN_SECONDS = 300.0
+"""A machine takes longer than a container."""
+
+
+def _lease(data: Any) -> float:
+    if isinstance(data, Scalar) and data.value is not None:
+        seconds = parse_duration(data.text)
+        if seconds <= 0:
+            raise ValueError("must be above 0; leave it out for the fleet's own lease")
+        return seconds
+    raise ValueError("must be one value, such as 30s")
+
+
+Lease = Annotated[float, BeforeValidator(_lease)]
+
+
+class PerShape(Shape):
+    count: Count = 0
+    window: Duration = Replace().window_seconds
+
+
+class ReplaceShape(Shape):
+    surge: Whole = Replace().surge
+    unavailable: Whole = Replace().unavailable
+    per: PerShape = PerShape()
+
+
+class PoolShape(Shape):
+    kind: Kind = "pool"
+    name: Text = ""
+    size: Whole = 1
+    provider: Text = ""
+    server: dict[str, Any] = Field(default_factory=dict)
+    labels: dict[str, Text] = Field(default_factory=dict)
+    boot_within: Duration = BOOT_WITHIN_SECONDS
+    max_age: Age = 0.0
+    lease: Lease = 0.0
+    cut_off_after: Duration = 300.0
+    replace: ReplaceShape = ReplaceShape()
+
+
+POOL_SECTIONS: dict[Path, type[BaseModel]] = {
+    (): PoolShape,
+    ("replace",): ReplaceShape,
+    ("replace", "per"): PerShape,
+}
+
+
+def pool_of(data: Data) -> Group:
+    """The pool that a manifest of this shape means. Raises pydantic's ValidationError."""
+    shape = PoolShape.model_validate(data)
+    per = shape.replace.per
+    return Group(
+        GroupKind.POOL,
+        shape.name,
+        shape.size,
+        Spec(
+            runtime=RuntimeKind.SERVER,
+            health=HealthSpec(boot_within_seconds=shape.boot_within),
+            server=ServerBody(shape.provider, canonical_body(_plain(shape.server)), dict(shape.labels)),
+        ),
+        max_age_seconds=shape.max_age,
+        replace=Replace(shape.replace.surge, shape.replace.unavailable, per.count, per.window),
+        lease_seconds=shape.lease,
+        cut_off_after_seconds=shape.cut_off_after,
+    )
+
+
+def _plain(data: Any) -> Any:
+    match data:
+        case dict():
+            return {key: _plain(value) for key, value in data.items()}
+        case list():
+            return [_plain(value) for value in data]
+        case Scalar(value=float() as number) if not math.isfinite(number):
+            return None  # told by ``pool_data_problems``
+        case Scalar(value=value):
+            return value
+        case _:
+            raise TypeError(type(data).__name__)
+
+
+def pool_data_problems(data: Data) -> Iterator[Problem]:
+    """What is wrong with a pool's manifest and no longer seen in the pool made from it."""
+    if not isinstance(data, dict):
+        return
+    yield from _no_numbers(("server",), data.get("server", {}))
+    replace = data.get("replace")
+    per = replace.get("per") if isinstance(replace, dict) else None
+    if isinstance(per, dict) and "count" not in per:
+        yield Problem(
+            ("replace", "per", "count"), "is missing; how many servers may be replaced in a window?"
+        )
+
+
+def _no_numbers(path: Path, data: Data) -> Iterator[Problem]:
+    """Numbers that JSON, and so the provider, does not know."""
+    match data:
+        case dict():
+            for key, value in data.items():
+                yield from _no_numbers((*path, key), value)
+        case list():
+            for index, value in enumerate(data):
+                yield from _no_numbers((*path, index), value)
+        case Scalar(text=text, value=float() as number) if not math.isfinite(number):
+            yield Problem(path, f"{text} is no number for a provider")

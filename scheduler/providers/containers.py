@@ -1,0 +1,32 @@
+"""The containers that a local server left in this machine's engine when its agent was killed.
+
+They carry the labels that the agent's docker runtime gives to everything that it makes. Blocks: call it in a thread.
+"""
+
+from __future__ import annotations
+
+ENGINE_SECONDS = 10
+
+
+class EngineUnavailable(Exception):
+    """The engine does not answer, so nobody knows what is left in it."""
+
+
+def remove_all_of(fleet: str, server: str) -> None:
+    """End and remove every container of this server. Raises EngineUnavailable."""
+    try:
+        import docker  # noqa: PLC0415 - large, and there only where agents run containers
+    except ModuleNotFoundError as error:
+        raise EngineUnavailable(
+            "docker's library is not installed: pip install 'galactica[docker]'"
+        ) from error
+    labels = [f"galactica.fleet={fleet}", f"galactica.server={server}"]
+    try:
+        client = docker.from_env(timeout=ENGINE_SECONDS)
+        try:
+            for container in client.containers.list(all=True, filters={"label": labels}, ignore_removed=True):
+                container.remove(force=True, v=True)
+        finally:
+            client.close()
+    except (docker.errors.DockerException, OSError) as error:
+        raise EngineUnavailable(f"the engine does not answer: {error}") from error

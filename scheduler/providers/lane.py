@@ -1,0 +1,274 @@
+"""One provider at work: its commands, each cell's in order; its sweep; what comes of both, as observations.
+
+A cell's first command starts a task that ends with its last one. Calls are bounded in number and in time. What fails
+for now is tried again after a pause that doubles, with jitter, a bounded number of times; then it is reported and
+the core decides anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import traceback
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+import structlog
+from msgspec import Struct
+
+from scheduler.commands import DecommissionServer, OrderServer, ProviderCommand
+from scheduler.model import parse_cell_id
+from scheduler.ports import Mind
+from scheduler.providers import (
+    REASON_CHARACTERS,
+    Provider,
+    ProviderError,
+    ProviderRefused,
+    ProviderUnavailable,
+    UserData,
+    WatchingProvider,
+)
+from scheduler.sight import (
+    ProviderListed,
+    ProviderNews,
+    ProviderServer,
+    ProviderSilent,
+    ProviderState,
+    ServerMade,
+    ServerNotMade,
+    ServerUnmade,
+)
+
+REF_CHARACTERS = 256
+LIST_GAP_SECONDS = 0.02
+"""From one list to the next, however much happens meanwhile."""
+JITTER = 0.25
+"""Pauses are longer or shorter by up to this fraction, so that what failed together does not try together."""
+
+T = TypeVar("T")
+
+log = structlog.get_logger("scheduler.providers")
+
+
+class RunnerLimits(Struct, frozen=True):
+    """Bounds of each provider. ``waiting``: cells with commands at once. ``sweep_seconds``: from list to list."""
+
+    concurrency: int = 8
+    waiting: int = 10_000
+    tries: int = 6
+    pause_first_seconds: float = 0.5
+    pause_limit_seconds: float = 30.0
+    call_seconds: float = 120.0
+    list_seconds: float = 30.0
+    sweep_seconds: float = 10.0
+    sweep_after_change_seconds: float = 0.3
+    servers: int = 100_000
+
+
+class Lane:
+    """``user_data``: what the agent of an ordered server needs to know."""
+
+    def __init__(
+        self,
+        name: str,
+        provider: Provider,
+        mind: Mind,
+        user_data: Callable[[OrderServer], UserData],
+        limits: RunnerLimits,
+    ) -> None:
+        self._name = name
+        self._provider = provider
+        self._mind = mind
+        self._user_data = user_data
+        self._limits = limits
+        self._cells: dict[str, deque[ProviderCommand]] = {}
+        """Each cell's commands; the first is being carried out. At most an order and the decommission after it."""
+        self._slots = asyncio.Semaphore(limits.concurrency)
+        self._tasks: asyncio.TaskGroup | None = None
+        self._next_list_at = 0.0
+        self._list_sooner = asyncio.Event()
+
+    def take(self, command: ProviderCommand) -> None:
+        """Never waits. A repeated command takes the place of the one before it, so that the newest words count."""
+        commands = self._cells.get(command.cell)
+        if commands is None:
+            self._begin(command)
+        elif type(commands[-1]) is type(command):
+            commands[-1] = command
+        elif isinstance(command, DecommissionServer):
+            commands.append(command)
+        # else: an order after its decommission. Ids are never used twice, so it is old news.
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            try:
+                for cell in self._cells:
+                    tasks.create_task(self._serve(cell), name=f"server {cell}")
+                if isinstance(self._provider, WatchingProvider):
+                    tasks.create_task(self._watch(self._provider), name=f"watch {self._name}")
+                await self._sweep()
+            finally:
+                self._tasks = None
+
+    # --- commands -------------------------------------------------------------------------------------------------
+
+    def _begin(self, command: ProviderCommand) -> None:
+        if len(self._cells) >= self._limits.waiting:
+            # Not lost for good: what is wanted and not seen is decided again.
+            log.warning("command_dropped", provider=self._name, cell=command.cell, waiting=len(self._cells))
+            return
+        self._cells[command.cell] = deque([command])
+        if self._tasks is not None:
+            self._tasks.create_task(self._serve(command.cell), name=f"server {command.cell}")
+
+    async def _serve(self, cell: str) -> None:
+        """Carry out the cell's commands in their order."""
+        commands = self._cells[cell]
+        while commands:
+            await self._mind.observe(await self._carry_out(commands))
+            commands.popleft()
+            self._list_within(self._limits.sweep_after_change_seconds)
+        del self._cells[cell]
+
+    async def _carry_out(self, commands: deque[ProviderCommand]) -> ProviderNews:
+        """The first command, as often as it takes."""
+        limits = self._limits
+        for number in range(1, limits.tries + 1):
+            command = commands[0]
+            try:
+                async with self._slots:
+                    return await self._attempt(command)
+            except ProviderRefused as error:
+                return self._failed(command, str(error))
+            except ProviderUnavailable as error:
+                reason = _without_token(command, str(error))
+                log.warning(
+                    "try_failed", provider=self._name, cell=command.cell, number=number, reason=reason
+                )
+            if len(commands) > 1:
+                return self._failed(command, f"given up, for it is to be decommissioned: {reason}")
+            if number < limits.tries:
+                pause = min(limits.pause_limit_seconds, limits.pause_first_seconds * 2 ** (number - 1))
+                await asyncio.sleep(_jittered(pause))
+        return self._failed(commands[0], f"given up after {limits.tries} tries: {reason}")
+
+    async def _attempt(self, command: ProviderCommand) -> ProviderNews:
+        """Raises ProviderRefused, ProviderUnavailable."""
+        provider, now = self._provider, self._mind.now
+        match command:
+            case OrderServer():
+                if command.spec.server is None:
+                    raise ProviderRefused("the spec describes no server")
+                made = provider.order(command.cell, command.spec.server, self._user_data(command))
+                ref = _checked_ref(await self._bounded(made, self._limits.call_seconds, "the order"))
+                return ServerMade(self._name, command.cell, ref, now())
+            case DecommissionServer():
+                unmade = provider.decommission(command.ref, command.cell)
+                await self._bounded(unmade, self._limits.call_seconds, "the decommission")
+                return ServerUnmade(self._name, command.cell, now())
+
+    def _failed(self, command: ProviderCommand, reason: str) -> ProviderNews:
+        reason = _without_token(command, reason)[:REASON_CHARACTERS]
+        if isinstance(command, OrderServer):
+            return ServerNotMade(self._name, command.cell, reason, self._mind.now())
+        return ProviderSilent(self._name, f"{command.cell} was not deleted: {reason}", self._mind.now())
+
+    # --- what there is --------------------------------------------------------------------------------------------
+
+    async def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            # Before the question, so that what changes while it is answered is asked about again.
+            self._next_list_at = loop.time() + _jittered(self._limits.sweep_seconds)
+            await self._mind.observe(await self._listed())
+            await asyncio.sleep(LIST_GAP_SECONDS)
+            while (left := self._next_list_at - loop.time()) > 0:
+                self._list_sooner.clear()
+                await _wait(self._list_sooner, left)
+
+    async def _listed(self) -> ProviderListed | ProviderSilent:
+        asked_at = self._mind.now()
+        try:
+            answer = await self._bounded(self._provider.list(), self._limits.list_seconds, "the list")
+            servers = believable(answer, self._limits.servers)
+        except ProviderError as error:
+            return ProviderSilent(self._name, str(error)[:REASON_CHARACTERS], self._mind.now())
+        return ProviderListed(self._name, servers, asked_at, self._mind.now())
+
+    async def _watch(self, provider: WatchingProvider) -> None:
+        while True:
+            try:
+                async for _ in provider.watch():
+                    self._list_within(0.0)
+            except Exception as error:  # noqa: BLE001 - somebody else's code; the sweep goes on without it
+                log.warning("watch_failed", provider=self._name, reason=repr(error)[:REASON_CHARACTERS])
+            await asyncio.sleep(_jittered(self._limits.sweep_seconds))
+
+    def _list_within(self, seconds: float) -> None:
+        self._next_list_at = min(self._next_list_at, asyncio.get_running_loop().time() + seconds)
+        self._list_sooner.set()
+
+    async def _bounded(self, call: Awaitable[T], seconds: float, what: str) -> T:
+        """Raises ProviderRefused, ProviderUnavailable, and nothing else."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await call
+        except ProviderError:
+            raise
+        except TimeoutError as error:
+            raise ProviderUnavailable(f"{what} took longer than {seconds:g} s") from error
+        except Exception as error:
+            # Where it was, but no local variables: a token may be among them.
+            trace = "".join(traceback.format_exception(error))
+            log.error("provider_failed", provider=self._name, call=what, traceback=trace)  # noqa: TRY400
+            raise ProviderUnavailable(f"{what} failed: {type(error).__name__}: {error}") from error
+
+
+def believable(answer: object, limit: int) -> tuple[ProviderServer, ...]:
+    """The answer, if it can be a list of servers. An empty one can. Raises ProviderUnavailable."""
+    if not isinstance(answer, Sequence) or isinstance(answer, (str, bytes)):
+        raise ProviderUnavailable(f"the list is a {type(answer).__name__} and no list of servers")
+    if len(answer) > limit:
+        raise ProviderUnavailable(f"the list has {len(answer)} servers, more than {limit}")
+    seen: set[tuple[str, str]] = set()
+    for server in answer:
+        if not isinstance(server, ProviderServer) or not isinstance(server.state, ProviderState):
+            raise ProviderUnavailable(
+                f"the list has an entry that is no server: {server!r}"[:REASON_CHARACTERS]
+            )
+        if not isinstance(server.cell, str) or parse_cell_id(server.cell) is None:
+            raise ProviderUnavailable(f"the list has a server of '{server.cell!s:.100}', which is no cell id")
+        _checked_ref(server.ref)
+        if (server.cell, server.ref) in seen:
+            raise ProviderUnavailable(f"the list has {server.cell} ({server.ref}) twice")
+        seen.add((server.cell, server.ref))
+    return tuple(answer)
+
+
+def _checked_ref(ref: object) -> str:
+    if not isinstance(ref, str) or not 0 < len(ref) <= REF_CHARACTERS or not ref.isprintable():
+        raise ProviderUnavailable(
+            f"the answer's ref is no text of 1 to {REF_CHARACTERS} characters: {ref!r:.100}"
+        )
+    return ref
+
+
+def _without_token(command: ProviderCommand, text: str) -> str:
+    """What a provider says may repeat what it was given; a token belongs in no log."""
+    token = command.token if isinstance(command, OrderServer) else ""
+    return text.replace(token, "(the token)") if token else text
+
+
+def _jittered(seconds: float) -> float:
+    return seconds * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - no secret
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return

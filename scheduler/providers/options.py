@@ -1,0 +1,46 @@
+"""What people write for a provider, in its configuration or in a pool's ``server``: checked, every mistake told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from scheduler.model import ServerBody
+from scheduler.providers import ProviderRefused
+
+Shape = TypeVar("Shape", bound=BaseModel)
+
+
+def checked_options(shape: type[Shape], values: Mapping[str, Any], what: str = "options") -> Shape:
+    """``values`` as a ``shape``. Raises ProviderRefused that names each mistake. ``what``: whose options they are."""
+    try:
+        return shape.model_validate(dict(values))
+    except ValidationError as error:
+        known = ", ".join(shape.model_fields) or "none"
+        raise ProviderRefused(f"{what}: {'; '.join(mistakes_in(error))} (known: {known})") from None
+
+
+def checked_body(shape: type[Shape], spec: ServerBody) -> Shape:
+    """The body of a pool's ``server``. Raises ProviderRefused."""
+    return checked_options(shape, body_of(spec), "the pool's server")
+
+
+def body_of(spec: ServerBody) -> dict[str, Any]:
+    """Raises ProviderRefused where it is no JSON object."""
+    try:
+        body = json.loads(spec.body_json)
+    except (ValueError, RecursionError) as error:
+        raise ProviderRefused(f"the pool's server is no JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise ProviderRefused("the pool's server is no JSON object")
+    return body
+
+
+def mistakes_in(error: ValidationError) -> list[str]:
+    """A line for each: where, and what is wrong. The values themselves are left out: one may be a secret."""
+    return [
+        f"{'.'.join(map(str, one['loc'])) or 'it'}: {one['msg']}" for one in error.errors(include_url=False)
+    ]

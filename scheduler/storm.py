@@ -1,0 +1,86 @@
+"""The guard against our own blindness: when many fall silent together, it is our sight that is to blame.
+
+Absolute number, share and time window together, so that small pools can still lose one, and nothing large is lost
+because a switch, a scheduler or a network had a bad minute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from scheduler.model import Fleet, Phase, Policy, Server, Storm
+from scheduler.server_health import SILENT_BEATS, last_heard_at
+from scheduler.sight import Sight
+
+
+def storm_of(fleet: Fleet, sight: Sight, pool: str, now: float, policy: Policy) -> Storm | None:
+    """The pool's storm, if there is one that neither expired nor was released. While nobody at all is heard, of any
+    pool, it does not expire."""
+    until = fleet.released.get(pool)
+    if until is not None and now < until:
+        return None
+    silence = _silence_in(fleet, sight, pool, now, policy)
+    if not silence.is_storm:
+        return None
+    since = min(silence.silent.values())
+    is_blind = not _hears_anybody(sight, now, SILENT_BEATS * policy.tempo(len(fleet.servers)).beat_seconds)
+    expires_at = (now if is_blind else since) + policy.storm_hold_seconds
+    if now >= expires_at:
+        return None
+    where = f"pool {pool}" if pool else "the joined servers"
+    count = len(silence.silent)
+    reason = (
+        f"{count} of {silence.of} of {where} fell silent within {policy.storm_window_seconds:g} s, more than "
+        f"{silence.believed}: the scheduler doubts its own sight and condemns none of them for silence"
+        f"{'; it hears nobody at all, so that only an operator can end this' if is_blind else ''}"
+    )
+    return Storm(f"{pool or 'joined'}-{int(since)}", pool, count, silence.of, since, expires_at, reason)
+
+
+def is_calm(fleet: Fleet, sight: Sight, pool: str, now: float, policy: Policy) -> bool:
+    """No more of the pool are silent than is believed."""
+    return not _silence_in(fleet, sight, pool, now, policy).is_storm
+
+
+class _Silence(NamedTuple):
+    """``silent``: server to since when. ``of``: so many could be. ``believed``: so many may be at once."""
+
+    silent: Mapping[str, float]
+    of: int
+    believed: int
+
+    @property
+    def is_storm(self) -> bool:
+        return len(self.silent) > self.believed
+
+
+def _silence_in(fleet: Fleet, sight: Sight, pool: str, now: float, policy: Policy) -> _Silence:
+    limit_seconds = SILENT_BEATS * policy.tempo(len(fleet.servers)).beat_seconds
+    condemned = {
+        one.server: one.at
+        for one in fleet.silences.get(pool) or ()
+        if now - one.at < policy.storm_window_seconds
+    }
+    there = [server for server in fleet.servers.values() if server.pool == pool and _counts(server)]
+    silent = dict(condemned)
+    for server in there:
+        since = _silent_since(server, sight, now, limit_seconds)
+        if since is not None:
+            silent[server.id] = since
+    of = len(condemned.keys() | {server.id for server in there})
+    return _Silence(silent, of, max(1, int(of * policy.storm_fraction)))
+
+
+def _hears_anybody(sight: Sight, now: float, limit_seconds: float) -> bool:
+    """One that is cut off from everybody must not replace a healthy fleet however long that lasts."""
+    return any(now - seen.heard_at <= limit_seconds for seen in sight.servers.values())
+
+
+def _counts(server: Server) -> bool:
+    return server.phase in (Phase.READY, Phase.CONDEMNED) and not server.is_lost
+
+
+def _silent_since(server: Server, sight: Sight, now: float, limit_seconds: float) -> float | None:
+    heard_at = last_heard_at(server, sight)
+    return heard_at if now - heard_at > limit_seconds else None

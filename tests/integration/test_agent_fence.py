@@ -1,0 +1,198 @@
+"""Exclusive cells of a real agent: it ends them when nobody answers it, and its watchdog does where it cannot."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import psutil
+import pytest
+from galactica.v1 import cell_pb2
+
+from tests.support.agent_world import (
+    CELL,
+    AgentWorld,
+    agent_world,
+    decommission,
+    is_alive,
+    order,
+    pid_of,
+    until,
+)
+
+LEASE_SECONDS = 2.0
+GRACE_SECONDS = 2.0
+"""What the orders of these tests name."""
+WATCHDOG_SECONDS = 1.5
+"""The watchdog looks every half second, and a kill takes its time."""
+EXITED = cell_pb2.CELL_STATE_EXITED
+GONE = cell_pb2.CELL_STATE_GONE
+RUNNING = cell_pb2.CELL_STATE_RUNNING
+DEAF = ("sh", "-c", "trap '' TERM; while :; do sleep 0.1; done")
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[AgentWorld]:
+    async with agent_world(tmp_path) as world:
+        yield world
+    await until(lambda: not watchdogs(world), "no watchdog outlives agents and cells")
+
+
+def watchdogs(world: AgentWorld) -> list[int]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            words = process.cmdline()
+        except psutil.Error:
+            continue
+        if "agent.watchdog" in words and str(world.data) in words:
+            found.append(process.pid)
+    return found
+
+
+async def exclusive(world: AgentWorld, *command: str, number: int = 1) -> int:
+    """The process of an exclusive cell that runs."""
+    session = await world.scheduler.until_sessions(number)
+    session.instruct(order(CELL, *command, exclusive=True))
+    report = await session.until_state(CELL, RUNNING)
+    world.pids.add(pid_of(report))
+    return pid_of(report)
+
+
+async def ended_after(pid: int, began: float) -> float:
+    await until(lambda: not is_alive(pid), f"{pid} ends")
+    return time.monotonic() - began
+
+
+async def test_it_lives_on_while_its_agent_is_answered(world: AgentWorld) -> None:
+    world.enrolled().start()
+    pid = await exclusive(world)
+    await asyncio.sleep(3 * LEASE_SECONDS)
+    assert is_alive(pid)
+    world.scheduler.session.instruct(decommission(CELL))
+    await world.scheduler.session.until_state(CELL, GONE)
+
+
+async def test_an_agent_that_is_not_answered_ends_it_within_its_lease_and_says_so_when_it_is_heard_again(
+    world: AgentWorld,
+) -> None:
+    world.enrolled().start()
+    pid = await exclusive(world)
+    began = time.monotonic()
+    await world.scheduler.stop()
+    assert await ended_after(pid, began) <= LEASE_SECONDS + 0.5
+    await world.scheduler.start()
+    session = await world.scheduler.until_sessions(2)
+    report = await session.until_state(CELL, EXITED)
+    assert report.autopsy.reason.startswith("fenced: no scheduler")
+
+
+async def test_a_scheduler_that_is_deaf_but_speaks_grants_nothing(world: AgentWorld) -> None:
+    world.enrolled().start()
+    pid = await exclusive(world)
+    world.scheduler.answers_echo = False
+    began = time.monotonic()
+    while is_alive(pid):
+        assert time.monotonic() < began + LEASE_SECONDS + 1.0
+        world.scheduler.session.instruct(decommission("web/7.7"))
+        await asyncio.sleep(0.1)
+    assert len(world.scheduler.sessions) == 1
+    assert (await world.scheduler.session.until_state(CELL, EXITED)).autopsy.reason.startswith("fenced")
+    world.scheduler.answers_echo = True
+
+
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL], ids=["frozen", "killed"])
+async def test_the_watchdog_ends_it_where_the_agent_cannot(world: AgentWorld, number: signal.Signals) -> None:
+    agent = world.enrolled()
+    process = agent.start()
+    pid = await exclusive(world)
+    began = time.monotonic()
+    process.send_signal(number)
+    took = await ended_after(pid, began)
+    assert LEASE_SECONDS - 0.5 <= took <= LEASE_SECONDS + GRACE_SECONDS + WATCHDOG_SECONDS
+    if number is signal.SIGSTOP:
+        process.send_signal(signal.SIGCONT)
+        session = await world.scheduler.until_sessions(2)
+        await session.until_state(CELL, EXITED)
+        session.instruct(decommission(CELL))
+        await session.until_state(CELL, GONE)
+
+
+async def test_what_ignores_its_signal_is_killed_when_its_grace_is_over(world: AgentWorld) -> None:
+    world.enrolled().start()
+    pid = await exclusive(world, *DEAF)
+    began = time.monotonic()
+    await world.scheduler.stop()
+    took = await ended_after(pid, began)
+    assert LEASE_SECONDS + GRACE_SECONDS - 0.5 <= took <= LEASE_SECONDS + GRACE_SECONDS + WATCHDOG_SECONDS
+    await world.scheduler.start()
+
+
+async def test_cells_that_are_not_exclusive_are_nobodys_to_end(world: AgentWorld) -> None:
+    agent = world.enrolled()
+    process = agent.start()
+    pid = await exclusive(world)
+    world.scheduler.session.instruct(order("web/5.1"))
+    other = pid_of(await world.scheduler.session.until_state("web/5.1", RUNNING))
+    world.pids.add(other)
+    process.kill()
+    await ended_after(pid, time.monotonic())
+    await until(lambda: not watchdogs(world), "the watchdog has done its work")
+    assert is_alive(other)
+
+
+async def test_the_next_agent_takes_it_over_within_the_lease_and_its_own_watchdog_guards_it(
+    world: AgentWorld,
+) -> None:
+    agent = world.enrolled()
+    process = agent.start()
+    pid = await exclusive(world)
+    (first,) = watchdogs(world)
+    process.kill()
+    process.wait()
+    world.agent().start()
+    await world.scheduler.until_sessions(2)
+    await until(
+        lambda: len(watchdogs(world)) == 1 and first not in watchdogs(world), "the next watchdog alone"
+    )
+    await asyncio.sleep(2 * (LEASE_SECONDS + GRACE_SECONDS))
+    assert is_alive(pid)
+    world.agents[-1].process.kill()  # type: ignore[union-attr]
+    await ended_after(pid, time.monotonic())
+
+
+async def test_an_agent_that_comes_too_late_ends_it_before_it_says_hello(world: AgentWorld) -> None:
+    agent = world.enrolled()
+    process = agent.start()
+    pid = await exclusive(world, *DEAF)
+    (watchdog,) = watchdogs(world)
+    os.kill(watchdog, signal.SIGSTOP)
+    process.kill()
+    process.wait()
+    await asyncio.sleep(LEASE_SECONDS + GRACE_SECONDS + 0.1)
+    assert is_alive(pid)
+    began = time.monotonic()
+    world.agent().start()
+    session = await world.scheduler.until_sessions(2)
+    await session.until_state(CELL, EXITED)
+    assert await ended_after(pid, began) < 5.0
+    os.kill(watchdog, signal.SIGCONT)
+
+
+async def test_a_watchdog_that_is_killed_is_followed_by_another(world: AgentWorld) -> None:
+    world.enrolled().start()
+    pid = await exclusive(world)
+    (watchdog,) = watchdogs(world)
+    os.kill(watchdog, signal.SIGKILL)
+    await until(lambda: watchdogs(world) not in ([], [watchdog]), "another watchdog")
+    world.agents[0].process.kill()  # type: ignore[union-attr]
+    await ended_after(pid, time.monotonic())
+
+
+async def test_an_agent_without_exclusive_cells_has_no_watchdog(world: AgentWorld) -> None:
+    world.enrolled().start()
+    await world.running()
+    assert watchdogs(world) == []
+    assert not (world.data / "fence").exists()

@@ -1,0 +1,241 @@
+"""What the command line says of pools, their servers, their makers and storms: the real program, over real mTLS."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from galactica.v1 import operator_pb2
+
+from scheduler.identities import Role
+from scheduler.manifest import parse
+from scheduler.wire_groups import group_to_proto
+from tests.integration.test_cli import NOW, read_json, run, said, text_of
+from tests.support.operator_service import Refusal, Scheduler, a_pool_in_a_storm, operator_service
+
+POOL = "kind: pool\nname: rack\nsize: 3\nprovider: local\nserver: {b: 1, a: [2]}\n"
+STORM = "rack-1799999990"
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scheduler]:
+    with operator_service(tmp_path_factory.mktemp("scheduler")) as scheduler:
+        yield scheduler
+
+
+@pytest.fixture
+def scheduler(running: Scheduler) -> Scheduler:
+    ended = running.answers.ended
+    running.answers.__dict__.update(a_pool_in_a_storm(NOW).__dict__)
+    running.answers.ended = ended
+    ended.clear()
+    return running
+
+
+# --- what scripts rely on ---------------------------------------------------------------------------------------------
+
+
+def test_servers_as_json_tell_pool_evidence_and_neighbours(scheduler: Scheduler) -> None:
+    (server,) = read_json(run(scheduler, "servers", "-o", "json"))  # type: ignore[misc]
+    grown = {key: server[key] for key in list(server)[11:]}
+    assert grown == {
+        "pool": "rack",
+        "slot": 0,
+        "generation": 3,
+        "provider_ref": "i-0abc",
+        "evidence": [
+            {"source": "agent rack/0.3", "says": "last heard", "at": text_of(NOW - 10)},
+            {"source": "neighbour rack/1.1", "says": "nothing comes back \x1b[2J", "at": text_of(NOW - 9)},
+        ],
+        "neighbours": [
+            {"server": "rack/1.1", "answer": "silent"},
+            {"server": "rack/2.1", "answer": "answers"},
+            {"server": "north", "answer": "silent"},
+        ],
+    }
+
+
+SHAPE_OF_STORM = {
+    "id": STORM,
+    "pool": "rack",
+    "silent": 2,
+    "of": 3,
+    "since": text_of(NOW - 10),
+    "expires_at": text_of(NOW + 890),
+    "reason": "2 of 3 of pool rack fell silent within 60 s",
+}
+
+
+def test_status_as_json_has_the_storms(scheduler: Scheduler) -> None:
+    status = read_json(run(scheduler, "status", "-o", "json"))
+    assert isinstance(status, dict)
+    assert status["storms"] == [SHAPE_OF_STORM]
+
+
+def test_storms_as_json_have_the_same_shape(scheduler: Scheduler) -> None:
+    assert read_json(run(scheduler, "storms", "-o", "json")) == [SHAPE_OF_STORM]
+
+
+def test_pools_as_json_are_those_groups_of_the_status_with_their_provider(scheduler: Scheduler) -> None:
+    assert read_json(run(scheduler, "pools", "-o", "json")) == [
+        {
+            "kind": "pool", "name": "rack", "wanted": 3, "ready": 3, "booting": 0, "sick": 0, "revision": 1,
+            "provider": "cloud", "storm": STORM,
+        }
+    ]  # fmt: skip
+
+
+def test_providers_as_json_have_the_promised_shape(scheduler: Scheduler) -> None:
+    assert read_json(run(scheduler, "providers", "-o", "json")) == [
+        {"name": "cloud", "servers": 3, "trouble": "no answer within 30 s", "listed_at": text_of(NOW - 40)},
+        {"name": "local", "servers": 0, "trouble": None, "listed_at": None},
+    ]
+
+
+# --- what people read -------------------------------------------------------------------------------------------------
+
+
+def test_servers_that_are_not_well_are_told_with_their_evidence(scheduler: Scheduler) -> None:
+    heading, row, *below = said(run(scheduler, "servers"))
+    assert heading.split() == [
+        "SERVER", "PHASE", "VERDICT", "CELLS", "CPU", "MEMORY", "RUNTIMES", "LABELS", "BEAT", "AGENT", "NEIGHBOURS",
+        "NOTE",
+    ]  # fmt: skip
+    assert below == [
+        "",
+        "rack/0.3: suspect, nothing heard for 10.0 s",
+        "  2027-01-15 07:59:50.250  agent rack/0.3: last heard",
+        "  2027-01-15 07:59:51.250  neighbour rack/1.1: nothing comes back \N{REPLACEMENT CHARACTER}[2J",
+    ]
+    assert row.endswith("  2 silent, 1 answers  nothing heard for 10.0 s")
+
+
+def test_pools_are_a_table(scheduler: Scheduler) -> None:
+    assert [row.split() for row in said(run(scheduler, "pools"))] == [
+        ["POOL", "PROVIDER", "REVISION", "SIZE", "READY", "BOOTING", "SICK", "STORM"],
+        ["pool/rack", "cloud", "1", "3", "3", "0", "0", STORM],
+    ]
+
+
+def test_providers_are_a_table_with_what_troubles_them(scheduler: Scheduler) -> None:
+    heading, cloud, local = said(run(scheduler, "providers"))
+    assert heading.split() == ["PROVIDER", "SERVERS", "LISTED", "TROUBLE"]
+    assert cloud.startswith("cloud")
+    assert cloud.endswith("no answer within 30 s")
+    assert local.split() == ["local", "0", "never"]
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        ("pools", "There are no pools. Write one (kind: pool) and order it: galactica apply FILE"),
+        ("storms", "No storm is held."),
+        ("providers", "Nothing was heard of any provider yet. A pool names one: galactica pools"),
+        (
+            "servers",
+            "There are no servers. Let one join: galactica token create. Or have them made: apply a pool",
+        ),
+    ],
+)
+def test_where_there_is_nothing_the_next_step_is_told(scheduler: Scheduler, command: str, line: str) -> None:
+    scheduler.answers.status = operator_pb2.GetStatusResponse(fleet="demo", healthy=True)
+    scheduler.answers.providers, scheduler.answers.servers = [], []
+    assert said(run(scheduler, command)) == [line]
+
+
+def test_a_storm_is_told_with_the_command_that_releases_it(scheduler: Scheduler) -> None:
+    scheduler.answers.status.storms[0].expires_at = time.time() + 3_630
+    told = [
+        f"{STORM}: 2 of 3 silent since 2027-01-15 07:59:50.250, held for 1h more",
+        "  2 of 3 of pool rack fell silent within 60 s",
+        f"  If they are really gone: galactica storms release {STORM}",
+    ]
+    assert said(run(scheduler, "storms")) == told
+    status = said(run(scheduler, "status"))
+    assert status[0] == "fleet demo: NOT healthy - storm in rack"
+    assert status[-4:] == ["", *told]
+
+
+def test_a_storm_is_released_by_an_admin(scheduler: Scheduler) -> None:
+    assert said(run(scheduler, "storms", "release", STORM)) == [
+        f"{STORM}: released; 3 silent servers judged by the evidence now. Watch: galactica servers"
+    ]
+    assert scheduler.answers.asked == [operator_pb2.ReleaseStormRequest(storm_id=STORM)]
+
+
+def test_a_deployer_may_look_at_storms_and_not_release_them(scheduler: Scheduler, tmp_path: Path) -> None:
+    joe = scheduler.context_for("joe", Role.DEPLOYER, tmp_path / "joe.json")
+    assert run(scheduler, "storms", context=joe).returncode == 0
+    assert run(scheduler, "storms", "release", STORM, context=joe).returncode == 4
+
+
+# --- ordering and letting go ------------------------------------------------------------------------------------------
+
+
+def test_a_pool_is_applied_like_anything_else(scheduler: Scheduler) -> None:
+    scheduler.answers.changes = [operator_pb2.GroupChange(group="rack", change="created", revision=1)]
+    assert said(run(scheduler, "apply", "-", stdin=POOL)) == [
+        "rack: created, revision 1, 3 servers ordered",
+        "Watch: galactica wait pool/rack --ready",
+    ]
+    (group,) = parse(POOL, "-")
+    assert scheduler.answers.asked == [operator_pb2.ApplyGroupsRequest(groups=[group_to_proto(group)])]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked", "line"),
+    [
+        (
+            ["delete", "pool/rack"],
+            operator_pb2.DeleteGroupRequest(group="rack", kind=operator_pb2.GROUP_KIND_POOL),
+            "rack: deleted, 6 servers to go. Watch: galactica cells rack",
+        ),
+        (
+            ["condemn", "rack/0.3"],
+            operator_pb2.CondemnCellRequest(cell_id="rack/0.3"),
+            "rack/0.3: condemned; it goes when its replacement is ready. Its story: galactica why rack/0.3",
+        ),
+    ],
+)
+def test_letting_servers_go_says_what_comes_next(scheduler: Scheduler, arguments, asked, line) -> None:
+    assert said(run(scheduler, *arguments)) == [line]
+    assert scheduler.answers.asked == [asked]
+
+
+def test_condemning_a_server_that_joined_by_itself_is_refused_in_the_schedulers_words(
+    scheduler: Scheduler,
+) -> None:
+    words = "north is a server that joined by itself, no cell of a pool; let it go with galactica drain north"
+    scheduler.answers.refuse["CondemnCell"] = Refusal(grpc.StatusCode.FAILED_PRECONDITION, words, "is_server")
+    done = run(scheduler, "condemn", "north")
+    assert (done.returncode, done.stderr.splitlines()[0]) == (1, f"Error: {words}")
+
+
+def test_wait_for_a_pool_asks_for_a_pool(scheduler: Scheduler) -> None:
+    (line,) = said(run(scheduler, "wait", "pool/rack", "--ready"))
+    assert line.startswith("rack: 3 servers ready, revision 1 (after ")
+    assert scheduler.answers.asked == [
+        operator_pb2.WaitReadyRequest(group="rack", kind=operator_pb2.GROUP_KIND_POOL)
+    ]
+
+
+def test_wait_for_a_pool_that_takes_too_long_names_it_as_a_pool(scheduler: Scheduler) -> None:
+    scheduler.answers.is_ready = False
+    done = run(scheduler, "wait", "pool/rack", "--ready", "--timeout", "300ms")
+    assert done.stderr.splitlines()[0] == (
+        "Error: pool/rack is not ready after 300ms: 3 of 3 ready, 0 booting, 0 sick"
+    )
+
+
+def test_the_cells_of_a_pool_can_be_asked_for_by_kind_and_name(scheduler: Scheduler) -> None:
+    (cell,) = read_json(run(scheduler, "cells", "pool/rack", "-o", "json"))  # type: ignore[misc]
+    assert (cell["id"], cell["kind"], cell["server"]) == ("rack/0.3", "server", None)
+
+
+def test_top_shows_a_pool_in_a_storm(scheduler: Scheduler) -> None:
+    done = run(scheduler, "top")
+    assert said(done)[0] == "fleet demo: NOT healthy - storm in rack"
+    assert "pool/rack" in done.stdout

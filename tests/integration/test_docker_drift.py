@@ -1,0 +1,294 @@
+"""Touched containers on a real engine: what hands do to a cell is told, and what a cell does itself is not."""
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from galactica.v1 import cell_pb2, link_pb2
+
+from agent.drift import DriftWatch
+from agent.messages import CellState
+from agent.reporting import Cell
+from agent.runtimes import Stirred
+from agent.runtimes.docker import DockerRuntime
+from tests.support.docker_cells import (
+    a_runtime,
+    client_of,
+    ignore_progress,
+    new_fleet,
+    news,
+    order,
+    until,
+    web,
+)
+
+pytestmark = pytest.mark.docker
+
+CELL = "web/0.1"
+WRITES = (
+    'echo own > /var/cache/app/file; echo own > /tmp/file; echo "$CELL_ID" > /tmp/index.html; exec sleep 1000'
+)
+
+
+class Touched:
+    """A running cell, and a person's hands beside it."""
+
+    def __init__(self, engine: str, runtime: DockerRuntime, made: link_pb2.Order, runtime_id: str) -> None:
+        self.engine, self.runtime, self.order, self.runtime_id = engine, runtime, made, runtime_id
+        self.watch: Any = runtime.watch()
+
+    def docker(self, *arguments: str) -> str:
+        done = subprocess.run(
+            ["docker", *arguments],
+            env={**os.environ, "DOCKER_HOST": self.engine},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.stdout.strip()
+
+    async def compare(self) -> tuple[str, ...]:
+        return await self.runtime.compare(self.order, self.runtime_id)
+
+    async def news_of_hands(self) -> None:
+        assert await news(self.watch) == Stirred(CELL)
+
+
+@contextlib.asynccontextmanager
+async def touched_cell(engine: str, image: str, *command: str, **spec: Any) -> AsyncIterator[Touched]:
+    made = order(
+        CELL,
+        image,
+        *(command or ("sh", "-c", WRITES)),
+        writable=["/var/cache/app"],
+        env={"SECRET": "hunter2"},
+        resources=cell_pb2.Resources(cpu_millis=100, memory_bytes=64 * 2**20, pids=64),
+        **spec,
+    )
+    async with a_runtime(engine) as runtime:
+        running = await runtime.start(made, ignore_progress)
+        cell = Touched(engine, runtime, made, running.runtime_id)
+        yield cell
+
+
+@pytest.fixture
+def network(engine: str) -> Iterator[str]:
+    name = f"galactica-test-{uuid.uuid4().hex[:8]}"
+    with contextlib.closing(client_of(engine)) as client:
+        made = client.create_network(name)["Id"]
+        yield name
+        for container in client.inspect_network(made)["Containers"]:
+            client.disconnect_container_from_network(container, made, force=True)
+        client.remove_network(made)
+
+
+async def test_a_cell_that_writes_where_it_may_is_untouched(engine, busybox_image):
+    async with touched_cell(engine, busybox_image) as cell:
+        wrote = ["sh", "-c", "cat /var/cache/app/file /tmp/file"]
+        assert await cell.runtime.execute(CELL, wrote, 10) == (0, "own")
+        assert await cell.compare() == ()
+
+
+async def test_commands_of_the_agent_itself_touch_nothing(engine, busybox_image):
+    async with touched_cell(engine, busybox_image) as cell:
+        for _ in range(3):
+            await cell.runtime.execute(CELL, ["true"], 10)
+        running = asyncio.create_task(cell.runtime.execute(CELL, ["sleep", "3"], 10))
+        client = client_of(engine)
+        await until(lambda: bool(client.inspect_container(cell.runtime_id)["ExecIDs"]), "the command runs")
+        assert await cell.compare() == ()
+        async with a_runtime(engine, fleet=cell.runtime._engine.scope.fleet) as successor:
+            await successor.list()
+            assert await successor.compare(cell.order, cell.runtime_id) == ()
+            client.close()
+            await running
+
+
+async def test_a_command_run_by_hand_is_told_by_its_program_alone(engine, busybox_image):
+    async with touched_cell(engine, busybox_image) as cell:
+        cell.docker("exec", cell.runtime_id, "sh", "-c", "echo hunter2")
+        await cell.news_of_hands()
+        assert await cell.compare() == ("sh was run in it by hand (docker exec)",)
+
+
+async def test_a_command_that_a_hand_began_while_no_agent_was_there_is_told(engine, busybox_image):
+    fleet = new_fleet()
+    made = order(CELL, busybox_image, "sleep", "1000")
+    first = DockerRuntime(fleet, engine, server="one")
+    running = await first.start(made, ignore_progress)
+    await first.close()
+    async with a_runtime(engine, fleet=fleet) as runtime:
+        client = client_of(engine)
+        exec_id = client.exec_create(running.runtime_id, ["sleep", "100"])["Id"]
+        client.exec_start(exec_id, detach=True)
+        client.close()
+        await runtime.list()
+        assert await runtime.compare(made, running.runtime_id) == (
+            "sleep was run in it by hand (docker exec)",
+        )
+
+
+async def test_a_copy_into_a_cell_is_told_even_where_the_cell_may_write(engine, busybox_image, tmp_path):
+    (tmp_path / "file").write_text("by hand")
+    async with touched_cell(engine, busybox_image) as cell:
+        cell.docker("cp", str(tmp_path / "file"), f"{cell.runtime_id}:/var/cache/app/file")
+        await cell.news_of_hands()
+        assert await cell.compare() == ("files were copied into it by hand (docker cp)",)
+
+
+async def test_a_file_that_changed_under_a_read_only_root_is_told_by_its_path(engine, busybox_image):
+    async with touched_cell(engine, busybox_image) as cell:
+        with contextlib.closing(client_of(engine)) as client:
+            root = client.inspect_container(cell.runtime_id)["GraphDriver"]["Data"]["MergedDir"]
+        (Path(root) / "etc/motd\n").write_text("by hand")
+        (Path(root) / "var/cache/other").write_text("by hand")
+        assert await cell.compare() == ("/etc/motd? was added", "/var/cache/other was added")
+
+
+async def test_changed_limits_are_told_with_what_they_were_and_are_not_forgotten(engine, busybox_image):
+    async with touched_cell(engine, busybox_image) as cell:
+        change = ("update", "--memory", "32m", "--memory-swap", "32m", "--cpus", "0.5", "--pids-limit", "7")
+        cell.docker(*change, "--restart", "always", cell.runtime_id)
+        await cell.news_of_hands()
+        told = (
+            "its memory limit is 32 MiB instead of 64 MiB",
+            "its limit of memory and swap is 32 MiB instead of 64 MiB",
+            "its cpu limit is 0.5 cores instead of 0.1 cores",
+            "its limit of processes is 7 instead of 64",
+            "its restart policy is always instead of no",
+        )
+        assert await cell.compare() == told
+        back = ("update", "--memory", "64m", "--memory-swap", "64m", "--cpus", "0.1", "--pids-limit", "64")
+        cell.docker(*back, "--restart", "no", cell.runtime_id)
+        await cell.news_of_hands()
+        assert await cell.compare() == told
+
+
+async def test_networks_and_names_are_told(engine, busybox_image, network):
+    async with touched_cell(engine, busybox_image) as cell:
+        cell.docker("network", "connect", network, cell.runtime_id)
+        await cell.news_of_hands()
+        cell.docker("rename", cell.runtime_id, network)
+        await cell.news_of_hands()
+        cell.docker("network", "disconnect", "bridge", cell.runtime_id)
+        await cell.news_of_hands()
+        assert await cell.compare() == (
+            f"it was renamed to {network}",
+            f"it was connected to network {network}",
+            "it was disconnected from network bridge",
+        )
+
+
+async def test_a_container_of_a_strangers_making_is_told_without_any_value(engine, busybox_image):
+    """Somebody made it anew under the same name and labels, as tools do that exchange images."""
+    async with touched_cell(engine, busybox_image) as cell:
+        labels = client_of(engine).inspect_container(cell.runtime_id)["Config"]["Labels"]
+        await cell.runtime.stop(CELL, "SIGKILL", 0.0)
+        name = cell.runtime._engine.scope.name_of(CELL)
+        given = [word for key, value in labels.items() for word in ("--label", f"{key}={value}")]
+        made = cell.docker(
+            *(
+                "run",
+                "-d",
+                "--name",
+                name,
+                *given,
+                "-e",
+                "SECRET=other",
+                "-e",
+                "NEW=hunter3",
+                "-v",
+                "/etc:/host",
+            ),
+            *("--memory", "64m", "--memory-swap", "64m", "--cpus", "0.1", "--pids-limit", "64"),
+            *(busybox_image, "sleep", "1000"),
+        )
+        await cell.runtime.list()
+        told = await cell.runtime.compare(cell.order, made)
+    assert set(told) >= {
+        "its root filesystem is not read-only",
+        "bind mounted at /host",
+        "no volume at /var/cache/app",
+        "its command is not the spec's",
+        "environment variable CELL_ID was removed",
+        "environment variable NEW was added",
+        "environment variable SECRET was changed",
+    }
+    assert not any("hunter" in line or "other" in line for line in told)
+    assert len(told) <= 10
+
+
+async def test_a_name_that_means_another_image_now_is_told(engine, busybox_image):
+    tag = f"galactica-test/drift-{uuid.uuid4().hex[:8]}:1"
+    client = client_of(engine)
+    try:
+        client.tag(busybox_image, tag)
+        async with touched_cell(engine, tag) as cell:
+            client.tag(busybox_image.replace(":1", ":2"), tag)
+            (told,) = await cell.compare()
+        assert told.startswith(f"image {tag} means ")
+    finally:
+        client.remove_image(tag, force=True)
+        client.close()
+
+
+async def test_an_ended_cell_is_not_compared(engine, busybox_image):
+    async with touched_cell(engine, busybox_image) as cell:
+        await cell.runtime.stop(CELL, "SIGKILL", 0.0)
+        assert await cell.compare() == ()
+
+
+async def test_every_cell_is_compared_in_time_and_a_touched_one_at_once(engine, busybox_image):
+    async with a_runtime(engine) as runtime:
+        cells: dict[str, Cell] = {}
+        for number in range(8):
+            made = web(f"web/{number}.1", busybox_image)
+            running = await runtime.start(made, ignore_progress)
+            cells[made.cell_id] = Cell(
+                order=made,
+                id=made.cell_id,
+                digest=made.digest,
+                kind=cell_pb2.RUNTIME_KIND_DOCKER,
+                sick_after=0,
+                state=CellState.RUNNING,
+                runtime_id=running.runtime_id,
+            )
+        told: dict[str, tuple[str, ...]] = {}
+        seen = asyncio.Event()
+
+        async def tell(cell_id: str, lines: tuple[str, ...]) -> None:
+            told[cell_id] = lines
+            if len(told) == len(cells) or lines:
+                seen.set()
+
+        async def compare(cell: Cell) -> tuple[str, ...]:
+            return await runtime.compare(cell.order, cell.runtime_id)
+
+        watch = DriftWatch(lambda: cells, compare, tell, every_seconds=2.0)
+        async with asyncio.TaskGroup() as tasks:
+            looking = tasks.create_task(watch.run())
+            async with asyncio.timeout(20):
+                await seen.wait()
+            assert told == dict.fromkeys(cells, ())
+            watch.every_seconds = 1_000.0
+            for cell_id in cells:
+                watch._due[cell_id] = float("inf")
+            seen.clear()
+            client = client_of(engine)
+            exec_id = client.exec_create(cells["web/3.1"].runtime_id, ["true"])["Id"]
+            client.exec_start(exec_id)
+            client.close()
+            hands: Any = runtime.watch()
+            while (await news(hands)) != Stirred("web/3.1"):
+                pass
+            watch.stir("web/3.1")
+            async with asyncio.timeout(5):
+                await seen.wait()
+            looking.cancel()
+        assert told["web/3.1"] == ("true was run in it by hand (docker exec)",)

@@ -1,0 +1,416 @@
+"""The neighbours' watch over real sockets on loopback: what comes back, what is believed, and what it may cost."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+
+import psutil
+import pytest
+from galactica.v1 import link_pb2
+
+from agent import messages
+from agent.messages import Answer, Neighbour
+from agent.neighbours import (
+    ANSWER,
+    ANSWERS_A_WINDOW,
+    PACKET_BYTES,
+    PING,
+    NeighbourWatch,
+    joined_address,
+    listen,
+    opened,
+    packet,
+)
+from agent.neighbours import key_id as id_of
+from tests.support.agent_world import ROOT, AgentProcess, fake_scheduler, until
+
+LOOPBACK = "127.0.0.1"
+KEY = b"k" * 16
+OTHER_KEY = b"o" * 16
+CHILD = """
+import asyncio, sys
+from agent.neighbours import NeighbourWatch, listen
+async def nobody(_): pass
+async def main():
+    watch = NeighbourWatch(listen("127.0.0.1", 0), nobody)
+    watch.watch((), [bytes.fromhex(sys.argv[1])])
+    print(watch.address, flush=True)
+    await watch.run()
+asyncio.run(main())
+"""
+
+
+class Watcher:
+    """A watch in this process, and what it said last."""
+
+    def __init__(self, host: str = LOOPBACK) -> None:
+        self.watch = NeighbourWatch(listen(host, 0), self.take)
+        self.said: dict[str, messages.Testimony] = {}
+        self.times = 0
+
+    async def take(self, event: messages.Testified) -> None:
+        self.said = {one.server_id: one for one in event.testimonies}
+        self.times += 1
+
+    def answer(self, server_id: str = "one") -> Answer | None:
+        return self.said[server_id].answer if server_id in self.said else None
+
+    async def until(self, answer: Answer, server_id: str = "one", seconds: float = 10.0) -> None:
+        await until(lambda: self.answer(server_id) is answer, f"{answer.name}, is {self.said}", seconds)
+
+
+@contextlib.asynccontextmanager
+async def watching(host: str = LOOPBACK) -> AsyncIterator[Watcher]:
+    watcher = Watcher(host)
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(watcher.watch.run())
+        try:
+            yield watcher
+        finally:
+            running.cancel()
+
+
+@pytest.fixture
+async def watcher():
+    async with watching() as watcher:
+        yield watcher
+
+
+@pytest.fixture
+def child():
+    """A watched agent as a process of its own; its address."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "proto")])
+    process = subprocess.Popen(
+        [sys.executable, "-c", CHILD, KEY.hex()],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    process.address = process.stdout.readline().strip()
+    yield process
+    process.kill()
+    process.communicate()
+
+
+class Socket:
+    """A UDP socket in a test's hands."""
+
+    def __init__(self) -> None:
+        self.socket = listen(LOOPBACK, 0)
+        self.address = joined_address(*self.socket.getsockname())
+
+    def received(self) -> list[tuple[bytes, tuple[str, int]]]:
+        found = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                found.append(self.socket.recvfrom(4_096))
+        return found
+
+    async def next(self) -> tuple[bytes, tuple[str, int]]:
+        async with asyncio.timeout(10):
+            return await asyncio.get_running_loop().sock_recvfrom(self.socket, 4_096)
+
+    def send(self, data: bytes, address: str) -> None:
+        host, port = address.rsplit(":", 1)
+        self.socket.sendto(data, (host, int(port)))
+
+
+@pytest.fixture
+def hand():
+    hand = Socket()
+    yield hand
+    hand.socket.close()
+
+
+async def answers_of(hand: Socket, address: str, *sent: bytes) -> list[bytes]:
+    """What came back, up to the answer to a ping that is sent last."""
+    for data in sent:
+        hand.send(data, address)
+    hand.send(packet(PING, KEY, 2**63), address)
+    heard = []
+    while (data := (await hand.next())[0]) != packet(ANSWER, KEY, 2**63):
+        heard.append(data)
+    return heard
+
+
+# Three answers.
+
+
+async def test_agent_that_lives_answers(watcher, child):
+    watcher.watch.watch([Neighbour("one", child.address, KEY)], [])
+    await watcher.until(Answer.ANSWERS)
+
+
+async def test_kernel_says_that_a_killed_agents_port_is_closed(watcher, child):
+    watcher.watch.watch([Neighbour("one", child.address, KEY)], [])
+    await watcher.until(Answer.ANSWERS)
+    child.kill()
+    killed_at = time.monotonic()
+    await watcher.until(Answer.REFUSED)
+    assert time.monotonic() - killed_at < 1.5
+    assert watcher.said["one"].since > killed_at
+
+
+async def test_stopped_agent_is_silent_within_about_two_seconds_and_answers_when_it_goes_on(watcher, child):
+    watcher.watch.watch([Neighbour("one", child.address, KEY)], [])
+    await watcher.until(Answer.ANSWERS)
+    child.send_signal(signal.SIGSTOP)
+    stopped_at = time.monotonic()
+    await watcher.until(Answer.SILENT)
+    assert time.monotonic() - stopped_at < 2.6
+    child.send_signal(signal.SIGCONT)
+    await watcher.until(Answer.ANSWERS)
+    assert watcher.times == 3
+
+
+async def test_stopped_agent_that_is_killed_is_refused_next(watcher, child):
+    watcher.watch.watch([Neighbour("one", child.address, KEY)], [])
+    await watcher.until(Answer.ANSWERS)
+    child.send_signal(signal.SIGSTOP)
+    await watcher.until(Answer.SILENT)
+    child.kill()
+    await watcher.until(Answer.REFUSED)
+
+
+async def test_address_of_the_other_family_works_as_well():
+    async with watching("::1") as one, watching("::1") as two:
+        one.watch.watch([Neighbour("two", two.watch.address, KEY)], [OTHER_KEY])
+        two.watch.watch([Neighbour("one", one.watch.address, OTHER_KEY)], [KEY])
+        await one.until(Answer.ANSWERS, "two")
+        await two.until(Answer.ANSWERS, "one")
+
+
+async def test_neighbours_that_cannot_be_reached_say_nothing_and_disturb_nobody(watcher, child):
+    nowhere = Neighbour("nowhere", "240.0.0.1:9", KEY)
+    broken = [Neighbour("name", "example.org:9", KEY), Neighbour("short", child.address, b"k")]
+    watcher.watch.watch([nowhere, *broken, Neighbour("one", child.address, KEY)], [b"", b"k" * 99])
+    await watcher.until(Answer.ANSWERS)
+    assert watcher.said.keys() == {"one"}
+
+
+async def test_who_is_watched_no_more_gets_no_pings(watcher, hand):
+    watcher.watch.watch([Neighbour("one", hand.address, KEY)], [])
+    await hand.next()
+    watcher.watch.watch([], [])
+    hand.received()
+    await asyncio.sleep(1.2)
+    assert hand.received() == []
+
+
+# What is believed.
+
+
+async def test_neighbour_that_does_not_know_the_key_gives_no_answer(watcher, child):
+    watcher.watch.watch(
+        [Neighbour("one", child.address, OTHER_KEY), Neighbour("two", child.address, KEY)], []
+    )
+    await watcher.until(Answer.ANSWERS, "two")
+    await asyncio.sleep(1.2)
+    assert watcher.said.keys() == {"two"}
+
+
+async def test_nothing_but_an_answer_under_the_key_to_the_ping_that_waits_is_one(watcher, hand):
+    """Neither the ping sent back, nor an answer under another key, cut, longer, changed, or to another ping."""
+    watcher.watch.watch([Neighbour("one", hand.address, KEY)], [])
+    ping, sender = await hand.next()
+    _, sequence = opened(ping, PING, {id_of(KEY): KEY})
+    right = packet(ANSWER, KEY, sequence)
+    assert opened(ping, ANSWER, {id_of(KEY): KEY}) is None
+    wrong = [
+        b"",
+        ping,
+        packet(ANSWER, OTHER_KEY, sequence),
+        id_of(KEY).join([right[:2], packet(ANSWER, OTHER_KEY, sequence)[6:]]),
+        right[:-1],
+        right + b"0",
+        right[:-1] + bytes([right[-1] ^ 1]),
+        bytes([2]) + right[1:],
+        packet(ANSWER, KEY, sequence - 1),
+        packet(ANSWER, KEY, sequence + 10_000),
+    ]
+    for data in wrong:
+        hand.socket.sendto(data, sender)
+    later, _ = await hand.next()  # it is asked again, since nothing of that was an answer
+    assert (watcher.said, opened(later, PING, {id_of(KEY): KEY})) == ({}, (KEY, sequence + 1))
+    hand.socket.sendto(right, sender)
+    await watcher.until(Answer.ANSWERS)
+
+
+async def test_answer_that_is_played_again_is_none(watcher, hand):
+    watcher.watch.watch([Neighbour("one", hand.address, KEY)], [])
+    ping, sender = await hand.next()
+    answer = packet(ANSWER, KEY, opened(ping, PING, {id_of(KEY): KEY})[1])
+    hand.socket.sendto(answer, sender)
+    await watcher.until(Answer.ANSWERS)
+    deadline = time.monotonic() + 10
+    while watcher.answer() is Answer.ANSWERS and time.monotonic() < deadline:
+        hand.socket.sendto(answer, sender)
+        await asyncio.sleep(0.02)
+    assert watcher.answer() is Answer.SILENT
+
+
+async def test_answer_from_another_address_is_none(watcher, hand):
+    watcher.watch.watch([Neighbour("one", hand.address, KEY)], [])
+    ping, sender = await hand.next()
+    stranger = Socket()
+    try:
+        answer = packet(ANSWER, KEY, opened(ping, PING, {id_of(KEY): KEY})[1])
+        stranger.socket.sendto(answer, sender)
+        await hand.next()
+        assert watcher.said == {}
+    finally:
+        stranger.socket.close()
+
+
+# What others may have of this agent.
+
+
+async def test_only_pings_under_an_accepted_key_are_answered_and_no_answer_is_longer_than_its_ping(
+    watcher, hand
+):
+    watcher.watch.watch([], [KEY])
+    right = packet(PING, KEY, 7)
+    wrong = [
+        b"",
+        b"x",
+        right[:-1],
+        right + b"x",
+        right * 40,
+        packet(PING, OTHER_KEY, 7),
+        packet(ANSWER, KEY, 7),
+    ]
+    wrong += [right[:-1] + bytes([right[-1] ^ 1]), bytes([2]) + right[1:]]
+    heard = await answers_of(hand, watcher.watch.address, *wrong, right)
+    assert heard == [packet(ANSWER, KEY, 7)]
+    assert len(heard[0]) == len(right) == PACKET_BYTES == 30
+
+
+async def test_key_that_is_accepted_no_more_gets_no_answer(watcher, hand):
+    watcher.watch.watch([], [KEY, OTHER_KEY])
+    other = packet(PING, OTHER_KEY, 7)
+    assert len(await answers_of(hand, watcher.watch.address, other)) == 1
+    watcher.watch.watch([], [KEY])
+    assert await answers_of(hand, watcher.watch.address, other) == []
+
+
+async def test_one_key_gets_a_bounded_number_of_answers_and_takes_none_from_another(watcher, hand):
+    """Whoever repeats a ping with somebody else's address cannot make this agent flood them."""
+    watcher.watch.watch([], [KEY, OTHER_KEY])
+    began = time.monotonic()
+    heard = await answers_of(hand, watcher.watch.address, *[packet(PING, OTHER_KEY, 7)] * 100)
+    windows = 1 + int(time.monotonic() - began + 1)
+    assert ANSWERS_A_WINDOW <= len(heard) <= ANSWERS_A_WINDOW * windows
+
+
+async def test_flood_costs_little_and_the_watch_goes_on(child, watcher):
+    """A child is flooded as fast as this process can send; it stays below a tenth of a core, and answers again."""
+    watcher.watch.watch([Neighbour("one", child.address, KEY)], [])
+    await watcher.until(Answer.ANSWERS)
+    host, port = child.address.rsplit(":", 1)
+    flooded = psutil.Process(child.pid)
+    before, began, sent = sum(flooded.cpu_times()[:2]), time.monotonic(), 0
+    garbage = packet(PING, OTHER_KEY, 7)
+
+    def flood() -> None:
+        nonlocal sent
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            while time.monotonic() - began < 3.0:
+                sender.sendto(garbage, (host, int(port)))
+                sent += 1
+
+    await asyncio.to_thread(flood)
+    share = (sum(flooded.cpu_times()[:2]) - before) / (time.monotonic() - began)
+    assert sent > 30_000
+    assert share < 0.1
+    await watcher.until(Answer.ANSWERS)
+
+
+# The whole agent.
+
+
+async def test_agents_watch_each_other_and_say_what_they_see(tmp_path):
+    (tmp_path / "ca").mkdir()
+    async with fake_scheduler(tmp_path / "ca") as scheduler:
+        agents: dict[str, AgentProcess] = {}
+        try:
+            for name in ("one", "two"):
+                scheduler.identity(tmp_path / name / "identity", name)
+                agents[name] = AgentProcess(scheduler, tmp_path / name)
+                agents[name].start()
+            await scheduler.until_sessions(2)
+            sessions = {session.server: session for session in scheduler.sessions}
+            for name, other, key, accepted in (
+                ("one", "two", KEY, OTHER_KEY),
+                ("two", "one", OTHER_KEY, KEY),
+            ):
+                address = sessions[other].hello.watch_address
+                assert address.startswith("127.0.0.1:")
+                given = link_pb2.Neighbours(
+                    neighbours=[link_pb2.Neighbour(server_id=other, address=address, key=key)],
+                    accepted_keys=[accepted],
+                )
+                sessions[name].outgoing.put_nowait(link_pb2.AttachResponse(neighbours=given))
+
+            def said(name: str) -> list[tuple[str, int]]:
+                reports = sessions[name].reports
+                return [(one.server_id, one.answer) for report in reports for one in report.testimonies]
+
+            await until(lambda: said("one") and said("two"), "both answer")
+            agents["two"].process.send_signal(signal.SIGSTOP)
+            await until(lambda: len(said("one")) == 2, "silence is told")
+            agents["two"].process.kill()
+            await until(lambda: len(said("one")) == 3, "the closed port is told")
+            answers = [link_pb2.ANSWER_ANSWERS, link_pb2.ANSWER_SILENT, link_pb2.ANSWER_REFUSED]
+            assert said("one") == [("two", answer) for answer in answers]
+
+            # What it saw while nobody listened is the first that it says when somebody does again.
+            await scheduler.stop()
+            await scheduler.start()
+            again = await scheduler.until_sessions(3)
+            await until(lambda: again.reports, "a report")
+            (told,) = again.reports[0].testimonies
+            assert (told.server_id, told.answer) == ("two", link_pb2.ANSWER_REFUSED)
+            assert told.for_ms > 0
+        finally:
+            for agent in agents.values():
+                agent.dispose()
+
+
+@pytest.mark.parametrize(
+    ("watch", "code", "message"),
+    [
+        ("nowhere", 2, "--watch: 'nowhere' is neither off nor ADDRESS:PORT with a numeric address"),
+        ("0.0.0.0:0", 2, "--watch: '0.0.0.0:0' is neither off nor ADDRESS:PORT with a numeric address"),
+        (
+            "192.0.2.1:0",
+            1,
+            "neighbours cannot reach this agent at 192.0.2.1:0: Cannot assign requested address",
+        ),
+    ],
+)
+async def test_agent_says_why_it_cannot_be_watched_there(tmp_path, watch, code, message):
+    (tmp_path / "ca").mkdir()
+    async with fake_scheduler(tmp_path / "ca") as scheduler:
+        scheduler.identity(tmp_path / "one" / "identity", "one")
+        agent = AgentProcess(scheduler, tmp_path / "one", "--watch", watch)
+        agent.start()
+        ended, said = await agent.ended(None)
+        assert (ended, said.splitlines()[-1][: len("error: ") + len(message)]) == (code, f"error: {message}")
+
+
+async def test_agent_whose_watch_is_off_tells_no_address(tmp_path):
+    (tmp_path / "ca").mkdir()
+    async with fake_scheduler(tmp_path / "ca") as scheduler:
+        scheduler.identity(tmp_path / "one" / "identity", "one")
+        agent = AgentProcess(scheduler, tmp_path / "one", "--watch", "off")
+        try:
+            agent.start()
+            assert (await scheduler.until_sessions(1)).hello.watch_address == ""
+        finally:
+            agent.dispose()

@@ -1,0 +1,96 @@
+"""Links that are cut, both ways and one way, between a host and everybody or the scheduler alone; agents that freeze;
+networks that lose packets."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from deploy.lab.switch import Drop, cut, cut_from_scheduler, cut_in, cut_out, lose
+from tests.support.fleet import pids
+from tests.support.lab import Lab, seconds, split
+
+BEYOND_LEASE_SECONDS = 7.0
+FREEZE_SECONDS = 1.5
+LOSS_SECONDS = 15.0
+ANSWERS = "its agent answers"
+
+
+def drops_of(lab: Lab, server: str, how: str) -> tuple[Drop, ...]:
+    return {"both-ways": cut, "inwards": cut_in, "outwards": cut_out}[how](lab.host(server).number)
+
+
+@pytest.mark.parametrize("how", ["both-ways", "inwards", "outwards"])
+def test_a_host_whose_link_is_cut_is_dead_by_its_neighbours_word(lab: Lab, how: str) -> None:
+    pool = f"cut-{how}"
+    victim, other = lab.pool(pool)
+    doomed, spared = split(lab.service(pool), victim)
+    position = lab.fleet.position()
+    lab.switch.drop(*drops_of(lab, victim, how))
+    after = lab.until_replaced(pool, doomed)
+    assert {cell["server"] for cell in after} == {other}
+    assert pids(spared).items() <= pids(after).items()
+    certificate = lab.fleet.why(victim)
+    assert certificate["rule"] == "neighbours_silent"
+    heard = {fact["says"]: fact["at"] for fact in certificate["evidence"]}
+    assert "nothing comes back from it" in heard
+    assert seconds(heard["last heard"], certificate["condemned_at"]) < 4.0
+    assert lab.until_well(pool, 2, without=(victim,)) == [f"{pool}/0.2", other]
+    lab.fleet.until(lambda: victim not in lab.hosts(), "nothing runs on that is not reached")
+    assert lab.condemned(position) == {victim: "neighbours_silent", doomed[0]["id"]: "server_lost"}
+
+
+def test_a_host_that_only_the_scheduler_does_not_reach_keeps_its_cells(lab: Lab) -> None:
+    """The next scheduler, which never heard of it, does not reach it either."""
+    victim, _ = lab.pool("apart")
+    before = lab.service("apart")
+    position = lab.fleet.position()
+
+    def is_spared() -> bool:
+        return lab.condemned(position) == {} and pids(lab.fleet.ready("apart-web")) == pids(before)
+
+    with lab.dropping(*cut_from_scheduler(lab.host(victim).number)):
+        for is_first in (True, False):
+            if not is_first:
+                lab.begin_scheduler_anew()
+            lab.fleet.until(lambda: "cut_off" in lab.fleet.held("apart"), "it is said to be cut off")
+            reason = f"{victim}: the scheduler hears nothing, but"
+            assert lab.fleet.held("apart")["cut_off"]["reason"].startswith(reason)
+            assert reason in lab.fleet.done("status")
+            lab.while_watching(BEYOND_LEASE_SECONDS, is_spared, "its cells are ready, nothing is condemned")
+        assert lab.judged(victim, "suspect", ANSWERS)
+        assert lab.alive(before) == list(pids(before))
+    lab.until_well("apart", 2)
+    assert lab.fleet.status()["held"] == []
+    assert pids(lab.fleet.until_ready("apart-web", 2)) == pids(before)
+    assert lab.alive(before) == list(pids(before))
+    assert lab.condemned(position) == {}
+
+
+def test_an_agent_that_freezes_for_a_moment_loses_nothing(lab: Lab) -> None:
+    victim, _ = lab.pool("frozen")
+    before = lab.service("frozen")
+    position = lab.fleet.position()
+    for _ in range(3):
+        lab.host(victim).freeze_agent()
+        time.sleep(FREEZE_SECONDS)
+        lab.host(victim).wake_agent()
+        lab.until_well("frozen", 2)
+    assert pids(lab.fleet.until_ready("frozen-web", 2)) == pids(before)
+    assert lab.alive(before) == list(pids(before))
+    assert lab.condemned(position) == {}
+
+
+def test_a_network_that_loses_a_fifth_of_its_packets_costs_nobody(lab: Lab) -> None:
+    """By iptables' statistic match, not tc netem: not every kernel has that."""
+    lab.pool("lossy")
+    before = lab.service("lossy")
+    position = lab.fleet.position()
+    with lab.dropping(*lose(0.2)):
+        lab.while_watching(LOSS_SECONDS, lambda: lab.condemned(position) == {}, "nothing is condemned")
+        assert lab.switch.dropped() > 100
+    lab.until_well("lossy", 2)
+    assert pids(lab.fleet.until_ready("lossy-web", 2)) == pids(before)
+    assert lab.alive(before) == list(pids(before))
+    assert lab.condemned(position) == {}

@@ -1,0 +1,454 @@
+"""Every rule on servers: when it matches, what it says, on which evidence, and which rule goes first."""
+
+from dataclasses import dataclass, field
+
+import pytest
+from msgspec.structs import replace
+from rpds import HashTrieMap
+
+from scheduler.model import (
+    Death,
+    Evidence,
+    Fleet,
+    Group,
+    GroupKind,
+    GroupState,
+    Health,
+    Phase,
+    Policy,
+    RuntimeKind,
+    Server,
+    Spec,
+    Verdict,
+)
+from scheduler.server_health import SERVER_RULES, server_verdict
+from scheduler.sight import (
+    Answer,
+    CellReport,
+    CellState,
+    ProviderServer,
+    ProviderSight,
+    ProviderState,
+    ServerSight,
+    Sight,
+)
+from scheduler.sight import Testimony as Saying  # a name that pytest does not take for a test
+from scheduler.vitals import Ailment
+from tests.support.world import World
+
+HEARD_AT = 999.0
+SAID_AT = 999.25
+UP = Server("a", 1, Phase.READY, joined_at=900.0)
+DRAINED = replace(
+    UP, phase=Phase.CONDEMNED, condemned_at=995.0, condemned_by="operator", condemned_health=Health.HEALTHY
+)
+LOST = replace(DRAINED, condemned_by="lease_expired", condemned_health=Health.DEAD)
+MADE = replace(UP, pool="rack")
+OPEN = ServerSight("s1", attached_at=900.0, heard_at=HEARD_AT)
+CLOSED = replace(OPEN, closed_at=999.5)
+RACK = GroupState(
+    Group(GroupKind.POOL, "rack", 1, Spec(RuntimeKind.SERVER), lease_seconds=8.0, cut_off_after_seconds=20.0),
+    "d",
+    1,
+    (),
+)
+SAYS = {
+    "+": (Answer.ANSWERS, "its agent answers"),
+    "x": (Answer.REFUSED, "its kernel answers, its agent does not"),
+    "-": (Answer.SILENT, "nothing comes back from it"),
+}
+
+
+@dataclass
+class Case:
+    """``said``: a sign for each neighbour n0, n1, ...; ``unheard``: how many of the first are silent themselves."""
+
+    after: float = 0.5
+    said: str = ""
+    unheard: int = 0
+    server: Server = UP
+    seen: ServerSight | None = field(default_factory=lambda: OPEN)
+    will_at: float | None = None
+    made: ProviderState | None = None
+    trusted_since: float = 0.0
+    servers: int = 1
+    said_at: float = SAID_AT
+
+    def verdict(self) -> Verdict:
+        now = HEARD_AT + self.after
+        seen = {f"n{n}": ServerSight("n", 900.0, now - (9 if n < self.unheard else 0)) for n in range(9)}
+        if self.seen is not None:
+            seen["a"] = self.seen
+        about = {f"n{n}": Saying("a", SAYS[sign][0], self.said_at) for n, sign in enumerate(self.said)}
+        made = {"a": ProviderServer("a", "ref", self.made, "spot")} if self.made else {}
+        sight = Sight(
+            self.trusted_since,
+            HashTrieMap(seen),
+            HashTrieMap({"a": HashTrieMap(about)}),
+            HashTrieMap({} if self.will_at is None else {"a": self.will_at}),
+            HashTrieMap({"p": ProviderSight(HashTrieMap(made))}),
+        )
+        others = {f"o{n}": UP for n in range(self.servers - 1)}
+        groups = {name: living(name, self.server.deaths) for name in ("web", "api")}
+        fleet = Fleet(
+            groups=HashTrieMap({"rack": RACK, **groups}), servers=HashTrieMap({"a": self.server, **others})
+        )
+        return server_verdict(fleet, self.server, sight, now, Policy())
+
+
+def living(name: str, deaths: tuple[Death, ...]) -> GroupState:
+    """A service of ten cells elsewhere, with those deaths."""
+    group = Group(GroupKind.SERVICE, name, 10, Spec(RuntimeKind.PROCESS))
+    own = tuple(death for death in deaths if death.group == name)
+    return GroupState(group, "d", 1, (), per_server=HashTrieMap({"b": 10}), deaths=own)
+
+
+def facts(
+    after: float, said: str = "", skip: int = 0, closed: bool = False, said_at: float = SAID_AT
+) -> tuple[Evidence, ...]:
+    link = ("its stream was closed", 999.5) if closed else ("its stream is open and silent", HEARD_AT + after)
+    heard = (Evidence("agent a", "last heard", HEARD_AT), Evidence("link", *link))
+    told = tuple(Evidence(f"neighbour n{n}", SAYS[s][1], said_at) for n, s in enumerate(said) if n >= skip)
+    return heard + told
+
+
+def suspect(rule: str, reason: str, evidence: tuple[Evidence, ...], look_at: float | None) -> Verdict:
+    return Verdict(Health.SUSPECT, rule, reason, evidence, look_at)
+
+
+def dead(rule: str, reason: str, *evidence: Evidence) -> Verdict:
+    return Verdict(Health.DEAD, rule, reason, evidence)
+
+
+def missed(after: float, evidence: tuple[Evidence, ...], look_at: float) -> Verdict:
+    reason = f"nothing heard for {after:.1f} s; it keeps its cells until the lease ends"
+    return suspect("beats_missed", reason, evidence, look_at)
+
+
+def expired(after: str, why: str, *evidence: Evidence, lease: int = 5) -> Verdict:
+    reason = (
+        f"nothing heard for {after} s, longer than its lease of {lease} s; {why}, so the lease alone decides"
+    )
+    return dead("lease_expired", reason, *evidence)
+
+
+def silent(after: float, count: str, *evidence: Evidence) -> Verdict:
+    reason = f"nothing heard for {after:.1f} s, and {count} witnesses hear nothing either"
+    return dead("neighbours_silent", reason, *evidence)
+
+
+def falling(after: float, count: str, evidence: tuple[Evidence, ...], look_at: float) -> Verdict:
+    hears = f"nothing heard for {after:.1f} s, and {count} witnesses hear nothing either"
+    reason = f"{hears}; for a moment more it may only be held up"
+    return suspect("falling_silent", reason, evidence, look_at)
+
+
+BEATS = Verdict(Health.HEALTHY, "beating", "it beats", next_look_at=HEARD_AT + 2.01)
+NOBODY = "no neighbour can testify"
+MIXED = "its neighbours contradict each other"
+CLOSED_REASON = "its stream is closed; it keeps its cells until the lease ends"
+NO_SESSION = "no session since this scheduler started"
+WILL = Evidence("bus", "its last will was published", 1_000.0)
+CUT_OFF = "the scheduler hears nothing, but {}: it is cut off and keeps its cells"
+AWAY = "its agent is gone, the host lives ({}); it keeps its cells until the lease ends"
+GONE = "its provider says that it is gone: spot"
+DEATHS = tuple(Death(group, "d", "a", "exited", 990.0) for group in ("web", "api") * 4)
+BLAMED = Verdict(
+    Health.SICK,
+    "blamed",
+    "8 of the 8 deaths of 2 groups within 60 s fell on it, which had 29% of their cells: the server is to blame",
+    tuple(Evidence("server a", f"a cell of {d.group} died by rule exited", 990.0) for d in DEATHS),
+)
+
+LEAVING = replace(OPEN, is_leaving=True)
+LEFT = replace(
+    CLOSED, is_leaving=True, reports=HashTrieMap({"web/0.1": CellReport("web/0.1", "d", CellState.GONE)})
+)
+LEFT_A_CELL = replace(
+    LEFT, reports=LEFT.reports.insert("web/1.1", CellReport("web/1.1", "d", CellState.STOPPING))
+)
+
+GRACE = "the scheduler itself has just begun to hear: everyone has one full lease"
+FULL = "its disk is 98.0% full, 97% is the limit"
+FULL_FACT = Evidence("vitals a", FULL, 980.0)
+
+
+def ailing(reports: int, seen: ServerSight = OPEN, since: float = 980.0) -> ServerSight:
+    return replace(seen, ailing=(Ailment("disk_full", FULL, since, 999.0, reports),))
+
+
+TABLE: dict[str, tuple[Case, Verdict]] = {
+    "silent to all, a moment after the scheduler began": (
+        Case(3.0, "--", trusted_since=HEARD_AT - 1.5),
+        suspect("grace", GRACE, facts(3.0, "--"), HEARD_AT + 3.5),
+    ),
+    "silent to all, a lease after the scheduler began": (
+        Case(3.5, "--", trusted_since=HEARD_AT - 1.5),
+        silent(3.5, "2 of 2", *facts(3.5, "--")),
+    ),
+    "leaving": (
+        Case(seen=LEAVING),
+        suspect("leaving", "its agent ends its cells, and will leave", facts(0.5), None),
+    ),
+    "left": (
+        Case(1.0, "xx", seen=LEFT),
+        dead("left", "its agent ended its cells and left, as it had said", *facts(1.0, "xx", closed=True)),
+    ),
+    "left, and a cell is still there": (
+        Case(1.0, seen=LEFT_A_CELL),
+        suspect("stream_closed", CLOSED_REASON, facts(1.0, closed=True), HEARD_AT + 2.0),
+    ),
+    "beats": (Case(), BEATS),
+    "two beats of silence are none yet": (Case(2.0, "---"), BEATS),
+    "beats, whatever its neighbours hear": (Case(1.0, "---"), BEATS),
+    "silence alone": (Case(3.0), missed(3.0, facts(3.0), HEARD_AT + 4.0)),
+    "silence alone, near the end of its lease": (Case(4.5), missed(4.5, facts(4.5), HEARD_AT + 5.0)),
+    "silence alone to the end of its lease": (Case(5.0), expired("5.0", NOBODY, *facts(5.0))),
+    "neighbours hear nothing either": (Case(3.0, "---"), silent(3.0, "3 of 3", *facts(3.0, "---"))),
+    "most neighbours hear nothing either": (Case(3.0, "--+"), silent(3.0, "2 of 3", *facts(3.0, "--+"))),
+    "it may be held up, a beat after it was heard": (
+        Case(2.9, "---"),
+        falling(2.9, "3 of 3", facts(2.9, "---"), HEARD_AT + 2.95),
+    ),
+    "it may be held up, since a neighbour heard it later": (
+        Case(3.0, "---", said_at=HEARD_AT + 1.25),
+        falling(3.0, "3 of 3", facts(3.0, "---", said_at=HEARD_AT + 1.25), HEARD_AT + 1.25 + 1.95),
+    ),
+    "half of them is no majority": (
+        Case(2.5, "-+"),
+        missed(2.5, facts(2.5, "-+"), HEARD_AT + 3.5),
+    ),
+    "mixed witnesses leave it to the lease": (Case(5.5, "-+x"), expired("5.5", MIXED, *facts(5.5, "-+x"))),
+    "neighbours that are silent themselves do not count": (
+        Case(3.0, "---", unheard=3),
+        missed(3.0, facts(3.0), HEARD_AT + 4.0),
+    ),
+    "only those that can be heard are counted": (
+        Case(3.0, "--+", unheard=2),
+        suspect(
+            "cut_off",
+            CUT_OFF.format("1 of 1 neighbours reach it"),
+            facts(3.0, "--+", skip=2),
+            HEARD_AT + 300.0,
+        ),
+    ),
+    "its will was read": (Case(3.0, will_at=1_000.0), silent(3.0, "1 of 1", *facts(3.0), WILL)),
+    "a will is one witness among others": (
+        Case(2.5, "+", will_at=1_000.0),
+        missed(2.5, (*facts(2.5, "+"), WILL), HEARD_AT + 3.5),
+    ),
+    "a will from before it was heard counts for nothing": (
+        Case(3.0, will_at=998.0),
+        missed(3.0, facts(3.0), HEARD_AT + 4.0),
+    ),
+    "cut off": (
+        Case(60.0, "++-"),
+        suspect(
+            "cut_off", CUT_OFF.format("2 of 3 neighbours reach it"), facts(60.0, "++-"), HEARD_AT + 300.0
+        ),
+    ),
+    "cut off for too long": (
+        Case(300.0, "++"),
+        dead(
+            "cut_off_too_long",
+            "cut off from the scheduler for 300 s, although 2 of 2 neighbours reach it",
+            *facts(300.0, "++"),
+        ),
+    ),
+    "its pool says how long it may be cut off": (
+        Case(20.0, "+", server=MADE),
+        dead(
+            "cut_off_too_long",
+            "cut off from the scheduler for 20 s, although 1 of 1 neighbours reach it",
+            *facts(20.0, "+"),
+        ),
+    ),
+    "its agent is away": (
+        Case(1.0, "xx", seen=CLOSED),
+        suspect(
+            "agent_away",
+            AWAY.format("2 of 2 neighbours reach its kernel"),
+            facts(1.0, "xx", closed=True),
+            HEARD_AT + 5.0,
+        ),
+    ),
+    "its agent is away with its stream open": (
+        Case(3.0, "xx-"),
+        suspect(
+            "agent_away",
+            AWAY.format("2 of 3 neighbours reach its kernel"),
+            facts(3.0, "xx-"),
+            HEARD_AT + 5.0,
+        ),
+    ),
+    "its port is refused but it beats": (Case(1.0, "xx"), BEATS),
+    "its agent is gone": (
+        Case(5.0, "xx"),
+        dead(
+            "agent_gone",
+            "its agent is gone for longer than its lease of 5 s; 2 of 2 neighbours reach its kernel",
+            *facts(5.0, "xx"),
+        ),
+    ),
+    "its stream closed": (
+        Case(1.0, seen=CLOSED),
+        suspect("stream_closed", CLOSED_REASON, facts(1.0, closed=True), HEARD_AT + 2.0),
+    ),
+    "its lease ends after its stream closed": (
+        Case(5.25, seen=CLOSED),
+        expired("5.2", NOBODY, *facts(5.25, closed=True)),
+    ),
+    "no session yet counts from its joining": (
+        Case(2.0, seen=None, server=replace(UP, joined_at=HEARD_AT)),
+        suspect(
+            "stream_closed",
+            CLOSED_REASON,
+            (Evidence("agent a", "last heard", HEARD_AT), Evidence("scheduler", NO_SESSION, 1_001.0)),
+            HEARD_AT + 3.0,
+        ),
+    ),
+    "silence before this scheduler's start counts for nothing": (
+        Case(6.0, seen=None, trusted_since=1_003.0),
+        suspect(
+            "stream_closed",
+            CLOSED_REASON,
+            (Evidence("agent a", "last heard", 1_003.0), Evidence("scheduler", NO_SESSION, 1_005.0)),
+            1_006.0,
+        ),
+    ),
+    "the lease of a large fleet is stretched": (
+        Case(9.5, servers=2_000),
+        missed(9.5, facts(9.5), HEARD_AT + 10.0),
+    ),
+    "its pool has a lease of its own": (
+        Case(8.0, server=MADE),
+        expired("8.0", NOBODY, *facts(8.0), lease=8),
+    ),
+    "its provider has it no more": (
+        Case(1.0, "+", server=MADE, made=ProviderState.GONE),
+        dead("provider_gone", GONE, Evidence("provider", GONE, 1_000.0), *facts(1.0, "+")),
+    ),
+    "its provider still has it": (Case(1.0, server=MADE, made=ProviderState.RUNNING), BEATS),
+    "no provider speaks for a server that joined by itself": (Case(1.0, made=ProviderState.GONE), BEATS),
+    "cells of several groups die on it": (Case(server=replace(UP, deaths=DEATHS)), BLAMED),
+    "cells of one group die on it": (Case(server=replace(UP, deaths=DEATHS[::2] * 2)), BEATS),
+    "they died long ago": (
+        Case(server=replace(UP, deaths=tuple(replace(one, at=939.0) for one in DEATHS))),
+        BEATS,
+    ),
+    "its disk is full for a while": (
+        Case(server=MADE, seen=ailing(3)),
+        Verdict(Health.SICK, "disk_full", f"{FULL}, for 20 s", (FULL_FACT,)),
+    ),
+    "its disk is full, as one reading said long ago": (
+        Case(server=MADE, seen=ailing(2)),
+        suspect(
+            "disk_full",
+            f"{FULL}; it gets no new cells while others can take them",
+            (FULL_FACT,),
+            HEARD_AT + 2.01,
+        ),
+    ),
+    "its disk is full since a moment ago": (
+        Case(server=MADE, seen=ailing(9, since=985.0)),
+        suspect(
+            "disk_full",
+            f"{FULL}; it gets no new cells while others can take them",
+            (replace(FULL_FACT, at=985.0),),
+            1_000.0,
+        ),
+    ),
+    "its disk is full and there is no other server": (
+        Case(seen=ailing(3)),
+        suspect(
+            "disk_full",
+            f"{FULL}, for 20 s; no other server that is well could take its cells, so that it stays",
+            (FULL_FACT,),
+            HEARD_AT + 2.01,
+        ),
+    ),
+    "enrolled and not attached": (
+        Case(60.0, "---", server=Server("a", 0, Phase.ORDERED), seen=None),
+        Verdict(Health.HEALTHY, "enrolled", "it enrolled and has not attached yet"),
+    ),
+    "lost": (
+        Case(server=LOST),
+        dead(
+            "lease_expired",
+            "condemned: lease_expired",
+            Evidence("scheduler", "condemned by rule lease_expired", 995.0),
+        ),
+    ),
+    "drained and still beating": (Case(server=DRAINED), BEATS),
+    "drained and dying": (Case(5.0, server=DRAINED), expired("5.0", NOBODY, *facts(5.0))),
+    "drained to the end": (
+        Case(60.0, server=replace(DRAINED, phase=Phase.DECOMMISSIONED)),
+        Verdict(
+            Health.HEALTHY,
+            "operator",
+            "condemned: operator",
+            (Evidence("scheduler", "condemned by rule operator", 995.0),),
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("story", TABLE)
+def test_each_rule_on_servers_says_what_it_saw(story: str) -> None:
+    case, expected = TABLE[story]
+    assert case.verdict() == expected
+
+
+SICK = replace(MADE, deaths=DEATHS)
+PAIRS: dict[str, Case] = {
+    "enrolled before provider_gone": Case(server=replace(MADE, phase=Phase.ORDERED), made=ProviderState.GONE),
+    "provider_gone before neighbours_silent": Case(3.0, "--", server=MADE, made=ProviderState.GONE),
+    "provider_gone before cut_off": Case(3.0, "++", server=MADE, made=ProviderState.GONE),
+    "neighbours_silent before lease_expired": Case(60.0, "--"),
+    "neighbours_silent before stream_closed": Case(3.0, "--", seen=CLOSED),
+    "neighbours_silent before blamed": Case(3.0, "--", server=SICK),
+    "cut_off before lease_expired": Case(60.0, "++"),
+    "cut_off before stream_closed": Case(3.0, "++", seen=CLOSED),
+    "agent_gone before lease_expired": Case(60.0, "xx"),
+    "agent_away before stream_closed": Case(1.0, "xx", seen=CLOSED),
+    "lease_expired before blamed": Case(9.0, server=SICK),
+    "lease_expired before stream_closed": Case(60.0, seen=CLOSED),
+    "blamed before stream_closed": Case(1.0, server=SICK, seen=CLOSED),
+    "stream_closed before beats_missed": Case(4.0, seen=CLOSED),
+    "stream_closed before disk_full": Case(1.0, server=MADE, seen=ailing(3, CLOSED)),
+    "beats_missed before disk_full": Case(3.0, server=MADE, seen=ailing(3)),
+    "blamed before disk_full": Case(server=SICK, seen=ailing(3)),
+}
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_where_two_rules_on_servers_match_the_first_one_is_told(pair: str) -> None:
+    assert PAIRS[pair].verdict().rule == pair.partition(" ")[0]
+
+
+def test_the_table_covers_every_rule_on_servers() -> None:
+    told = {expected.rule for _, expected in TABLE.values()}
+    told.add("unlisted")  # it needs a whole pool: test_pools has its table
+    alone = {
+        "enrolled",
+        "provider_gone",
+        "left",
+        "unlisted",
+        "lease_expired",
+        "blamed",
+        "stream_closed",
+        "leaving",
+    }
+    of_two = {"neighbours_silent", "grace", "cut_off", "cut_off_too_long", "agent_away", "agent_gone"}
+    of_many = {"falling_silent", "beats_missed", "disk_full", "beating", "operator"}
+    assert told == alone | of_two | of_many
+    # beats_missed; vitals have a table of their own; a condemned one tells its own
+    assert len(SERVER_RULES) == len(alone) + len(of_two) // 2 + 3
+
+
+def test_a_lost_server_that_carried_no_cell_is_decommissioned_like_any_other() -> None:
+    world = World()
+    world.join("a")
+    world.detach("a")
+    world.advance(6)
+    assert world.core.fleet.servers["a"].phase is Phase.DECOMMISSIONED

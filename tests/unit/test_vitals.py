@@ -1,0 +1,264 @@
+"""A server's own vitals: what is bad of them, for how long, and what follows. It must never kill a fleet."""
+
+import pytest
+from msgspec.structs import replace
+from rpds import HashTrieMap
+
+from scheduler import events as e
+from scheduler.commands import DecommissionServer
+from scheduler.model import Evidence, Health, Phase, RuntimeKind
+from scheduler.server_health import server_verdict
+from scheduler.vitals import AILMENT_RULES, Ailment, VitalLimits, Vitals, ailments
+from tests.support.world import World, pool, service, spec
+
+READY = Phase.READY
+LIMITS = VitalLimits()
+GOOD = Vitals(
+    disk_fraction=0.5, memory_fraction=0.5, engine_latency_ms=3.0, clock_offset_ms=10.0, disk_error=""
+)
+
+BAD: dict[str, tuple[Vitals, str]] = {
+    "disk_full": (Vitals(disk_fraction=0.985), "its disk is 98.5% full, 97% is the limit"),
+    "disk_read_only": (Vitals(disk_error="EROFS"), "nothing can be written to its disk (EROFS)"),
+    "engine_hung": (Vitals(engine_latency_ms=-1.0), "its engine does not answer"),
+    "clock_off": (Vitals(clock_offset_ms=-7_500.0), "its clock is off by -7.5 s, 5 s is the limit"),
+    "memory_pressure": (
+        Vitals(pressure_memory=71.0),
+        "its tasks wait for memory 71 % of the time, 60 % is the limit",
+    ),
+    "kernel_errors": (
+        Vitals(kernel_errors=12),
+        "its kernel logged 12 errors of its hardware in a minute, 10 is the limit",
+    ),
+}
+
+
+def told(vitals: Vitals) -> list[tuple[str, str]]:
+    return [(one.rule, one.says) for one in ailments((), vitals, LIMITS, 1.0)]
+
+
+@pytest.mark.parametrize("rule", AILMENT_RULES)
+def test_each_vital_that_is_bad_says_its_value_and_the_limit(rule: str) -> None:
+    vitals, says = BAD[rule]
+    assert told(vitals) == [(rule, says)]
+
+
+def test_a_disk_that_has_no_room_for_a_file_is_full_whatever_its_fraction_says() -> None:
+    says = "no file can be written on its disk any more (ENOSPC)"
+    assert told(Vitals(disk_fraction=0.4, disk_error="ENOSPC")) == [("disk_full", says)]
+
+
+def test_memory_that_is_full_is_pressure_where_the_kernel_offers_none() -> None:
+    says = "its memory is 98.5% full, 98% is the limit"
+    assert told(Vitals(memory_fraction=0.985)) == [("memory_pressure", says)]
+
+
+@pytest.mark.parametrize(
+    "vitals",
+    [
+        Vitals(),
+        GOOD,
+        Vitals(disk_fraction=0.969, memory_fraction=0.979, pressure_memory=59.9, kernel_errors=9),
+        Vitals(clock_offset_ms=5_000.0, engine_latency_ms=1_900.0),
+    ],
+)
+def test_what_is_unknown_or_below_its_limit_is_no_ailment(vitals: Vitals) -> None:
+    assert told(vitals) == []
+
+
+def test_an_ailment_remembers_since_when_and_its_newest_value() -> None:
+    first = ailments((), Vitals(disk_fraction=0.98), LIMITS, 100.0)
+    second = ailments(first, Vitals(disk_fraction=0.99), LIMITS, 110.0)
+    assert second == (Ailment("disk_full", "its disk is 99.0% full, 97% is the limit", 100.0, 110.0, 2),)
+    assert ailments(second, GOOD, LIMITS, 120.0) == ()
+
+
+def test_bad_readings_far_apart_are_no_trouble_that_lasts() -> None:
+    first = ailments((), BAD["disk_full"][0], LIMITS, 100.0)
+    (later,) = ailments(first, BAD["disk_full"][0], LIMITS, 161.0)
+    assert (later.since, later.reports) == (161.0, 1)
+
+
+def test_trouble_lasts_by_its_time_and_by_its_reports() -> None:
+    ailment = Ailment("disk_full", "", 100.0, 114.0, 3)
+    assert not ailment.lasts(114.9, LIMITS)
+    assert ailment.lasts(115.0, LIMITS)
+    assert not replace(ailment, reports=2).lasts(115.0, LIMITS)
+
+
+def test_who_ails_by_what_is_counted_until_it_is_well_or_attaches_anew() -> None:
+    world = joined("a", "b")
+    world.report("a", vitals=BAD["disk_full"][0])
+    world.report("b", vitals=replace(BAD["clock_off"][0], disk_fraction=1.0))
+    assert {rule: set(servers) for rule, servers in world.core.sight.ailing.items()} == {
+        "disk_full": {"a", "b"},
+        "clock_off": {"b"},
+    }
+    world.report("a", vitals=GOOD)
+    world.attach("b")
+    assert world.core.sight.ailing == HashTrieMap()
+
+
+# --- as the world shows it ----------------------------------------------------------------------------------------
+
+
+def joined(*names: str) -> World:
+    world = World()
+    world.join(*names)
+    return world
+
+
+def ail(world: World, names: tuple[str, ...], vitals: Vitals, seconds: float) -> None:
+    """These servers say so every five seconds; all beat."""
+    end = world.now + seconds
+    while world.now < end:
+        for name in names:
+            seen = world.core.sight.servers.get(name)
+            if seen is not None and seen.is_open:
+                world.report(name, vitals=vitals)
+        world.advance(min(5.0, end - world.now))
+
+
+def verdict(world: World, name: str) -> tuple[Health, str]:
+    fleet = world.core.fleet
+    said = server_verdict(fleet, fleet.servers[name], world.core.sight, world.now, world.policy)
+    return said.health, said.rule
+
+
+def condemned(world: World) -> list[tuple[str, str]]:
+    return [(event.server, event.rule) for event in world.events(e.ServerCondemned)]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("rule", AILMENT_RULES)
+def test_a_server_of_a_pool_that_stays_ill_is_replaced_first_and_then_drained(rule: str) -> None:
+    world = World()
+    world.apply(pool("rack", 5))
+    world.apply(service("web", 5))
+    world.advance(10)
+    began = world.now
+    ail(world, ("rack/0.1",), BAD[rule][0], 14.0)
+    assert verdict(world, "rack/0.1") == (Health.SUSPECT, rule)
+    assert world.events(e.CellCondemned) == []
+    ail(world, ("rack/0.1",), BAD[rule][0], 30.0)
+    event = next(c for c in world.events(e.CellCondemned) if c.cell == "rack/0.1")  # type: ignore[union-attr]
+    assert (event.health, event.rule) == (Health.SICK, rule)  # type: ignore[union-attr]
+    assert event.evidence == (Evidence("vitals rack/0.1", BAD[rule][1], began),)  # type: ignore[union-attr]
+    order = [
+        (type(record.event).__name__, record.event.cell)  # type: ignore[union-attr]
+        for record in world.records
+        if isinstance(record.event, e.CellReady | e.CellDraining)
+        and record.event.cell.startswith("rack/0")
+        and record.at > began
+    ]
+    assert order == [("CellReady", "rack/0.2"), ("CellDraining", "rack/0.1")]
+    assert world.phases("rack")["rack/0.2"] is READY
+    assert all(phase is READY for phase in world.phases("web").values())
+    assert "rack/0.1" not in world.core.fleet.servers
+
+
+def test_vitals_that_get_well_in_time_condemn_nobody() -> None:
+    world = World()
+    world.apply(pool("rack", 3))
+    world.advance(10)
+    for _ in range(5):
+        ail(world, ("rack/0.1",), BAD["disk_full"][0], 14.0)
+        world.report("rack/0.1", vitals=GOOD)
+    assert verdict(world, "rack/0.1") == (Health.HEALTHY, "beating")
+    assert world.events(e.CellCondemned) == []
+
+
+def test_a_server_whose_vitals_are_not_known_or_bad_is_not_ready() -> None:
+    world = World(mute={"rack/0.1"})
+    world.apply(pool("rack", 1))
+    world.advance(2)
+    assert world.phases("rack") == {"rack/0.1": Phase.BOOTING}
+    world.report("rack/0.1", vitals=BAD["disk_full"][0])
+    world.advance(2)
+    assert world.phases("rack") == {"rack/0.1": Phase.BOOTING}
+    world.report("rack/0.1", vitals=GOOD)
+    assert world.phases("rack") == {"rack/0.1": READY}
+
+
+def test_a_server_that_ails_gets_no_new_cells_while_others_can_take_them() -> None:
+    world = joined("a", "b")
+    world.report("a", vitals=BAD["memory_pressure"][0])
+    world.apply(service("web", 4))
+    assert {world.cell(cell).server for cell in world.phases()} == {"b"}
+
+
+def test_a_server_whose_engine_hangs_gets_no_container_at_all_but_takes_processes() -> None:
+    world = joined("a")
+    world.report("a", vitals=BAD["engine_hung"][0])
+    of_docker = spec(runtime=RuntimeKind.DOCKER, image="web:1", command=())
+    world.apply(service("web", 1, of_docker), service("job", 1))
+    assert world.phases("web") == {}
+    assert world.phases("job") == {"job/0.1": READY}
+    (hold,) = world.core.view(world.now).holds
+    assert hold.reason == "none of 1 servers can take it: 1 have an engine that does not answer"
+    world.report("a", vitals=GOOD)
+    assert world.phases("web") == {"web/0.1": READY}
+
+
+def test_the_only_server_is_never_condemned_by_its_vitals() -> None:
+    world = joined("a")
+    world.apply(service("web", 1))
+    ail(world, ("a",), BAD["disk_full"][0], 120.0)
+    assert condemned(world) == []
+    assert verdict(world, "a") == (Health.SUSPECT, "disk_full")
+    assert world.phases() == {"web/0.1": READY}
+
+
+def test_where_all_are_ill_none_is_condemned() -> None:
+    world = joined("a", "b", "c")
+    ail(world, ("a", "b", "c"), BAD["disk_full"][0], 120.0)
+    assert condemned(world) == []
+
+
+def test_a_joined_server_is_drained_and_joins_again_only_when_it_is_well() -> None:
+    world = joined("a", "b", "c")
+    world.apply(service("web", 3))
+    ail(world, ("a",), BAD["disk_read_only"][0], 60.0)
+    assert condemned(world) == [("a", "disk_read_only")]
+    assert {world.cell(cell).server for cell in world.phases()} == {"b", "c"}
+    assert world.core.fleet.servers["a"].phase is Phase.DECOMMISSIONED
+    assert world.held() == {"disk_read_only"}
+    world.report("a", vitals=GOOD)
+    world.advance(2)
+    assert (world.core.fleet.servers["a"].phase, world.core.fleet.servers["a"].generation) == (READY, 2)
+
+
+def test_joined_servers_that_ail_together_go_one_by_one() -> None:
+    world = joined("a", "b", "c")
+    world.apply(service("web", 3))
+    world.deaf = {"a", "b"}  # so that what is drained stays
+    ail(world, ("a", "b"), BAD["disk_full"][0], 60.0)
+    assert condemned(world) == [("a", "disk_full")]
+    assert "one_by_one" in world.held()
+
+
+def test_clocks_that_many_have_wrong_are_the_schedulers_own() -> None:
+    world = World()
+    world.apply(pool("rack", 10))
+    world.advance(10)
+    ail(world, ("rack/0.1", "rack/1.1", "rack/2.1"), BAD["clock_off"][0], 120.0)
+    assert world.events(e.CellCondemned) == []
+    assert verdict(world, "rack/0.1") == (Health.SUSPECT, "clock_off")
+    world.report("rack/2.1", vitals=GOOD)
+    ail(world, ("rack/0.1", "rack/1.1"), BAD["clock_off"][0], 60.0)
+    assert {event.cell for event in world.events(e.CellCondemned)} == {"rack/0.1", "rack/1.1"}  # type: ignore[union-attr]
+
+
+def test_a_server_whose_engine_hangs_goes_with_the_cells_that_it_cannot_end() -> None:
+    world = World()
+    world.apply(pool("rack", 3))
+    world.apply(service("web", 3))
+    world.advance(10)
+    world.deaf = {"rack/0.1"}
+    ail(world, ("rack/0.1",), BAD["engine_hung"][0], 40.0)
+    assert world.phases("rack")["rack/0.1"] is Phase.DRAINING
+    assert not any(isinstance(told, DecommissionServer) for told in world.told_providers)
+    ail(world, ("rack/0.1",), BAD["engine_hung"][0], 45.0)
+    assert [c.cell for c in world.told_providers if isinstance(c, DecommissionServer)] == ["rack/0.1"]
+    world.advance(2)
+    assert "rack/0.1" not in world.core.fleet.servers
+    assert all(phase is READY for phase in (*world.phases("rack").values(), *world.phases("web").values()))
