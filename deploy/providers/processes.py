@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 EXIT_NOT_NOW = 1
@@ -95,6 +96,7 @@ def delete(path: Path) -> dict:
             if select.select([descriptor], [], [], STOP_SECONDS)[0]:
                 break
         os.close(descriptor)
+    clear(path)
     shutil.rmtree(path, ignore_errors=True)
     return {}
 
@@ -102,7 +104,27 @@ def delete(path: Path) -> dict:
 def seen(cell_file: Path) -> dict:
     path = cell_file.parent
     state = "running" if is_alive(path) else "gone"
+    if state == "gone":
+        clear(path)
     return {"cell": cell_file.read_text(), "ref": ref_of(path), "state": state}
+
+
+def clear(path: Path) -> None:
+    """End what an agent that was killed has left behind: gone is said only when nothing of the server runs."""
+    while left := [int(one.name) for one in Path("/proc").glob("[0-9]*") if belongs(int(one.name), path)]:
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+
+
+def belongs(pid: int, path: Path) -> bool:
+    """Its cells, and whatever they began, have a directory below the server's in their environment."""
+    try:
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return False
+    return f"={path.absolute()}/".encode() in environment and start_of(pid) != ""
 
 
 def server_of(fleet: Path, cell: str) -> Path:
