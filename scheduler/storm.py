@@ -24,7 +24,7 @@ def storm_of(fleet: Fleet, sight: Sight, pool: str, now: float, policy: Policy) 
     if not silence.is_storm:
         return None
     since = min(silence.silent.values())
-    is_blind = not _hears_anybody(sight, now, SILENT_BEATS * policy.tempo(len(fleet.servers)).beat_seconds)
+    is_blind = not hears_anybody(fleet, sight, now, policy)
     expires_at = (now if is_blind else since) + policy.storm_hold_seconds
     if now >= expires_at:
         return None
@@ -72,8 +72,9 @@ def _silence_in(fleet: Fleet, sight: Sight, pool: str, now: float, policy: Polic
     return _Silence(silent, of, max(1, int(of * policy.storm_fraction)))
 
 
-def _hears_anybody(sight: Sight, now: float, limit_seconds: float) -> bool:
+def hears_anybody(fleet: Fleet, sight: Sight, now: float, policy: Policy) -> bool:
     """One that is cut off from everybody must not replace a healthy fleet however long that lasts."""
+    limit_seconds = SILENT_BEATS * policy.tempo(len(fleet.servers)).beat_seconds
     return any(now - seen.heard_at <= limit_seconds for seen in sight.servers.values())
 
 
