@@ -1,9 +1,14 @@
 """Statements about a scheduler that heard nobody, or too few: what must not happen when its sight comes back."""
 
 from scheduler import events as e
-from scheduler.sight import (
+from scheduler.sight import (  # pytest takes what is called Test… for tests
+    Answer,
     Attached,
+    Reported,
     ServerFacts,
+)
+from scheduler.sight import (
+    Testimony as Saying,
 )
 from tests.support.world import World, pool
 
@@ -58,3 +63,36 @@ def test_one_that_is_gone_for_good_is_condemned_a_lease_after_a_long_blindness()
     world.advance(world.policy.storm_hold_seconds + 100, beating=False)
     hear(world, 7, *NAMES[1:])
     assert condemned(world) == [(NAMES[0], "lease_expired")]
+
+
+def test_a_storm_begins_when_too_many_are_silent_and_not_with_one_that_was_so_long_before() -> None:
+    world = rack(cut_off_after_seconds=3_600.0)
+    first = world.core.sight.servers[NAMES[1]]
+    says = (Saying(NAMES[0], Answer.ANSWERS, world.now),)
+    world.core.take(Reported(NAMES[1], first.session, first.sequence + 1, world.now, testimonies=says))
+    hear(world, world.policy.storm_hold_seconds + 100, *NAMES[1:])
+    fell_silent_at = world.now
+    hear(world, 60, *NAMES[1:4])
+    assert condemned(world) == []
+    storm = world.core.view(world.now).storms[0]
+    assert (storm.silent, storm.since) == (7, fell_silent_at)
+
+
+def test_pools_of_one_server_each_outlive_a_scheduler_that_hears_nobody_at_all() -> None:
+    world = World()
+    world.apply(*(pool(f"pool{number}", 1) for number in range(5)))
+    world.advance(10)
+    world.advance(world.policy.storm_hold_seconds + 100, beating=False)
+    assert condemned(world) == []
+    assert "hears nobody at all" in world.core.view(world.now).storms[0].reason
+    hear(world, 4, "pool0/0.1")
+    hear(world, 4, *(f"pool{number}/0.1" for number in range(4)))
+    assert condemned(world) == [("pool4/0.1", "lease_expired")]
+
+
+def test_the_only_server_that_there_is_may_be_condemned_for_its_silence() -> None:
+    world = World()
+    world.apply(pool("rack", 1))
+    world.advance(10)
+    world.advance(7, beating=False)
+    assert condemned(world) == [("rack/0.1", "lease_expired")]

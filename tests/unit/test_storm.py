@@ -90,7 +90,7 @@ def test_those_condemned_for_silence_a_moment_ago_count_as_silent(condemned_at: 
 def test_a_lost_server_counts_once_and_those_of_the_past_not_at_all() -> None:
     recent = storm(fleet_of(10, condemned={"s9": 990.0}), sight_of(10, 3, 995.0))
     assert recent is not None
-    assert (recent.silent, recent.of, recent.since) == (4, 10, 990.0)
+    assert (recent.silent, recent.of, recent.since) == (4, 10, 995.0)
     past = storm(fleet_of(10, condemned={"s9": 900.0}), sight_of(10, 3, 995.0))
     assert past is not None
     assert (past.silent, past.of, past.since) == (3, 9, 995.0)
