@@ -4,6 +4,9 @@ from scheduler import events as e
 from scheduler.sight import (  # pytest takes what is called Test… for tests
     Answer,
     Attached,
+    ProviderListed,
+    ProviderServer,
+    ProviderState,
     Reported,
     ServerFacts,
 )
@@ -96,3 +99,18 @@ def test_the_only_server_that_there_is_may_be_condemned_for_its_silence() -> Non
     world.advance(10)
     world.advance(7, beating=False)
     assert condemned(world) == [("rack/0.1", "lease_expired")]
+
+
+def test_a_list_that_leaves_one_out_condemns_it_only_after_the_lease_that_all_have_when_a_scheduler_starts() -> (
+    None
+):
+    world = rack().crash()
+    world.advance(0.5)
+    listed = tuple(ProviderServer(name, f"ref-{name}", ProviderState.RUNNING) for name in NAMES[1:])
+    world.core.take(ProviderListed("local", listed, world.now, world.now))
+    for name in NAMES[1:]:
+        world.attach(name)
+    hear(world, 4, *NAMES[1:])
+    assert condemned(world) == []
+    hear(world, 1, *NAMES[1:])
+    assert condemned(world) == [(NAMES[0], "unlisted")]
