@@ -26,6 +26,7 @@ from scheduler.model import (
 )
 from scheduler.server_health import CUT_OFF, SILENT_BEATS, server_verdict
 from scheduler.sight import CellState, ProviderState
+from scheduler.storm import is_released
 from scheduler.telling import send_when_due, tell_provider_when_due
 
 
@@ -132,7 +133,7 @@ def held_by_storm(draft: Draft, key: Key, server: Server, verdict: Verdict) -> b
     if verdict.rule not in SILENCE_RULES:
         return False
     storm = draft.storm(server.pool)
-    if storm is None:
+    if storm is None or is_released(draft.fleet, draft.sight, server, draft.now, draft.policy):
         return False
     draft.hold(key, "storm", storm.reason, min(storm.expires_at, draft.now + draft.policy.beat_seconds))
     return True

@@ -17,9 +17,6 @@ from scheduler.sight import Sight
 def storm_of(fleet: Fleet, sight: Sight, pool: str, now: float, policy: Policy) -> Storm | None:
     """The pool's storm, if there is one that neither expired nor was released. While nobody at all is heard, of any
     pool, it does not expire."""
-    until = fleet.released.get(pool)
-    if until is not None and now < until:
-        return None
     silence = _silence_in(fleet, sight, pool, now, policy)
     is_blind = _is_blind(fleet, sight, now, policy)
     if not silence.silent or not (silence.is_storm or is_blind):
@@ -38,6 +35,20 @@ def storm_of(fleet: Fleet, sight: Sight, pool: str, now: float, policy: Policy) 
         f"{count} of {silence.of} of {where} fell silent{f' {within}' if silence.is_storm else ''}: {doubt}"
     )
     return Storm(f"{pool or 'joined'}-{int(since)}", pool, count, silence.of, since, expires_at, reason)
+
+
+def is_released(fleet: Fleet, sight: Sight, server: Server, now: float, policy: Policy) -> bool:
+    """Whether an operator said that this silence is real. Who falls silent after that may be out of sight all the same:
+    nobody spoke of those."""
+    until = fleet.released.get(server.pool)
+    if until is None or now >= until:
+        return False
+    released_at = until - policy.storm_hold_seconds
+    return _silent_since(server, sight, released_at, _silence_limit(fleet, policy)) is not None
+
+
+def _silence_limit(fleet: Fleet, policy: Policy) -> float:
+    return SILENT_BEATS * policy.tempo(len(fleet.servers)).beat_seconds
 
 
 def is_calm(fleet: Fleet, sight: Sight, pool: str, now: float, policy: Policy) -> bool:
@@ -64,13 +75,13 @@ class _Silence(NamedTuple):
 
 
 def _silence_in(fleet: Fleet, sight: Sight, pool: str, now: float, policy: Policy) -> _Silence:
-    limit_seconds = SILENT_BEATS * policy.tempo(len(fleet.servers)).beat_seconds
+    limit_seconds = _silence_limit(fleet, policy)
     condemned = {one.server: one.at for one in _recent(fleet.silences.get(pool) or (), now, policy)}
     there = [server for server in fleet.servers.values() if server.pool == pool and _counts(server)]
     silent = dict(condemned)
     for server in there:
         since = _silent_since(server, sight, now, limit_seconds)
-        if since is not None:
+        if since is not None and not is_released(fleet, sight, server, now, policy):
             silent[server.id] = since
     of = len(condemned.keys() | {server.id for server in there})
     return _Silence(silent, of, max(1, int(of * policy.storm_fraction)))
@@ -78,7 +89,7 @@ def _silence_in(fleet: Fleet, sight: Sight, pool: str, now: float, policy: Polic
 
 def hears_anybody(fleet: Fleet, sight: Sight, now: float, policy: Policy) -> bool:
     """One that is cut off from everybody must not replace a healthy fleet however long that lasts."""
-    limit_seconds = SILENT_BEATS * policy.tempo(len(fleet.servers)).beat_seconds
+    limit_seconds = _silence_limit(fleet, policy)
     return any(now - seen.heard_at <= limit_seconds for seen in sight.servers.values())
 
 

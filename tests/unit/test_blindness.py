@@ -1,6 +1,7 @@
 """Statements about a scheduler that heard nobody, or too few: what must not happen when its sight comes back."""
 
 from scheduler import events as e
+from scheduler.requests import ReleaseStorm
 from scheduler.sight import (  # pytest takes what is called Test… for tests
     Answer,
     Attached,
@@ -114,3 +115,15 @@ def test_a_list_that_leaves_one_out_condemns_it_only_after_the_lease_that_all_ha
     assert condemned(world) == []
     hear(world, 1, *NAMES[1:])
     assert condemned(world) == [(NAMES[0], "unlisted")]
+
+
+def test_who_falls_silent_after_a_release_is_guarded_as_before() -> None:
+    world = rack()
+    hear(world, 10, *NAMES[3:])
+    world.ask(ReleaseStorm(world.core.view(world.now).storms[0].id))
+    hear(world, 2, *NAMES[3:])
+    assert sorted(condemned(world)) == [(name, "lease_expired") for name in NAMES[:3]]
+    world.advance(60)
+    world.advance(30, beating=False)
+    assert len(condemned(world)) == 3
+    assert world.held() == {"storm"}
