@@ -340,9 +340,13 @@ def _agent_gone(case: _Case) -> Verdict | None:
 
 def _unlisted(case: _Case) -> Verdict | None:
     """A list that leaves it out is no proof, as lists may be late or incomplete; together with silence it is."""
-    if case.missing_at is None or not case.is_silent or case.now < case.grace_until:
+    if case.missing_at is None or not case.is_silent:
         return None
     reason = f"its provider does not list it any more, and nothing is heard for {case.silence_seconds:.1f} s"
+    until = max(case.grace_until, case.stalled_until)
+    if case.now < until:
+        reason = f"{reason}; for a moment more it may only be held up"
+        return Verdict(Health.SUSPECT, "falling_silent", reason, case.facts(), next_look_at=until)
     fact = Evidence("provider", "its list leaves it out", case.missing_at)
     return Verdict(Health.DEAD, "unlisted", reason, (fact, *case.facts()))
 

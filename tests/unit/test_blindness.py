@@ -127,3 +127,14 @@ def test_who_falls_silent_after_a_release_is_guarded_as_before() -> None:
     world.advance(30, beating=False)
     assert len(condemned(world)) == 3
     assert world.held() == {"storm"}
+
+
+def test_a_list_that_leaves_one_out_does_not_make_a_stall_of_two_seconds_its_death() -> None:
+    world = rack()
+    listed = tuple(ProviderServer(name, f"ref-{name}", ProviderState.RUNNING) for name in NAMES[1:])
+    world.core.take(ProviderListed("local", listed, world.now, world.now))
+    hear(world, 2.5, *NAMES[1:])  # its last beat came half a second before the stall
+    hear(world, 10, *NAMES)
+    assert condemned(world) == []
+    hear(world, 3, *NAMES[1:])
+    assert condemned(world) == [(NAMES[0], "unlisted")]
