@@ -1,7 +1,7 @@
 """Statements about a scheduler that heard nobody, or too few: what must not happen when its sight comes back."""
 
 from scheduler import events as e
-from scheduler.requests import ReleaseStorm
+from scheduler.requests import DeleteGroup, ReleaseStorm
 from scheduler.sight import (  # pytest takes what is called Test… for tests
     Answer,
     Attached,
@@ -138,3 +138,13 @@ def test_a_list_that_leaves_one_out_does_not_make_a_stall_of_two_seconds_its_dea
     assert condemned(world) == []
     hear(world, 3, *NAMES[1:])
     assert condemned(world) == [(NAMES[0], "unlisted")]
+
+
+def test_a_pool_that_is_deleted_goes_although_nobody_is_heard() -> None:
+    world = rack()
+    world.advance(20, beating=False)
+    assert world.held() == {"storm"}
+    world.ask(DeleteGroup("rack"))
+    world.advance(5, beating=False)
+    assert world.phases("rack") == {}
+    assert {event.rule for event in world.events(e.CellCondemned)} == {"deleted"}
