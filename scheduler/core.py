@@ -159,7 +159,8 @@ class Core:
         if now - self._turned_at > self.policy.stall_seconds:
             self.sight = replace(self.sight, trusted_since=now)
         self._turned_at = now
-        self._see_calm(now)
+        if asked or self._is_due(now):
+            self._see_calm(now)
         draft = Draft(self.fleet, self.sight, now, self.policy, self._placer)
         if self.fleet.epoch < self.start.epoch:
             draft.emit(SchedulerStarted(self.start.epoch, self.start.version), "start")
@@ -179,6 +180,11 @@ class Core:
         for key, cause in dirty.items():
             self._dirty[key] = cause
         return Turn(finish(draft, self._take_dirty(now)), tuple(answers), now)
+
+    def _is_due(self, now: float) -> bool:
+        """Whether anything is to be looked at. Most beats bring nothing, and to count who is silent takes long."""
+        due = self.next_look_at()
+        return due is not None and due <= now
 
     def _see_calm(self, now: float) -> None:
         """Where a storm is over because others are heard again, those who are late get the time that all get when the

@@ -1,5 +1,11 @@
 """Statements about a scheduler that heard nobody, or too few: what must not happen when its sight comes back."""
 
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+import pytest
+
 from scheduler import events as e
 from scheduler.requests import DeleteGroup, ReleaseStorm
 from scheduler.sight import (  # pytest takes what is called Test… for tests
@@ -17,6 +23,8 @@ from scheduler.sight import (
 from tests.support.world import World, pool
 
 SIZE = 10
+CALLS_OF_A_TURN = 60
+"""Of one in which nothing is to be looked at; a look at each of ten servers takes more."""
 NAMES = tuple(f"rack/{slot}.1" for slot in range(SIZE))
 
 
@@ -148,3 +156,33 @@ def test_a_pool_that_is_deleted_goes_although_nobody_is_heard() -> None:
     world.advance(5, beating=False)
     assert world.phases("rack") == {}
     assert {event.rule for event in world.events(e.CellCondemned)} == {"deleted"}
+
+
+@pytest.mark.parametrize("size", [10, 40])
+def test_a_beat_that_brings_nothing_costs_no_count_of_the_silent_during_a_storm(size: int) -> None:
+    world = World()
+    world.apply(pool("rack", size))
+    world.advance(10)
+    heard = [f"rack/{slot}.1" for slot in range(size // 2)]
+    hear(world, 10, *heard)
+    assert world.held() == {"storm"}
+    world.now += 0.001  # no look is due
+    seen = world.core.sight.servers[heard[0]]
+    world.core.take(Reported(heard[0], seen.session, seen.sequence + 1, world.now))
+    assert calls_of(lambda: world.core.turn([], world.now)) < CALLS_OF_A_TURN
+
+
+def calls_of(work: Callable[[], object]) -> int:
+    """How many calls of functions the work takes."""
+    calls = 0
+
+    def count(_frame: FrameType, happening: str, _what: object) -> None:
+        nonlocal calls
+        calls += happening in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return calls
