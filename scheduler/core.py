@@ -26,7 +26,7 @@ from scheduler.reconcile import Plan, finish
 from scheduler.requests import Accepted, Refused, Request
 from scheduler.servers import cells_of
 from scheduler.sight import Attached, Observation, Reported, Sight, observe
-from scheduler.storm import is_calm, storm_of
+from scheduler.storm import hears_anybody, is_calm, storm_of
 
 KEYS_PER_TURN = 1_000
 """A turn stays short, so that beats and operators wait for no long plan; the rest is dealt with in the next one."""
@@ -95,6 +95,8 @@ class Core:
         self._held_in: dict[str, dict[Key, None]] = {}
         self._stormy: set[str] = set()
         """Pools in which silence was held, and that were not calm since."""
+        self._is_blind = False
+        """While there are such pools: nobody at all was heard at the last turn."""
         self._turned_at = now
         if sight is None:
             self._dirty_all("start")
@@ -157,7 +159,8 @@ class Core:
         if now - self._turned_at > self.policy.stall_seconds:
             self.sight = replace(self.sight, trusted_since=now)
         self._turned_at = now
-        self._see_calm(now)
+        if asked or self._is_due(now):
+            self._see_calm(now)
         draft = Draft(self.fleet, self.sight, now, self.policy, self._placer)
         if self.fleet.epoch < self.start.epoch:
             draft.emit(SchedulerStarted(self.start.epoch, self.start.version), "start")
@@ -178,12 +181,23 @@ class Core:
             self._dirty[key] = cause
         return Turn(finish(draft, self._take_dirty(now)), tuple(answers), now)
 
+    def _is_due(self, now: float) -> bool:
+        """Whether anything is to be looked at. Most beats bring nothing, and to count who is silent takes long."""
+        due = self.next_look_at()
+        return due is not None and due <= now
+
     def _see_calm(self, now: float) -> None:
         """Where a storm is over because others are heard again, those who are late get the time that all get when the
-        scheduler starts: it saw as little of them."""
+        scheduler starts: it saw as little of them. So it is when the first one is heard after nobody was, for however
+        long that was: what is left of the storm begins there."""
+        is_blind = bool(self._stormy) and not hears_anybody(self.fleet, self.sight, now, self.policy)
+        sees_again = self._is_blind and not is_blind
+        self._is_blind = is_blind
         for pool in sorted(self._stormy):
-            if is_calm(self.fleet, self.sight, pool, now, self.policy):
+            has_calmed = is_calm(self.fleet, self.sight, pool, now, self.policy)
+            if has_calmed:
                 self._stormy.discard(pool)
+            if has_calmed or sees_again:
                 calm_since = self.sight.calm_since.insert(pool, now)
                 self.sight = replace(self.sight, calm_since=calm_since)
 

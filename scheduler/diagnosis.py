@@ -24,6 +24,9 @@ SERVER_GROUPS = 2
 CHANCE_LIMIT = 0.001
 """Deaths that gather on one server by chance as rarely as this are no chance."""
 
+CHANCE_LIMIT_OF_ALL = 0.01
+"""The same for all servers that could be blamed together: among hundreds one is always unlucky."""
+
 SUSPECT_DEATHS = 2
 """So many deaths on one server, and it gets no new cells while others may take them."""
 
@@ -52,7 +55,7 @@ def blame_server(server: Server, fleet: Fleet, now: float, window_seconds: float
     everywhere nor whoever kills cells all over the fleet makes a server look bad, and one that has nobody beside it
     to be compared with is never blamed."""
     recent = [death for death in server.deaths if now - death.at <= window_seconds]
-    groups = {death.group for death in recent if death.group in fleet.groups}
+    groups = {death.group for death in recent if _is_known(death, fleet)}
     if len(recent) < SERVER_DEATHS or len(groups) < SERVER_GROUPS:
         return None
     here, cells_here, everywhere, cells_everywhere = 0, 0, 0, 0
@@ -63,13 +66,21 @@ def blame_server(server: Server, fleet: Fleet, now: float, window_seconds: float
         cells_here += state.per_server.get(server.id) or 0
         cells_everywhere += sum(state.per_server.values())
     share = (cells_here + here) / (cells_everywhere + everywhere)
-    if here < SERVER_DEATHS or chance_of(here, everywhere, share) >= CHANCE_LIMIT:
+    compared = max(len(fleet.groups[group].per_server) for group in groups)
+    limit = min(CHANCE_LIMIT, CHANCE_LIMIT_OF_ALL / max(1, compared))
+    if here < SERVER_DEATHS or chance_of(here, everywhere, share) >= limit:
         return None
     reason = (
         f"{here} of the {everywhere} deaths of {len(groups)} groups within {window_seconds:g} s fell on it, which had "
         f"{share:.0%} of their cells: the server is to blame"
     )
     return Blame(reason, tuple(map(_fact, recent)))
+
+
+def _is_known(death: Death, fleet: Fleet) -> bool:
+    """A group that was deleted, and perhaps applied again under its old name, does not speak any more."""
+    state = fleet.groups.get(death.group)
+    return state is not None and death in state.deaths
 
 
 def chance_of(here: int, everywhere: int, share: float) -> float:

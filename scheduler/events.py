@@ -148,7 +148,8 @@ class LeakRemoved(Event, frozen=True):
 
 
 class StormReleased(Event, frozen=True):
-    """An operator says that the silence is real: until then it may condemn in this pool ("" for joined servers)."""
+    """An operator says that the silence there is in this pool ("" for joined servers) is real: until then it may
+    condemn. Not what falls silent later."""
 
     pool: str
     until: float

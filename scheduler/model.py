@@ -455,7 +455,7 @@ class Fleet(Struct, frozen=True):
     silences: HashTrieMap[str, tuple[Silence, ...]] = HashTrieMap()
     """Pool ("" for servers that joined by themselves) to the newest condemnations for silence in it."""
     released: HashTrieMap[str, float] = HashTrieMap()
-    """Pools whose storm an operator released, and until when (Unix seconds)."""
+    """Pools whose storm an operator released, and until when that counts (Unix seconds)."""
 
     def cell(self, cell_id: str) -> Cell | None:
         """The cell of that id, if it exists and is not decommissioned."""

@@ -103,6 +103,11 @@ class _Case(NamedTuple):
         return self.silence_seconds > SILENT_BEATS * self.terms.tempo.beat_seconds
 
     @property
+    def grace_until(self) -> float:
+        """One full lease for everyone, from when on the scheduler hears at all."""
+        return self.trusted_since + self.terms.lease_seconds
+
+    @property
     def stalled_until(self) -> float:
         """Until then all the silence may be one stall that is over before anybody has to act."""
         spoke_until = self.heard_at + self.terms.tempo.beat_seconds
@@ -284,7 +289,7 @@ def _leaving(case: _Case) -> Verdict | None:
 def _neighbours_silent(case: _Case) -> Verdict | None:
     if not case.is_silent or not case.witnesses.mostly(Answer.SILENT):
         return None
-    until = case.trusted_since + case.terms.lease_seconds
+    until = case.grace_until
     if case.now < until:
         reason = "the scheduler itself has just begun to hear: everyone has one full lease"
         return Verdict(Health.SUSPECT, "grace", reason, case.facts(), next_look_at=until)
@@ -338,6 +343,10 @@ def _unlisted(case: _Case) -> Verdict | None:
     if case.missing_at is None or not case.is_silent:
         return None
     reason = f"its provider does not list it any more, and nothing is heard for {case.silence_seconds:.1f} s"
+    until = max(case.grace_until, case.stalled_until)
+    if case.now < until:
+        reason = f"{reason}; for a moment more it may only be held up"
+        return Verdict(Health.SUSPECT, "falling_silent", reason, case.facts(), next_look_at=until)
     fact = Evidence("provider", "its list leaves it out", case.missing_at)
     return Verdict(Health.DEAD, "unlisted", reason, (fact, *case.facts()))
 

@@ -21,11 +21,13 @@ from scheduler.model import (
     Server,
     ServerKey,
     SlotKey,
+    Storm,
     Verdict,
     parse_cell_id,
 )
 from scheduler.server_health import CUT_OFF, SILENT_BEATS, server_verdict
 from scheduler.sight import CellState, ProviderState
+from scheduler.storm import is_released
 from scheduler.telling import send_when_due, tell_provider_when_due
 
 
@@ -127,11 +129,18 @@ def verdict_on(draft: Draft, server: Server) -> Verdict:
     return server_verdict(draft.fleet, server, draft.sight, draft.now, draft.policy)
 
 
-def held_by_storm(draft: Draft, key: Key, server: Server, verdict: Verdict) -> bool:
-    """Whether the guard against our own blindness keeps this silence from counting."""
+def doubted_in(draft: Draft, server: Server, verdict: Verdict) -> Storm | None:
+    """The storm in which this silence does not count: the guard against our own blindness."""
     if verdict.rule not in SILENCE_RULES:
-        return False
+        return None
     storm = draft.storm(server.pool)
+    if storm is None or is_released(draft.fleet, draft.sight, server, draft.now, draft.policy):
+        return None
+    return storm
+
+
+def held_by_storm(draft: Draft, key: Key, server: Server, verdict: Verdict) -> bool:
+    storm = doubted_in(draft, server, verdict)
     if storm is None:
         return False
     draft.hold(key, "storm", storm.reason, min(storm.expires_at, draft.now + draft.policy.beat_seconds))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import zlib
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from scheduler import events as e
 from scheduler.budget import (
@@ -47,7 +48,7 @@ from scheduler.pool_budget import (
     may_order_another,
     may_order_beside,
 )
-from scheduler.servers import bury_server, condemn_server, held_by_storm, show_cut_off
+from scheduler.servers import bury_server, condemn_server, doubted_in, held_by_storm, show_cut_off
 from scheduler.transitions import NOT_ITS_OWN, still_waits, was_lost
 
 AGE_JITTER = 0.1
@@ -98,6 +99,9 @@ def _judge(draft: Draft, key: SlotKey, cell: Cell) -> None:
     state = draft.fleet.groups[key.group]
     carrier = carrier_of(cell)
     verdict = carrier.verdict(draft, state, cell)
+    server = draft.fleet.servers.get(cell.id) if cell.kind is CellKind.SERVER else None
+    if server is not None and key.slot >= state.wanted_slots and doubted_in(draft, server, verdict):
+        verdict = replace(verdict, health=Health.SUSPECT)  # not wanted: it goes, as one that may be alive
     if verdict.health in (Health.DEAD, Health.SICK):
         _condemn_by_health(draft, key, state, cell, verdict)
         return

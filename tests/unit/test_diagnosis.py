@@ -18,8 +18,11 @@ def deaths(group: str, **on: int) -> tuple[Death, ...]:
     )
 
 
-def blamed(cells: dict[str, dict[str, int]], *died: Death, now: float = NOW) -> bool:
-    """``cells``: group to how many cells it has on each server. Whether server a is to blame."""
+def blamed(
+    cells: dict[str, dict[str, int]], *died: Death, now: float = NOW, forgotten: tuple[Death, ...] = ()
+) -> bool:
+    """``cells``: group to how many cells it has on each server. ``forgotten``: deaths that only the server remembers.
+    Whether server a is to blame."""
     groups = {
         name: GroupState(
             Group(GroupKind.SERVICE, name, sum(on.values()), Spec(RuntimeKind.PROCESS)),
@@ -31,7 +34,8 @@ def blamed(cells: dict[str, dict[str, int]], *died: Death, now: float = NOW) -> 
         )
         for name, on in cells.items()
     }
-    server = Server("a", 1, Phase.READY, deaths=tuple(death for death in died if death.server == "a"))
+    on_a = tuple(death for death in (*forgotten, *died) if death.server == "a")
+    server = Server("a", 1, Phase.READY, deaths=on_a)
     fleet = Fleet(groups=HashTrieMap(groups), servers=HashTrieMap({"a": server}))
     return blame_server(server, fleet, now, WINDOW_SECONDS) is not None
 
@@ -72,6 +76,22 @@ def test_a_server_is_not_blamed_where_deaths_say_nothing_about_it(
 
 def test_deaths_of_deleted_groups_speak_no_more() -> None:
     assert not blamed({"web": EVEN["web"]}, *GATHERED)
+
+
+def test_deaths_from_before_a_group_was_applied_anew_speak_no_more() -> None:
+    assert blamed(EVEN, *deaths("api", a=8), *deaths("web", a=1))
+    assert not blamed(EVEN, *deaths("api", a=8), forgotten=deaths("web", a=1))
+
+
+@pytest.mark.parametrize(("here", "is_blamed"), [(4, False), (6, True)])
+def test_among_hundreds_of_servers_one_is_unlucky_where_cells_are_killed_all_over(
+    here: int, is_blamed: bool
+) -> None:
+    names = ("a", *(f"s{number}" for number in range(199)))
+    cells = {group: dict.fromkeys(names, 2) for group in ("web", "api")}
+    elsewhere = dict.fromkeys(names[1 : 17 - here // 2], 1)
+    died = [death for group in cells for death in deaths(group, a=here // 2, **elsewhere)]
+    assert blamed(cells, *died) is is_blamed
 
 
 @pytest.mark.parametrize(

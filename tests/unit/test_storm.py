@@ -5,7 +5,7 @@ from rpds import HashTrieMap
 
 from scheduler.model import Fleet, Health, Phase, Policy, Server, Silence
 from scheduler.sight import ServerSight, Sight
-from scheduler.storm import Storm, storm_of
+from scheduler.storm import Storm, is_released, storm_of
 
 NOW = 1_000.0
 
@@ -90,7 +90,7 @@ def test_those_condemned_for_silence_a_moment_ago_count_as_silent(condemned_at: 
 def test_a_lost_server_counts_once_and_those_of_the_past_not_at_all() -> None:
     recent = storm(fleet_of(10, condemned={"s9": 990.0}), sight_of(10, 3, 995.0))
     assert recent is not None
-    assert (recent.silent, recent.of, recent.since) == (4, 10, 990.0)
+    assert (recent.silent, recent.of, recent.since) == (4, 10, 995.0)
     past = storm(fleet_of(10, condemned={"s9": 900.0}), sight_of(10, 3, 995.0))
     assert past is not None
     assert (past.silent, past.of, past.since) == (3, 9, 995.0)
@@ -115,6 +115,16 @@ def test_a_server_of_another_pool_that_is_heard_shows_that_the_scheduler_is_not_
     assert storm(fleet_of(10), sight, now=NOW + 900) is None
 
 
-@pytest.mark.parametrize(("until", "storms"), [(NOW + 1.0, False), (NOW, True)])
-def test_a_released_pool_has_no_storm_for_a_while(until: float, storms: bool) -> None:
-    assert (storm(fleet_of(10, released=until), sight_of(10, 3, 995.0)) is not None) is storms
+@pytest.mark.parametrize(
+    ("released_at", "now", "released"),
+    [(999.0, NOW, True), (996.0, NOW, False), (999.0, 1_898.9, True), (999.0, 1_899.0, False)],
+    ids=["it was silent then", "it fell silent since", "it counts for a while", "and not for ever"],
+)
+def test_a_release_speaks_of_those_that_are_silent_at_that_moment_and_for_a_while(
+    released_at: float, now: float, released: bool
+) -> None:
+    fleet = fleet_of(10, released=released_at + Policy().storm_hold_seconds)
+    sight = sight_of(10, 3, 995.0)
+    assert is_released(fleet, sight, fleet.servers["s0"], now, Policy()) is released
+    if now == NOW:
+        assert (storm(fleet, sight) is None) is released
