@@ -222,6 +222,7 @@ class Scheduler:
             fleet=setup.fleet,
             version=self._version,
             advertised=self._advertised,
+            providers=lambda: self.providers.names,
         )
         server, port = await make_server(
             self.controller, self.ca, self.dispatcher, api, str(setup.listen), key, certificate
