@@ -201,11 +201,21 @@ def verdict_of(view: View, cell: Cell) -> Verdict:
     spec = state.spec_of(cell.digest) or state.group.spec
     server = view.fleet.servers.get(cell.server)
     verdict = cell_verdict(cell, spec, server, view.sight, view.now, view.policy)
-    if cell.dies_at is None or verdict.health is not Health.HEALTHY:
-        return verdict
-    fact = Evidence("scheduler", "a shell was opened in it", cell.dies_at - view.policy.shell_seconds)
-    left = format_duration(max(0.0, cell.dies_at - view.now))
-    return Verdict(Health.SUSPECT, "touched", f"a shell was opened in it; it goes in {left}", (fact,))
+    return (_touched(view, cell) or verdict) if verdict.health is Health.HEALTHY else verdict
+
+
+def _touched(view: View, cell: Cell) -> Verdict | None:
+    """It runs, and is not what was ordered any more. It goes for that, or stays and is told (``drift: report``)."""
+    if cell.dies_at is not None:
+        fact = Evidence("scheduler", "a shell was opened in it", cell.dies_at - view.policy.shell_seconds)
+        left = format_duration(max(0.0, cell.dies_at - view.now))
+        return Verdict(Health.SUSPECT, "touched", f"a shell was opened in it; it goes in {left}", (fact,))
+    report = view.sight.report_of(cell.server, cell.id)
+    if report is None or not report.touched:
+        return None
+    seen = view.sight.servers[cell.server]
+    facts = tuple(Evidence(f"agent {cell.server}", one, seen.heard_at) for one in report.touched)
+    return Verdict(Health.SUSPECT, "touched", f"touched: {'; '.join(report.touched)}", facts)
 
 
 def _is_plainly_well(view: View, cell: Cell) -> bool:

@@ -261,7 +261,16 @@ class TestCertificate:
         assert forgotten == remembered
 
 
-class TestShell:
+class TestTouched:
+    def test_a_cell_that_is_touched_and_may_stay_is_told_as_touched(self):
+        world = world_of(replace(service("web", 1), replace_touched=False), servers=("a",))
+        world.report("a", replace(running("web/0.1"), touched=("file /etc/motd was changed",)))
+        shown = row(world, "web/0.1")
+        assert (shown.phase, shown.verdict) == ("READY", "suspect")
+        assert shown.reason == "touched: file /etc/motd was changed"
+        (fact,) = certificate(world, "web/0.1").evidence
+        assert (fact.source, fact.says) == ("agent a", "file /etc/motd was changed")
+
     def test_a_cell_with_a_shell_is_shown_as_touched_and_nowhere_to_send_traffic_to(self):
         world = world_of(service("web", 2))
         before = row(world, "web/0.1")
