@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from scheduler import events as e
 from scheduler import server_views, views
-from scheduler.model import Cell, Phase, Server, SlotKey, parse_cell_id
+from scheduler.model import Cell, CellKind, Phase, Server, SlotKey, parse_cell_id
 from scheduler.ports import View
 from scheduler.wire import autopsy_to_proto
 
@@ -63,13 +63,22 @@ def certificate(
     if not cell.replaced_by:
         cell = replace(cell, replaced_by=_replaced_by(cell_id, successor))
     if not cell.is_condemned:
-        verdict = views.verdict_of(view, cell)
-        return operator_pb2.GetCertificateResponse(
-            cell=views.cell_row(view, cell),
-            verdict=verdict.health.value,
-            evidence=map(server_views.evidence_row, verdict.evidence),
-        )
+        return _of_living(view, cell)
     return _of_condemned(view, cell, records)
+
+
+def _of_living(view: View, cell: Cell) -> operator_pb2.GetCertificateResponse:
+    """A pool's server that is well has its evidence too: that it beats, and what its neighbours say."""
+    verdict = views.verdict_of(view, cell)
+    server = view.fleet.servers.get(cell.id) if cell.kind is CellKind.SERVER else None
+    evidence = (
+        server_views.server_row(view, server).evidence
+        if server is not None
+        else map(server_views.evidence_row, verdict.evidence)
+    )
+    return operator_pb2.GetCertificateResponse(
+        cell=views.cell_row(view, cell), verdict=verdict.health.value, evidence=evidence
+    )
 
 
 def _of_condemned(view: View, cell: Cell, records: Sequence[e.Record]) -> operator_pb2.GetCertificateResponse:

@@ -9,7 +9,7 @@ Long answers are made in a thread, since views are immutable and agents' beats s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from typing import Protocol
 
 from galactica.v1 import operator_pb2, operator_pb2_grpc
@@ -59,7 +59,8 @@ class Logs(Protocol):
 
 
 class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
-    """One per scheduler. ``advertised`` tells HOST:PORT where agents find this scheduler; with each token."""
+    """One per scheduler. ``advertised`` tells HOST:PORT where agents find this scheduler; with each token.
+    ``providers`` tells the names of those that are configured: a pool of another would order servers for ever."""
 
     def __init__(
         self,
@@ -71,6 +72,7 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
         fleet: str,
         version: str,
         advertised: Callable[[], str],
+        providers: Callable[[], Collection[str]],
     ) -> None:
         self._mind = mind
         self._journal = journal
@@ -79,6 +81,7 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
         self._fleet = fleet
         self._version = version
         self._advertised = advertised
+        self._providers = providers
 
     # --- reading --------------------------------------------------------------------------------------------------
 
@@ -186,6 +189,7 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
         self, request: operator_pb2.PlanGroupsRequest, context: Context
     ) -> operator_pb2.PlanGroupsResponse:
         groups = _groups(request.groups)
+        _check_providers(groups, self._providers())
         return _plan(await asyncio.to_thread(preview, self._mind.view(), groups))
 
     async def WaitReady(
@@ -233,7 +237,9 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
     async def ApplyGroups(
         self, request: operator_pb2.ApplyGroupsRequest, context: Context
     ) -> operator_pb2.ApplyGroupsResponse:
-        accepted = await self._ask(requests.ApplyGroups(_groups(request.groups)), context)
+        groups = _groups(request.groups)
+        _check_providers(groups, self._providers())
+        accepted = await self._ask(requests.ApplyGroups(groups), context)
         changes = map(_change, accepted.changes)
         return operator_pb2.ApplyGroupsResponse(changes=changes, position=accepted.position)
 
@@ -327,6 +333,18 @@ def _groups(messages: Sequence[operator_pb2.Group]) -> tuple[Group, ...]:
     if problems:
         raise InvalidRequest("\n".join(problems))
     return tuple(groups.values())
+
+
+def _check_providers(groups: Sequence[Group], known: Collection[str]) -> None:
+    """Raises InvalidRequest with every pool whose provider is not configured."""
+    configured = ", ".join(sorted(known)) or "none"
+    problems = [
+        f"{group.name}: no provider '{group.spec.server.provider}' is configured (configured: {configured})"
+        for group in groups
+        if group.spec.server is not None and group.spec.server.provider not in known
+    ]
+    if problems:
+        raise InvalidRequest("\n".join(problems))
 
 
 def _check_range(*fields: tuple[str, int, int]) -> None:

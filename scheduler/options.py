@@ -47,7 +47,8 @@ class UpOptions:
 
 @dataclass(frozen=True, slots=True)
 class SchedulerOptions:
-    """``fleet``: the fleet's name, fixed when its CA is made."""
+    """``fleet``: the fleet's name, fixed when its CA is made. ``providers``: the file that names them; None: the one
+    in ``data``, if there is one."""
 
     data: Path
     context: Path
@@ -55,6 +56,7 @@ class SchedulerOptions:
     listen: Address = Address("0.0.0.0", DEFAULT_PORT)  # noqa: S104 - every port of it asks for a certificate
     enrol_listen: Address = Address("0.0.0.0", DEFAULT_PORT + 1)  # noqa: S104
     bus: BusOptions | None = None
+    providers: Path | None = None
 
 
 def default_data() -> Path:

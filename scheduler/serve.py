@@ -60,12 +60,19 @@ class Setup(Struct, frozen=True):
     listen: Address
     enrol_listen: Address
     bus: BusOptions | None = None
+    providers: Path | None = None
 
 
 def run_scheduler(options: SchedulerOptions) -> None:
     """``galactica scheduler``: until SIGINT or SIGTERM. Raises CommandFailed."""
     setup = Setup(
-        options.data, options.context, options.fleet, options.listen, options.enrol_listen, options.bus
+        options.data,
+        options.context,
+        options.fleet,
+        options.listen,
+        options.enrol_listen,
+        options.bus,
+        options.providers,
     )
     _run(setup, None)
 
@@ -222,6 +229,7 @@ class Scheduler:
             fleet=setup.fleet,
             version=self._version,
             advertised=self._advertised,
+            providers=lambda: self.providers.names,
         )
         server, port = await make_server(
             self.controller, self.ca, self.dispatcher, api, str(setup.listen), key, certificate
@@ -235,7 +243,7 @@ class Scheduler:
         """Raises CommandFailed where the providers' file is wrong."""
         setup = self._setup
         try:
-            entries = read_providers(None, setup.data)
+            entries = read_providers(setup.providers, setup.data)
             suppliers = make_suppliers(entries, setup.fleet, setup.data)
         except ConfigurationError as error:
             raise CommandFailed(str(error), ExitCode.USAGE) from error

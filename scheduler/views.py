@@ -7,7 +7,7 @@ it never comes back, whatever its probe says now.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from galactica.v1 import operator_pb2
 
@@ -15,6 +15,7 @@ from scheduler.health import cell_verdict
 from scheduler.model import (
     Cell,
     CellKind,
+    Evidence,
     Group,
     GroupState,
     Health,
@@ -27,6 +28,7 @@ from scheduler.model import (
 from scheduler.ports import View
 from scheduler.server_health import pool_cell_verdict
 from scheduler.sight import CellReport, CellState
+from scheduler.units import format_duration
 
 _ILL = (Health.SICK, Health.DEAD)
 
@@ -171,10 +173,17 @@ def cell_row(view: View, cell: Cell) -> operator_pb2.Cell:
         decommissioned_at=cell.decommissioned_at,
         replaces=cell.replaces,
         replaced_by=cell.replaced_by,
-        endpoints=cell.endpoints or (report.endpoints if report else {}),
+        endpoints=_endpoints(cell, report),
         runtime_id=cell.runtime_id or (report.runtime_id if report else ""),
         progress=_progress(cell, report),
     )
+
+
+def _endpoints(cell: Cell, report: CellReport | None) -> Mapping[str, str]:
+    """None of a cell in which a shell was opened: whoever looks here for where to send traffic sends it none."""
+    if cell.dies_at is not None:
+        return {}
+    return cell.endpoints or (report.endpoints if report else {})
 
 
 def verdict_words(cell: Cell, verdict: Verdict | None) -> tuple[str, str]:
@@ -191,7 +200,22 @@ def verdict_of(view: View, cell: Cell) -> Verdict:
         return pool_cell_verdict(view.fleet, state, cell, view.sight, view.now, view.policy)
     spec = state.spec_of(cell.digest) or state.group.spec
     server = view.fleet.servers.get(cell.server)
-    return cell_verdict(cell, spec, server, view.sight, view.now, view.policy)
+    verdict = cell_verdict(cell, spec, server, view.sight, view.now, view.policy)
+    return (_touched(view, cell) or verdict) if verdict.health is Health.HEALTHY else verdict
+
+
+def _touched(view: View, cell: Cell) -> Verdict | None:
+    """It runs, and is not what was ordered any more. It goes for that, or stays and is told (``drift: report``)."""
+    if cell.dies_at is not None:
+        fact = Evidence("scheduler", "a shell was opened in it", cell.dies_at - view.policy.shell_seconds)
+        left = format_duration(max(0.0, cell.dies_at - view.now))
+        return Verdict(Health.SUSPECT, "touched", f"a shell was opened in it; it goes in {left}", (fact,))
+    report = view.sight.report_of(cell.server, cell.id)
+    if report is None or not report.touched:
+        return None
+    seen = view.sight.servers[cell.server]
+    facts = tuple(Evidence(f"agent {cell.server}", one, seen.heard_at) for one in report.touched)
+    return Verdict(Health.SUSPECT, "touched", f"touched: {'; '.join(report.touched)}", facts)
 
 
 def _is_plainly_well(view: View, cell: Cell) -> bool:

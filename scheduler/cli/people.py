@@ -67,7 +67,7 @@ def headline(status: operator_pb2.GetStatusResponse) -> list[Shown]:
         said = f" - {counted(len(status.groups), 'group')}, {counted(cells, 'cell')} ready"
         return [start, Styled("healthy", GOOD), said if status.groups else " - nothing is wanted yet"]
     troubles = [
-        f"{group.name} has {group.ready} of {group.wanted} ready"
+        _trouble(group)
         for group in status.groups
         if group.ready != group.wanted or group.sick or group.booting
     ]
@@ -79,6 +79,15 @@ def headline(status: operator_pb2.GetStatusResponse) -> list[Shown]:
     if held:
         troubles.append(f"{held} held")
     return [start, Styled("NOT healthy", BAD), f" - {'; '.join(troubles)}" if troubles else ""]
+
+
+def _trouble(group: operator_pb2.GroupStatus) -> str:
+    """``web has 2 of 3 ready``; of one that is as full as is wanted, what is there besides."""
+    if group.ready < group.wanted:
+        return f"{group.name} has {group.ready} of {group.wanted} ready"
+    going = group.ready - group.wanted + group.sick
+    coming = f"{group.booting} booting" if group.booting else ""
+    return f"{group.name}: {', '.join(filter(None, [f'{going} still going' if going else '', coming]))}"
 
 
 def group_row(group: operator_pb2.GroupStatus) -> list[Shown]:
@@ -156,8 +165,8 @@ def server_row(server: operator_pb2.Server, now: float) -> list[Shown]:
 
 
 def neighbours_text(answers: Iterable[operator_pb2.NeighbourAnswer]) -> str:
-    """``2 silent, 1 answers``."""
-    counts = Counter(one.answer for one in answers)
+    """``2 silent, 1 answering``."""
+    counts = Counter("answering" if one.answer == "answers" else one.answer for one in answers)
     return ", ".join(f"{count} {answer}" for answer, count in counts.most_common())
 
 
@@ -204,6 +213,8 @@ def _short(name: str, value: Any) -> str:
             return value[:12] if name == "digest" else value
         case dict():
             return ",".join(f"{key}:{one}" for key, one in value.items())
+        case int() | float() if shapes.is_time(name) and 0 < value < shapes.CALENDAR_ENDS:
+            return until_text(value)
         case _:
             return json.dumps(value, separators=(",", ":"))
 

@@ -98,6 +98,12 @@ def scheduler(
     fleet: Annotated[
         str, typer.Option("--fleet", metavar="NAME", help="The fleet's name, fixed at its first start.")
     ] = "galactica",
+    providers: Annotated[
+        Path | None,
+        typer.Option(
+            "--providers", metavar="FILE", help="Who makes the servers of pools (providers.yaml in --data)."
+        ),
+    ] = None,
     bus: Bus = "",
     bus_ca: BusCa = None,
     bus_password_file: BusPasswordFile = None,
@@ -115,6 +121,7 @@ def scheduler(
             else read("--listen", lambda _: next_port(address), listen)
         ),
         bus=_bus(bus, bus_ca, bus_password_file),
+        providers=providers.absolute() if providers else None,
     )
     from scheduler.serve import run_scheduler
 

@@ -14,13 +14,13 @@ from google.protobuf.message import Message
 
 Json = dict[str, Any]
 
-_CALENDAR_ENDS = 253_402_300_799.0
+CALENDAR_ENDS = 253_402_300_799.0
 """The end of the year 9999, where RFC 3339 ends."""
 
 
 def time_text(at: float) -> str:
     """``2026-01-31T12:00:00.000000Z``. Raises nothing: what no calendar has is told as it came."""
-    if not 0 <= at < _CALENDAR_ENDS:
+    if not 0 <= at < CALENDAR_ENDS:
         return str(at)
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
@@ -140,10 +140,15 @@ def _with_times(value: Any, name: str = "") -> Any:
             return {key: _with_times(one, key) for key, one in value.items()}
         case list():
             return [_with_times(one) for one in value]
-        case int() | float() if name == "at" or name.endswith("_at") or name == "not_before":
+        case int() | float() if is_time(name):
             return time_text(value)
         case _:
             return value
+
+
+def is_time(name: str) -> bool:
+    """Whether an event's field of this name holds Unix seconds."""
+    return name == "at" or name.endswith("_at") or name == "not_before"
 
 
 def details(message: operator_pb2.Event) -> Json:

@@ -40,7 +40,7 @@ class ProviderUnavailable(ProviderError):
 class UserData(Struct, frozen=True):
     """Everything that the agent on the new server needs to join. ``scheduler``, ``enrolment``: "HOST:PORT" as the
     new server reaches them. ``token``: a join token for this one server, in plain text. ``runtimes`` empty: what
-    the server offers."""
+    the server offers. ``more``: further words for its agent, such as --bus."""
 
     cell_id: str
     fleet: str
@@ -49,6 +49,7 @@ class UserData(Struct, frozen=True):
     token: str
     labels: Mapping[str, str] = {}
     runtimes: tuple[RuntimeKind, ...] = ()
+    more: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         """Without the token: this may end up in a log."""
@@ -61,7 +62,7 @@ class UserData(Struct, frozen=True):
             words += ["--runtime", runtime.value]
         for name, value in self.labels.items():
             words += ["--label", f"{name}={value}"]
-        return words
+        return [*words, *self.more]
 
 
 class Setting(Struct, frozen=True):

@@ -47,6 +47,7 @@ class Entry(BaseModel):
     scheduler: str = ""
     enrolment: str = ""
     runtimes: tuple[RuntimeKind, ...] = ()
+    arguments: tuple[str, ...] = ()
     options: dict[str, Any] = {}
 
     @field_validator("scheduler", "enrolment")
@@ -78,12 +79,14 @@ class _File(BaseModel):
 
 
 class Supplier(Struct, frozen=True):
-    """A provider and how its servers reach the scheduler. ``scheduler``, ``enrolment`` empty: as advertised."""
+    """A provider and how its servers reach the scheduler. ``scheduler``, ``enrolment`` empty: as advertised.
+    ``arguments``: further words for their agents."""
 
     provider: Provider
     scheduler: str = ""
     enrolment: str = ""
     runtimes: tuple[RuntimeKind, ...] = ()
+    arguments: tuple[str, ...] = ()
 
 
 def read_providers(given: Path | None, data: Path) -> dict[str, Entry]:
@@ -118,7 +121,9 @@ def make_suppliers(entries: Mapping[str, Entry], fleet: str, data: Path) -> dict
         except ProviderRefused as error:
             mistakes.append(f"provider '{name}': {error}")
             continue
-        suppliers[name] = Supplier(provider, entry.scheduler, entry.enrolment, entry.runtimes)
+        suppliers[name] = Supplier(
+            provider, entry.scheduler, entry.enrolment, entry.runtimes, entry.arguments
+        )
     if mistakes:
         raise ConfigurationError("\n".join(mistakes))
     return suppliers

@@ -100,6 +100,7 @@ class ProviderRunner:
             token=command.token,
             labels={} if body is None else body.labels,
             runtimes=supplier.runtimes,
+            more=supplier.arguments,
         )
 
     async def _close(self) -> None:

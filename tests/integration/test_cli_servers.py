@@ -110,7 +110,7 @@ def test_servers_that_are_not_well_are_told_with_their_evidence(scheduler: Sched
         "  2027-01-15 07:59:50.250  agent rack/0.3: last heard",
         "  2027-01-15 07:59:51.250  neighbour rack/1.1: nothing comes back \N{REPLACEMENT CHARACTER}[2J",
     ]
-    assert row.endswith("  2 silent, 1 answers  nothing heard for 10.0 s")
+    assert row.endswith("  2 silent, 1 answering  nothing heard for 10.0 s")
 
 
 def test_pools_are_a_table(scheduler: Scheduler) -> None:
@@ -157,6 +157,31 @@ def test_a_storm_is_told_with_the_command_that_releases_it(scheduler: Scheduler)
     status = said(run(scheduler, "status"))
     assert status[0] == "fleet demo: NOT healthy - storm in rack"
     assert status[-4:] == ["", *told]
+
+
+@pytest.mark.parametrize(
+    ("counts", "trouble"),
+    [
+        ({"wanted": 0, "ready": 0, "sick": 2}, "rack: 2 still going"),
+        ({"wanted": 3, "ready": 4, "booting": 1}, "rack: 1 still going, 1 booting"),
+        ({"wanted": 3, "ready": 2, "booting": 1}, "rack has 2 of 3 ready"),
+    ],
+)
+def test_status_says_of_a_full_group_what_is_there_besides(
+    scheduler: Scheduler, counts: dict[str, int], trouble: str
+) -> None:
+    group = operator_pb2.GroupStatus(kind="pool", name="rack", revision=1, **counts)
+    scheduler.answers.status = operator_pb2.GetStatusResponse(fleet="demo", groups=[group])
+    assert said(run(scheduler, "status"))[0] == f"fleet demo: NOT healthy - {trouble}"
+
+
+def test_times_in_events_are_told_as_times(scheduler: Scheduler) -> None:
+    details = '{"token": "5e03", "expires_at": 1800000600.0, "not_before": 0.0}'
+    scheduler.answers.events = [
+        operator_pb2.Event(position=7, at=NOW, type="TokenCreated", details_json=details)
+    ]
+    told = "  token=5e03  expires_at=2027-01-15 08:10:00  not_before=0.0"
+    assert said(run(scheduler, "events"))[0].endswith(told)
 
 
 def test_a_storm_is_released_by_an_admin(scheduler: Scheduler) -> None:

@@ -9,6 +9,7 @@ import pytest
 from galactica.v1 import cell_pb2, link_pb2, operator_pb2, operator_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from msgspec.structs import replace
 
 from scheduler.authorisation import OPERATOR_CALLS
 from scheduler.ca import new_key_and_csr
@@ -240,6 +241,20 @@ class TestPools:
         assert [(row.id, row.phase, row.pool, row.slot) for row in listed.servers] == [
             ("rack/0.1", "ORDERED", "rack", 0), ("rack/1.1", "ORDERED", "rack", 1),
         ]  # fmt: skip
+
+    @pytest.mark.parametrize("call", ["ApplyGroups", "PlanGroups"])
+    async def test_a_pool_of_a_provider_that_nobody_configured_is_refused(self, world, call):
+        operator = await world.operator()
+        stranger = pool("rack", 1)
+        spec_of_it = replace(stranger.spec, server=replace(stranger.spec.server, provider="nobody"))
+        request = getattr(operator_pb2, f"{call}Request")(groups=groups(replace(stranger, spec=spec_of_it)))
+
+        code, details, _ = await refusal(getattr(operator, call)(request))
+
+        assert code is Code.INVALID_ARGUMENT
+        assert details == "rack: no provider 'nobody' is configured (configured: cloud, local)"
+        status = await operator.GetStatus(operator_pb2.GetStatusRequest())
+        assert not status.groups
 
     async def test_a_group_of_another_kind_is_not_deleted_and_not_waited_for(self, world):
         operator = await world.operator()

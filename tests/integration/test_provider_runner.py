@@ -113,6 +113,15 @@ async def test_order_is_made_with_everything_that_the_agent_needs():
     assert provider.is_closed
 
 
+async def test_words_of_the_configuration_are_on_the_agents_command_line():
+    mind, provider = ListeningMind(), Warehouse()
+    more = ("--bus", "mqtt://10.77.0.1")
+    async with runner_with(provider, mind, [order()], QUICK, more=more):
+        await mind.until(lambda: mind.of(ServerMade))
+    (data,) = provider.data
+    assert data.agent_arguments()[-4:] == ["--label", "zone=a", *more]
+
+
 async def test_what_fails_for_now_is_tried_again_until_it_works():
     mind, provider = (
         ListeningMind(),

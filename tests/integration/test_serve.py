@@ -153,6 +153,20 @@ def test_scheduler_that_is_killed_takes_its_agent_along_and_loses_nothing(machin
     assert now[: len(events)] == events
 
 
+def test_a_file_elsewhere_says_which_providers_there_are(machine):
+    named = machine.directory / "elsewhere.yaml"
+    named.write_text("providers: {lab: {kind: exec, options: {program: [/bin/false]}}}")
+    listen = ("--listen", "127.0.0.1:0", "--enrol-listen", "127.0.0.1:0")
+    machine.start("scheduler", "--data", str(machine.data), *listen, "--providers", str(named))
+    manifest = machine.directory / "pool.yaml"
+    manifest.write_text("{kind: pool, name: rack, size: 1, provider: nobody}")
+
+    refused = machine.cli("apply", str(manifest), code=2)
+
+    said = "Error: rack: no provider 'nobody' is configured (configured: lab, local)"
+    assert refused.stderr.splitlines()[0] == said
+
+
 def test_dead_cell_is_replaced_and_its_certificate_says_why(machine):
     machine.up()
     machine.apply()

@@ -159,6 +159,7 @@ async def link_world(
         fleet="alpha",
         version="0.1.0",
         advertised=lambda: "scheduler.example:7400",
+        providers=lambda: ("cloud", "local"),
     )
     key, certificate = ca.issue_scheduler()
     server, port = await make_server(mind, ca, dispatcher, api, f"{LOOPBACK}:0", key, certificate)

@@ -77,11 +77,14 @@ async def runner_with(
     mind: ListeningMind,
     commands: Sequence[Command] = (),
     limits: RunnerLimits | None = None,
+    more: tuple[str, ...] = (),
     **addresses,
 ) -> AsyncIterator[ProviderRunner]:
     """A runner at work with one provider called "it"."""
     addresses = {"scheduler": "127.0.0.1:7400", "enrolment": "127.0.0.1:7401", **addresses}
-    runner = ProviderRunner({"it": Supplier(provider)}, mind, fleet=FLEET, limits=limits, **addresses)
+    runner = ProviderRunner(
+        {"it": Supplier(provider, arguments=more)}, mind, fleet=FLEET, limits=limits, **addresses
+    )
     runner.send(commands)
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(runner.run())

@@ -39,6 +39,7 @@ def test_file_in_the_data_directory_is_read_and_local_stays(tmp_path):
             scheduler: 10.77.0.1:7400
             enrolment: 10.77.0.1:7401
             runtimes: [docker]
+            arguments: [--bus, mqtt://10.77.0.1]
             options: {program: [/usr/bin/lab], timeout: 30}
         """,
     )
@@ -49,6 +50,7 @@ def test_file_in_the_data_directory_is_read_and_local_stays(tmp_path):
             scheduler="10.77.0.1:7400",
             enrolment="10.77.0.1:7401",
             runtimes=(RuntimeKind.DOCKER,),
+            arguments=("--bus", "mqtt://10.77.0.1"),
             options={"program": ["/usr/bin/lab"], "timeout": 30},
         ),
     }
@@ -105,6 +107,12 @@ def test_every_mistake_of_every_provider_is_told_at_once(tmp_path):
         "provider 'lab': options: program: Field required (known: program, timeout, environment)",
         "provider 'local': options: x: Extra inputs are not permitted (known: stop_seconds)",
     ]
+
+
+def test_words_for_the_agents_of_a_providers_servers_come_through(tmp_path):
+    entry = Entry(kind="local", arguments=("--bus", "mqtt://10.77.0.1"))
+    (supplier,) = make_suppliers({"here": entry}, "f", tmp_path).values()
+    assert supplier.arguments == ("--bus", "mqtt://10.77.0.1")
 
 
 async def test_our_own_providers_are_found_as_those_of_others_are(tmp_path):

@@ -310,3 +310,10 @@ def test_a_server_that_lives_has_a_story_without_a_death() -> None:
     story = history.server_certificate(view(world), world.core.fleet.servers["a"], world.records)
     assert (story.verdict, story.rule, story.HasField("condemned_at")) == ("healthy", "", False)
     assert facts(story) == [("agent a", "it beats", START)]
+
+
+def test_a_pools_server_that_lives_is_told_with_what_its_good_verdict_rests_on() -> None:
+    story = history.certificate(view(rack(2)), "rack/0.1", (), ())
+    assert story is not None
+    assert (story.verdict, story.rule, story.HasField("condemned_at")) == ("healthy", "", False)
+    assert facts(story) == [("agent rack/0.1", "it beats", START)]

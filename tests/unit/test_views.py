@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from scheduler import history, server_views, views
 from scheduler.model import Policy
-from scheduler.requests import CondemnCell, DeleteGroup, DrainServer
+from scheduler.requests import CondemnCell, DeleteGroup, DrainServer, OpenShell
 from tests.support.world import START, World, exited, gone, running, service, spec, starting
 
 
@@ -259,6 +259,31 @@ class TestCertificate:
         remembered = certificate(world, "web/0.1")
         forgotten = certificate(world, "web/0.1", forgotten=True)
         assert forgotten == remembered
+
+
+class TestTouched:
+    def test_a_cell_that_is_touched_and_may_stay_is_told_as_touched(self):
+        world = world_of(replace(service("web", 1), replace_touched=False), servers=("a",))
+        world.report("a", replace(running("web/0.1"), touched=("file /etc/motd was changed",)))
+        shown = row(world, "web/0.1")
+        assert (shown.phase, shown.verdict) == ("READY", "suspect")
+        assert shown.reason == "touched: file /etc/motd was changed"
+        (fact,) = certificate(world, "web/0.1").evidence
+        assert (fact.source, fact.says) == ("agent a", "file /etc/motd was changed")
+
+    def test_a_cell_with_a_shell_is_shown_as_touched_and_nowhere_to_send_traffic_to(self):
+        world = world_of(service("web", 2))
+        before = row(world, "web/0.1")
+        assert before.endpoints
+
+        world.ask(OpenShell("web/0.1"))
+        world.now += 60.0
+        shown = row(world, "web/0.1")
+        assert (shown.phase, shown.verdict, dict(shown.endpoints)) == ("READY", "suspect", {})
+        assert shown.reason == "a shell was opened in it; it goes in 14m"
+        (fact,) = certificate(world, "web/0.1").evidence
+        assert (fact.source, fact.says, fact.at) == ("scheduler", "a shell was opened in it", START)
+        assert dict(row(world, "web/1.1").endpoints) == dict(before.endpoints)
 
 
 class TestEvents:
