@@ -248,6 +248,8 @@ class Sight(Struct, frozen=True):
     """Pool to the end of its last storm. What was silence before that was our own blindness."""
     ailing: HashTrieMap[str, HashTrieSet[str]] = HashTrieMap()
     """Rule on vitals to the servers that ail by it: how many share it decides whose fault it is."""
+    well: HashTrieSet[str] = HashTrieSet()
+    """Servers whose stream is open and that ail by nothing: whether there is one decides whether another can go."""
 
     def report_of(self, server: str, cell: str) -> CellReport | None:
         """What that server's agent said last of the cell. No agent is heard about another server's cells."""
@@ -437,7 +439,7 @@ def forget_place(sight: Sight, server: str) -> Sight:
     seen = sight.servers.get(server)
     if seen is not None:
         sight = _recounted(sight, server, seen.ailing, ())
-        sight = replace(sight, servers=sight.servers.discard(server))
+        sight = replace(sight, servers=sight.servers.discard(server), well=sight.well.discard(server))
     about = sight.about.discard(server)
     for watched, said in sight.about.items():
         if watched != server and server in said:
@@ -464,7 +466,11 @@ def forget(sight: Sight, server: str, cell: str) -> Sight:
 def _with(sight: Sight, server: str, seen: ServerSight) -> Sight:
     before = sight.servers.get(server)
     was_ailing = before.ailing if before else ()
-    sight = replace(sight, servers=sight.servers.insert(server, seen))
+    is_well = seen.is_open and not seen.ailing
+    well = sight.well
+    if is_well is not (server in well):
+        well = well.insert(server) if is_well else well.discard(server)
+    sight = replace(sight, servers=sight.servers.insert(server, seen), well=well)
     return sight if seen.ailing is was_ailing else _recounted(sight, server, was_ailing, seen.ailing)
 
 

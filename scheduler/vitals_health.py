@@ -49,9 +49,5 @@ def _is_ours(ailment: Ailment, fleet: Fleet, sight: Sight, limits: VitalLimits) 
 
 def _can_be_spared(fleet: Fleet, server: Server, sight: Sight) -> bool:
     """Whether another server that is well could take what runs on it. Nobody orders one in place of a joined one."""
-    return any(other.id != server.id and _is_well(other, sight) for other in fleet.servers.values())
-
-
-def _is_well(server: Server, sight: Sight) -> bool:
-    seen = sight.servers.get(server.id)
-    return server.phase is Phase.READY and seen is not None and seen.is_open and not seen.ailing
+    others = (fleet.servers.get(name) for name in sight.well if name != server.id)
+    return any(other is not None and other.phase is Phase.READY for other in others)

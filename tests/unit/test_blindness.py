@@ -1,9 +1,5 @@
 """Statements about a scheduler that heard nobody, or too few: what must not happen when its sight comes back."""
 
-import sys
-from collections.abc import Callable
-from types import FrameType
-
 import pytest
 
 from scheduler import events as e
@@ -20,6 +16,7 @@ from scheduler.sight import (  # pytest takes what is called Test… for tests
 from scheduler.sight import (
     Testimony as Saying,
 )
+from tests.support.work import calls_of
 from tests.support.world import World, pool
 
 SIZE = 10
@@ -170,19 +167,3 @@ def test_a_beat_that_brings_nothing_costs_no_count_of_the_silent_during_a_storm(
     seen = world.core.sight.servers[heard[0]]
     world.core.take(Reported(heard[0], seen.session, seen.sequence + 1, world.now))
     assert calls_of(lambda: world.core.turn([], world.now)) < CALLS_OF_A_TURN
-
-
-def calls_of(work: Callable[[], object]) -> int:
-    """How many calls of functions the work takes."""
-    calls = 0
-
-    def count(_frame: FrameType, happening: str, _what: object) -> None:
-        nonlocal calls
-        calls += happening in ("call", "c_call")
-
-    sys.setprofile(count)
-    try:
-        work()
-    finally:
-        sys.setprofile(None)
-    return calls

@@ -2,7 +2,7 @@
 
 import pytest
 from msgspec.structs import replace
-from rpds import HashTrieMap
+from rpds import HashTrieMap, HashTrieSet
 
 from scheduler.model import Resources, RuntimeKind
 from scheduler.sight import (
@@ -48,7 +48,9 @@ BASE = ServerSight("s1", 100.0, 100.0, facts=FACTS, reports=HashTrieMap({"web/0.
 
 
 def sight_of(seen: ServerSight, trusted_since: float = 0.0) -> Sight:
-    return Sight(trusted_since, HashTrieMap({"a": seen}))
+    is_well = seen.is_open and not seen.ailing
+    well = HashTrieSet(["a"] if is_well else [])
+    return Sight(trusted_since, HashTrieMap({"a": seen}), well=well)
 
 
 def report(sequence: int = 1, at: float = 101.0, *cells: CellReport, **more) -> Reported:
@@ -314,3 +316,4 @@ def test_a_server_that_is_gone_for_good_is_forgotten_with_all_that_it_said_and_o
     assert forget_place(sight, "a") == Sight(
         about=HashTrieMap({"b": HashTrieMap({"c": SILENT})}), wills=HashTrieMap({"b": 2.0})
     )
+    assert forget_place(sight_of(BASE), "a") == Sight()

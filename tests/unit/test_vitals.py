@@ -9,6 +9,7 @@ from scheduler.commands import DecommissionServer
 from scheduler.model import Evidence, Health, Phase, RuntimeKind
 from scheduler.server_health import server_verdict
 from scheduler.vitals import AILMENT_RULES, Ailment, VitalLimits, Vitals, ailments
+from tests.support.work import calls_of
 from tests.support.world import World, pool, service, spec
 
 READY = Phase.READY
@@ -94,9 +95,13 @@ def test_who_ails_by_what_is_counted_until_it_is_well_or_attaches_anew() -> None
         "disk_full": {"a", "b"},
         "clock_off": {"b"},
     }
+    assert set(world.core.sight.well) == set()
     world.report("a", vitals=GOOD)
     world.attach("b")
     assert world.core.sight.ailing == HashTrieMap()
+    assert set(world.core.sight.well) == {"a", "b"}
+    world.detach("b")
+    assert set(world.core.sight.well) == {"a"}
 
 
 # --- as the world shows it ----------------------------------------------------------------------------------------
@@ -212,6 +217,14 @@ def test_where_all_are_ill_none_is_condemned() -> None:
     world = joined("a", "b", "c")
     ail(world, ("a", "b", "c"), BAD["disk_full"][0], 120.0)
     assert condemned(world) == []
+
+
+def test_a_verdict_on_one_of_many_that_are_all_ill_does_not_look_at_each_of_the_others() -> None:
+    names = tuple(f"s{number}" for number in range(150))
+    world = joined(*names)
+    ail(world, names, BAD["disk_full"][0], 20.0)
+    assert calls_of(lambda: verdict(world, "s0")) < len(names)
+    assert verdict(world, "s0") == (Health.SUSPECT, "disk_full")
 
 
 def test_a_joined_server_is_drained_and_joins_again_only_when_it_is_well() -> None:
