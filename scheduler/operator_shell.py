@@ -11,7 +11,7 @@ from galactica.v1 import link_pb2, operator_pb2
 
 from scheduler import requests, views
 from scheduler.authorisation import Context, InvalidRequest
-from scheduler.model import Cell, parse_cell_id
+from scheduler.model import Cell, CellKind, parse_cell_id
 from scheduler.ports import Mind
 from scheduler.requests import Refused
 from scheduler.shells import WINDOW_BYTES, ShellStream
@@ -76,6 +76,8 @@ def _running_cell(mind: Mind, cell_id: str) -> Cell:
     cell = views.find_cell(view, cell_id)
     if cell is None:
         raise Refused("no_such_cell", f"there is no cell {cell_id}", missing=True)
+    if cell.kind is CellKind.SERVER:
+        raise Refused("is_server", f"{cell.id} is a server; a shell is opened in a cell that runs on one")
     if cell.decommissioned_at is not None:
         raise Refused(
             "decommissioned", f"{cell_id} is decommissioned; its last lines: galactica why {cell_id}"

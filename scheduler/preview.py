@@ -1,4 +1,5 @@
-"""What an apply would bring about: the real core, run ahead in a world where every order succeeds at once.
+"""What an apply would bring about: the real core, run ahead in a world where every order succeeds at once,
+of servers too.
 
 Pure, and takes as long as the change is large; call it in a thread. Fleet and sight are immutable, so the real core
 goes on meanwhile.
@@ -9,17 +10,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from scheduler import events as e
-from scheduler.commands import Command, Decommission, Order
+from scheduler.commands import Command, Decommission, Order, OrderServer, ProviderCommand
 from scheduler.core import Asked, Core, Start, Turn
-from scheduler.model import Fleet, Group, Hold, SlotKey, parse_cell_id
+from scheduler.model import Fleet, Group, Hold, RuntimeKind, SlotKey, parse_cell_id
 from scheduler.ports import View
-from scheduler.requests import Accepted, ApplyGroups, GroupChange
-from scheduler.sight import CellReport, CellState, ProbeStatus, Reported
+from scheduler.requests import Accepted, ApplyGroups, CreateToken, Enrol, GroupChange
+from scheduler.sight import (
+    Attached,
+    CellReport,
+    CellState,
+    Detached,
+    ProbeStatus,
+    Reported,
+    ServerFacts,
+    ServerMade,
+    ServerUnmade,
+)
+from scheduler.vitals import Vitals
 
 MAX_TURNS = 200_000
 MAX_BIRTHS = 20_000
+_SECRET = "0" * 64
+"""The hash of the secret that imagined servers join with. No real one knows a secret of this hash."""
 
 
 class Birth(Struct, frozen=True):
@@ -54,18 +69,26 @@ def preview(view: View, groups: Sequence[Group]) -> Preview:
     answer = turn.answers[0][1]
     if not isinstance(answer, Accepted):
         raise answer
+    joining: list[Asked] = []
     for _ in range(MAX_TURNS):
         before = core.fleet
         core.commit(turn)
         _note(before, turn, names, births, deaths)
+        joined = [asked.request.server for asked in joining if isinstance(asked.request, Enrol)]
+        _imagine_joined(core, joined, view.now)
         if len(births) > MAX_BIRTHS:
             break
         for command in turn.commands:
             _imagine(core, command, view.now)
+        joining = [
+            asked
+            for command in turn.provider_commands
+            for asked in _imagine_provider(core, command, view.now)
+        ]
         next_look_at = core.next_look_at()
-        if next_look_at is None or next_look_at > view.now:
+        if not joining and (next_look_at is None or next_look_at > view.now):
             break
-        turn = core.turn([], view.now)
+        turn = core.turn(joining, view.now)
     held = tuple(h for h in core.view(view.now).holds if isinstance(h.key, SlotKey) and h.key.group in names)
     return Preview(answer.changes, tuple(births[:MAX_BIRTHS]), tuple(deaths), held, len(births) <= MAX_BIRTHS)
 
@@ -98,3 +121,37 @@ def _imagine(core: Core, command: Command, now: float) -> None:
     seen = core.sight.servers.get(server)
     if seen is not None:
         core.take(Reported(server, seen.session, seen.sequence + 1, now, (report,)))
+
+
+def _imagine_provider(core: Core, command: ProviderCommand, now: float) -> tuple[Asked, ...]:
+    """The provider did at once what it was told. What the agent of a new server asks for next."""
+    provider, cell = command.provider, command.cell
+    if isinstance(command, OrderServer):
+        core.take(ServerMade(provider, cell, "", now))
+        token = CreateToken(cell, _SECRET, 1, now + 1.0, cell)
+        return Asked(0, token, "scheduler"), Asked(1, Enrol(cell, _SECRET, cell), f"server:{cell}")
+    seen = core.sight.servers.get(cell)
+    if seen is not None and seen.is_open:
+        core.take(Detached(cell, seen.session, now))
+    core.take(ServerUnmade(provider, cell, now))
+    return ()
+
+
+def _imagine_joined(core: Core, servers: Sequence[str], now: float) -> None:
+    """The agents that enrolled attach and are well."""
+    facts = {pool: _facts_of(core.fleet, pool) for pool in set(map(_group, servers))}
+    for server in servers:
+        core.take(Attached(server, "preview", now, facts[_group(server)]))
+        core.take(Reported(server, "preview", 1, now, vitals=Vitals()))
+
+
+def _facts_of(fleet: Fleet, pool: str) -> ServerFacts:
+    """What a new server of the pool will say of itself: it is as large as another one of it."""
+    body = fleet.groups[pool].group.spec.server
+    facts = ServerFacts(body.labels if body else {}, runtimes=(RuntimeKind.PROCESS, RuntimeKind.DOCKER))
+    twin = next(
+        (server for server in fleet.servers.values() if server.pool == pool and server.runtimes), None
+    )
+    if twin is None:
+        return facts
+    return replace(facts, capacity=twin.capacity, disk_bytes=twin.disk_bytes, runtimes=twin.runtimes)

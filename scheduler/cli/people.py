@@ -72,7 +72,7 @@ def headline(status: operator_pb2.GetStatusResponse) -> list[Shown]:
         if group.ready != group.wanted or group.sick or group.booting
     ]
     if len(troubles) > 3:
-        troubles = [*troubles[:3], f"{len(troubles) - 3} more groups"]
+        troubles = [*troubles[:3], counted(len(troubles) - 3, "more group")]
     held = sum(max(1, held.slots) for held in status.held)
     for storm in status.storms:
         troubles.append(f"storm in {storm.pool or 'the joined servers'}")

@@ -175,6 +175,12 @@ def test_status_says_of_a_full_group_what_is_there_besides(
     assert said(run(scheduler, "status"))[0] == f"fleet demo: NOT healthy - {trouble}"
 
 
+def test_status_counts_the_groups_that_it_leaves_out(scheduler: Scheduler) -> None:
+    groups = [operator_pb2.GroupStatus(kind="pool", name=name, wanted=1) for name in "abcd"]
+    scheduler.answers.status = operator_pb2.GetStatusResponse(fleet="demo", groups=groups)
+    assert said(run(scheduler, "status"))[0].endswith("c has 0 of 1 ready; 1 more group")
+
+
 def test_times_in_events_are_told_as_times(scheduler: Scheduler) -> None:
     details = '{"token": "5e03", "expires_at": 1800000600.0, "not_before": 0.0}'
     scheduler.answers.events = [

@@ -281,6 +281,16 @@ class TestPools:
         assert await call.code() is Code.FAILED_PRECONDITION
         assert await call.details() == "rack/0.1 is a server; logs are those of cells that run on one"
 
+    async def test_a_shell_in_a_server_of_a_pool_is_refused_as_what_it_is(self, world):
+        operator = await world.operator()
+        await apply(operator, pool("rack", 1))
+        start = operator_pb2.OpenShellRequest(start=operator_pb2.OpenShellStart(cell_id="rack/0.1"))
+        assert await refusal(operator.OpenShell(iter([start])).read()) == (
+            Code.FAILED_PRECONDITION,
+            "rack/0.1 is a server; a shell is opened in a cell that runs on one",
+            "is_server",
+        )
+
     async def test_providers_that_pools_name_are_listed(self, world):
         operator = await world.operator()
         await apply(operator, pool("rack", 1))

@@ -9,7 +9,7 @@ from scheduler import events as e
 from scheduler.model import Group, Hold, Phase, Placement, Resources, SlotKey, digest_of
 from scheduler.preview import MAX_BIRTHS, Birth, Death, Preview, preview
 from scheduler.requests import CondemnCell, DeleteGroup, DrainServer, GroupChange, Refused
-from tests.support.world import World, exited, running, service, spec
+from tests.support.world import World, exited, pool, running, service, spec
 
 
 def births_and_deaths(world: World, groups: set[str], since: int) -> tuple[list[Birth], list[Death]]:
@@ -37,6 +37,13 @@ def three_servers() -> World:
 def nine_ready() -> World:
     world = three_servers()
     world.apply(service("web", 6), service("api", 3, spec("7")))
+    world.advance(10)
+    return world
+
+
+def three_of_a_pool() -> World:
+    world = World()
+    world.apply(pool("rack", 3), service("web", 4))
     world.advance(10)
     return world
 
@@ -98,6 +105,9 @@ CHANGES: dict[str, tuple[Callable[[], World], tuple[Group, ...]]] = {
     "after a drain": (one_drained, (service("web", 7, spec("2")),)),
     "too little room": (tight, (service("web", 9, spec(resources=Resources(memory_bytes=1))),)),
     "just room for one more": (tight, (service("web", 6, spec("2", resources=Resources(memory_bytes=1))),)),
+    "a new pool": (empty, (pool("rack", 3),)),
+    "a pool changes": (three_of_a_pool, (pool("rack", 3, '{"a":1}'),)),
+    "a pool shrinks": (three_of_a_pool, (pool("rack", 1),)),
     "higher generations": (condemned_before, (service("web", 6, spec("2")), service("api", 4))),
 }
 
