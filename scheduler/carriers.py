@@ -99,7 +99,7 @@ class ByAgent:
         if server is None or not is_exclusive:
             return "server_lost"
         # There must never be two, and that nothing is heard proves nothing; that its provider deleted it does.
-        made = made_by(server, draft.sight)
+        made = made_by(draft.fleet, server, draft.sight)
         if made is not None and made.state is ProviderState.GONE:
             return "provider"
         at = fenced_at(draft, state, cell)

@@ -202,8 +202,8 @@ def server_cell_verdict(
     if refused:
         return Verdict(Health.DEAD, "start_failed", refused, (Evidence("provider", refused, now),))
     if made is not None and made.state is ProviderState.GONE:
-        if of_place is not None and of_place.rule == "provider_gone":
-            return of_place  # it rests on the same word
+        if of_place is not None and of_place.rule.startswith("provider_"):
+            return of_place  # it has weighed the same word
         reason = f"its provider says that it is gone{': ' + made.reason if made.reason else ''}"
         facts = (Evidence("provider", reason, now), *(of_place.evidence if of_place else ()))
         return Verdict(Health.DEAD, "provider_gone", reason, facts)

@@ -25,7 +25,15 @@ from scheduler.model import (
     Tempo,
     Verdict,
 )
-from scheduler.sight import Answer, ProviderServer, ProviderState, ServerSight, Sight, Testimony
+from scheduler.sight import (
+    Answer,
+    ProviderServer,
+    ProviderSight,
+    ProviderState,
+    ServerSight,
+    Sight,
+    Testimony,
+)
 from scheduler.vitals_health import vitals_verdict
 
 SILENT_BEATS = 2.0
@@ -135,7 +143,7 @@ def server_verdict(fleet: Fleet, server: Server, sight: Sight, now: float, polic
         fleet,
         server,
         seen,
-        made_by(server, sight),
+        made_by(fleet, server, sight),
         missing_at_of(fleet, server, sight),
         witnesses,
         heard_at,
@@ -183,32 +191,28 @@ def _first_look(terms: Terms) -> float:
     return min(terms.lease_seconds, SILENT_BEATS * terms.tempo.beat_seconds + 0.01)
 
 
-def made_by(server: Server, sight: Sight) -> ProviderServer | None:
-    """The provider's word on a pool's server."""
-    if not server.pool:
+def made_by(fleet: Fleet, server: Server, sight: Sight) -> ProviderServer | None:
+    """Its own provider's word on a pool's server."""
+    known = _provider_of(fleet, server, sight)
+    return known.servers.get(server.id) if known else None
+
+
+def _provider_of(fleet: Fleet, server: Server, sight: Sight) -> ProviderSight | None:
+    state = fleet.groups.get(server.pool) if server.pool else None
+    if state is None:
         return None
-    for provider in sight.providers.values():
-        made = provider.servers.get(server.id)
-        if made is not None:
-            return made
-    return None
+    cell = fleet.cell(server.id)
+    body = ((state.spec_of(cell.digest) if cell else None) or state.group.spec).server
+    return sight.providers.get(body.provider) if body else None
 
 
 def missing_at_of(fleet: Fleet, server: Server, sight: Sight) -> float | None:
     """When its provider was asked for the list that leaves it out; None where it is listed, or where nothing can be
     concluded: from a list of before it joined, or from one that names nobody."""
-    cell = fleet.cell(server.id) if server.pool else None
-    if cell is None:
+    known = _provider_of(fleet, server, sight)
+    if known is None or not len(known.servers) or server.id in known.servers:
         return None
-    state = fleet.groups[cell.group]
-    body = (state.spec_of(cell.digest) or state.group.spec).server
-    known = sight.providers.get(body.provider) if body else None
-    if (
-        known is None
-        or not len(known.servers)
-        or cell.id in known.servers
-        or known.listed_at <= server.joined_at
-    ):
+    if known.listed_at <= server.joined_at:
         return None
     return known.listed_at
 
@@ -265,12 +269,16 @@ def _enrolled(case: _Case) -> Verdict | None:
 
 
 def _provider_gone(case: _Case) -> Verdict | None:
+    """Believed at once where nothing speaks against it. What beats on is not gone, whoever says so."""
     made = case.made
     if made is None or made.state is not ProviderState.GONE:
         return None
     reason = f"its provider says that it is gone{': ' + made.reason if made.reason else ''}"
-    fact = Evidence("provider", reason, case.now)
-    return Verdict(Health.DEAD, "provider_gone", reason, (fact, *case.facts()))
+    facts = (Evidence("provider", reason, case.now), *case.facts())
+    if case.seen is not None and case.seen.is_open and not case.is_silent:
+        until = case.heard_at + _first_look(case.terms)
+        return Verdict(Health.SUSPECT, "provider_contradicted", f"{reason}, but it beats", facts, until)
+    return Verdict(Health.DEAD, "provider_gone", reason, facts)
 
 
 def _left(case: _Case) -> Verdict | None:

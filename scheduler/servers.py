@@ -13,6 +13,7 @@ from scheduler.commands import Decommission, DecommissionServer, Resync
 from scheduler.draft import Draft
 from scheduler.model import (
     SILENCE_RULES,
+    Fleet,
     Health,
     Key,
     LeakKey,
@@ -222,11 +223,29 @@ def look_orphan(draft: Draft, key: OrphanKey) -> None:
     send_when_due(draft, key, Decommission(key.server, key.cell, "orphan"))
 
 
+def was_ordered(fleet: Fleet, cell_id: str) -> bool:
+    """Whether a cell of that id ever was. A scheduler on an empty or an older journal knows nothing of what was
+    ordered since, and must not take a whole fleet for its leftovers."""
+    cell = parse_cell_id(cell_id)
+    if cell is None:
+        return False
+    state = fleet.groups.get(cell.group)
+    if state is None:
+        return cell.generation < (fleet.generations.get(cell.group) or 1)
+    slot = state.slots.get(cell.slot)
+    unused: int = slot.next_generation if slot else state.first_generation
+    return cell.generation < unused
+
+
 def look_leak(draft: Draft, key: LeakKey) -> None:
     """The same for a server that a provider has and nobody wants."""
     known = draft.sight.providers.get(key.provider)
     made = known.servers.get(key.cell) if known else None
     if made is None or draft.fleet.cell(key.cell) is not None:
+        return
+    if made.state is not ProviderState.GONE and not was_ordered(draft.fleet, key.cell):
+        reason = f"provider {key.provider} has {key.cell}, which this journal never ordered, so it is let be"
+        draft.hold(key, "unknown_server", f"{reason}; is the journal the newest one of this fleet?")
         return
     if made.state is ProviderState.GONE:
         draft.forget_server(key.provider, key.cell)

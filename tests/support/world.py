@@ -118,6 +118,14 @@ class World:
         self.core.take(Detached(name, self.core.sight.servers[name].session, self.now))
         self.settle()
 
+    def lose(self, cell: str) -> None:
+        """A pool's server is gone: the kernel closes its stream, and its provider says so."""
+        seen = self.core.sight.servers.get(cell)
+        if seen is not None and seen.is_open:
+            self.core.take(Detached(cell, seen.session, self.now))
+        self.core.take(ServerUnmade("local", cell, self.now))
+        self.settle()
+
     def beat(self, *names: str) -> None:
         for name in names or [s for s, seen in self.core.sight.servers.items() if seen.is_open]:
             if name in self.core.sight.servers:  # what the one before said may have ended this one

@@ -8,7 +8,7 @@ from scheduler import events as e
 from scheduler.commands import DecommissionServer
 from scheduler.fence import ended_at
 from scheduler.model import Autopsy, Fleet, Group, Health, Phase, Policy, Server, Stop
-from scheduler.sight import Answer, ServerUnmade
+from scheduler.sight import Answer
 from scheduler.transitions import apply
 from tests.support.world import World, exited, pool, running, service, spec
 from tests.unit.test_pools import condemned, rack, silence
@@ -81,7 +81,7 @@ def test_a_providers_word_needs_no_wait() -> None:
     assert condemned(world) == [(holder, "neighbours_silent")]
     assert "db/0.2" not in world.phases("db")
     assert DecommissionServer in [type(command) for command in world.told_providers]
-    world.core.take(ServerUnmade("local", holder, world.now))
+    world.lose(holder)
     world.settle()
     assert world.phases("db") == {"db/0.2": READY}
     assert holder not in world.core.fleet.servers

@@ -225,7 +225,7 @@ def test_a_pool_whose_disks_are_all_full_is_replaced_no_faster_than_its_budget()
 def test_dead_servers_are_replaced_at_once_whatever_the_surge_and_no_faster_than_per() -> None:
     world = rack(4, surge=0, unavailable=1, count=2, window_seconds=600.0)
     for slot in range(3):
-        world.core.take(ServerUnmade("local", f"rack/{slot}.1", world.now))
+        world.lose(f"rack/{slot}.1")
     world.settle()
     died_at = world.now
     assert [cell for _, cell in ordered(world)] == ["rack/0.2", "rack/1.2"]
@@ -241,7 +241,7 @@ def test_dead_servers_are_replaced_at_once_whatever_the_surge_and_no_faster_than
 
 def test_what_was_replaced_is_remembered_across_a_crash() -> None:
     world = rack(3, count=1, window_seconds=600.0)
-    world.core.take(ServerUnmade("local", "rack/0.1", world.now))
+    world.lose("rack/0.1")
     world.settle()
     after = world.crash()
     after.core.take(ServerUnmade("local", "rack/1.1", after.now))

@@ -13,7 +13,6 @@ from scheduler.sight import (  # pytest takes what is called Test… for tests
     ProviderState,
     Reported,
     ServerNotMade,
-    ServerUnmade,
     WillRead,
 )
 from scheduler.sight import (
@@ -85,7 +84,7 @@ def test_servers_that_never_attach_are_ordered_ever_more_rarely() -> None:
     for generation in (1, 2, 3, 4):
         world.until(lambda: f"rack/0.{generation}" in world.phases("rack"))  # noqa: B023
         world.until(lambda: world.cell(f"rack/0.{generation}").is_condemned)  # noqa: B023
-        world.core.take(ServerUnmade("local", f"rack/0.{generation}", world.now))
+        world.lose(f"rack/0.{generation}")
     world.advance(10)
     assert {r.event.rule for r in world.records if isinstance(r.event, e.CellCondemned)} == {"boot_timeout"}
     assert _waits(world) == [0.0, 1.0, 2.0, 4.0]
@@ -102,7 +101,7 @@ def test_servers_that_die_young_again_and_again_are_ordered_ever_more_rarely() -
     world = rack(1)
     for generation in (1, 2, 3, 4):
         world.until(lambda: world.phases("rack").get(f"rack/0.{generation}") is READY)  # noqa: B023
-        world.core.take(ServerUnmade("local", f"rack/0.{generation}", world.now))
+        world.lose(f"rack/0.{generation}")
         world.settle()
     assert world.held() == {"backoff"}
     world.advance(10)
@@ -127,6 +126,7 @@ def test_a_server_that_its_provider_reports_gone_is_dead_at_once_and_its_cells_w
         )
         for n in range(5)
     )
+    world.detach("rack/0.1")
     world.core.take(ProviderListed("local", gone, world.now, world.now))
     world.settle()
     assert condemned(world) == [("rack/0.1", "provider_gone")]
@@ -300,14 +300,36 @@ def test_an_operator_condemns_a_server_and_a_fresh_one_is_ordered_first() -> Non
     assert world.cell("rack/0.1").phase is Phase.DECOMMISSIONED
 
 
+def test_what_a_provider_says_is_gone_and_beats_on_is_not_gone() -> None:
+    world = loaded()
+    gone = tuple(ProviderServer(f"rack/{n}.1", "ref", ProviderState.GONE, "all of them") for n in range(5))
+    world.core.take(ProviderListed("local", gone, world.now, world.now))
+    world.advance(10)
+    assert condemned(world) == []
+    world.advance(3, beating=False)
+    assert {rule for _, rule in condemned(world)} == {"provider_gone"}
+
+
 def test_leaked_servers_are_deleted() -> None:
     world = rack(1)
-    leaked = ProviderServer("rack/9.4", "ref-9", ProviderState.RUNNING)
-    mine = ProviderServer("rack/0.1", "ref-rack/0.1", ProviderState.RUNNING)
+    world.lose("rack/0.1")
+    leaked = ProviderServer("rack/0.1", "ref-9", ProviderState.RUNNING)
+    mine = ProviderServer("rack/0.2", "ref-rack/0.2", ProviderState.RUNNING)
     world.core.take(ProviderListed("local", (mine, leaked), world.now, world.now))
     world.settle()
-    assert [event.cell for event in world.events(e.LeakRemoved)] == ["rack/9.4"]
-    assert world.told_providers[-1] == DecommissionServer("local", "rack/9.4", "ref-9", "leaked")
+    assert [event.cell for event in world.events(e.LeakRemoved)] == ["rack/0.1"]
+    assert world.told_providers[-1] == DecommissionServer("local", "rack/0.1", "ref-9", "leaked")
+
+
+def test_a_scheduler_on_an_empty_journal_deletes_nobodys_fleet() -> None:
+    world = World()
+    there = [ProviderServer(f"rack/{n}.7", f"ref-{n}", ProviderState.RUNNING) for n in range(3)]
+    world.core.take(ProviderListed("local", tuple(there), world.now, world.now))
+    world.advance(120)
+    assert world.told_providers == []
+    assert world.held() == {"unknown_server"}
+    world.apply(pool("rack", 1))
+    assert [command for command in world.told_providers if isinstance(command, DecommissionServer)] == []
 
 
 def test_a_scheduler_that_starts_anew_condemns_no_server_because_of_it() -> None:

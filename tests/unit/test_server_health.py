@@ -18,6 +18,7 @@ from scheduler.model import (
     Policy,
     RuntimeKind,
     Server,
+    ServerBody,
     Spec,
     Verdict,
 )
@@ -47,7 +48,14 @@ MADE = replace(UP, pool="rack")
 OPEN = ServerSight("s1", attached_at=900.0, heard_at=HEARD_AT)
 CLOSED = replace(OPEN, closed_at=999.5)
 RACK = GroupState(
-    Group(GroupKind.POOL, "rack", 1, Spec(RuntimeKind.SERVER), lease_seconds=8.0, cut_off_after_seconds=20.0),
+    Group(
+        GroupKind.POOL,
+        "rack",
+        1,
+        Spec(RuntimeKind.SERVER, server=ServerBody("p")),
+        lease_seconds=8.0,
+        cut_off_after_seconds=20.0,
+    ),
     "d",
     1,
     (),
@@ -325,8 +333,17 @@ TABLE: dict[str, tuple[Case, Verdict]] = {
         expired("8.0", NOBODY, *facts(8.0), lease=8),
     ),
     "its provider has it no more": (
+        Case(1.0, "+", server=MADE, made=ProviderState.GONE, seen=CLOSED),
+        dead("provider_gone", GONE, Evidence("provider", GONE, 1_000.0), *facts(1.0, "+", closed=True)),
+    ),
+    "its provider has it no more, and it beats on": (
         Case(1.0, "+", server=MADE, made=ProviderState.GONE),
-        dead("provider_gone", GONE, Evidence("provider", GONE, 1_000.0), *facts(1.0, "+")),
+        suspect(
+            "provider_contradicted",
+            f"{GONE}, but it beats",
+            (Evidence("provider", GONE, 1_000.0), *facts(1.0, "+")),
+            HEARD_AT + 2.01,
+        ),
     ),
     "its provider still has it": (Case(1.0, server=MADE, made=ProviderState.RUNNING), BEATS),
     "no provider speaks for a server that joined by itself": (Case(1.0, made=ProviderState.GONE), BEATS),
@@ -431,7 +448,6 @@ def test_the_table_covers_every_rule_on_servers() -> None:
     told.add("unlisted")  # it needs a whole pool: test_pools has its table
     alone = {
         "enrolled",
-        "provider_gone",
         "left",
         "unlisted",
         "lease_expired",
@@ -439,7 +455,16 @@ def test_the_table_covers_every_rule_on_servers() -> None:
         "stream_closed",
         "leaving",
     }
-    of_two = {"neighbours_silent", "grace", "cut_off", "cut_off_too_long", "agent_away", "agent_gone"}
+    of_two = {
+        "provider_gone",
+        "provider_contradicted",
+        "neighbours_silent",
+        "grace",
+        "cut_off",
+        "cut_off_too_long",
+        "agent_away",
+        "agent_gone",
+    }
     of_many = {"falling_silent", "beats_missed", "disk_full", "beating", "operator"}
     assert told == alone | of_two | of_many
     # beats_missed; vitals have a table of their own; a condemned one tells its own

@@ -188,6 +188,7 @@ def test_a_pool_is_a_group_of_the_status_and_its_servers_are_cells() -> None:
 def test_a_pool_that_lost_a_server_is_not_healthy() -> None:
     world = rack(3)
     world.deaf_providers = True
+    world.detach("rack/0.1")
     states = [ProviderState.GONE, ProviderState.RUNNING, ProviderState.RUNNING]
     there = tuple(ProviderServer(f"rack/{n}.1", f"r{n}", state) for n, state in enumerate(states))
     world.core.take(ProviderListed("local", there, world.now, world.now))
