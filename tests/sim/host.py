@@ -61,12 +61,16 @@ class Host:
     port: Port
     on_start: Callable[[str, str], None]
     on_death: Callable[[str], None]
+    on_forgotten: Callable[[str], None]
+    """An exclusive cell was ended and removed here by itself, and whoever did it died before it may have told."""
     bodies: dict[str, Body] = field(default_factory=dict)
     troubles: Troubles = field(default_factory=Troubles)
     epoch: int = 0
     fence_at: float = float("-inf")
     """What the agents here kept for the watchdog."""
     agent: Agent | None = None
+    fenced: set[str] = field(default_factory=set)
+    """Exclusive cells that this life of the agent ended."""
     _links: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
     # --- the machine's own life -----------------------------------------------------------------------------------
@@ -80,6 +84,9 @@ class Host:
         if self.agent is not None:
             self.agent.die()
             self.agent = None
+            for cell_id in self.fenced:
+                self.on_forgotten(cell_id)
+            self.fenced.clear()
 
     def kill_cell(self, cell_id: str, code: int = 137) -> None:
         body = self.bodies.get(cell_id)
@@ -107,6 +114,7 @@ class Host:
                 asyncio.get_running_loop().call_at(look_at + 0.001, self._watchdog)
                 continue
             self.on_death(cell_id)
+            self.on_forgotten(cell_id)
             del self.bodies[cell_id]
             if self.agent is not None:
                 self.agent.hear(lambda now, cell_id=cell_id: m.Died(cell_id, m.Death("it vanished"), now))  # type: ignore[misc]
@@ -276,6 +284,8 @@ class Agent:
             self.feed(m.StopFailed(cell_id, "the engine does not answer", self.host.now))
             return
         self.host.bodies.pop(cell_id, None)
+        if is_exclusive:
+            self.host.fenced.add(cell_id)
         self.feed(m.Stopped(cell_id, self.host.now))
 
     def _probe(self, cell_id: str) -> None:

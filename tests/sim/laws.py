@@ -71,6 +71,10 @@ class Laws:
         if any(count > 1 for count in slots.values()):
             raise LawBroken(f"more than one cell of an exclusive slot runs: {sorted(alive)}")
 
+    def forgotten(self, cell: str) -> None:
+        """Nothing is left of it, and nobody may have heard that it ever was: its order may come again."""
+        self.started.pop(cell, None)
+
     def sent(self, command: Command) -> None:
         """What was not yet durable is never sent."""
         match command:

@@ -230,7 +230,13 @@ class Simulation:
         scheduler = self.scheduler
         self.all_names.add(name)
         host = Host(
-            name, self.random, self.network, scheduler.links, self.laws.started_on, self.laws.known_dead.add
+            name,
+            self.random,
+            self.network,
+            scheduler.links,
+            self.laws.started_on,
+            self.laws.known_dead.add,
+            self.laws.forgotten,
         )
         self.hosts[name] = host
         host.boot_agent()
