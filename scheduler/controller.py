@@ -93,15 +93,15 @@ class Controller:
     async def feed(self, from_position: int) -> AsyncIterator[tuple[Record, ...]]:
         position = max(1, from_position)
         while True:
-            news = self._news
+            news, durable = self._news, self._journal.durable  # what comes while we read is read next time
             records = await self._journal.read(position, FEED_BATCH)
             if records:
                 position = records[-1].position + 1
                 yield records
-            elif self._journal.durable < position:
+            elif durable < position:
                 await news.wait()
             else:
-                position = self._journal.durable + 1  # retention took what was asked for
+                position = durable + 1  # retention took what was asked for
 
     def _worth_recording(self, refusal: RecordRefusal) -> bool:
         """The same refusal is recorded once a minute, so that nobody can fill the journal by knocking."""

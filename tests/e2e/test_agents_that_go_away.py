@@ -148,7 +148,10 @@ def test_an_agent_that_wakes_after_its_lease_is_a_new_server_without_cells(fleet
     try:
         after = fleet.until_ready("sleep", 2, without=(doomed["id"],))
         (lost,) = fleet.events("ServerCondemned", after=position)
-        assert (lost["server"], lost["rule"]) == ("sleep1", "neighbours_silent")
+        assert lost["server"] == "sleep1"
+        assert lost["rule"] in {"neighbours_silent", "lease_expired"}, (
+            "as its neighbours could keep up or not"
+        )
         assert {cell["server"] for cell in after} == {"sleep2"}
         assert alive([doomed]) == [doomed["id"]]
     finally:
