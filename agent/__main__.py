@@ -351,11 +351,19 @@ def _epoch(data: Path) -> int:
 
 
 def _remember_epoch(data: Path, epoch: int) -> None:
-    """Whole or not at all. Epochs only grow, so an older writer that comes late must not win."""
-    if epoch > _epoch(data):
-        whole = data / f"epoch.{epoch}"
-        whole.write_text(f"{epoch}\n", "ascii")
-        whole.replace(data / "epoch")
+    """Whole or not at all. Epochs only grow, so an older writer that comes late must not win.
+
+    Where it cannot be written this life of the agent knows it all the same. A full disk must not end agents whenever a
+    scheduler starts."""
+    whole = data / f"epoch.{epoch}"
+    try:
+        if epoch > _epoch(data):
+            whole.write_text(f"{epoch}\n", "ascii")
+            whole.replace(data / "epoch")
+    except OSError as error:
+        log.error("epoch not kept epoch=%d reason=%r", epoch, str(error))  # noqa: TRY400 - for people
+        with contextlib.suppress(OSError):
+            whole.unlink(missing_ok=True)
 
 
 # Its log and last words.

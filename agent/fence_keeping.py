@@ -83,10 +83,14 @@ class FenceKeeper:
             self._keep()
 
     def _keep(self) -> None:
-        if self._fence_at is None:
-            self.file.clear()
-        else:
-            self.file.write(Kept(max(self._fence_at, 0.0), self.owner))
+        """What cannot be kept only ends cells sooner: whoever reads then finds an earlier end."""
+        try:
+            if self._fence_at is None:
+                self.file.clear()
+            else:
+                self.file.write(Kept(max(self._fence_at, 0.0), self.owner))
+        except OSError as error:
+            log.warning("fence not kept reason=%r", str(error))
 
     async def ready(self) -> None:
         """A watchdog watches. Raises RuntimeUnavailable where it does not come."""

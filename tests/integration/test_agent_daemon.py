@@ -213,6 +213,19 @@ async def test_scheduler_of_a_lower_epoch_is_left_even_by_the_agents_next_life(w
     assert session.cells == {}
 
 
+async def test_an_epoch_that_cannot_be_written_down_ends_no_agent(world: AgentWorld) -> None:
+    world.scheduler.epoch = 5
+    (world.data / "epoch.5").mkdir(parents=True)  # no file can be written there, as none can on a full disk
+    agent = world.enrolled()
+    agent.start()
+    session = await world.scheduler.until_sessions(1)
+    session.instruct(order(CELL))
+    await session.until_state(CELL, RUNNING)
+    assert agent.process is not None
+    assert agent.process.poll() is None
+    assert not (world.data / "epoch").exists()
+
+
 async def test_silent_scheduler_is_left_after_the_lease_and_called_again(world: AgentWorld) -> None:
     world.scheduler.answers_echo = False
     world.scheduler.lease_ms = 600

@@ -11,6 +11,7 @@ KERNEL_ALONE = "its kernel answers, its agent does not"
 
 
 def test_a_killed_agent_that_returns_within_its_lease_has_the_same_cells(lab: Lab) -> None:
+    """Although the scheduler is another one by then."""
     victim, _ = lab.pool("quick", lease="15s")
     before = lab.service("quick")
     position = lab.fleet.position()
@@ -21,6 +22,7 @@ def test_a_killed_agent_that_returns_within_its_lease_has_the_same_cells(lab: La
     assert lab.judged(victim, "suspect", KERNEL_ALONE)
     assert pids(lab.fleet.ready("quick-web")) == pids(before), "its cells keep their traffic"
     assert lab.alive(before) == list(pids(before))
+    lab.begin_scheduler_anew()
     lab.host(victim).begin_agent()
     lab.until_well("quick", 2)
     assert pids(lab.fleet.until_ready("quick-web", 2)) == pids(before)

@@ -13,7 +13,7 @@ from tests.support.lab import Lab, seconds, split
 
 BEYOND_LEASE_SECONDS = 7.0
 FREEZE_SECONDS = 1.5
-LOSS_SECONDS = 15.0
+LOSS_SECONDS = 10.0
 ANSWERS = "its agent answers"
 
 
@@ -39,6 +39,23 @@ def test_a_host_whose_link_is_cut_is_dead_by_its_neighbours_word(lab: Lab, how: 
     assert lab.until_well(pool, 2, without=(victim,)) == [f"{pool}/0.2", other]
     lab.fleet.until(lambda: victim not in lab.hosts(), "nothing runs on that is not reached")
     assert lab.condemned(position) == {victim: "neighbours_silent", doomed[0]["id"]: "server_lost"}
+
+
+def test_a_host_whose_link_was_cut_before_the_scheduler_began_is_dead_by_its_neighbours_word(
+    lab: Lab,
+) -> None:
+    victim, other = lab.pool("cut-anew")
+    doomed, spared = split(lab.service("cut-anew"), victim)
+    position = lab.fleet.position()
+    lab.switch.drop(*drops_of(lab, victim, "both-ways"))
+    lab.begin_scheduler_anew()
+    after = lab.until_replaced("cut-anew", doomed)
+    assert {cell["server"] for cell in after} == {other}
+    assert pids(spared).items() <= pids(after).items()
+    assert lab.until_well("cut-anew", 2, without=(victim,)) == ["cut-anew/0.2", other]
+    rule = lab.fleet.why(victim)["rule"]
+    assert rule in {"neighbours_silent", "lease_expired"}, "as its neighbours attached in time or not"
+    assert lab.condemned(position) == {victim: rule, doomed[0]["id"]: "server_lost"}
 
 
 def test_a_host_that_only_the_scheduler_does_not_reach_keeps_its_cells(lab: Lab) -> None:
@@ -72,8 +89,10 @@ def test_an_agent_that_freezes_for_a_moment_loses_nothing(lab: Lab) -> None:
     victim, _ = lab.pool("frozen")
     before = lab.service("frozen")
     position = lab.fleet.position()
-    for _ in range(3):
+    for is_known in (True, True, False):
         lab.host(victim).freeze_agent()
+        if not is_known:
+            lab.begin_scheduler_anew()
         time.sleep(FREEZE_SECONDS)
         lab.host(victim).wake_agent()
         lab.until_well("frozen", 2)
@@ -88,7 +107,10 @@ def test_a_network_that_loses_a_fifth_of_its_packets_costs_nobody(lab: Lab) -> N
     before = lab.service("lossy")
     position = lab.fleet.position()
     with lab.dropping(*lose(0.2)):
-        lab.while_watching(LOSS_SECONDS, lambda: lab.condemned(position) == {}, "nothing is condemned")
+        for is_first in (True, False):
+            if not is_first:
+                lab.begin_scheduler_anew()
+            lab.while_watching(LOSS_SECONDS, lambda: lab.condemned(position) == {}, "nothing is condemned")
         assert lab.switch.dropped() > 100
     lab.until_well("lossy", 2)
     assert pids(lab.fleet.until_ready("lossy-web", 2)) == pids(before)

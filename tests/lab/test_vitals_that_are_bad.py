@@ -52,6 +52,8 @@ def spoiled(lab: Lab) -> Iterator[Both]:
     disk = begin(lab, "disk", lab.pool("disk", disk="64MiB"))
     lab.host(engine.victim).end_engine()
     lab.host(disk.victim).fill_disk()
+    lab.fleet.until(lambda: lab.fleet.server(disk.victim)["verdict"] == "suspect", "it is seen")
+    lab.begin_scheduler_anew()  # the next one has to see it for itself
     yield Both(disk, engine)
     lab.let_go("engine", "disk")
 
