@@ -21,7 +21,6 @@ from scheduler.model import (
     Server,
     ServerKey,
     SlotKey,
-    Spec,
     Verdict,
 )
 from scheduler.placement import Unplaceable
@@ -59,17 +58,12 @@ def carrier_of(what: Cell | Group) -> Carrier:
     return ByProvider() if is_server else ByAgent()
 
 
-def spec_of(state: GroupState, cell: Cell) -> Spec:
-    """The cell's spec; one that is too old to be remembered is judged by the newest."""
-    return state.spec_of(cell.digest) or state.group.spec
-
-
 class ByAgent:
     """Containers: placed on a server, ordered and ended through its agent."""
 
     def verdict(self, draft: Draft, state: GroupState, cell: Cell) -> Verdict:
         server = draft.fleet.servers.get(cell.server)
-        return cell_verdict(cell, spec_of(state, cell), server, draft.sight, draft.now, draft.policy)
+        return cell_verdict(cell, state.spec_for(cell), server, draft.sight, draft.now, draft.policy)
 
     def place(self, draft: Draft, state: GroupState) -> str | Unplaceable:
         return draft.placer.place(state, state.group.spec)
@@ -85,7 +79,7 @@ class ByAgent:
         report = draft.sight.report_of(cell.server, cell.id)
         if cell.phase is Phase.READY or report is None:
             return
-        if is_serving(cell, spec_of(state, cell), draft.sight):
+        if is_serving(cell, state.spec_for(cell), draft.sight):
             draft.emit(e.CellReady(cell.id, report.endpoints, report.runtime_id))
         elif cell.phase is Phase.ORDERED and report.state in (CellState.STARTING, CellState.RUNNING):
             draft.emit(e.CellBooting(cell.id))
@@ -95,7 +89,7 @@ class ByAgent:
         if server is not None and not server.is_lost:
             return ""
         state = draft.fleet.groups[cell.group]
-        is_exclusive = state.group.spec.exclusive or spec_of(state, cell).exclusive
+        is_exclusive = state.group.spec.exclusive or state.spec_for(cell).exclusive
         if server is None or not is_exclusive:
             return "server_lost"
         # There must never be two, and that nothing is heard proves nothing; that its provider deleted it does.
@@ -192,7 +186,7 @@ class ByProvider:
                 return False
             successor = draft.fleet.cell(cell.replaced_by)
             since = (successor.ready_at if successor else None) or cell.condemned_at or draft.now
-            grace_seconds = spec_of(draft.fleet.groups[cell.group], cell).stop.grace_seconds
+            grace_seconds = draft.fleet.groups[cell.group].spec_for(cell).stop.grace_seconds
             due_at = max(due_at, since + grace_seconds + draft.policy.drain_margin_seconds)
         if draft.now < due_at:
             draft.look(key, due_at)
@@ -200,7 +194,7 @@ class ByProvider:
         return True
 
     def provider_of(self, draft: Draft, cell: Cell) -> str:
-        body = spec_of(draft.fleet.groups[cell.group], cell).server
+        body = draft.fleet.groups[cell.group].spec_for(cell).server
         return body.provider if body else ""
 
     def _made(self, draft: Draft, cell: Cell) -> ProviderServer | None:

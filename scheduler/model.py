@@ -386,6 +386,10 @@ class GroupState(Struct, frozen=True):
                 return revision.spec
         return None
 
+    def spec_for(self, cell: Cell) -> Spec:
+        """The cell's spec; one that is too old to be remembered is judged by the newest."""
+        return self.spec_of(cell.digest) or self.group.spec
+
 
 class Server(Struct, frozen=True):
     """A host whose agent enrolled. A self-joined one that was lost may join again, empty, as its next generation."""

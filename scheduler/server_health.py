@@ -179,7 +179,7 @@ def pool_cell_verdict(
     of_place = None
     if server is not None and server.phase in (Phase.READY, Phase.CONDEMNED):
         of_place = server_verdict(fleet, server, sight, now, policy)
-    spec = state.spec_of(cell.digest) or state.group.spec
+    spec = state.spec_for(cell)
     known = sight.providers.get(spec.server.provider) if spec.server else None
     made = known.servers.get(cell.id) if known else None
     refused = (known.refused.get(cell.id) if known else None) or ""
@@ -202,7 +202,7 @@ def _provider_of(fleet: Fleet, server: Server, sight: Sight) -> ProviderSight | 
     if state is None:
         return None
     cell = fleet.cell(server.id)
-    body = ((state.spec_of(cell.digest) if cell else None) or state.group.spec).server
+    body = (state.spec_for(cell) if cell else state.group.spec).server
     return sight.providers.get(body.provider) if body else None
 
 

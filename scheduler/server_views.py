@@ -74,7 +74,7 @@ def _ordered_row(view: View, cell: Cell) -> operator_pb2.Server:
     verdict = verdict_of(view, cell)
     row = operator_pb2.Server(id=cell.id, evidence=map(evidence_row, verdict.evidence))
     state = view.fleet.groups[cell.group]
-    spec = state.spec_of(cell.digest) or state.group.spec
+    spec = state.spec_for(cell)
     row.labels.update(spec.server.labels if spec.server else {})
     _add_cell(view, row, cell, verdict)
     return row

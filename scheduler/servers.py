@@ -243,12 +243,12 @@ def look_leak(draft: Draft, key: LeakKey) -> None:
     made = known.servers.get(key.cell) if known else None
     if made is None or draft.fleet.cell(key.cell) is not None:
         return
-    if made.state is not ProviderState.GONE and not was_ordered(draft.fleet, key.cell):
-        reason = f"provider {key.provider} has {key.cell}, which this journal never ordered, so it is let be"
-        draft.hold(key, "unknown_server", f"{reason}; is the journal the newest one of this fleet?")
-        return
     if made.state is ProviderState.GONE:
         draft.forget_server(key.provider, key.cell)
+        return
+    if not was_ordered(draft.fleet, key.cell):
+        reason = f"provider {key.provider} has {key.cell}, which this journal never ordered, so it is let be"
+        draft.hold(key, "unknown_server", f"{reason}; is the journal the newest one of this fleet?")
         return
     if draft.provider_was_told(key.provider, key.cell, DecommissionServer.__name__) is None:
         draft.emit(e.LeakRemoved(key.cell, key.provider, made.ref))

@@ -198,7 +198,7 @@ def verdict_of(view: View, cell: Cell) -> Verdict:
     state = view.fleet.groups[cell.group]
     if cell.kind is CellKind.SERVER:
         return pool_cell_verdict(view.fleet, state, cell, view.sight, view.now, view.policy)
-    spec = state.spec_of(cell.digest) or state.group.spec
+    spec = state.spec_for(cell)
     server = view.fleet.servers.get(cell.server)
     verdict = cell_verdict(cell, spec, server, view.sight, view.now, view.policy)
     return (_touched(view, cell) or verdict) if verdict.health is Health.HEALTHY else verdict
