@@ -3,5 +3,3 @@
 ``state`` is the pure half: events in, instructions out. ``session`` is the link to the scheduler, ``runtimes`` run
 cells, ``probes`` and ``vitals`` observe. The agent shares ``proto/`` with the scheduler and nothing else.
 """
-
-__version__ = "0.1.0"

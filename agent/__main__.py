@@ -19,17 +19,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Never
 
-from galactica.v1 import cell_pb2
-
-from agent import __version__, wire
-from agent.daemon import Daemon
-from agent.fence_keeping import FenceFile, FenceKeeper
-from agent.identity import Identity, IdentityError
-from agent.neighbours import NeighbourWatch, address_towards, joined_address, listen, split_address
-from agent.renewal import RenewalRefusedError
-from agent.runtimes import RuntimeUnavailable
-from agent.session import Link, RefusedError
-from agent.settings import (
+from galactica import __version__
+from galactica.agent import wire
+from galactica.agent.daemon import Daemon
+from galactica.agent.fence_keeping import FenceFile, FenceKeeper
+from galactica.agent.identity import Identity, IdentityError
+from galactica.agent.neighbours import NeighbourWatch, address_towards, joined_address, listen, split_address
+from galactica.agent.renewal import RenewalRefusedError
+from galactica.agent.runtimes import RuntimeUnavailable
+from galactica.agent.session import Link, RefusedError
+from galactica.agent.settings import (
     EXIT_DONE,
     EXIT_FAILED,
     EXIT_UNREACHABLE,
@@ -42,13 +41,14 @@ from agent.settings import (
     parser,
     settings_of,
 )
-from agent.vitals import VitalsTaker, capacity
+from galactica.agent.vitals import VitalsTaker, capacity
+from galactica.v1 import cell_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from agent.runtimes import Runtime
-    from agent.will import Will
+    from galactica.agent.runtimes import Runtime
+    from galactica.agent.will import Will
 
 ENGINE_SECONDS = 3.0
 
@@ -203,7 +203,7 @@ def _enrolled(settings: Settings, before: Identity | None) -> Identity:
         )
     directory, enrolment = _identity_directory(settings.data), _enrolment(settings, before)
     server_id = before.server_id if before else settings.server_id or socket.gethostname()
-    command = [sys.executable, "-m", "agent.enrol", "--scheduler-enrol", enrolment]
+    command = [sys.executable, "-m", "galactica.agent.enrol", "--scheduler-enrol", enrolment]
     command += ["--scheduler", settings.scheduler, "--directory", str(directory), "--server-id", server_id]
     environment = dict(os.environ)
     if settings.token_file:
@@ -242,7 +242,7 @@ async def _runtimes(settings: Settings, identity: Identity) -> dict[int, Runtime
         if docker is not None and (wanted or await _answers(docker)):
             found[cell_pb2.RUNTIME_KIND_DOCKER] = docker
     if "process" in wanted or not wanted:
-        from agent.runtimes.process import ProcessRuntime  # noqa: PLC0415 - only what is used is loaded
+        from galactica.agent.runtimes.process import ProcessRuntime  # noqa: PLC0415 - only what is used is loaded
 
         directory = settings.data / "cells"
         found[cell_pb2.RUNTIME_KIND_PROCESS] = ProcessRuntime(directory, identity.fleet, settings.host)
@@ -255,7 +255,7 @@ def _may_have_engine() -> bool:
 
 def _docker(settings: Settings, identity: Identity) -> Runtime | None:
     try:
-        from agent.runtimes.docker import DockerRuntime  # noqa: PLC0415 - its library is large
+        from galactica.agent.runtimes.docker import DockerRuntime  # noqa: PLC0415 - its library is large
     except ModuleNotFoundError as error:
         if "docker" in settings.runtimes:
             raise StartError(
@@ -320,7 +320,15 @@ def _watch_address(text: str) -> tuple[str, int]:
 
 def _watchdog(settings: Settings, identity: Identity, kinds: Iterable[int]) -> list[str]:
     """The command that begins one."""
-    command = [sys.executable, "-m", "agent.watchdog", "--data", str(settings.data), "--host", settings.host]
+    command = [
+        sys.executable,
+        "-m",
+        "galactica.agent.watchdog",
+        "--data",
+        str(settings.data),
+        "--host",
+        settings.host,
+    ]
     command += ["--fleet", identity.fleet, "--server", identity.server_id]
     return [*command, *(word for kind in kinds for word in ("--runtime", str(kind)))]
 
@@ -329,7 +337,7 @@ def _will(settings: Settings, identity: Identity) -> Will | None:
     if not settings.bus:
         return None
     try:
-        from agent.will import Will, broker  # noqa: PLC0415 - only what is used is loaded
+        from galactica.agent.will import Will, broker  # noqa: PLC0415 - only what is used is loaded
     except ModuleNotFoundError as error:
         raise StartError("--bus needs its library: pip install 'galactica[bus]'") from error
     try:

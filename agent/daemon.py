@@ -13,9 +13,9 @@ import math
 import time
 from typing import TYPE_CHECKING, assert_never
 
-from agent import clock, drift, wire
-from agent.logs import LogStreams
-from agent.messages import (
+from galactica.agent import clock, drift, wire
+from galactica.agent.logs import LogStreams
+from galactica.agent.messages import (
     AbandonStart,
     CloseSession,
     ClosingDown,
@@ -48,23 +48,22 @@ from agent.messages import (
     WatchNeighbours,
     Welcomed,
 )
-from agent.probes import Prober
-from agent.runtimes import Exited, RuntimeFailure, RuntimeUnavailable, Stirred
-from agent.shell import Shells
-from agent.state import State, is_news, next_look, step
+from galactica.agent.probes import Prober
+from galactica.agent.runtimes import Exited, RuntimeFailure, RuntimeUnavailable, Stirred
+from galactica.agent.shell import Shells
+from galactica.agent.state import State, is_news, next_look, step
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 
+    from galactica.agent.fence_keeping import FenceKeeper
+    from galactica.agent.neighbours import NeighbourWatch
+    from galactica.agent.reporting import Cell
+    from galactica.agent.runtimes import Progress, Runtime
+    from galactica.agent.session import Link
+    from galactica.agent.vitals import VitalsTaker
+    from galactica.agent.will import Will
     from galactica.v1 import link_pb2
-
-    from agent.fence_keeping import FenceKeeper
-    from agent.neighbours import NeighbourWatch
-    from agent.reporting import Cell
-    from agent.runtimes import Progress, Runtime
-    from agent.session import Link
-    from agent.vitals import VitalsTaker
-    from agent.will import Will
 
 QUEUE_LIMIT = 10_000
 STARTS_AT_ONCE = 16

@@ -9,16 +9,15 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from agent import reporting
-from agent.messages import CellState
+from galactica.agent import reporting
+from galactica.agent.messages import CellState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from galactica.agent.messages import CellReport, Instruction, Testimony
+    from galactica.agent.reporting import Cell, Session
     from galactica.v1 import cell_pb2
-
-    from agent.messages import CellReport, Instruction, Testimony
-    from agent.reporting import Cell, Session
 
 GONE_KEPT = 1_000
 """How many cells that are gone are remembered, so that a late order cannot bring one back."""

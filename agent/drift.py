@@ -14,15 +14,14 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from galactica.agent.messages import CellState
+from galactica.agent.runtimes import RuntimeFailure
 from galactica.v1 import cell_pb2
-
-from agent.messages import CellState
-from agent.runtimes import RuntimeFailure
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from agent.reporting import Cell
+    from galactica.agent.reporting import Cell
 
 EVERY_SECONDS = 30.0
 JITTER = 0.2

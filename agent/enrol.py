@@ -29,10 +29,10 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from galactica.v1 import link_pb2, link_pb2_grpc
 from OpenSSL import SSL
 
-from agent.identity import SCHEDULER_NAME, Identity, channel_options, prepare, store
+from galactica.agent.identity import SCHEDULER_NAME, Identity, channel_options, prepare, store
+from galactica.v1 import link_pb2, link_pb2_grpc
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

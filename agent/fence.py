@@ -13,11 +13,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from agent import life
-from agent.messages import CellState, Death, RememberFence
+from galactica.agent import life
+from galactica.agent.messages import CellState, Death, RememberFence
 
 if TYPE_CHECKING:
-    from agent.draft import Draft, State
+    from galactica.agent.draft import Draft, State
 
 LIVE = frozenset({CellState.STARTING, CellState.RUNNING})
 """Not being stopped yet."""

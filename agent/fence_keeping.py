@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.runtimes import RuntimeUnavailable
+from galactica.agent.runtimes import RuntimeUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

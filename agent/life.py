@@ -6,8 +6,8 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from agent import reporting
-from agent.messages import (
+from galactica.agent import reporting
+from galactica.agent.messages import (
     AbandonStart,
     CellState,
     Compared,
@@ -24,15 +24,14 @@ from agent.messages import (
     StopFailed,
     StopProbing,
 )
-from agent.reporting import Cell
+from galactica.agent.reporting import Cell
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from galactica.agent.draft import Draft, State
+    from galactica.agent.runtimes import Found
     from galactica.v1 import cell_pb2, link_pb2
-
-    from agent.draft import Draft, State
-    from agent.runtimes import Found
 
 CELLS_LIMIT = 1_000
 """How many cells one agent carries; an order above that is answered with FAILED."""

@@ -6,15 +6,15 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from agent import wire
-from agent.runtimes import RuntimeFailure
+from galactica.agent import wire
+from galactica.agent.runtimes import RuntimeFailure
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
-    from agent.messages import FetchLogs
-    from agent.runtimes import Runtime
-    from agent.session import Link
+    from galactica.agent.messages import FetchLogs
+    from galactica.agent.runtimes import Runtime
+    from galactica.agent.session import Link
 
 STREAMS_LIMIT = 16
 CHUNK_BYTES = 32 * 1024

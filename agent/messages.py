@@ -14,9 +14,8 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from galactica.agent.runtimes import Found
     from galactica.v1 import cell_pb2, link_pb2
-
-    from agent.runtimes import Found
 
 
 class CellState(IntEnum):

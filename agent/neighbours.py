@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from hashlib import blake2s
 from typing import TYPE_CHECKING
 
-from agent import clock
-from agent.messages import Testified
-from agent.watch_state import (
+from galactica.agent import clock
+from galactica.agent.messages import Testified
+from galactica.agent.watch_state import (
     Answered,
     Assigned,
     Elapsed,
@@ -41,7 +41,7 @@ from agent.watch_state import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from agent.messages import Neighbour
+    from galactica.agent.messages import Neighbour
 
 VERSION = 1
 PING = 1

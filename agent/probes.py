@@ -15,8 +15,8 @@ import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from agent.checks import GrpcCheck, ProbeError, SocketCheck, address_of, socket_check, timed_out
-from agent.runtimes import RuntimeFailure
+from galactica.agent.checks import GrpcCheck, ProbeError, SocketCheck, address_of, socket_check, timed_out
+from galactica.agent.runtimes import RuntimeFailure
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence

@@ -11,9 +11,9 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import grpc
-from galactica.v1 import link_pb2, link_pb2_grpc
 
-from agent.identity import Identity, IdentityError, channel_options, store_renewed
+from galactica.agent.identity import Identity, IdentityError, channel_options, store_renewed
+from galactica.v1 import link_pb2, link_pb2_grpc
 
 if TYPE_CHECKING:
     from pathlib import Path

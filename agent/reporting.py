@@ -10,7 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from agent.messages import CellReport, CellState, Death, ProbeStatus, SendReport, Testimony, TestimonyReport
+from galactica.agent.messages import (
+    CellReport,
+    CellState,
+    Death,
+    ProbeStatus,
+    SendReport,
+    Testimony,
+    TestimonyReport,
+)
 
 if TYPE_CHECKING:
     from galactica.v1 import cell_pb2, link_pb2

@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import grpc
-from galactica.v1 import link_pb2, link_pb2_grpc
 
-from agent import clock, wire
-from agent.identity import Identity, IdentityError, channel_options, store_renewed
-from agent.messages import Connected, Disconnected, Event, Welcomed
-from agent.renewal import NotRenewedError, renew_expired
+from galactica.agent import clock, wire
+from galactica.agent.identity import Identity, IdentityError, channel_options, store_renewed
+from galactica.agent.messages import Connected, Disconnected, Event, Welcomed
+from galactica.agent.renewal import NotRenewedError, renew_expired
+from galactica.v1 import link_pb2, link_pb2_grpc
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent import __version__
+from galactica import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -12,17 +12,16 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from galactica.agent.messages import CellState
+from galactica.agent.runtimes import RuntimeFailure, Window
 from galactica.v1 import cell_pb2, link_pb2
-
-from agent.messages import CellState
-from agent.runtimes import RuntimeFailure, Window
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from agent.reporting import Cell
-    from agent.runtimes import Runtime, Shell
-    from agent.session import Link
+    from galactica.agent.reporting import Cell
+    from galactica.agent.runtimes import Runtime, Shell
+    from galactica.agent.session import Link
 
 SHELLS_LIMIT = 4
 """On one server at once."""

@@ -14,10 +14,10 @@ import math
 from dataclasses import replace
 from typing import assert_never
 
-from agent import fence, life, reporting
-from agent.draft import Draft, State
-from agent.life import is_news
-from agent.messages import (
+from galactica.agent import fence, life, reporting
+from galactica.agent.draft import Draft, State
+from galactica.agent.life import is_news
+from galactica.agent.messages import (
     CloseSession,
     ClosingDown,
     Compared,
@@ -55,7 +55,7 @@ from agent.messages import (
     WatchNeighbours,
     Welcomed,
 )
-from agent.reporting import Session
+from galactica.agent.reporting import Session
 
 __all__ = ["State", "is_news", "next_look", "step"]
 

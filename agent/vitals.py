@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
-from galactica.v1 import cell_pb2
 
-from agent.disk import DiskTrial
-from agent.kernel_log import KernelLog
-from agent.runtimes import RuntimeUnavailable
+from galactica.agent.disk import DiskTrial
+from galactica.agent.kernel_log import KernelLog
+from galactica.agent.runtimes import RuntimeUnavailable
+from galactica.v1 import cell_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from agent.runtimes import Runtime
+    from galactica.agent.runtimes import Runtime
 
 PING_SECONDS = 2.0
 PRESSURE = Path("/proc/pressure")

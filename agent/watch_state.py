@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import assert_never
 
-from agent.messages import Answer, Neighbour, Testimony
+from galactica.agent.messages import Answer, Neighbour, Testimony
 
 PING_SECONDS = 1.0
 AGAIN_SECONDS = 0.35

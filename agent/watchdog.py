@@ -20,17 +20,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from galactica.agent import clock
+from galactica.agent.fence_keeping import FenceFile
+from galactica.agent.life import stop_of
+from galactica.agent.runtimes import RuntimeFailure
 from galactica.v1 import cell_pb2
-
-from agent import clock
-from agent.fence_keeping import FenceFile
-from agent.life import stop_of
-from agent.runtimes import RuntimeFailure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from agent.runtimes import Found, Runtime
+    from galactica.agent.runtimes import Found, Runtime
 
 LOOK_EVERY_SECONDS = 0.5
 AFTER_GRACE_SECONDS = 0.2
@@ -60,10 +59,10 @@ def main() -> None:
 def _runtime(kind: int, data: Path, fleet: str, server: str, host: str) -> Runtime:
     """As the agent makes it; only what is used is loaded."""
     if kind == cell_pb2.RUNTIME_KIND_DOCKER:
-        from agent.runtimes.docker import DockerRuntime  # noqa: PLC0415
+        from galactica.agent.runtimes.docker import DockerRuntime  # noqa: PLC0415
 
         return DockerRuntime(fleet, host=host, server=server)
-    from agent.runtimes.process import ProcessRuntime  # noqa: PLC0415
+    from galactica.agent.runtimes.process import ProcessRuntime  # noqa: PLC0415
 
     return ProcessRuntime(data / "cells", fleet, host)
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from galactica.v1 import cell_pb2, link_pb2
-
-from agent.messages import (
+from galactica.agent.messages import (
     CellReport,
     Death,
     Decommissioned,
@@ -30,6 +28,7 @@ from agent.messages import (
     Verb,
     Welcomed,
 )
+from galactica.v1 import cell_pb2, link_pb2
 
 WIRE_VERSION = 1
 MESSAGE_BYTES = 3 * 1024 * 1024

@@ -29,15 +29,15 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from demo_bill import PICTURE_SIZE, Bill, Murder, paint
 from demo_cells import CELLS, POOL, SERVERS, SERVICE, NoSuchRuntime, Runtime, choose_runtime, pool
-from galactica.v1 import operator_pb2
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from scheduler.cli.client import Client, connect
-from scheduler.cli.top_view import Picture, draw
-from scheduler.errors import CommandFailed
-from scheduler.providers import containers, processes
+from galactica.scheduler.cli.client import Client, connect
+from galactica.scheduler.cli.top_view import Picture, draw
+from galactica.scheduler.errors import CommandFailed
+from galactica.scheduler.providers import containers, processes
+from galactica.v1 import operator_pb2
 
 DRAW_EVERY_SECONDS = 0.25
 STOP_SECONDS = 20.0

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from galactica.v1 import operator_pb2
 from rich.console import Console, ConsoleDimensions, RenderableType
 from rich.table import Table
 from rich.text import Text
+
+from galactica.v1 import operator_pb2
 
 PICTURE_SIZE = ConsoleDimensions(120, 28)
 _REMOTE_FONT = re.compile(r"@font-face \{.*?\}|<!-- Generated with Rich.*?-->", re.DOTALL)

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from galactica.v1 import operator_pb2
 from rich.console import Console
+
+from galactica.v1 import operator_pb2
 
 POOL, SERVICE = "rack", "web"
 SERVERS = 3

@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from scheduler import events as e
-from scheduler.draft import Draft
-from scheduler.model import (
+from galactica.scheduler import events as e
+from galactica.scheduler.draft import Draft
+from galactica.scheduler.model import (
     Cell,
     CellKind,
     Group,
@@ -24,7 +24,7 @@ from scheduler.model import (
     digest_of,
     parse_cell_id,
 )
-from scheduler.requests import (
+from galactica.scheduler.requests import (
     Accepted,
     ApplyGroups,
     CondemnCell,
@@ -40,7 +40,7 @@ from scheduler.requests import (
     ReleaseStorm,
     Request,
 )
-from scheduler.servers import cells_of
+from galactica.scheduler.servers import cells_of
 
 MAX_GROUPS = 10_000
 MAX_CELLS = 1_000_000

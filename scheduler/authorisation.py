@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Never
 import grpc
 import structlog
 
-from scheduler.identities import IdentityError, OperatorIdentity, Role, ServerIdentity, identity_of
-from scheduler.journal import JournalCorrupt, JournalError
-from scheduler.ports import Mind
-from scheduler.requests import JournalRefuses, RecordRefusal, Refused
+from galactica.scheduler.identities import IdentityError, OperatorIdentity, Role, ServerIdentity, identity_of
+from galactica.scheduler.journal import JournalCorrupt, JournalError
+from galactica.scheduler.ports import Mind
+from galactica.scheduler.requests import JournalRefuses, RecordRefusal, Refused
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Behaviour = Callable[[Any, Context], Awaitable[Any]]

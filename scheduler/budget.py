@@ -10,7 +10,7 @@ from math import ceil
 
 from msgspec import Struct
 
-from scheduler.model import Backoff, GroupState, Policy
+from galactica.scheduler.model import Backoff, GroupState, Policy
 
 MAX_DOUBLINGS = 32
 

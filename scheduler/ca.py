@@ -30,8 +30,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from msgspec import Struct
 
-from scheduler.identities import OPERATOR_NAME, OperatorIdentity, Role, ServerIdentity, uri_of
-from scheduler.model import SERVER_ID
+from galactica.scheduler.identities import OPERATOR_NAME, OperatorIdentity, Role, ServerIdentity, uri_of
+from galactica.scheduler.model import SERVER_ID
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

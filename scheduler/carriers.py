@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from scheduler import events as e
-from scheduler.commands import Decommission, DecommissionServer, Order, OrderServer
-from scheduler.draft import Draft
-from scheduler.fence import ended_at
-from scheduler.health import cell_verdict, is_serving
-from scheduler.model import (
+from galactica.scheduler import events as e
+from galactica.scheduler.commands import Decommission, DecommissionServer, Order, OrderServer
+from galactica.scheduler.draft import Draft
+from galactica.scheduler.fence import ended_at
+from galactica.scheduler.health import cell_verdict, is_serving
+from galactica.scheduler.model import (
     Cell,
     CellKind,
     Group,
@@ -23,11 +23,11 @@ from scheduler.model import (
     SlotKey,
     Verdict,
 )
-from scheduler.placement import Unplaceable
-from scheduler.server_health import made_by, pool_cell_verdict
-from scheduler.servers import cells_of, condemn_server, verdict_on
-from scheduler.sight import CellState, ProviderServer, ProviderState
-from scheduler.telling import send_when_due, tell_provider_when_due
+from galactica.scheduler.placement import Unplaceable
+from galactica.scheduler.server_health import made_by, pool_cell_verdict
+from galactica.scheduler.servers import cells_of, condemn_server, verdict_on
+from galactica.scheduler.sight import CellState, ProviderServer, ProviderState
+from galactica.scheduler.telling import send_when_due, tell_provider_when_due
 
 
 class Carrier(Protocol):

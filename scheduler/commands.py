@@ -5,7 +5,7 @@ Both are idempotent by cell id and may be sent any number of times.
 
 from msgspec import Struct
 
-from scheduler.model import Spec
+from galactica.scheduler.model import Spec
 
 
 class Order(Struct, frozen=True):

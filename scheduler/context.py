@@ -12,7 +12,7 @@ import tempfile
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from scheduler.errors import CommandFailed, ExitCode
+from galactica.scheduler.errors import CommandFailed, ExitCode
 
 CONTEXT_VARIABLE = "GALACTICA_CONTEXT"
 SIZE_LIMIT = 262_144

@@ -14,15 +14,15 @@ from contextlib import suppress
 
 import structlog
 
-from scheduler.core import Asked, Core, Start, Turn
-from scheduler.events import Record
-from scheduler.journal import Journal, JournalFailed, JournalFull, Retention
-from scheduler.model import Fleet, Policy
-from scheduler.ports import Clock, Outbox, ProviderOutbox, View
-from scheduler.requests import Accepted, JournalRefuses, RecordRefusal, Refused, Request
-from scheduler.sight import Observation
-from scheduler.snapshot import decode, encode
-from scheduler.transitions import apply
+from galactica.scheduler.core import Asked, Core, Start, Turn
+from galactica.scheduler.events import Record
+from galactica.scheduler.journal import Journal, JournalFailed, JournalFull, Retention
+from galactica.scheduler.model import Fleet, Policy
+from galactica.scheduler.ports import Clock, Outbox, ProviderOutbox, View
+from galactica.scheduler.requests import Accepted, JournalRefuses, RecordRefusal, Refused, Request
+from galactica.scheduler.sight import Observation
+from galactica.scheduler.snapshot import decode, encode
+from galactica.scheduler.transitions import apply
 
 INBOX_SIZE = 10_000
 BATCH_SIZE = 2_000

@@ -14,19 +14,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
-from scheduler.admission import admit
-from scheduler.commands import Command, ProviderCommand
-from scheduler.draft import Draft
-from scheduler.events import JournalResumed, Record, SchedulerStarted
-from scheduler.health import BEATS_MISSED
-from scheduler.model import Fleet, Hold, Key, LeakKey, OrphanKey, Policy, ServerKey, SlotKey, Storm
-from scheduler.placement import Placer
-from scheduler.ports import View
-from scheduler.reconcile import Plan, finish
-from scheduler.requests import Accepted, Refused, Request
-from scheduler.servers import cells_of
-from scheduler.sight import Attached, Observation, Reported, Sight, observe
-from scheduler.storm import hears_anybody, is_calm, storm_of
+from galactica.scheduler.admission import admit
+from galactica.scheduler.commands import Command, ProviderCommand
+from galactica.scheduler.draft import Draft
+from galactica.scheduler.events import JournalResumed, Record, SchedulerStarted
+from galactica.scheduler.health import BEATS_MISSED
+from galactica.scheduler.model import Fleet, Hold, Key, LeakKey, OrphanKey, Policy, ServerKey, SlotKey, Storm
+from galactica.scheduler.placement import Placer
+from galactica.scheduler.ports import View
+from galactica.scheduler.reconcile import Plan, finish
+from galactica.scheduler.requests import Accepted, Refused, Request
+from galactica.scheduler.servers import cells_of
+from galactica.scheduler.sight import Attached, Observation, Reported, Sight, observe
+from galactica.scheduler.storm import hears_anybody, is_calm, storm_of
 
 KEYS_PER_TURN = 1_000
 """A turn stays short, so that beats and operators wait for no long plan; the rest is dealt with in the next one."""

@@ -11,7 +11,7 @@ from math import comb
 
 from msgspec import Struct
 
-from scheduler.model import Death, Evidence, Fleet, Server
+from galactica.scheduler.model import Death, Evidence, Fleet, Server
 
 SPEC_DEATHS = 3
 SPEC_SERVERS = 2

@@ -13,21 +13,21 @@ from typing import Any, TypeVar, cast
 
 import grpc
 import structlog
-from galactica.v1 import link_pb2, link_pb2_grpc
 from msgspec.structs import replace
 
-from scheduler import wire
-from scheduler.authorisation import Context, InvalidRequest, abort, server_of
-from scheduler.ca import SERVER_TTL_SECONDS, AuthorityError, CertificateAuthority, CsrError
-from scheduler.commands import Command
-from scheduler.model import Phase, Tempo
-from scheduler.ports import Mind
-from scheduler.requests import Refused
-from scheduler.server_health import TEMPO_WORTH_TELLING, terms_of
-from scheduler.session import Ending, LinkLimits, Session
-from scheduler.shells import ShellStream
-from scheduler.sight import Detached, Reported
-from scheduler.watch import Watch
+from galactica.scheduler import wire
+from galactica.scheduler.authorisation import Context, InvalidRequest, abort, server_of
+from galactica.scheduler.ca import SERVER_TTL_SECONDS, AuthorityError, CertificateAuthority, CsrError
+from galactica.scheduler.commands import Command
+from galactica.scheduler.model import Phase, Tempo
+from galactica.scheduler.ports import Mind
+from galactica.scheduler.requests import Refused
+from galactica.scheduler.server_health import TEMPO_WORTH_TELLING, terms_of
+from galactica.scheduler.session import Ending, LinkLimits, Session
+from galactica.scheduler.shells import ShellStream
+from galactica.scheduler.sight import Detached, Reported
+from galactica.scheduler.watch import Watch
+from galactica.v1 import link_pb2, link_pb2_grpc
 
 T = TypeVar("T")
 

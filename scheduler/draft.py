@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from scheduler.commands import Command, ProviderCommand
-from scheduler.events import AnyEvent, Record
-from scheduler.model import Fleet, Hold, Key, Policy, Storm
-from scheduler.placement import Placer
-from scheduler.sight import Sight, doubt, forget, forget_place, forget_server, tell, tell_provider
-from scheduler.storm import storm_of
-from scheduler.transitions import apply
+from galactica.scheduler.commands import Command, ProviderCommand
+from galactica.scheduler.events import AnyEvent, Record
+from galactica.scheduler.model import Fleet, Hold, Key, Policy, Storm
+from galactica.scheduler.placement import Placer
+from galactica.scheduler.sight import Sight, doubt, forget, forget_place, forget_server, tell, tell_provider
+from galactica.scheduler.storm import storm_of
+from galactica.scheduler.transitions import apply
 
 
 class Draft:

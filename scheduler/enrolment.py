@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any, Never
 
 import grpc
 import structlog
-from galactica.v1 import link_pb2, link_pb2_grpc
 
-from scheduler import requests
-from scheduler.ca import AuthorityError, CertificateAuthority, CsrError
-from scheduler.model import SERVER_ID
-from scheduler.renewal import NotRenewed, server_to_renew
-from scheduler.tokens import ParsedToken, TokenError, parse_token
+from galactica.scheduler import requests
+from galactica.scheduler.ca import AuthorityError, CertificateAuthority, CsrError
+from galactica.scheduler.model import SERVER_ID
+from galactica.scheduler.renewal import NotRenewed, server_to_renew
+from galactica.scheduler.tokens import ParsedToken, TokenError, parse_token
+from galactica.v1 import link_pb2, link_pb2_grpc
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from scheduler.ports import Mind
+    from galactica.scheduler.ports import Mind
 
     Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -6,7 +6,7 @@ added with a default, never renamed or removed, so that every schema ever writte
 
 from msgspec import Struct
 
-from scheduler.model import Autopsy, Backoff, Evidence, Group, Health, Resources, RuntimeKind
+from galactica.scheduler.model import Autopsy, Backoff, Evidence, Group, Health, Resources, RuntimeKind
 
 SCHEMA_VERSION = 1
 

@@ -7,9 +7,9 @@ and everything that may make it longer there is added.
 
 from __future__ import annotations
 
-from scheduler.model import Fleet, Policy, Server, Spec
-from scheduler.server_health import TEMPO_WORTH_TELLING, terms_of
-from scheduler.sight import Sight
+from galactica.scheduler.model import Fleet, Policy, Server, Spec
+from galactica.scheduler.server_health import TEMPO_WORTH_TELLING, terms_of
+from galactica.scheduler.sight import Sight
 
 CLOCK_RATE = 0.002
 """No two clocks tick alike. Ten times what NTP lets a clock drift, and its slewing on top (RFC 5905: 500 ppm)."""

@@ -12,7 +12,7 @@ import signal
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from scheduler.model import (
+from galactica.scheduler.model import (
     NAME,
     ExecProbe,
     Group,

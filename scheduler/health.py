@@ -9,17 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from scheduler.model import (
-    Cell,
-    Evidence,
-    Health,
-    Phase,
-    Policy,
-    Server,
-    Spec,
-    Verdict,
-)
-from scheduler.sight import CellReport, CellState, ProviderServer, ProviderState, ServerSight, Sight
+from galactica.scheduler.model import Cell, Evidence, Health, Phase, Policy, Server, Spec, Verdict
+from galactica.scheduler.sight import CellReport, CellState, ProviderServer, ProviderState, ServerSight, Sight
 
 BEATS_MISSED = 2.5
 """Silence of this many beats makes a server suspect: one beat may be lost and the next late."""

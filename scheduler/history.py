@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from galactica.v1 import operator_pb2
 from msgspec.structs import replace
 
-from scheduler import events as e
-from scheduler import server_views, views
-from scheduler.model import Cell, CellKind, Phase, Server, SlotKey, parse_cell_id
-from scheduler.ports import View
-from scheduler.wire import autopsy_to_proto
+from galactica.scheduler import events as e
+from galactica.scheduler import server_views, views
+from galactica.scheduler.model import Cell, CellKind, Phase, Server, SlotKey, parse_cell_id
+from galactica.scheduler.ports import View
+from galactica.scheduler.wire import autopsy_to_proto
+from galactica.v1 import operator_pb2
 
 _TOLD_ELSEWHERE = ("type", "cell", "server")
 _SECRETS = ("secret_sha256",)

@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote
 from cryptography import x509
 from msgspec import Struct
 
-from scheduler.model import SERVER_ID
+from galactica.scheduler.model import SERVER_ID
 
 OPERATOR_NAME = re.compile(r"[A-Za-z0-9][-A-Za-z0-9._@+]{0,63}")
 

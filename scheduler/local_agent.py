@@ -12,11 +12,11 @@ from pathlib import Path
 import structlog
 from msgspec import Struct
 
-from scheduler.ca import CertificateAuthority
-from scheduler.errors import CommandFailed
-from scheduler.ports import Mind
-from scheduler.requests import CreateToken
-from scheduler.tokens import new_token
+from galactica.scheduler.ca import CertificateAuthority
+from galactica.scheduler.errors import CommandFailed
+from galactica.scheduler.ports import Mind
+from galactica.scheduler.requests import CreateToken
+from galactica.scheduler.tokens import new_token
 
 TOKEN_VARIABLE = "GALACTICA_TOKEN"  # noqa: S105 - a name, no token
 TOKEN_SECONDS = 300.0
@@ -46,7 +46,15 @@ class AgentPlan(Struct, frozen=True):
     """Its words about the message bus, if there is one."""
 
     def command(self) -> list[str]:
-        words = [sys.executable, "-m", "agent", "--scheduler", self.scheduler, "--enrol", self.enrolment]
+        words = [
+            sys.executable,
+            "-m",
+            "galactica.agent",
+            "--scheduler",
+            self.scheduler,
+            "--enrol",
+            self.enrolment,
+        ]
         words += ["--data", str(self.data)]
         if self.runtime:
             words += ["--runtime", self.runtime]
@@ -102,7 +110,7 @@ class LocalAgent:
     async def _live(self) -> int:
         """One life of the agent; answers its exit code."""
         environment = {**os.environ, TOKEN_VARIABLE: await self._token()}
-        command: Sequence[str] = [sys.executable, "-m", "scheduler.tethered", str(os.getpid())]
+        command: Sequence[str] = [sys.executable, "-m", "galactica.scheduler.tethered", str(os.getpid())]
         # A session of its own: Ctrl-C is for the scheduler, which ends the agent in its order.
         self._process = await asyncio.create_subprocess_exec(
             *command, *self._plan.command(), env=environment, start_new_session=True

@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Struct
 from rpds import HashTrieMap, HashTrieSet
 
-from scheduler.vitals import VitalLimits
+from galactica.scheduler.vitals import VitalLimits
 
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 """A group's or label-like name: RFC 1123's label, so that it can be a DNS name."""

@@ -12,21 +12,20 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from typing import Protocol
 
+from galactica.scheduler import history, operator_shell, requests, server_views, views
+from galactica.scheduler.authorisation import Context, InvalidRequest, operator_of
+from galactica.scheduler.ca import AuthorityError, CertificateAuthority, CsrError
+from galactica.scheduler.events import Record
+from galactica.scheduler.identities import Role
+from galactica.scheduler.model import CellKind, Group, parse_cell_id
+from galactica.scheduler.ports import Mind
+from galactica.scheduler.preview import Preview, preview
+from galactica.scheduler.requests import Refused
+from galactica.scheduler.shells import ShellStream
+from galactica.scheduler.tokens import new_token
+from galactica.scheduler.wire import WIRE_VERSION
+from galactica.scheduler.wire_groups import KINDS, group_from_proto
 from galactica.v1 import operator_pb2, operator_pb2_grpc
-
-from scheduler import history, operator_shell, requests, server_views, views
-from scheduler.authorisation import Context, InvalidRequest, operator_of
-from scheduler.ca import AuthorityError, CertificateAuthority, CsrError
-from scheduler.events import Record
-from scheduler.identities import Role
-from scheduler.model import CellKind, Group, parse_cell_id
-from scheduler.ports import Mind
-from scheduler.preview import Preview, preview
-from scheduler.requests import Refused
-from scheduler.shells import ShellStream
-from scheduler.tokens import new_token
-from scheduler.wire import WIRE_VERSION
-from scheduler.wire_groups import KINDS, group_from_proto
 
 GROUPS_LIMIT = 1_000
 """In one apply or plan."""

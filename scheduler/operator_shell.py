@@ -7,15 +7,15 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol, cast
 
 import grpc
-from galactica.v1 import link_pb2, operator_pb2
 
-from scheduler import requests, views
-from scheduler.authorisation import Context, InvalidRequest
-from scheduler.model import Cell, CellKind, parse_cell_id
-from scheduler.ports import Mind
-from scheduler.requests import Refused
-from scheduler.shells import WINDOW_BYTES, ShellStream
-from scheduler.sight import CellState
+from galactica.scheduler import requests, views
+from galactica.scheduler.authorisation import Context, InvalidRequest
+from galactica.scheduler.model import Cell, CellKind, parse_cell_id
+from galactica.scheduler.ports import Mind
+from galactica.scheduler.requests import Refused
+from galactica.scheduler.shells import WINDOW_BYTES, ShellStream
+from galactica.scheduler.sight import CellState
+from galactica.v1 import link_pb2, operator_pb2
 
 WORDS_LIMIT = 256
 COMMAND_BYTES_LIMIT = 65_536

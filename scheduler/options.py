@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from scheduler.bus.address import BusOptions
+from galactica.scheduler.bus.address import BusOptions
 
 DEFAULT_PORT = 7_400
 

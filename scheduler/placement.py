@@ -14,10 +14,10 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
-from scheduler.diagnosis import is_suspect
-from scheduler.health import BEATS_MISSED
-from scheduler.model import Fleet, GroupState, Policy, Resources, RuntimeKind, Server, Spec
-from scheduler.sight import Sight
+from galactica.scheduler.diagnosis import is_suspect
+from galactica.scheduler.health import BEATS_MISSED
+from galactica.scheduler.model import Fleet, GroupState, Policy, Resources, RuntimeKind, Server, Spec
+from galactica.scheduler.sight import Sight
 
 Rank = tuple[bool, int, float, int, str]
 

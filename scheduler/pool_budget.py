@@ -9,8 +9,8 @@ A dead server needs no surge, for it is gone already. As in ``budget`` nothing h
 
 from __future__ import annotations
 
-from scheduler.budget import Allowed, Held
-from scheduler.model import Cell, GroupState, Health, Slot
+from galactica.scheduler.budget import Allowed, Held
+from galactica.scheduler.model import Cell, GroupState, Health, Slot
 
 
 def may_order_beside(state: GroupState, slot: Slot) -> Allowed | Held:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, Never
 
-from scheduler.group_rules import (
+from galactica.scheduler.group_rules import (
     DAY_SECONDS,
     Problem,
     duration_problems,
@@ -18,7 +18,7 @@ from scheduler.group_rules import (
     name_problems,
     shown,
 )
-from scheduler.model import NAME, Group, Replace, RuntimeKind, ServerBody
+from galactica.scheduler.model import NAME, Group, Replace, RuntimeKind, ServerBody
 
 SIZE_LIMIT = 10_000
 """So many agents are what one scheduler is made for."""

@@ -7,11 +7,11 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from scheduler.commands import Command, ProviderCommand
-from scheduler.events import Record
-from scheduler.model import Fleet, Hold, Policy, Storm
-from scheduler.requests import Accepted, Request
-from scheduler.sight import Observation, Sight
+from galactica.scheduler.commands import Command, ProviderCommand
+from galactica.scheduler.events import Record
+from galactica.scheduler.model import Fleet, Hold, Policy, Storm
+from galactica.scheduler.requests import Accepted, Request
+from galactica.scheduler.sight import Observation, Sight
 
 
 class Clock(Protocol):

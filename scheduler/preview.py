@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
-from scheduler import events as e
-from scheduler.commands import Command, Decommission, Order, OrderServer, ProviderCommand
-from scheduler.core import Asked, Core, Start, Turn
-from scheduler.model import Fleet, Group, Hold, RuntimeKind, SlotKey, parse_cell_id
-from scheduler.ports import View
-from scheduler.requests import Accepted, ApplyGroups, CreateToken, Enrol, GroupChange
-from scheduler.sight import (
+from galactica.scheduler import events as e
+from galactica.scheduler.commands import Command, Decommission, Order, OrderServer, ProviderCommand
+from galactica.scheduler.core import Asked, Core, Start, Turn
+from galactica.scheduler.model import Fleet, Group, Hold, RuntimeKind, SlotKey, parse_cell_id
+from galactica.scheduler.ports import View
+from galactica.scheduler.requests import Accepted, ApplyGroups, CreateToken, Enrol, GroupChange
+from galactica.scheduler.sight import (
     Attached,
     CellReport,
     CellState,
@@ -29,7 +29,7 @@ from scheduler.sight import (
     ServerMade,
     ServerUnmade,
 )
-from scheduler.vitals import Vitals
+from galactica.scheduler.vitals import Vitals
 
 MAX_TURNS = 200_000
 MAX_BIRTHS = 20_000

@@ -13,10 +13,10 @@ from typing import Protocol
 import structlog
 from msgspec.structs import replace
 
-from scheduler.commands import OrderServer, ProviderCommand
-from scheduler.ports import Mind
-from scheduler.requests import CreateToken, Refused
-from scheduler.tokens import new_token
+from galactica.scheduler.commands import OrderServer, ProviderCommand
+from galactica.scheduler.ports import Mind
+from galactica.scheduler.requests import CreateToken, Refused
+from galactica.scheduler.tokens import new_token
 
 TOKEN_SECONDS_AFTER_BOOT = 300.0
 """How much longer than its boot may take a server's token holds."""

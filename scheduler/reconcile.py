@@ -11,13 +11,13 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
-from scheduler.commands import Command, ProviderCommand
-from scheduler.draft import Draft
-from scheduler.events import Record
-from scheduler.model import Fleet, Hold, Key, LeakKey, OrphanKey, Policy, ServerKey, SlotKey
-from scheduler.servers import look_leak, look_orphan, look_server
-from scheduler.sight import Sight
-from scheduler.slots import look_slot
+from galactica.scheduler.commands import Command, ProviderCommand
+from galactica.scheduler.draft import Draft
+from galactica.scheduler.events import Record
+from galactica.scheduler.model import Fleet, Hold, Key, LeakKey, OrphanKey, Policy, ServerKey, SlotKey
+from galactica.scheduler.servers import look_leak, look_orphan, look_server
+from galactica.scheduler.sight import Sight
+from galactica.scheduler.slots import look_slot
 
 
 class Plan(Struct, frozen=True):

@@ -13,9 +13,9 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from scheduler.ca import CertificateAuthority, CsrError, public_key_of
-from scheduler.identities import IdentityError, ServerIdentity, identity_in
-from scheduler.model import Fleet, Phase
+from galactica.scheduler.ca import CertificateAuthority, CsrError, public_key_of
+from galactica.scheduler.identities import IdentityError, ServerIdentity, identity_in
+from galactica.scheduler.model import Fleet, Phase
 
 LATEST_SECONDS = 30 * 86_400.0
 """How long after its end a certificate can be renewed: longer than any outage that somebody means to end, and

@@ -6,7 +6,7 @@ durable; a refusal names the rule that refuses.
 
 from msgspec import Struct
 
-from scheduler.model import Group
+from galactica.scheduler.model import Group
 
 
 class ApplyGroups(Struct, frozen=True):

@@ -13,33 +13,33 @@ import os
 import signal
 import socket
 import sys
-from importlib import metadata
 from pathlib import Path
 
 import grpc
 import structlog
 from msgspec import Struct
 
-from scheduler.bus.address import BusOptions
-from scheduler.ca import SERVER_TTL_SECONDS, AuthorityError, CertificateAuthority, new_key_and_csr
-from scheduler.clock import DisciplinedClock
-from scheduler.context import Context, write_context
-from scheduler.controller import Controller, load
-from scheduler.core import Start
-from scheduler.dispatcher import Dispatcher
-from scheduler.enrolment import EnrolmentService, enrolment_credentials, make_enrolment_server
-from scheduler.errors import CommandFailed, ExitCode
-from scheduler.identities import Role
-from scheduler.journal import Journal, JournalError
-from scheduler.journal.sqlite import SqliteJournal
-from scheduler.local_agent import AgentPlan, LocalAgent
-from scheduler.operator_api import OperatorApi
-from scheduler.options import Address, SchedulerOptions, UpOptions, next_port
-from scheduler.providers.configuration import ConfigurationError, make_suppliers, read_providers
-from scheduler.providers.runner import ProviderRunner
-from scheduler.provisioning import Provisioner
-from scheduler.requests import EnrolOperator, Refused
-from scheduler.serving import make_server
+from galactica import __version__
+from galactica.scheduler.bus.address import BusOptions
+from galactica.scheduler.ca import SERVER_TTL_SECONDS, AuthorityError, CertificateAuthority, new_key_and_csr
+from galactica.scheduler.clock import DisciplinedClock
+from galactica.scheduler.context import Context, write_context
+from galactica.scheduler.controller import Controller, load
+from galactica.scheduler.core import Start
+from galactica.scheduler.dispatcher import Dispatcher
+from galactica.scheduler.enrolment import EnrolmentService, enrolment_credentials, make_enrolment_server
+from galactica.scheduler.errors import CommandFailed, ExitCode
+from galactica.scheduler.identities import Role
+from galactica.scheduler.journal import Journal, JournalError
+from galactica.scheduler.journal.sqlite import SqliteJournal
+from galactica.scheduler.local_agent import AgentPlan, LocalAgent
+from galactica.scheduler.operator_api import OperatorApi
+from galactica.scheduler.options import Address, SchedulerOptions, UpOptions, next_port
+from galactica.scheduler.providers.configuration import ConfigurationError, make_suppliers, read_providers
+from galactica.scheduler.providers.runner import ProviderRunner
+from galactica.scheduler.provisioning import Provisioner
+from galactica.scheduler.requests import EnrolOperator, Refused
+from galactica.scheduler.serving import make_server
 
 FLEET = "galactica"
 ADMIN = "admin"
@@ -153,7 +153,7 @@ async def _serve(setup: Setup, up: UpOptions | None) -> None:
 async def _run_bus(setup: Setup, scheduler: Scheduler) -> None:
     if setup.bus is None:
         return
-    from scheduler.bus.bus import Bus  # noqa: PLC0415 - only what is used is loaded
+    from galactica.scheduler.bus.bus import Bus  # noqa: PLC0415 - only what is used is loaded
 
     await Bus(setup.bus, scheduler.controller, setup.fleet).run()
 
@@ -180,7 +180,7 @@ class Scheduler:
         self._journal = journal
         self.ca = ca
         fleet = load(journal)
-        version = program_version()
+        version = __version__
         epoch = journal.claim_epoch()
         clock = DisciplinedClock(fleet.at)
         self.controller = Controller(journal, fleet, clock, Start(epoch, version))
@@ -333,13 +333,6 @@ def check_free(address: Address) -> None:
             f"cannot listen on {address}: {why}",
             hint="Does a scheduler run here already? Try galactica status, or another address: --listen HOST:PORT",
         ) from error
-
-
-def program_version() -> str:
-    try:
-        return metadata.version("galactica")
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def say(text: str) -> None:

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from scheduler.diagnosis import blame_server
-from scheduler.health import BEATS_MISSED, server_cell_verdict
-from scheduler.model import (
+from galactica.scheduler.diagnosis import blame_server
+from galactica.scheduler.health import BEATS_MISSED, server_cell_verdict
+from galactica.scheduler.model import (
     Cell,
     Evidence,
     Fleet,
@@ -25,7 +25,7 @@ from scheduler.model import (
     Tempo,
     Verdict,
 )
-from scheduler.sight import (
+from galactica.scheduler.sight import (
     Answer,
     ProviderServer,
     ProviderSight,
@@ -34,7 +34,7 @@ from scheduler.sight import (
     Sight,
     Testimony,
 )
-from scheduler.vitals_health import vitals_verdict
+from galactica.scheduler.vitals_health import vitals_verdict
 
 SILENT_BEATS = 2.0
 """Silence of this many beats may be more than a beat that is late."""

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from galactica.v1 import cell_pb2, operator_pb2
-
-from scheduler.health import BEATS_MISSED
-from scheduler.model import (
+from galactica.scheduler.health import BEATS_MISSED
+from galactica.scheduler.model import (
     Cell,
     CellKind,
     Evidence,
@@ -18,11 +16,12 @@ from scheduler.model import (
     Verdict,
     parse_cell_id,
 )
-from scheduler.ports import View
-from scheduler.server_health import server_verdict, witnesses_of
-from scheduler.sight import ProviderState
-from scheduler.views import verdict_of, verdict_words
-from scheduler.wire import vitals_to_proto
+from galactica.scheduler.ports import View
+from galactica.scheduler.server_health import server_verdict, witnesses_of
+from galactica.scheduler.sight import ProviderState
+from galactica.scheduler.views import verdict_of, verdict_words
+from galactica.scheduler.wire import vitals_to_proto
+from galactica.v1 import cell_pb2, operator_pb2
 
 
 def servers(view: View) -> Iterator[operator_pb2.Server]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from scheduler import events as e
-from scheduler.commands import Decommission, DecommissionServer, Resync
-from scheduler.draft import Draft
-from scheduler.model import (
+from galactica.scheduler import events as e
+from galactica.scheduler.commands import Decommission, DecommissionServer, Resync
+from galactica.scheduler.draft import Draft
+from galactica.scheduler.model import (
     SILENCE_RULES,
     Fleet,
     Health,
@@ -26,10 +26,10 @@ from scheduler.model import (
     Verdict,
     parse_cell_id,
 )
-from scheduler.server_health import CUT_OFF, SILENT_BEATS, server_verdict
-from scheduler.sight import CellState, ProviderState
-from scheduler.storm import is_released
-from scheduler.telling import send_when_due, tell_provider_when_due
+from galactica.scheduler.server_health import CUT_OFF, SILENT_BEATS, server_verdict
+from galactica.scheduler.sight import CellState, ProviderState
+from galactica.scheduler.storm import is_released
+from galactica.scheduler.telling import send_when_due, tell_provider_when_due
 
 
 def look_server(draft: Draft, key: ServerKey) -> None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import grpc
-from galactica.v1 import link_pb2, link_pb2_grpc, operator_pb2, operator_pb2_grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from scheduler.authorisation import Gate
-from scheduler.ca import CertificateAuthority
-from scheduler.dispatcher import Dispatcher
-from scheduler.enrolment import link_credentials
-from scheduler.operator_api import OperatorApi
-from scheduler.ports import Mind
+from galactica.scheduler.authorisation import Gate
+from galactica.scheduler.ca import CertificateAuthority
+from galactica.scheduler.dispatcher import Dispatcher
+from galactica.scheduler.enrolment import link_credentials
+from galactica.scheduler.operator_api import OperatorApi
+from galactica.scheduler.ports import Mind
+from galactica.v1 import link_pb2, link_pb2_grpc, operator_pb2, operator_pb2_grpc
 
 RECEIVE_BYTES_LIMIT = 16 * 2**20
 SEND_BYTES_LIMIT = 128 * 2**20

@@ -12,11 +12,11 @@ from collections.abc import AsyncIterator, Iterator
 from typing import NamedTuple, Protocol
 
 import grpc
-from galactica.v1 import link_pb2
 from msgspec import Struct
 
-from scheduler.requests import Refused
-from scheduler.shells import SHELLS_LIMIT, ShellStream
+from galactica.scheduler.requests import Refused
+from galactica.scheduler.shells import SHELLS_LIMIT, ShellStream
+from galactica.v1 import link_pb2
 
 BATCH_LIMIT = 1_000
 BATCH_BYTES_LIMIT = 1024 * 1024

@@ -7,9 +7,8 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
+from galactica.scheduler.requests import Refused
 from galactica.v1 import cell_pb2, link_pb2
-
-from scheduler.requests import Refused
 
 WINDOW_BYTES = 64 * 1024
 """As ``link.proto`` says; agents use the same."""

@@ -10,8 +10,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 from rpds import HashTrieMap, HashTrieSet
 
-from scheduler.model import Autopsy, Resources, RuntimeKind
-from scheduler.vitals import USUAL_LIMITS, Ailment, VitalLimits, Vitals, ailments
+from galactica.scheduler.model import Autopsy, Resources, RuntimeKind
+from galactica.scheduler.vitals import USUAL_LIMITS, Ailment, VitalLimits, Vitals, ailments
 
 SILENCE_WORTH_A_LOOK_SECONDS = 2.0
 """A report that ends a silence this long makes its server news again."""

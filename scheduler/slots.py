@@ -10,8 +10,8 @@ import zlib
 from msgspec import Struct
 from msgspec.structs import replace
 
-from scheduler import events as e
-from scheduler.budget import (
+from galactica.scheduler import events as e
+from galactica.scheduler.budget import (
     Allowed,
     Held,
     backoff_hold,
@@ -20,10 +20,10 @@ from scheduler.budget import (
     may_surge,
     next_backoff,
 )
-from scheduler.carriers import Carrier, carrier_of, fenced_at
-from scheduler.diagnosis import blame_spec
-from scheduler.draft import Draft
-from scheduler.model import (
+from galactica.scheduler.carriers import Carrier, carrier_of, fenced_at
+from galactica.scheduler.diagnosis import blame_spec
+from galactica.scheduler.draft import Draft
+from galactica.scheduler.model import (
     SILENCE_RULES,
     Cell,
     CellId,
@@ -39,8 +39,8 @@ from scheduler.model import (
     Tally,
     Verdict,
 )
-from scheduler.placement import Unplaceable
-from scheduler.pool_budget import (
+from galactica.scheduler.placement import Unplaceable
+from galactica.scheduler.pool_budget import (
     goes_first,
     may_condemn_due_server,
     may_condemn_server,
@@ -48,8 +48,8 @@ from scheduler.pool_budget import (
     may_order_another,
     may_order_beside,
 )
-from scheduler.servers import bury_server, condemn_server, doubted_in, held_by_storm, show_cut_off
-from scheduler.transitions import NOT_ITS_OWN, still_waits, was_lost
+from galactica.scheduler.servers import bury_server, condemn_server, doubted_in, held_by_storm, show_cut_off
+from galactica.scheduler.transitions import NOT_ITS_OWN, still_waits, was_lost
 
 AGE_JITTER = 0.1
 """Cells of one wave do not all come of age at the same moment."""

@@ -14,7 +14,7 @@ from msgspec import Struct
 from msgspec.structs import astuple
 from rpds import HashTrieMap, HashTrieSet
 
-from scheduler.model import (
+from galactica.scheduler.model import (
     Backoff,
     Cell,
     CellKind,

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from scheduler.model import Fleet, Phase, Policy, Server, Silence, Storm
-from scheduler.server_health import SILENT_BEATS, last_heard_at
-from scheduler.sight import Sight
+from galactica.scheduler.model import Fleet, Phase, Policy, Server, Silence, Storm
+from galactica.scheduler.server_health import SILENT_BEATS, last_heard_at
+from galactica.scheduler.sight import Sight
 
 
 def storm_of(fleet: Fleet, sight: Sight, pool: str, now: float, policy: Policy) -> Storm | None:

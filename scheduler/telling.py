@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from scheduler.commands import Command, ProviderCommand
-from scheduler.draft import Draft
-from scheduler.model import Key
+from galactica.scheduler.commands import Command, ProviderCommand
+from galactica.scheduler.draft import Draft
+from galactica.scheduler.model import Key
 
 
 def send_when_due(draft: Draft, key: Key, command: Command) -> None:

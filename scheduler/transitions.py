@@ -12,8 +12,8 @@ from typing import Any
 from msgspec.structs import replace
 from rpds import HashTrieMap
 
-from scheduler import events as e
-from scheduler.model import (
+from galactica.scheduler import events as e
+from galactica.scheduler.model import (
     DEATHS_KEPT,
     GRAVES_KEPT,
     REVISIONS_KEPT,

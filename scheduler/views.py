@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from galactica.v1 import operator_pb2
-
-from scheduler.health import cell_verdict
-from scheduler.model import (
+from galactica.scheduler.health import cell_verdict
+from galactica.scheduler.model import (
     Cell,
     CellKind,
     Evidence,
@@ -25,10 +23,11 @@ from scheduler.model import (
     Storm,
     Verdict,
 )
-from scheduler.ports import View
-from scheduler.server_health import pool_cell_verdict
-from scheduler.sight import CellReport, CellState
-from scheduler.units import format_duration
+from galactica.scheduler.ports import View
+from galactica.scheduler.server_health import pool_cell_verdict
+from galactica.scheduler.sight import CellReport, CellState
+from galactica.scheduler.units import format_duration
+from galactica.v1 import operator_pb2
 
 _ILL = (Health.SICK, Health.DEAD)
 

@@ -6,9 +6,9 @@ is better than none.
 
 from __future__ import annotations
 
-from scheduler.model import Evidence, Fleet, Health, Phase, Server, Verdict
-from scheduler.sight import Sight
-from scheduler.vitals import Ailment, VitalLimits
+from galactica.scheduler.model import Evidence, Fleet, Health, Phase, Server, Verdict
+from galactica.scheduler.sight import Sight
+from galactica.scheduler.vitals import Ailment, VitalLimits
 
 
 def vitals_verdict(

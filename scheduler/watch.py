@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2s
 
 import structlog
-from galactica.v1 import link_pb2
 from msgspec import Struct
 
-from scheduler.neighbourhood import Watched, redraw, watchers_of
-from scheduler.sight import Testimony
-from scheduler.wire import WatchedServer
+from galactica.scheduler.neighbourhood import Watched, redraw, watchers_of
+from galactica.scheduler.sight import Testimony
+from galactica.scheduler.wire import WatchedServer
+from galactica.v1 import link_pb2
 
 DRAW_AFTER_SECONDS = 0.2
 DRAW_AFTER_SECONDS_PER_SERVER = 0.0002

@@ -12,11 +12,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from galactica.v1 import cell_pb2, link_pb2
-
-from scheduler.commands import Command, Decommission, Order, Resync
-from scheduler.model import Autopsy, Resources, RuntimeKind, Tempo
-from scheduler.sight import (
+from galactica.scheduler.commands import Command, Decommission, Order, Resync
+from galactica.scheduler.model import Autopsy, Resources, RuntimeKind, Tempo
+from galactica.scheduler.sight import (
     Answer,
     Attached,
     CellReport,
@@ -26,8 +24,9 @@ from scheduler.sight import (
     ServerFacts,
     Testimony,
 )
-from scheduler.vitals import Vitals
-from scheduler.wire_groups import spec_to_proto
+from galactica.scheduler.vitals import Vitals
+from galactica.scheduler.wire_groups import spec_to_proto
+from galactica.v1 import cell_pb2, link_pb2
 
 WIRE_VERSION = 1
 

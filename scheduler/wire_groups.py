@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from galactica.v1 import cell_pb2, operator_pb2
 from msgspec.structs import replace
 
-from scheduler.group_rules import Problem, problems_of
-from scheduler.model import (
+from galactica.scheduler.group_rules import Problem, problems_of
+from galactica.scheduler.model import (
     ExecProbe,
     Group,
     GroupKind,
@@ -23,7 +22,8 @@ from scheduler.model import (
     Stop,
     TcpProbe,
 )
-from scheduler.pool_rules import problems_of_pool, read_body
+from galactica.scheduler.pool_rules import problems_of_pool, read_body
+from galactica.v1 import cell_pb2, operator_pb2
 
 PROBLEMS_TOLD = 20
 

@@ -19,9 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
-from galactica.v1 import cell_pb2, link_pb2
-
-from agent.runtimes import (
+from galactica.agent.runtimes import (
     Exited,
     Found,
     Progress,
@@ -34,15 +32,16 @@ from agent.runtimes import (
     Stirred,
     Window,
 )
-from agent.runtimes.docker_autopsy import Death, Life, autopsy_at_once, autopsy_of_exit
-from agent.runtimes.docker_drift import Comparer
-from agent.runtimes.docker_engine import Engine, ImageMissing
-from agent.runtimes.docker_events import EventThread, Hearers, Touch
-from agent.runtimes.docker_exec import execute
-from agent.runtimes.docker_logs import read_logs
-from agent.runtimes.docker_pull import Puller
-from agent.runtimes.docker_shell import open_shell
-from agent.runtimes.docker_spec import Scope
+from galactica.agent.runtimes.docker_autopsy import Death, Life, autopsy_at_once, autopsy_of_exit
+from galactica.agent.runtimes.docker_drift import Comparer
+from galactica.agent.runtimes.docker_engine import Engine, ImageMissing
+from galactica.agent.runtimes.docker_events import EventThread, Hearers, Touch
+from galactica.agent.runtimes.docker_exec import execute
+from galactica.agent.runtimes.docker_logs import read_logs
+from galactica.agent.runtimes.docker_pull import Puller
+from galactica.agent.runtimes.docker_shell import open_shell
+from galactica.agent.runtimes.docker_spec import Scope
+from galactica.v1 import cell_pb2, link_pb2
 
 NEWS_LIMIT = 4_096
 """Deaths that wait to be fetched from ``watch``; beyond it everything is listed anew instead."""

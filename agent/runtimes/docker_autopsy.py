@@ -9,10 +9,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from galactica.agent.runtimes import LAST_LINES, LINE_CHARACTERS
+from galactica.agent.runtimes.docker_differences import Touches
 from galactica.v1 import cell_pb2
-
-from agent.runtimes import LAST_LINES, LINE_CHARACTERS
-from agent.runtimes.docker_differences import Touches
 
 _FRAME = struct.Struct(">BxxxL")
 LOG_TAIL_BYTES = 262_144

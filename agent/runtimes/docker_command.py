@@ -9,7 +9,7 @@ from typing import Any
 import docker
 import requests
 
-from agent.runtimes import StartFailed
+from galactica.agent.runtimes import StartFailed
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """The engine's own, where neither image nor spec says."""

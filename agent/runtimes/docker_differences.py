@@ -12,9 +12,8 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from galactica.agent.runtimes.docker_spec import TMP, Scope, body_of
 from galactica.v1 import link_pb2
-
-from agent.runtimes.docker_spec import TMP, Scope, body_of
 
 TOUCHES_LIMIT = 10
 TOUCH_CHARACTERS = 200

@@ -9,10 +9,10 @@ from typing import Any
 
 import docker
 import docker.errors
-from galactica.v1 import link_pb2
 
-from agent.runtimes.docker_differences import OURS_MARK, differences, ran
-from agent.runtimes.docker_engine import Engine
+from galactica.agent.runtimes.docker_differences import OURS_MARK, differences, ran
+from galactica.agent.runtimes.docker_engine import Engine
+from galactica.v1 import link_pb2
 
 IMAGE_SECONDS = 30.0
 IMAGES_KEPT = 256

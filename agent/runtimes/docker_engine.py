@@ -16,13 +16,20 @@ import docker.errors
 import docker.utils
 import requests.exceptions
 import urllib3.exceptions
-from galactica.v1 import link_pb2
 
-from agent.runtimes import LAST_LINES, Found, Running, RuntimeFailure, RuntimeUnavailable, StartFailed
-from agent.runtimes.docker_autopsy import Life, autopsy_of, unix_seconds
-from agent.runtimes.docker_command import check_command
-from agent.runtimes.docker_differences import OwnExecs
-from agent.runtimes.docker_spec import CELL_LABEL, Scope, body_of, endpoints_of, order_of
+from galactica.agent.runtimes import (
+    LAST_LINES,
+    Found,
+    Running,
+    RuntimeFailure,
+    RuntimeUnavailable,
+    StartFailed,
+)
+from galactica.agent.runtimes.docker_autopsy import Life, autopsy_of, unix_seconds
+from galactica.agent.runtimes.docker_command import check_command
+from galactica.agent.runtimes.docker_differences import OwnExecs
+from galactica.agent.runtimes.docker_spec import CELL_LABEL, Scope, body_of, endpoints_of, order_of
+from galactica.v1 import link_pb2
 
 PING_SECONDS = 2.0
 CONNECTIONS = 32

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agent.runtimes import Found, RuntimeUnavailable
-from agent.runtimes.docker_autopsy import Death
-from agent.runtimes.docker_differences import COPIED, DEFAULT_NETWORKS, ran
-from agent.runtimes.docker_engine import Engine
+from galactica.agent.runtimes import Found, RuntimeUnavailable
+from galactica.agent.runtimes.docker_autopsy import Death
+from galactica.agent.runtimes.docker_differences import COPIED, DEFAULT_NETWORKS, ran
+from galactica.agent.runtimes.docker_engine import Engine
 
 BACKOFF_FIRST_SECONDS = 0.1
 BACKOFF_LIMIT_SECONDS = 2.0

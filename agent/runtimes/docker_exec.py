@@ -21,9 +21,9 @@ import docker
 import docker.errors
 import requests
 
-from agent.runtimes import LINE_CHARACTERS, RuntimeFailure
-from agent.runtimes.docker_differences import OURS_KEYS
-from agent.runtimes.docker_engine import Engine, explained
+from galactica.agent.runtimes import LINE_CHARACTERS, RuntimeFailure
+from galactica.agent.runtimes.docker_differences import OURS_KEYS
+from galactica.agent.runtimes.docker_engine import Engine, explained
 
 OUTPUT_BYTES = 65_536
 """How much of the newest output is kept."""

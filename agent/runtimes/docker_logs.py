@@ -9,8 +9,8 @@ from typing import Any
 
 import docker.errors
 
-from agent.runtimes import RuntimeFailure
-from agent.runtimes.docker_engine import Engine
+from galactica.agent.runtimes import RuntimeFailure
+from galactica.agent.runtimes.docker_engine import Engine
 
 CHUNKS_AHEAD = 64
 """How far the thread may read ahead of a slow reader (chunks of at most 16 KiB)."""

@@ -16,8 +16,8 @@ import docker.errors
 import docker.utils
 import requests
 
-from agent.runtimes import Progress, RuntimeFailure, RuntimeUnavailable, StartFailed
-from agent.runtimes.docker_engine import Abandoned, Engine
+from galactica.agent.runtimes import Progress, RuntimeFailure, RuntimeUnavailable, StartFailed
+from galactica.agent.runtimes.docker_engine import Abandoned, Engine
 
 SILENCE_SECONDS = 300.0
 """A registry that says nothing for so long has hung."""

@@ -13,10 +13,10 @@ import docker
 import docker.errors
 import requests
 
-from agent.runtimes import RuntimeFailure, Window
-from agent.runtimes.docker_differences import OURS_KEYS
-from agent.runtimes.docker_engine import Engine, explained
-from agent.runtimes.docker_exec import end_command
+from galactica.agent.runtimes import RuntimeFailure, Window
+from galactica.agent.runtimes.docker_differences import OURS_KEYS
+from galactica.agent.runtimes.docker_engine import Engine, explained
+from galactica.agent.runtimes.docker_exec import end_command
 
 READ_BYTES = 16_384
 CODE_SECONDS = 3.0

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from galactica.v1 import cell_pb2, link_pb2
 from google.protobuf.message import DecodeError
 
-from agent.runtimes import StartFailed
+from galactica.agent.runtimes import StartFailed
+from galactica.v1 import cell_pb2, link_pb2
 
 FLEET_LABEL = "galactica.fleet"
 SERVER_LABEL = "galactica.server"

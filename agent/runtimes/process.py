@@ -25,9 +25,7 @@ from pathlib import Path
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
-from galactica.v1 import cell_pb2, link_pb2
-
-from agent.runtimes import (
+from galactica.agent.runtimes import (
     Exited,
     Found,
     Progress,
@@ -44,9 +42,10 @@ from agent.runtimes import (
     process_shell,
     process_table,
 )
-from agent.runtimes.logs import LOG_LIMIT_BYTES
-from agent.runtimes.process_cell import Cell, sweep
-from agent.runtimes.process_launch import Folder, folder_name
+from galactica.agent.runtimes.logs import LOG_LIMIT_BYTES
+from galactica.agent.runtimes.process_cell import Cell, sweep
+from galactica.agent.runtimes.process_launch import Folder, folder_name
+from galactica.v1 import cell_pb2, link_pb2
 
 TRIM_EVERY_SECONDS = 1.0
 SET_ASIDE = ".corrupt"

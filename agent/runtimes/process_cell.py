@@ -9,9 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from galactica.v1 import cell_pb2
-
-from agent.runtimes import (
+from galactica.agent.runtimes import (
     LAST_LINES,
     Found,
     Running,
@@ -22,9 +20,10 @@ from agent.runtimes import (
     process_record,
     process_table,
 )
-from agent.runtimes.logs import CellLog, last_lines
-from agent.runtimes.process_launch import Folder
-from agent.runtimes.process_record import Record
+from galactica.agent.runtimes.logs import CellLog, last_lines
+from galactica.agent.runtimes.process_launch import Folder
+from galactica.agent.runtimes.process_record import Record
+from galactica.v1 import cell_pb2
 
 SIGNAL_EXIT_BASE = 128
 """Exit code of what a signal ended: 128 + its number, as shells and container engines say."""

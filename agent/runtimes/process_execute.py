@@ -6,10 +6,10 @@ import os
 import signal
 from collections.abc import Sequence
 
-from agent.runtimes import RuntimeFailure, StartFailed, process_limits, process_plan
-from agent.runtimes.logs import last_lines
-from agent.runtimes.process_launch import Folder
-from agent.runtimes.process_record import Record
+from galactica.agent.runtimes import RuntimeFailure, StartFailed, process_limits, process_plan
+from galactica.agent.runtimes.logs import last_lines
+from galactica.agent.runtimes.process_launch import Folder
+from galactica.agent.runtimes.process_record import Record
 
 KEPT_BYTES = 8 << 10
 CHUNK_BYTES = 64 << 10

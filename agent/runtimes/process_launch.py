@@ -17,13 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
+from galactica.agent.runtimes import StartFailed, process_limits, process_plan, process_record, process_table
+from galactica.agent.runtimes.logs import CellLog, last_lines
+from galactica.agent.runtimes.process_limits import Limiter
+from galactica.agent.runtimes.process_record import Record
+from galactica.agent.runtimes.process_table import Process
 from galactica.v1 import link_pb2
-
-from agent.runtimes import StartFailed, process_limits, process_plan, process_record, process_table
-from agent.runtimes.logs import CellLog, last_lines
-from agent.runtimes.process_limits import Limiter
-from agent.runtimes.process_record import Record
-from agent.runtimes.process_table import Process
 
 HANDSHAKE_SECONDS = 10.0
 ANSWER_BYTES = 4096

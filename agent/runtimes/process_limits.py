@@ -18,9 +18,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from galactica.agent.runtimes import RuntimeFailure
 from galactica.v1 import cell_pb2
-
-from agent.runtimes import RuntimeFailure
 
 CONTROLLERS = ("cpu", "memory", "pids")
 PERIOD_MICROSECONDS = 100_000

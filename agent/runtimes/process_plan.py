@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from galactica.v1 import link_pb2
 
-from agent.runtimes import StartFailed
+from galactica.agent.runtimes import StartFailed
+from galactica.v1 import link_pb2
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DEFAULT_LANG = "C.UTF-8"

@@ -10,10 +10,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from galactica.v1 import cell_pb2, link_pb2
 from google.protobuf.message import DecodeError
 
-from agent.runtimes.process_table import Process
+from galactica.agent.runtimes.process_table import Process
+from galactica.v1 import cell_pb2, link_pb2
 
 FORMAT = 1
 

@@ -10,9 +10,9 @@ import struct
 import termios
 from collections.abc import Callable, Sequence
 
-from agent.runtimes import RuntimeFailure, StartFailed, Window, process_limits, process_plan
-from agent.runtimes.process_launch import Folder
-from agent.runtimes.process_record import Record
+from galactica.agent.runtimes import RuntimeFailure, StartFailed, Window, process_limits, process_plan
+from galactica.agent.runtimes.process_launch import Folder
+from galactica.agent.runtimes.process_record import Record
 
 READ_BYTES = 16_384
 SIGNAL_EXIT_BASE = 128

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.runtimes import RuntimeFailure
+from galactica.agent.runtimes import RuntimeFailure
 
 KILL_ROUNDS = 100
 KILL_PAUSE_SECONDS = 0.02

@@ -23,12 +23,12 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from scheduler.bus.address import BusOptions, tls_context
-from scheduler.bus.messages import Here, Lost, Topics, event_payload, read_will, states
-from scheduler.events import Record
-from scheduler.model import Phase
-from scheduler.ports import Mind
-from scheduler.sight import WillRead
+from galactica.scheduler.bus.address import BusOptions, tls_context
+from galactica.scheduler.bus.messages import Here, Lost, Topics, event_payload, read_will, states
+from galactica.scheduler.events import Record
+from galactica.scheduler.model import Phase
+from galactica.scheduler.ports import Mind
+from galactica.scheduler.sight import WillRead
 
 BATCH = 100
 """How many messages are under way at once, each until the broker has it."""

@@ -12,13 +12,13 @@ from typing import Any
 from urllib.parse import quote
 
 import msgspec
-from galactica.v1 import operator_pb2
 from msgspec import Struct
 
-from scheduler import history, server_views, views
-from scheduler.events import Record
-from scheduler.model import SERVER_ID, Phase
-from scheduler.ports import View
+from galactica.scheduler import history, server_views, views
+from galactica.scheduler.events import Record
+from galactica.scheduler.model import SERVER_ID, Phase
+from galactica.scheduler.ports import View
+from galactica.v1 import operator_pb2
 
 VERSION = 1
 EVENT_BYTES_LIMIT = 64 * 1024

@@ -6,9 +6,9 @@ import os
 import sys
 import traceback
 
-from scheduler.cli.app import build
-from scheduler.cli.output import safe
-from scheduler.errors import CommandFailed, ExitCode
+from galactica.scheduler.cli.app import build
+from galactica.scheduler.cli.output import safe
+from galactica.scheduler.errors import CommandFailed, ExitCode
 
 
 def main() -> None:

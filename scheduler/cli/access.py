@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from galactica.v1 import operator_pb2
 
-from scheduler.cli import people, shapes
-from scheduler.cli.arguments import Output, Scheduler, duration
-from scheduler.cli.client import connect
-from scheduler.cli.output import Format, Styled, line, print_json
-from scheduler.context import Context, context_path, create_context, read_context
-from scheduler.errors import CommandFailed
+from galactica import __version__
+from galactica.scheduler.cli import people, shapes
+from galactica.scheduler.cli.arguments import Output, Scheduler, duration
+from galactica.scheduler.cli.client import connect
+from galactica.scheduler.cli.output import Format, Styled, line, print_json
+from galactica.scheduler.context import Context, context_path, create_context, read_context
+from galactica.scheduler.errors import CommandFailed
+from galactica.v1 import operator_pb2
 
 VERSION_SECONDS = 2.0
 _LOOPBACK = re.compile(r"127\.[\d.]+:\d+|localhost:\d+|\[::1\]:\d+")
@@ -74,7 +75,7 @@ def create_operator(
     if path.exists():
         raise CommandFailed(f"{path} is there already", hint="Move it away, or write --file FILE.")
     with connect(scheduler) as client:
-        from scheduler.ca import new_key_and_csr
+        from galactica.scheduler.ca import new_key_and_csr
 
         key_pem, csr_pem = new_key_and_csr()
         request = operator_pb2.CreateOperatorRequest(
@@ -133,7 +134,7 @@ def show_context(output: Output = Format.TABLE) -> None:
 def _expires_at(context: Context) -> str | None:
     from cryptography import x509
 
-    from scheduler.cli.shapes import time_text
+    from galactica.scheduler.cli.shapes import time_text
 
     try:
         certificate = x509.load_pem_x509_certificate(context.cert_pem.encode())
@@ -144,7 +145,7 @@ def _expires_at(context: Context) -> str | None:
 
 def version(scheduler: Scheduler = None, output: Output = Format.TABLE) -> None:
     """The version of this program, and the scheduler's where one answers."""
-    own = own_version()
+    own = __version__
     trouble = ""
     facts: dict[str, object] = {"version": own, "scheduler": None}
     if scheduler or context_path().exists():
@@ -171,14 +172,3 @@ def version(scheduler: Scheduler = None, output: Output = Format.TABLE) -> None:
         )
     elif trouble:
         line(Styled(trouble, "yellow"))
-
-
-def own_version() -> str:
-    """Of the installed package."""
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as installed
-
-    try:
-        return installed("galactica")
-    except PackageNotFoundError:
-        return "unknown (not installed as a package)"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from scheduler.cli import access, changing, reading, servers, serving, shell
-from scheduler.errors import EXIT_CODES
+from galactica.scheduler.cli import access, changing, reading, servers, serving, shell
+from galactica.scheduler.errors import EXIT_CODES
 
 
 def build() -> typer.Typer:

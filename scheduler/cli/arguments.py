@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Annotated, TypeVar
 
 import typer
-from galactica.v1 import operator_pb2
 
-from scheduler.cli.output import Format
-from scheduler.units import parse_duration
+from galactica.scheduler.cli.output import Format
+from galactica.scheduler.units import parse_duration
+from galactica.v1 import operator_pb2
 
 Scheduler = Annotated[
     str | None,

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from scheduler.context import Context, context_path, read_context
-from scheduler.errors import CommandFailed, ExitCode
-from scheduler.options import parse_address
+from galactica.scheduler.context import Context, context_path, read_context
+from galactica.scheduler.errors import CommandFailed, ExitCode
+from galactica.scheduler.options import parse_address
 
 if TYPE_CHECKING:
     import grpc
+
     from galactica.v1.operator_pb2_grpc import OperatorServiceStub
 
 SCHEDULER_NAME = "scheduler.galactica"
@@ -140,6 +141,7 @@ def connect(scheduler: str | None) -> Iterator[Client]:
     context = read_context(context_path())
     address = _address(scheduler or context.scheduler)
     import grpc
+
     from galactica.v1.operator_pb2_grpc import OperatorServiceStub
 
     options: list[tuple[str, str | int]] = [

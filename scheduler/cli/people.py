@@ -8,11 +8,10 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Any
 
+from galactica.scheduler.cli import shapes
+from galactica.scheduler.cli.output import Shown, Styled
+from galactica.scheduler.units import format_bytes, format_duration
 from galactica.v1 import cell_pb2, operator_pb2
-
-from scheduler.cli import shapes
-from scheduler.cli.output import Shown, Styled
-from scheduler.units import format_bytes, format_duration
 
 GOOD, BAD, WARN, NEW, DIM = "green", "bold red", "yellow", "cyan", "dim"
 

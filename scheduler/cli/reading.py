@@ -6,12 +6,21 @@ import time
 from typing import Annotated
 
 import typer
-from galactica.v1 import operator_pb2
 
-from scheduler.cli import people, server_texts, shapes
-from scheduler.cli.arguments import Output, Scheduler, group_name
-from scheduler.cli.client import LONG_ANSWER_SECONDS, connect
-from scheduler.cli.output import Format, Styled, line, print_json, print_json_line, table, write, write_bytes
+from galactica.scheduler.cli import people, server_texts, shapes
+from galactica.scheduler.cli.arguments import Output, Scheduler, group_name
+from galactica.scheduler.cli.client import LONG_ANSWER_SECONDS, connect
+from galactica.scheduler.cli.output import (
+    Format,
+    Styled,
+    line,
+    print_json,
+    print_json_line,
+    table,
+    write,
+    write_bytes,
+)
+from galactica.v1 import operator_pb2
 
 EVENTS_SHOWN = 20
 LINES_SHOWN = 100
@@ -126,6 +135,6 @@ def logs(
 def top(scheduler: Scheduler = None) -> None:
     """The fleet live, until q or Ctrl-C. In a pipe: one picture of it."""
     with connect(scheduler) as client:
-        from scheduler.cli.top import show
+        from galactica.scheduler.cli.top import show
 
         show(client)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from galactica.scheduler.cli import people
+from galactica.scheduler.cli.output import Shown, Styled
+from galactica.scheduler.units import format_duration
 from galactica.v1 import operator_pb2
-
-from scheduler.cli import people
-from scheduler.cli.output import Shown, Styled
-from scheduler.units import format_duration
 
 POOL_COLUMNS = ("POOL", "PROVIDER", "REVISION", "SIZE", "READY", "BOOTING", "SICK", "STORM")
 PROVIDER_COLUMNS = ("PROVIDER", "SERVERS", "LISTED", "TROUBLE")

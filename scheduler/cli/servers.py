@@ -6,12 +6,12 @@ import time
 from typing import Annotated
 
 import typer
-from galactica.v1 import operator_pb2
 
-from scheduler.cli import people, server_texts, shapes
-from scheduler.cli.arguments import Output, Scheduler
-from scheduler.cli.client import LONG_ANSWER_SECONDS, connect
-from scheduler.cli.output import Format, Styled, line, print_json, table, write
+from galactica.scheduler.cli import people, server_texts, shapes
+from galactica.scheduler.cli.arguments import Output, Scheduler
+from galactica.scheduler.cli.client import LONG_ANSWER_SECONDS, connect
+from galactica.scheduler.cli.output import Format, Styled, line, print_json, table, write
+from galactica.v1 import operator_pb2
 
 
 def servers(scheduler: Scheduler = None, output: Output = Format.TABLE) -> None:

@@ -9,8 +9,9 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
-from galactica.v1 import cell_pb2, operator_pb2
 from google.protobuf.message import Message
+
+from galactica.v1 import cell_pb2, operator_pb2
 
 Json = dict[str, Any]
 

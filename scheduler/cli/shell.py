@@ -17,13 +17,13 @@ from collections.abc import Iterator
 from typing import Annotated
 
 import typer
-from galactica.v1 import cell_pb2, operator_pb2
 
-from scheduler.cli.arguments import Scheduler
-from scheduler.cli.client import connect
-from scheduler.cli.output import safe
-from scheduler.errors import CommandFailed, ExitCode
-from scheduler.units import format_duration
+from galactica.scheduler.cli.arguments import Scheduler
+from galactica.scheduler.cli.client import connect
+from galactica.scheduler.cli.output import safe
+from galactica.scheduler.errors import CommandFailed, ExitCode
+from galactica.scheduler.units import format_duration
+from galactica.v1 import cell_pb2, operator_pb2
 
 READ_BYTES = 16_384
 WAITING_PIECES = 8

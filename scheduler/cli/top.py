@@ -13,12 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from galactica.scheduler.cli.client import Client
+from galactica.scheduler.cli.output import console, is_terminal, write
+from galactica.scheduler.cli.top_view import EVENTS_SHOWN, Picture, draw, plain
+from galactica.scheduler.errors import CommandFailed, ExitCode
 from galactica.v1 import operator_pb2
-
-from scheduler.cli.client import Client
-from scheduler.cli.output import console, is_terminal, write
-from scheduler.cli.top_view import EVENTS_SHOWN, Picture, draw, plain
-from scheduler.errors import CommandFailed, ExitCode
 
 SECONDS_BETWEEN = 1.0
 ANSWER_SECONDS = 3.0

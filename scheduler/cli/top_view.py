@@ -7,10 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from galactica.scheduler.cli import people
+from galactica.scheduler.cli.output import Shown, Styled, plain_table, rich_table, safe
 from galactica.v1 import operator_pb2
-
-from scheduler.cli import people
-from scheduler.cli.output import Shown, Styled, plain_table, rich_table, safe
 
 if TYPE_CHECKING:
     from rich.console import ConsoleDimensions, RenderableType

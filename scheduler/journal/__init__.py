@@ -11,7 +11,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from scheduler.events import Record
+from galactica.scheduler.events import Record
 
 READ_LIMIT = 10_000
 """The most records that one read gives, whatever it asks for."""

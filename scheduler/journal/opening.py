@@ -13,9 +13,15 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from scheduler.journal import JournalCorrupt, JournalForeign, JournalFull, JournalLocked, JournalTooNew
-from scheduler.journal.tables import APPLICATION_ID, TABLES_VERSION
-from scheduler.journal.writer import NO_SPACE
+from galactica.scheduler.journal import (
+    JournalCorrupt,
+    JournalForeign,
+    JournalFull,
+    JournalLocked,
+    JournalTooNew,
+)
+from galactica.scheduler.journal.tables import APPLICATION_ID, TABLES_VERSION
+from galactica.scheduler.journal.writer import NO_SPACE
 
 _HEADER_BYTES = 100
 _MAGIC = b"SQLite format 3\x00"

@@ -14,8 +14,8 @@ from typing import TypeVar
 
 import msgspec
 
-from scheduler.events import SCHEMA_VERSION, Record
-from scheduler.journal import READ_LIMIT, JournalBusy, JournalClosed, JournalCorrupt, JournalTooNew
+from galactica.scheduler.events import SCHEMA_VERSION, Record
+from galactica.scheduler.journal import READ_LIMIT, JournalBusy, JournalClosed, JournalCorrupt, JournalTooNew
 
 T = TypeVar("T")
 

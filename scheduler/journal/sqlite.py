@@ -16,13 +16,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Self
 
-from scheduler.events import Record
-from scheduler.journal import SNAPSHOTS_KEPT, Retention, StaleEpoch
-from scheduler.journal.opening import check, take_lock
-from scheduler.journal.reader import Pages, Reader, replay
-from scheduler.journal.reserve import release_when_short, set_aside
-from scheduler.journal.tables import RETENTION_FLOOR, create, open_for_reading, open_for_writing
-from scheduler.journal.writer import Writer
+from galactica.scheduler.events import Record
+from galactica.scheduler.journal import SNAPSHOTS_KEPT, Retention, StaleEpoch
+from galactica.scheduler.journal.opening import check, take_lock
+from galactica.scheduler.journal.reader import Pages, Reader, replay
+from galactica.scheduler.journal.reserve import release_when_short, set_aside
+from galactica.scheduler.journal.tables import RETENTION_FLOOR, create, open_for_reading, open_for_writing
+from galactica.scheduler.journal.writer import Writer
 
 DATABASE = "journal.db"
 LOCK = "journal.lock"

@@ -16,8 +16,15 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from scheduler.events import Record
-from scheduler.journal import HeadMoved, JournalBusy, JournalClosed, JournalError, JournalFailed, JournalFull
+from galactica.scheduler.events import Record
+from galactica.scheduler.journal import (
+    HeadMoved,
+    JournalBusy,
+    JournalClosed,
+    JournalError,
+    JournalFailed,
+    JournalFull,
+)
 
 T = TypeVar("T")
 

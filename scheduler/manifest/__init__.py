@@ -50,9 +50,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 
-from scheduler.manifest.reading import ManifestErrors, Mistake, read
-from scheduler.manifest.tree import DOCUMENTS_LIMIT, FILE_BYTES_LIMIT, Document, Unreadable, documents
-from scheduler.model import Group, GroupKind
+from galactica.scheduler.manifest.reading import ManifestErrors, Mistake, read
+from galactica.scheduler.manifest.tree import (
+    DOCUMENTS_LIMIT,
+    FILE_BYTES_LIMIT,
+    Document,
+    Unreadable,
+    documents,
+)
+from galactica.scheduler.model import Group, GroupKind
 
 __all__ = ["STDIN", "ManifestErrors", "Mistake", "load", "parse"]
 

@@ -9,12 +9,12 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field
 
-from scheduler.group_rules import Path, Problem
-from scheduler.manifest.shape import Age, Count, Duration, Kind, Shape, Text, Whole
-from scheduler.manifest.tree import Data, Scalar
-from scheduler.model import Group, GroupKind, HealthSpec, Replace, RuntimeKind, ServerBody, Spec
-from scheduler.pool_rules import canonical_body
-from scheduler.units import parse_duration
+from galactica.scheduler.group_rules import Path, Problem
+from galactica.scheduler.manifest.shape import Age, Count, Duration, Kind, Shape, Text, Whole
+from galactica.scheduler.manifest.tree import Data, Scalar
+from galactica.scheduler.model import Group, GroupKind, HealthSpec, Replace, RuntimeKind, ServerBody, Spec
+from galactica.scheduler.pool_rules import canonical_body
+from galactica.scheduler.units import parse_duration
 
 BOOT_WITHIN_SECONDS = 300.0
 """A machine takes longer than a container."""

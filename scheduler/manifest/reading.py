@@ -13,12 +13,12 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from scheduler.group_rules import Path, Problem, did_you_mean, dotted, problems_of
-from scheduler.manifest.pool_shape import POOL_SECTIONS, PoolShape, pool_data_problems, pool_of
-from scheduler.manifest.shape import PROBES, SERVICE_SECTIONS, ServiceShape, service_of
-from scheduler.manifest.tree import Data, Document, Place, Scalar
-from scheduler.model import Group, GroupKind
-from scheduler.pool_rules import problems_of_pool
+from galactica.scheduler.group_rules import Path, Problem, did_you_mean, dotted, problems_of
+from galactica.scheduler.manifest.pool_shape import POOL_SECTIONS, PoolShape, pool_data_problems, pool_of
+from galactica.scheduler.manifest.shape import PROBES, SERVICE_SECTIONS, ServiceShape, service_of
+from galactica.scheduler.manifest.tree import Data, Document, Place, Scalar
+from galactica.scheduler.model import Group, GroupKind
+from galactica.scheduler.pool_rules import problems_of_pool
 
 MISTAKES_TOLD = 100
 

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from scheduler.group_rules import Path, did_you_mean
-from scheduler.manifest.tree import Data, Scalar
-from scheduler.model import (
+from galactica.scheduler.group_rules import Path, did_you_mean
+from galactica.scheduler.manifest.tree import Data, Scalar
+from galactica.scheduler.model import (
     ExecProbe,
     Group,
     GroupKind,
@@ -29,7 +29,7 @@ from scheduler.model import (
     Stop,
     TcpProbe,
 )
-from scheduler.units import parse_duration, parse_memory
+from galactica.scheduler.units import parse_duration, parse_memory
 
 DEFAULT_TIMEOUT_SECONDS = 1.0
 

@@ -18,8 +18,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from msgspec import Struct
 
-from scheduler.model import RuntimeKind, ServerBody
-from scheduler.sight import ProviderServer
+from galactica.scheduler.model import RuntimeKind, ServerBody
+from galactica.scheduler.sight import ProviderServer
 
 REASON_CHARACTERS = 500
 """What a provider says of a failure is cut to this; it is shown to people and kept in the journal."""

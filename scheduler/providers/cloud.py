@@ -23,8 +23,8 @@ from libcloud.compute.types import NodeState
 from msgspec import Struct
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from scheduler.model import ServerBody
-from scheduler.providers import (
+from galactica.scheduler.model import ServerBody
+from galactica.scheduler.providers import (
     ProviderError,
     ProviderRefused,
     ProviderUnavailable,
@@ -32,10 +32,10 @@ from scheduler.providers import (
     UserData,
     cloud_init,
 )
-from scheduler.providers.cloud_nodes import Body, Names, create, driver_class
-from scheduler.providers.credentials import CredentialsError, read_credentials
-from scheduler.providers.options import checked_body, checked_options
-from scheduler.sight import ProviderServer, ProviderState
+from galactica.scheduler.providers.cloud_nodes import Body, Names, create, driver_class
+from galactica.scheduler.providers.credentials import CredentialsError, read_credentials
+from galactica.scheduler.providers.options import checked_body, checked_options
+from galactica.scheduler.sight import ProviderServer, ProviderState
 
 T = TypeVar("T")
 

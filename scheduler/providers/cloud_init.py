@@ -11,7 +11,7 @@ import re
 import shlex
 from pathlib import Path
 
-from scheduler.providers import UserData
+from galactica.scheduler.providers import UserData
 
 DEFAULT_INSTALL = "galactica[docker,enrol]"
 """What pip is given on the new server: a name, or the address of a wheel."""

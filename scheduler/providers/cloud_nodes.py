@@ -14,8 +14,8 @@ from libcloud.compute.base import Node, NodeDriver, NodeImage, NodeLocation, Nod
 from libcloud.compute.providers import get_driver
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from scheduler.model import parse_cell_id
-from scheduler.providers import ProviderRefused
+from galactica.scheduler.model import parse_cell_id
+from galactica.scheduler.providers import ProviderRefused
 
 FLEET_TAG = "galactica-fleet"
 CELL_TAG = "galactica-cell"

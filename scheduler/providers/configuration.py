@@ -23,9 +23,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from scheduler.model import NAME, RuntimeKind
-from scheduler.providers import MakeProvider, Provider, ProviderRefused, Setting
-from scheduler.providers.options import mistakes_in
+from galactica.scheduler.model import NAME, RuntimeKind
+from galactica.scheduler.providers import MakeProvider, Provider, ProviderRefused, Setting
+from galactica.scheduler.providers.options import mistakes_in
 
 ENTRY_POINT_GROUP = "galactica.providers"
 FILE_NAME = "providers.yaml"

@@ -17,10 +17,10 @@ from typing import TypeVar
 import structlog
 from msgspec import Struct
 
-from scheduler.commands import DecommissionServer, OrderServer, ProviderCommand
-from scheduler.model import parse_cell_id
-from scheduler.ports import Mind
-from scheduler.providers import (
+from galactica.scheduler.commands import DecommissionServer, OrderServer, ProviderCommand
+from galactica.scheduler.model import parse_cell_id
+from galactica.scheduler.ports import Mind
+from galactica.scheduler.providers import (
     REASON_CHARACTERS,
     Provider,
     ProviderError,
@@ -29,7 +29,7 @@ from scheduler.providers import (
     UserData,
     WatchingProvider,
 )
-from scheduler.sight import (
+from galactica.scheduler.sight import (
     ProviderListed,
     ProviderNews,
     ProviderServer,

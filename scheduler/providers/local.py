@@ -24,11 +24,11 @@ from typing import Literal
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
-from scheduler.model import RuntimeKind, ServerBody
-from scheduler.providers import ProviderUnavailable, Setting, UserData, containers, processes
-from scheduler.providers.local_server import LocalServer, Record, read_all, write
-from scheduler.providers.options import checked_body, checked_options
-from scheduler.sight import ProviderServer
+from galactica.scheduler.model import RuntimeKind, ServerBody
+from galactica.scheduler.providers import ProviderUnavailable, Setting, UserData, containers, processes
+from galactica.scheduler.providers.local_server import LocalServer, Record, read_all, write
+from galactica.scheduler.providers.options import checked_body, checked_options
+from galactica.scheduler.sight import ProviderServer
 
 TOKEN_VARIABLE = "GALACTICA_TOKEN"  # noqa: S105 - a name, no token
 KILL_SECONDS = 5.0
@@ -237,7 +237,7 @@ def _begin(server: LocalServer, command: list[str], environment: dict[str, str])
 
 
 def _command(server: LocalServer, body: Body, user_data: UserData) -> list[str]:
-    words = [sys.executable, "-m", "agent", *user_data.agent_arguments()]
+    words = [sys.executable, "-m", "galactica.agent", *user_data.agent_arguments()]
     words += ["--data", str(server.directory / "agent"), "--host", body.listen_host, "--stop-cells"]
     if body.runtime and RuntimeKind(body.runtime) not in user_data.runtimes:
         words += ["--runtime", body.runtime]

@@ -11,9 +11,9 @@ import structlog
 from msgspec import Struct
 from msgspec.structs import replace
 
-from scheduler.model import parse_cell_id
-from scheduler.providers import processes
-from scheduler.sight import ProviderServer, ProviderState
+from galactica.scheduler.model import parse_cell_id
+from galactica.scheduler.providers import processes
+from galactica.scheduler.sight import ProviderServer, ProviderState
 
 RECORD = "server.json"
 LOG = "agent.log"

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from scheduler.model import ServerBody
-from scheduler.providers import ProviderRefused
+from galactica.scheduler.model import ServerBody
+from galactica.scheduler.providers import ProviderRefused
 
 Shape = TypeVar("Shape", bound=BaseModel)
 

@@ -22,11 +22,17 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from scheduler.model import ServerBody
-from scheduler.providers import REASON_CHARACTERS, ProviderRefused, ProviderUnavailable, Setting, UserData
-from scheduler.providers.call import CallFailed, Ended, call
-from scheduler.providers.options import body_of, checked_options, mistakes_in
-from scheduler.sight import ProviderServer, ProviderState
+from galactica.scheduler.model import ServerBody
+from galactica.scheduler.providers import (
+    REASON_CHARACTERS,
+    ProviderRefused,
+    ProviderUnavailable,
+    Setting,
+    UserData,
+)
+from galactica.scheduler.providers.call import CallFailed, Ended, call
+from galactica.scheduler.providers.options import body_of, checked_options, mistakes_in
+from galactica.scheduler.sight import ProviderServer, ProviderState
 
 CONTRACT_VERSION = 1
 EXIT_REFUSED = 65

@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 
 import structlog
 
-from scheduler.commands import OrderServer, ProviderCommand
-from scheduler.ports import Mind
-from scheduler.providers import ProviderError, UserData
-from scheduler.providers.configuration import Supplier
-from scheduler.providers.lane import Lane, RunnerLimits
-from scheduler.sight import ProviderNews, ProviderSilent, ServerNotMade
+from galactica.scheduler.commands import OrderServer, ProviderCommand
+from galactica.scheduler.ports import Mind
+from galactica.scheduler.providers import ProviderError, UserData
+from galactica.scheduler.providers.configuration import Supplier
+from galactica.scheduler.providers.lane import Lane, RunnerLimits
+from galactica.scheduler.sight import ProviderNews, ProviderSilent, ServerNotMade
 
 STRAYS_LIMIT = 1_000
 

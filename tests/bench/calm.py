@@ -14,9 +14,8 @@ import signal
 import time
 from collections.abc import Iterator
 
+from galactica.scheduler.cli.client import Client
 from galactica.v1 import operator_pb2
-
-from scheduler.cli.client import Client
 from tests.bench.death import SERVERS, is_watched, servers_of
 from tests.bench.fleet import a_fleet, cells, ready, until
 from tests.bench.hosts import Hosts, some_hosts

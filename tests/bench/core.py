@@ -8,11 +8,18 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from scheduler.commands import Command, Decommission, Order
-from scheduler.core import Asked, Core, Start, Turn
-from scheduler.events import AnyEvent, CellOrdered, GroupApplied, Record, ServerEnrolled, ServerJoined
-from scheduler.health import cell_verdict
-from scheduler.model import (
+from galactica.scheduler.commands import Command, Decommission, Order
+from galactica.scheduler.core import Asked, Core, Start, Turn
+from galactica.scheduler.events import (
+    AnyEvent,
+    CellOrdered,
+    GroupApplied,
+    Record,
+    ServerEnrolled,
+    ServerJoined,
+)
+from galactica.scheduler.health import cell_verdict
+from galactica.scheduler.model import (
     CellId,
     Fleet,
     Group,
@@ -26,10 +33,18 @@ from scheduler.model import (
     Spec,
     digest_of,
 )
-from scheduler.placement import Placer, Unplaceable
-from scheduler.requests import ApplyGroups
-from scheduler.sight import Attached, CellReport, CellState, ProbeStatus, Reported, ServerFacts, Sight
-from scheduler.transitions import apply_all
+from galactica.scheduler.placement import Placer, Unplaceable
+from galactica.scheduler.requests import ApplyGroups
+from galactica.scheduler.sight import (
+    Attached,
+    CellReport,
+    CellState,
+    ProbeStatus,
+    Reported,
+    ServerFacts,
+    Sight,
+)
+from galactica.scheduler.transitions import apply_all
 from tests.bench.table import Row, median_and_worst, milliseconds
 from tests.support.world import START, exited, gone
 

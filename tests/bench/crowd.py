@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 
 import grpc
-from galactica.v1 import cell_pb2, link_pb2, link_pb2_grpc
 
-from scheduler.ca import SCHEDULER_NAME, new_key_and_csr
+from galactica.scheduler.ca import SCHEDULER_NAME, new_key_and_csr
+from galactica.v1 import cell_pb2, link_pb2, link_pb2_grpc
 
 AT_ONCE = 16
 VITALS_EVERY = 10

@@ -18,9 +18,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from galactica.scheduler.cli.client import Client
 from galactica.v1 import operator_pb2
-
-from scheduler.cli.client import Client
 from tests.bench.fleet import Fleet, a_fleet, ready, until
 from tests.bench.heal import PROGRAM, mark, successor_of
 from tests.bench.hosts import some_hosts

@@ -15,9 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from galactica.scheduler.cli.client import Client, connect
 from galactica.v1 import operator_pb2
-
-from scheduler.cli.client import Client, connect
 
 ROOT = Path(__file__).parents[2]
 WAIT_SECONDS = 60.0
@@ -35,7 +34,7 @@ class Fleet:
         self._processes: list[subprocess.Popen[bytes]] = []
         self._environment = {
             **os.environ,
-            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'proto'}",
+            "PYTHONPATH": str(ROOT),
             "GALACTICA_CONTEXT": str(directory / "context.json"),
             "GRPC_VERBOSITY": "NONE",
         }
@@ -126,7 +125,7 @@ class Fleet:
         return process.pid
 
     def _galactica(self, *words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "scheduler.cli", *words]
+        command = [sys.executable, "-m", "galactica.scheduler.cli", *words]
         return subprocess.run(
             command, env=self._environment, cwd=ROOT, capture_output=True, text=True, check=False
         )

@@ -21,9 +21,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from galactica.agent.runtimes.docker_spec import CELL_LABEL, Scope, body_of, order_of
 from galactica.v1 import operator_pb2
-
-from agent.runtimes.docker_spec import CELL_LABEL, Scope, body_of, order_of
 from tests.bench.fleet import WAIT_SECONDS, a_fleet, ready, until
 from tests.bench.table import Row, median_and_worst
 from tests.support.engine import HELLO_1, client_of, configured_host, import_hello_images

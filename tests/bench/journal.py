@@ -14,10 +14,17 @@ from statistics import quantiles
 
 import msgspec
 
-from scheduler.events import CellBooting, CellCondemned, CellDecommissioned, CellOrdered, CellReady, Record
-from scheduler.journal.sqlite import DATABASE, SqliteJournal
-from scheduler.journal.tables import create, open_for_reading, open_for_writing
-from scheduler.model import Autopsy, Evidence, Health, Resources
+from galactica.scheduler.events import (
+    CellBooting,
+    CellCondemned,
+    CellDecommissioned,
+    CellOrdered,
+    CellReady,
+    Record,
+)
+from galactica.scheduler.journal.sqlite import DATABASE, SqliteJournal
+from galactica.scheduler.journal.tables import create, open_for_reading, open_for_writing
+from galactica.scheduler.model import Autopsy, Evidence, Health, Resources
 
 CALLERS = 200
 EVENTS = 100_000

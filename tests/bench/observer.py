@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import grpc
-from galactica.v1 import operator_pb2
 
-from scheduler.cli.client import Client
+from galactica.scheduler.cli.client import Client
+from galactica.v1 import operator_pb2
 from tests.bench.fleet import WAIT_SECONDS
 
 

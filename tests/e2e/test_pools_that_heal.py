@@ -73,7 +73,7 @@ def kind_of(name: str, directory: Path, stack: contextlib.ExitStack) -> Kind:
             program = [sys.executable, str(ROOT / "deploy/providers/processes.py")]
             program += ["--directory", str(directory / "servers"), "--agent", agent_command()[0]]
             program += [f"--agent-argument={word}" for word in agent_command()[1:]]
-            environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}"}
+            environment = {"PYTHONPATH": str(ROOT)}
             options = {"program": program, "environment": environment}
             return Kind({"kind": "exec", "options": options}, {"nice": 0}, kill_agent)
         case _:

@@ -36,7 +36,7 @@ def is_whole(fleet):
 
 
 def agent_of(fleet):
-    (agent,) = [p for p in psutil.Process(fleet.scheduler.pid).children() if "agent" in p.cmdline()]
+    (agent,) = [p for p in psutil.Process(fleet.scheduler.pid).children() if "galactica.agent" in p.cmdline()]
     return agent
 
 

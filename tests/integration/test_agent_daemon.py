@@ -10,8 +10,8 @@ from pathlib import Path
 import grpc
 import psutil
 import pytest
-from galactica.v1 import cell_pb2, link_pb2
 
+from galactica.v1 import cell_pb2, link_pb2
 from tests.support.agent_world import (
     CELL,
     AgentWorld,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from galactica.v1 import cell_pb2
 
+from galactica.v1 import cell_pb2
 from tests.support.agent_world import (
     CELL,
     AgentWorld,
@@ -47,7 +47,7 @@ def watchdogs(world: AgentWorld) -> list[int]:
             words = process.cmdline()
         except psutil.Error:
             continue
-        if "agent.watchdog" in words and str(world.data) in words:
+        if "galactica.agent.watchdog" in words and str(world.data) in words:
             found.append(process.pid)
     return found
 

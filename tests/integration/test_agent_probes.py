@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import grpc
 import pytest
-from galactica.v1 import cell_pb2, link_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from agent.probes import Prober
-from agent.runtimes import RuntimeFailure
+from galactica.agent.probes import Prober
+from galactica.agent.runtimes import RuntimeFailure
+from galactica.v1 import cell_pb2, link_pb2
 from tests.support.agent_world import until
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

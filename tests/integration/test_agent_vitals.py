@@ -9,11 +9,11 @@ import uuid
 
 import pytest
 
-from agent.disk import TRIAL_NAME, DiskTrial
-from agent.kernel_log import KERNEL_LOG, WINDOW_SECONDS, KernelLog
-from agent.vitals import VitalsTaker
-from scheduler.vitals import USUAL_LIMITS, ailments
-from scheduler.wire import vitals_from_proto
+from galactica.agent.disk import TRIAL_NAME, DiskTrial
+from galactica.agent.kernel_log import KERNEL_LOG, WINDOW_SECONDS, KernelLog
+from galactica.agent.vitals import VitalsTaker
+from galactica.scheduler.vitals import USUAL_LIMITS, ailments
+from galactica.scheduler.wire import vitals_from_proto
 from tests.support.docker_cells import a_runtime, own_engine
 
 

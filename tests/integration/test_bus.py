@@ -12,13 +12,13 @@ import pytest
 import trustme
 from structlog.testing import capture_logs
 
-from scheduler import history
-from scheduler.bus.address import BusAddress, bus_options, parse_bus
-from scheduler.bus.bus import Bus, Pace
-from scheduler.cli import shapes
-from scheduler.model import Group, GroupKind, Resources, RuntimeKind, Spec
-from scheduler.requests import ApplyGroups, DeleteGroup
-from scheduler.sight import Attached, CellReport, CellState, Reported, ServerFacts, WillRead
+from galactica.scheduler import history
+from galactica.scheduler.bus.address import BusAddress, bus_options, parse_bus
+from galactica.scheduler.bus.bus import Bus, Pace
+from galactica.scheduler.cli import shapes
+from galactica.scheduler.model import Group, GroupKind, Resources, RuntimeKind, Spec
+from galactica.scheduler.requests import ApplyGroups, DeleteGroup
+from galactica.scheduler.sight import Attached, CellReport, CellState, Reported, ServerFacts, WillRead
 from tests.support.broker import PASSWORD, Broker, client_of, listening, until
 from tests.support.memory_mind import MemoryMind
 

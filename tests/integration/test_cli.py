@@ -21,13 +21,13 @@ from pathlib import Path
 
 import grpc
 import pytest
-from galactica.v1 import operator_pb2
 
-from scheduler.ca import CertificateAuthority
-from scheduler.context import read_context, write_context
-from scheduler.identities import Role
-from scheduler.manifest import parse
-from scheduler.wire_groups import group_to_proto
+from galactica.scheduler.ca import CertificateAuthority
+from galactica.scheduler.context import read_context, write_context
+from galactica.scheduler.identities import Role
+from galactica.scheduler.manifest import parse
+from galactica.scheduler.wire_groups import group_to_proto
+from galactica.v1 import operator_pb2
 from tests.support.operator_service import Refusal, Scheduler, a_small_fleet, context_of, operator_service
 
 ROOT = Path(__file__).parents[2]
@@ -55,12 +55,12 @@ def scheduler(running: Scheduler) -> Scheduler:
 
 def environment(context: Path, **more: str) -> dict[str, str]:
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-    paths = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'proto'}"}
+    paths = {"PYTHONPATH": str(ROOT)}
     return {**kept, **paths, "GALACTICA_CONTEXT": str(context), "TZ": "UTC", **more}
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "scheduler.cli", *arguments]
+    return [sys.executable, "-m", "galactica.scheduler.cli", *arguments]
 
 
 def run(

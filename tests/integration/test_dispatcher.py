@@ -6,14 +6,13 @@ import time
 
 import grpc
 import pytest
-from galactica.v1 import cell_pb2, link_pb2, link_pb2_grpc
 
-from scheduler.ca import new_key_and_csr
-from scheduler.commands import Decommission, Order
-from scheduler.model import Policy, Resources, RuntimeKind
-from scheduler.requests import ApplyGroups, DrainServer, Refused
-from scheduler.session import LinkLimits
-from scheduler.sight import (
+from galactica.scheduler.ca import new_key_and_csr
+from galactica.scheduler.commands import Decommission, Order
+from galactica.scheduler.model import Policy, Resources, RuntimeKind
+from galactica.scheduler.requests import ApplyGroups, DrainServer, Refused
+from galactica.scheduler.session import LinkLimits
+from galactica.scheduler.sight import (
     Attached,
     CellReport,
     CellState,
@@ -22,7 +21,8 @@ from scheduler.sight import (
     Reported,
     ServerFacts,
 )
-from scheduler.vitals import Vitals
+from galactica.scheduler.vitals import Vitals
+from galactica.v1 import cell_pb2, link_pb2, link_pb2_grpc
 from tests.support.link_world import LIMIT_SECONDS, link_world, running
 from tests.support.memory_mind import MemoryMind, kinds
 from tests.support.world import pool, service, spec

@@ -4,10 +4,10 @@ import asyncio
 
 import grpc
 import pytest
-from galactica.v1 import link_pb2
 
-from scheduler.requests import DrainServer
-from scheduler.sight import Answer, Detached, Reported, Testimony
+from galactica.scheduler.requests import DrainServer
+from galactica.scheduler.sight import Answer, Detached, Reported, Testimony
+from galactica.v1 import link_pb2
 from tests.support.link_world import link_world
 from tests.support.memory_mind import MemoryMind
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from galactica.v1 import cell_pb2, link_pb2
 
-from agent.drift import DriftWatch
-from agent.messages import CellState
-from agent.reporting import Cell
-from agent.runtimes import Stirred
-from agent.runtimes.docker import DockerRuntime
+from galactica.agent.drift import DriftWatch
+from galactica.agent.messages import CellState
+from galactica.agent.reporting import Cell
+from galactica.agent.runtimes import Stirred
+from galactica.agent.runtimes.docker import DockerRuntime
+from galactica.v1 import cell_pb2, link_pb2
 from tests.support.docker_cells import (
     a_runtime,
     client_of,

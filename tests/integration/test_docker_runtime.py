@@ -5,11 +5,11 @@ import contextlib
 
 import docker
 import pytest
-from galactica.v1 import cell_pb2
 
-from agent.runtimes import Exited, Found, StartFailed
-from agent.runtimes.docker_autopsy import Death
-from agent.runtimes.docker_events import news_of
+from galactica.agent.runtimes import Exited, Found, StartFailed
+from galactica.agent.runtimes.docker_autopsy import Death
+from galactica.agent.runtimes.docker_events import news_of
+from galactica.v1 import cell_pb2
 from tests.support.docker_cells import (
     SERVER,
     a_runtime,

@@ -15,19 +15,19 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from galactica.v1 import link_pb2, link_pb2_grpc
 
-from agent.identity import Identity, IdentityError, channel_options, store, store_renewed
-from scheduler import requests
-from scheduler.ca import CertificateAuthority, new_key_and_csr
-from scheduler.enrolment import (
+from galactica.agent.identity import Identity, IdentityError, channel_options, store, store_renewed
+from galactica.scheduler import requests
+from galactica.scheduler.ca import CertificateAuthority, new_key_and_csr
+from galactica.scheduler.enrolment import (
     EnrolmentService,
     enrolment_credentials,
     link_credentials,
     make_enrolment_server,
 )
-from scheduler.identities import Role, ServerIdentity, identity_of
-from scheduler.tokens import new_token, parse_token
+from galactica.scheduler.identities import Role, ServerIdentity, identity_of
+from galactica.scheduler.tokens import new_token, parse_token
+from galactica.v1 import link_pb2, link_pb2_grpc
 
 REPOSITORY = Path(__file__).parents[2]
 LOOPBACK = "127.0.0.1"
@@ -182,11 +182,11 @@ async def run_agent_enrol(*arguments, environment=None, address=None):
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "agent.enrol",
+        "galactica.agent.enrol",
         *arguments,
         *(["--scheduler-enrol", address] if address else []),
         cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": ".:proto", "GALACTICA_TOKEN": "", **(environment or {})},
+        env={**os.environ, "PYTHONPATH": ".", "GALACTICA_TOKEN": "", **(environment or {})},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
@@ -728,7 +728,7 @@ class TestIdentityFiles:
             "-c",
             code,
             cwd=REPOSITORY,
-            env={**os.environ, "PYTHONPATH": ".:proto"},
+            env={**os.environ, "PYTHONPATH": "."},
             stdout=asyncio.subprocess.PIPE,
         )
         said, _ = await process.communicate()

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from scheduler.events import SCHEMA_VERSION, CellBooting, GroupDeleted, Record, TokenCreated
-from scheduler.journal import (
+from galactica.scheduler.events import SCHEMA_VERSION, CellBooting, GroupDeleted, Record, TokenCreated
+from galactica.scheduler.journal import (
     READ_LIMIT,
     HeadMoved,
     JournalBusy,
@@ -19,8 +19,8 @@ from scheduler.journal import (
     Retention,
     StaleEpoch,
 )
-from scheduler.journal.sqlite import SqliteJournal
-from scheduler.journal.writer import GROUP_RECORDS, QUEUED_RECORDS
+from galactica.scheduler.journal.sqlite import SqliteJournal
+from galactica.scheduler.journal.writer import GROUP_RECORDS, QUEUED_RECORDS
 from tests.support.journals import record, records, shell
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from scheduler.events import SCHEMA_VERSION
-from scheduler.journal import JournalCorrupt, JournalForeign, JournalLocked, JournalTooNew
-from scheduler.journal.sqlite import SqliteJournal
+from galactica.scheduler.events import SCHEMA_VERSION
+from galactica.scheduler.journal import JournalCorrupt, JournalForeign, JournalLocked, JournalTooNew
+from galactica.scheduler.journal.sqlite import SqliteJournal
 from tests.support.journals import child, contents, crash, made, records, shell
 
 
@@ -34,7 +34,7 @@ def test_journal_held_by_another_process_is_refused_by_its_pid_and_untouched(dat
     made(data)
     code = f"""
         import sys, pathlib
-        from scheduler.journal.sqlite import SqliteJournal
+        from galactica.scheduler.journal.sqlite import SqliteJournal
         journal = SqliteJournal.open(pathlib.Path({str(data)!r}))
         print("open", flush=True)
         sys.stdin.read()

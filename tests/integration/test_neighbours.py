@@ -12,11 +12,10 @@ from collections.abc import AsyncIterator
 
 import psutil
 import pytest
-from galactica.v1 import link_pb2
 
-from agent import messages
-from agent.messages import Answer, Neighbour
-from agent.neighbours import (
+from galactica.agent import messages
+from galactica.agent.messages import Answer, Neighbour
+from galactica.agent.neighbours import (
     ANSWER,
     ANSWERS_A_WINDOW,
     PACKET_BYTES,
@@ -27,7 +26,8 @@ from agent.neighbours import (
     opened,
     packet,
 )
-from agent.neighbours import key_id as id_of
+from galactica.agent.neighbours import key_id as id_of
+from galactica.v1 import link_pb2
 from tests.support.agent_world import ROOT, AgentProcess, fake_scheduler, until
 
 LOOPBACK = "127.0.0.1"
@@ -35,7 +35,7 @@ KEY = b"k" * 16
 OTHER_KEY = b"o" * 16
 CHILD = """
 import asyncio, sys
-from agent.neighbours import NeighbourWatch, listen
+from galactica.agent.neighbours import NeighbourWatch, listen
 async def nobody(_): pass
 async def main():
     watch = NeighbourWatch(listen("127.0.0.1", 0), nobody)
@@ -85,7 +85,7 @@ async def watcher():
 @pytest.fixture
 def child():
     """A watched agent as a process of its own; its address."""
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "proto")])
+    paths = str(ROOT)
     process = subprocess.Popen(
         [sys.executable, "-c", CHILD, KEY.hex()],
         stdout=subprocess.PIPE,

@@ -6,17 +6,17 @@ import json
 
 import grpc
 import pytest
-from galactica.v1 import cell_pb2, link_pb2, operator_pb2, operator_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from msgspec.structs import replace
 
-from scheduler.authorisation import OPERATOR_CALLS
-from scheduler.ca import new_key_and_csr
-from scheduler.identities import OperatorIdentity, Role
-from scheduler.requests import Enrol
-from scheduler.tokens import parse_token
-from scheduler.wire_groups import group_to_proto
+from galactica.scheduler.authorisation import OPERATOR_CALLS
+from galactica.scheduler.ca import new_key_and_csr
+from galactica.scheduler.identities import OperatorIdentity, Role
+from galactica.scheduler.requests import Enrol
+from galactica.scheduler.tokens import parse_token
+from galactica.scheduler.wire_groups import group_to_proto
+from galactica.v1 import cell_pb2, link_pb2, operator_pb2, operator_pb2_grpc
 from tests.support.link_world import LIMIT_SECONDS, link_world, running
 from tests.support.memory_mind import kinds
 from tests.support.world import pool, service, spec

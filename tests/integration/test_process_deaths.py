@@ -11,10 +11,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from galactica.v1 import cell_pb2, link_pb2
 
-from agent.runtimes import Found, process_limits
-from agent.runtimes.process import ProcessRuntime
+from galactica.agent.runtimes import Found, process_limits
+from galactica.agent.runtimes.process import ProcessRuntime
+from galactica.v1 import cell_pb2, link_pb2
 from tests.support.process_cells import (
     DEADLINE_SECONDS,
     LIMITERS,
@@ -108,8 +108,8 @@ AGENT = """
 import asyncio, sys
 from pathlib import Path
 from galactica.v1 import link_pb2
-from agent.runtimes.process import ProcessRuntime
-from agent.runtimes.process_launch import Folder
+from galactica.agent.runtimes.process import ProcessRuntime
+from galactica.agent.runtimes.process_launch import Folder
 
 async def main():
     runtime = ProcessRuntime(Path(sys.argv[1]), "test")
@@ -127,7 +127,7 @@ def agent_that_is_killed_after_starting(directory: Path, orders: Sequence[link_p
     texts = [order.SerializeToString().hex() for order in orders]
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "proto"), *sys.path]),
+        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path]),
     }
     command = [sys.executable, "-c", AGENT, str(directory), *texts]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as agent:

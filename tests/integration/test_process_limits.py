@@ -6,10 +6,10 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from galactica.v1 import cell_pb2
 
-from agent.runtimes import process_limits
-from agent.runtimes.process_launch import Folder
+from galactica.agent.runtimes import process_limits
+from galactica.agent.runtimes.process_launch import Folder
+from galactica.v1 import cell_pb2
 from tests.support.process_cells import (
     LIMITERS,
     agent_on,

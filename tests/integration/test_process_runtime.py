@@ -13,9 +13,9 @@ from collections.abc import AsyncIterator
 import psutil
 import pytest
 
-from agent.runtimes import Found, RuntimeFailure, StartFailed, process_limits
-from agent.runtimes.process import ProcessRuntime
-from agent.runtimes.process_launch import Folder
+from galactica.agent.runtimes import Found, RuntimeFailure, StartFailed, process_limits
+from galactica.agent.runtimes.process import ProcessRuntime
+from galactica.agent.runtimes.process_launch import Folder
 from tests.support.process_cells import (
     DEADLINE_SECONDS,
     LIMITERS,

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from scheduler.providers import ProviderRefused, ProviderUnavailable, Setting
-from scheduler.providers import program as program_module
-from scheduler.sight import ProviderServer, ProviderState
+from galactica.scheduler.providers import ProviderRefused, ProviderUnavailable, Setting
+from galactica.scheduler.providers import program as program_module
+from galactica.scheduler.sight import ProviderServer, ProviderState
 from tests.support.agent_world import ROOT, fake_scheduler, is_alive, until
 from tests.support.provider_world import CELL, FLEET, body, user_data
 
 EXAMPLE = ROOT / "deploy/providers/processes.py"
-PATHS = os.pathsep.join([str(ROOT), str(ROOT / "proto")])
+PATHS = str(ROOT)
 
 
 def provider_of(tmp_path, *program, **options):

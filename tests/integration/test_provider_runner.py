@@ -5,11 +5,11 @@ from collections import deque
 
 from msgspec.structs import replace
 
-from scheduler.commands import DecommissionServer, OrderServer
-from scheduler.model import RuntimeKind, ServerBody, Spec
-from scheduler.providers import ProviderRefused, ProviderUnavailable
-from scheduler.providers.lane import RunnerLimits
-from scheduler.sight import (
+from galactica.scheduler.commands import DecommissionServer, OrderServer
+from galactica.scheduler.model import RuntimeKind, ServerBody, Spec
+from galactica.scheduler.providers import ProviderRefused, ProviderUnavailable
+from galactica.scheduler.providers.lane import RunnerLimits
+from galactica.scheduler.sight import (
     ProviderListed,
     ProviderServer,
     ProviderSilent,

@@ -8,14 +8,14 @@ import grpc
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from galactica.v1 import link_pb2, link_pb2_grpc
 
-from agent.identity import channel_options
-from scheduler.ca import CertificateAuthority, new_key_and_csr
-from scheduler.enrolment import EnrolmentService, enrolment_credentials, make_enrolment_server
-from scheduler.identities import Role, ServerIdentity, identity_in
-from scheduler.requests import DrainServer
-from scheduler.sight import Attached, Detached, ServerFacts
+from galactica.agent.identity import channel_options
+from galactica.scheduler.ca import CertificateAuthority, new_key_and_csr
+from galactica.scheduler.enrolment import EnrolmentService, enrolment_credentials, make_enrolment_server
+from galactica.scheduler.identities import Role, ServerIdentity, identity_in
+from galactica.scheduler.requests import DrainServer
+from galactica.scheduler.sight import Attached, Detached, ServerFacts
+from galactica.v1 import link_pb2, link_pb2_grpc
 from tests.support.memory_mind import MemoryMind
 
 UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED

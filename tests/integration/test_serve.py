@@ -35,13 +35,13 @@ class Machine:
         self.processes = []
         self.environment = {
             **os.environ,
-            "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'proto'}",
+            "PYTHONPATH": str(REPOSITORY),
             "GALACTICA_CONTEXT": str(directory / "context.json"),
             "NO_COLOR": "1",
         }
 
     def command(self, *words):
-        return [sys.executable, "-m", "scheduler.cli", *words]
+        return [sys.executable, "-m", "galactica.scheduler.cli", *words]
 
     def start(self, *words):
         """Start a scheduler and wait until it says where it listens."""
@@ -139,7 +139,7 @@ def test_scheduler_that_is_killed_takes_its_agent_along_and_loses_nothing(machin
     first = machine.up()
     machine.apply()
     before, events = machine.cells(), machine.cli("events", "-o", "json").stdout.splitlines()
-    agents = [child for child in psutil.Process(first.pid).children() if "agent" in child.cmdline()]
+    agents = [child for child in psutil.Process(first.pid).children() if "galactica.agent" in child.cmdline()]
     first.kill()
     first.wait()
     psutil.wait_procs(agents, timeout=LIMIT_SECONDS)
@@ -182,7 +182,9 @@ def test_agent_that_dies_gets_a_successor_within_the_lease(machine):
     scheduler = machine.up()
     machine.apply()
     before = machine.cells()
-    (agent,) = [child for child in psutil.Process(scheduler.pid).children() if "agent" in child.cmdline()]
+    (agent,) = [
+        child for child in psutil.Process(scheduler.pid).children() if "galactica.agent" in child.cmdline()
+    ]
     agent.kill()
 
     until(lambda: machine.output.read_text().count("logger=agent event=started") == 2)
@@ -211,7 +213,7 @@ def test_scheduler_alone_lets_servers_join_with_a_token(machine):
     token = machine.json("token", "create")["token"]
     agent = subprocess.Popen(
         [
-            sys.executable, "-m", "agent", "--scheduler", link, "--enrol", enrolment, "--id", "web-1",
+            sys.executable, "-m", "galactica.agent", "--scheduler", link, "--enrol", enrolment, "--id", "web-1",
             "--data", str(machine.directory / "agent"), "--runtime", "process",
         ],
         env={**machine.environment, "GALACTICA_TOKEN": token}, cwd=REPOSITORY,

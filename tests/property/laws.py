@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from scheduler import events as e
-from scheduler.events import Record
-from scheduler.model import (
+from galactica.scheduler import events as e
+from galactica.scheduler.events import Record
+from galactica.scheduler.model import (
     PHASE_RANK,
     Cell,
     Fleet,

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from scheduler.commands import Command, Decommission, Order
-from scheduler.events import CellDraining, Record
-from scheduler.model import Fleet, Key, OrphanKey, Phase, ServerKey, SlotKey
-from scheduler.reconcile import reconcile
-from scheduler.requests import CondemnCell, CreateToken, DeleteGroup, DrainServer, Enrol, Refused
-from scheduler.sight import CellReport, CellState
-from scheduler.snapshot import decode, encode
-from scheduler.transitions import apply, apply_all
+from galactica.scheduler.commands import Command, Decommission, Order
+from galactica.scheduler.events import CellDraining, Record
+from galactica.scheduler.model import Fleet, Key, OrphanKey, Phase, ServerKey, SlotKey
+from galactica.scheduler.reconcile import reconcile
+from galactica.scheduler.requests import CondemnCell, CreateToken, DeleteGroup, DrainServer, Enrol, Refused
+from galactica.scheduler.sight import CellReport, CellState
+from galactica.scheduler.snapshot import decode, encode
+from galactica.scheduler.transitions import apply, apply_all
 from tests.property.laws import cells_in, cells_of, check_fleet, check_step, waits
 from tests.support.world import SECRET, World, exited, gone, running, service, spec, starting
 

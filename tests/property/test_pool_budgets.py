@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler import events as e
-from scheduler.events import Record
-from scheduler.model import Group, Health, Phase, Replace
-from scheduler.requests import CondemnCell, Refused
-from scheduler.sight import ServerUnmade
-from scheduler.vitals import Vitals
+from galactica.scheduler import events as e
+from galactica.scheduler.events import Record
+from galactica.scheduler.model import Group, Health, Phase, Replace
+from galactica.scheduler.requests import CondemnCell, Refused
+from galactica.scheduler.sight import ServerUnmade
+from galactica.scheduler.vitals import Vitals
 from tests.support.world import World, pool
 
 SIZE = 4

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from rpds import HashTrieMap
 
-from scheduler.budget import next_backoff
-from scheduler.model import (
+from galactica.scheduler.budget import next_backoff
+from galactica.scheduler.model import (
     Backoff,
     CellId,
     Fleet,
@@ -23,9 +23,9 @@ from scheduler.model import (
     digest_of,
     parse_cell_id,
 )
-from scheduler.placement import Placer, Unplaceable
-from scheduler.requests import ApplyGroups
-from scheduler.sight import (
+from galactica.scheduler.placement import Placer, Unplaceable
+from galactica.scheduler.requests import ApplyGroups
+from galactica.scheduler.sight import (
     Attached,
     CellReport,
     CellState,

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Protocol
 
+from galactica.agent import messages as m
+from galactica.agent.runtimes import Found, Running
+from galactica.agent.state import State, next_look, step
 from galactica.v1 import cell_pb2, link_pb2
-
-from agent import messages as m
-from agent.runtimes import Found, Running
-from agent.state import State, next_look, step
 from tests.sim.network import Network
 
 

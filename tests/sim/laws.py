@@ -6,10 +6,10 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from scheduler import events as e
-from scheduler.commands import Command, Decommission, Order
-from scheduler.events import Record
-from scheduler.model import SILENCE_RULES, Health, parse_cell_id
+from galactica.scheduler import events as e
+from galactica.scheduler.commands import Command, Decommission, Order
+from galactica.scheduler.events import Record
+from galactica.scheduler.model import SILENCE_RULES, Health, parse_cell_id
 
 RANK = {
     e.CellOrdered: 0,

@@ -7,14 +7,13 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from galactica.v1 import cell_pb2, link_pb2
 from msgspec.structs import replace
 
-from agent import messages as m
-from scheduler.commands import Command, Decommission, Order
-from scheduler.controller import Controller
-from scheduler.model import Autopsy, Resources, RuntimeKind, Spec
-from scheduler.sight import (
+from galactica.agent import messages as m
+from galactica.scheduler.commands import Command, Decommission, Order
+from galactica.scheduler.controller import Controller
+from galactica.scheduler.model import Autopsy, Resources, RuntimeKind, Spec
+from galactica.scheduler.sight import (
     Attached,
     CellReport,
     CellState,
@@ -25,7 +24,8 @@ from scheduler.sight import (
     ServerFacts,
     Testimony,
 )
-from scheduler.wire import vitals_from_proto
+from galactica.scheduler.wire import vitals_from_proto
+from galactica.v1 import cell_pb2, link_pb2
 from tests.sim.host import Host
 from tests.sim.network import Network
 

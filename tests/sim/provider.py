@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Protocol
 
-from scheduler.commands import DecommissionServer, OrderServer, ProviderCommand
-from scheduler.sight import (
+from galactica.scheduler.commands import DecommissionServer, OrderServer, ProviderCommand
+from galactica.scheduler.sight import (
     Observation,
     ProviderListed,
     ProviderServer,

@@ -12,10 +12,10 @@ from random import Random
 
 from msgspec.structs import replace
 
-from scheduler.controller import Controller, load
-from scheduler.core import Start
-from scheduler.events import Record
-from scheduler.model import (
+from galactica.scheduler.controller import Controller, load
+from galactica.scheduler.core import Start
+from galactica.scheduler.events import Record
+from galactica.scheduler.model import (
     Group,
     GroupKind,
     HealthSpec,
@@ -26,7 +26,7 @@ from scheduler.model import (
     Stop,
     TcpProbe,
 )
-from scheduler.requests import (
+from galactica.scheduler.requests import (
     ApplyGroups,
     CondemnCell,
     CreateToken,
@@ -36,7 +36,7 @@ from scheduler.requests import (
     Refused,
     Request,
 )
-from scheduler.sight import Answer, Observation, ProviderState, Testimony
+from galactica.scheduler.sight import Answer, Observation, ProviderState, Testimony
 from tests.sim import clock
 from tests.sim.host import Host
 from tests.sim.journal import Disk, SimJournal

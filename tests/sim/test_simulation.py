@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from scheduler import events as e
-from scheduler.events import Record
-from scheduler.model import Group, GroupKind, Health, Policy, RuntimeKind, Spec
+from galactica.scheduler import events as e
+from galactica.scheduler.events import Record
+from galactica.scheduler.model import Group, GroupKind, Health, Policy, RuntimeKind, Spec
 from tests.sim.laws import LawBroken, Laws
 from tests.sim.simulation import Seeds, Simulation
 

@@ -15,14 +15,14 @@ from typing import Any
 
 import grpc
 import psutil
-from galactica.v1 import cell_pb2, link_pb2, link_pb2_grpc
 from rpds import HashTrieMap
 
-from agent.identity import Identity, store
-from scheduler.ca import CertificateAuthority, new_key_and_csr
-from scheduler.identities import identity_of
-from scheduler.model import Fleet, Phase, Server
-from scheduler.renewal import NotRenewed, server_to_renew
+from galactica.agent.identity import Identity, store
+from galactica.scheduler.ca import CertificateAuthority, new_key_and_csr
+from galactica.scheduler.identities import identity_of
+from galactica.scheduler.model import Fleet, Phase, Server
+from galactica.scheduler.renewal import NotRenewed, server_to_renew
+from galactica.v1 import cell_pb2, link_pb2, link_pb2_grpc
 
 FLEET = "testfleet"
 DEADLINE_SECONDS = 20.0
@@ -310,10 +310,10 @@ class AgentProcess:
     """``python -m agent`` as a process of its own, with its data in ``data``."""
 
     def __init__(self, scheduler: FakeScheduler, data: Path, *arguments: str, **environment: str) -> None:
-        self._command = [sys.executable, "-m", "agent", "--scheduler", scheduler.address]
+        self._command = [sys.executable, "-m", "galactica.agent", "--scheduler", scheduler.address]
         self._command += ["--enrol", f"127.0.0.1:{scheduler.enrol_port}", "--data", str(data)]
         self._command += ["--runtime", "process", *arguments]
-        paths = os.pathsep.join([str(ROOT), str(ROOT / "proto")])
+        paths = str(ROOT)
         self._environment = {**os.environ, "PYTHONPATH": paths, **environment}
         self.process: subprocess.Popen[str] | None = None
 

@@ -21,9 +21,9 @@ from typing import Any
 import docker
 import psutil
 import pytest
-from galactica.v1 import cell_pb2, link_pb2
 
-from agent.runtimes.docker import DockerRuntime
+from galactica.agent.runtimes.docker import DockerRuntime
+from galactica.v1 import cell_pb2, link_pb2
 
 SERVER = "one"
 WAIT_SECONDS = 30.0

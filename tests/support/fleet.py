@@ -28,11 +28,11 @@ from typing import Any, TypeVar
 
 import grpc
 import psutil
-from galactica.v1 import operator_pb2, operator_pb2_grpc
 
-from agent.runtimes.process import ProcessRuntime
-from scheduler.ca import SCHEDULER_NAME
-from scheduler.cli import shapes
+from galactica.agent.runtimes.process import ProcessRuntime
+from galactica.scheduler.ca import SCHEDULER_NAME
+from galactica.scheduler.cli import shapes
+from galactica.v1 import operator_pb2, operator_pb2_grpc
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -375,11 +375,11 @@ def a_fleet(*agents: str, data: Path | None = None) -> Iterator[Fleet]:
 
 
 def cli_command() -> list[str]:
-    return [sys.executable, "-m", "scheduler.cli"]
+    return [sys.executable, "-m", "galactica.scheduler.cli"]
 
 
 def agent_command() -> list[str]:
-    return [sys.executable, "-m", "agent"]
+    return [sys.executable, "-m", "galactica.agent"]
 
 
 def pids(cells: list[Json]) -> dict[str, int]:

@@ -13,9 +13,9 @@ import textwrap
 from contextlib import closing
 from pathlib import Path
 
-from scheduler.events import CellBooting, CellOrdered, Record
-from scheduler.journal.sqlite import SqliteJournal
-from scheduler.model import Resources
+from galactica.scheduler.events import CellBooting, CellOrdered, Record
+from galactica.scheduler.journal.sqlite import SqliteJournal
+from galactica.scheduler.model import Resources
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,7 +70,7 @@ class child:  # noqa: N801 - used as a with statement's verb
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'proto'}"},
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
         return self._process
 
@@ -81,7 +81,7 @@ class child:  # noqa: N801 - used as a with statement's verb
 
 APPENDING = """
     import asyncio, pathlib
-    from scheduler.journal.sqlite import SqliteJournal
+    from galactica.scheduler.journal.sqlite import SqliteJournal
     from tests.support.journals import records
 
     async def one(journal, first, last):

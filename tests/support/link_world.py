@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
-from galactica.v1 import cell_pb2, link_pb2, link_pb2_grpc, operator_pb2_grpc
 
-from scheduler.ca import SCHEDULER_NAME, CertificateAuthority, new_key_and_csr
-from scheduler.dispatcher import Dispatcher
-from scheduler.identities import Role
-from scheduler.operator_api import OperatorApi
-from scheduler.serving import make_server
-from scheduler.session import LinkLimits
+from galactica.scheduler.ca import SCHEDULER_NAME, CertificateAuthority, new_key_and_csr
+from galactica.scheduler.dispatcher import Dispatcher
+from galactica.scheduler.identities import Role
+from galactica.scheduler.operator_api import OperatorApi
+from galactica.scheduler.serving import make_server
+from galactica.scheduler.session import LinkLimits
+from galactica.v1 import cell_pb2, link_pb2, link_pb2_grpc, operator_pb2_grpc
 from tests.support.memory_mind import MemoryMind
 
 LOOPBACK = "127.0.0.1"

@@ -6,13 +6,13 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 
-from scheduler.commands import Command
-from scheduler.core import Asked, Core, Start, Turn
-from scheduler.events import Record
-from scheduler.model import Fleet, Policy
-from scheduler.ports import Outbox, View
-from scheduler.requests import Accepted, CreateToken, Enrol, JournalRefuses, Refused, Request
-from scheduler.sight import Observation
+from galactica.scheduler.commands import Command
+from galactica.scheduler.core import Asked, Core, Start, Turn
+from galactica.scheduler.events import Record
+from galactica.scheduler.model import Fleet, Policy
+from galactica.scheduler.ports import Outbox, View
+from galactica.scheduler.requests import Accepted, CreateToken, Enrol, JournalRefuses, Refused, Request
+from galactica.scheduler.sight import Observation
 
 SECRET = "5" * 64
 

@@ -14,11 +14,11 @@ from threading import Event
 from typing import Any, NoReturn
 
 import grpc
-from galactica.v1 import cell_pb2, operator_pb2, operator_pb2_grpc
 
-from scheduler.ca import CertificateAuthority, new_key_and_csr
-from scheduler.context import Context, write_context
-from scheduler.identities import OperatorIdentity, Role, identity_of
+from galactica.scheduler.ca import CertificateAuthority, new_key_and_csr
+from galactica.scheduler.context import Context, write_context
+from galactica.scheduler.identities import OperatorIdentity, Role, identity_of
+from galactica.v1 import cell_pb2, operator_pb2, operator_pb2_grpc
 
 FLEET = "demo"
 DAY_SECONDS = 86_400.0

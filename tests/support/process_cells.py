@@ -9,10 +9,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from galactica.v1 import cell_pb2, link_pb2
 
-from agent.runtimes import Exited, Found, process_limits
-from agent.runtimes.process import ProcessRuntime
+from galactica.agent.runtimes import Exited, Found, process_limits
+from galactica.agent.runtimes.process import ProcessRuntime
+from galactica.v1 import cell_pb2, link_pb2
 
 REPOSITORY = Path(__file__).parents[2]
 DEADLINE_SECONDS = 20.0

@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from scheduler.commands import Command, Decommission, DecommissionServer, Order, OrderServer, ProviderCommand
-from scheduler.core import Asked, Core, Start, Turn
-from scheduler.events import AnyEvent, Record
-from scheduler.model import (
+from galactica.scheduler.commands import (
+    Command,
+    Decommission,
+    DecommissionServer,
+    Order,
+    OrderServer,
+    ProviderCommand,
+)
+from galactica.scheduler.core import Asked, Core, Start, Turn
+from galactica.scheduler.events import AnyEvent, Record
+from galactica.scheduler.model import (
     Autopsy,
     Cell,
     Fleet,
@@ -23,8 +30,8 @@ from scheduler.model import (
     ServerBody,
     Spec,
 )
-from scheduler.requests import Accepted, ApplyGroups, CreateToken, Enrol, Refused, Request
-from scheduler.sight import (
+from galactica.scheduler.requests import Accepted, ApplyGroups, CreateToken, Enrol, Refused, Request
+from galactica.scheduler.sight import (
     Attached,
     CellReport,
     CellState,
@@ -35,7 +42,7 @@ from scheduler.sight import (
     ServerMade,
     ServerUnmade,
 )
-from scheduler.vitals import Vitals
+from galactica.scheduler.vitals import Vitals
 
 START = 1_000_000.0
 SECRET = "5" * 64

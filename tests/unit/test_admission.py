@@ -6,11 +6,11 @@ import pytest
 from msgspec.structs import replace
 from rpds import HashTrieMap
 
-from scheduler import admission
-from scheduler import events as e
-from scheduler.admission import MAX_TOKENS, admit, differences
-from scheduler.draft import Draft
-from scheduler.model import (
+from galactica.scheduler import admission
+from galactica.scheduler import events as e
+from galactica.scheduler.admission import MAX_TOKENS, admit, differences
+from galactica.scheduler.draft import Draft
+from galactica.scheduler.model import (
     Fleet,
     Health,
     HealthSpec,
@@ -24,7 +24,7 @@ from scheduler.model import (
     Token,
     digest_of,
 )
-from scheduler.requests import (
+from galactica.scheduler.requests import (
     Accepted,
     ApplyGroups,
     CondemnCell,
@@ -39,7 +39,7 @@ from scheduler.requests import (
     Refused,
     Request,
 )
-from scheduler.sight import Sight
+from galactica.scheduler.sight import Sight
 from tests.support.world import SECRET, START, World, pool, running, service, spec
 
 ONE, TWO = digest_of(spec("1")), digest_of(spec("2"))

@@ -3,11 +3,10 @@
 from collections.abc import Iterable
 
 import pytest
-from galactica.v1 import cell_pb2, link_pb2
 
-from agent import life, reporting
-from agent.draft import GONE_KEPT
-from agent.messages import (
+from galactica.agent import life, reporting
+from galactica.agent.draft import GONE_KEPT
+from galactica.agent.messages import (
     CellReport,
     CellState,
     CloseSession,
@@ -51,8 +50,9 @@ from agent.messages import (
     VitalsTaken,
     Welcomed,
 )
-from agent.runtimes import Found, Running
-from agent.state import State, next_look, step
+from galactica.agent.runtimes import Found, Running
+from galactica.agent.state import State, next_look, step
+from galactica.v1 import cell_pb2, link_pb2
 
 PROCESS = cell_pb2.RUNTIME_KIND_PROCESS
 CELL = "web/1.1"

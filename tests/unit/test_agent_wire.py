@@ -1,10 +1,9 @@
 """The agent's side of the contract: what it says survives the wire, and never grows beyond what the wire takes."""
 
 import pytest
-from galactica.v1 import cell_pb2, link_pb2
 
-from agent import wire
-from agent.messages import (
+from galactica.agent import wire
+from galactica.agent.messages import (
     CellReport,
     CellState,
     Death,
@@ -21,6 +20,7 @@ from agent.messages import (
     SendReport,
     Welcomed,
 )
+from galactica.v1 import cell_pb2, link_pb2
 
 FACTS = wire.ServerFacts({"zone": "a"}, cell_pb2.Capacity(cpu_millis=2_000), (1, 2), "0.1.0")
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from scheduler import events as e
-from scheduler.requests import DeleteGroup, ReleaseStorm
-from scheduler.sight import (  # pytest takes what is called Test… for tests
+from galactica.scheduler import events as e
+from galactica.scheduler.requests import DeleteGroup, ReleaseStorm
+from galactica.scheduler.sight import (  # pytest takes what is called Test… for tests
     Answer,
     Attached,
     ProviderListed,
@@ -13,9 +13,7 @@ from scheduler.sight import (  # pytest takes what is called Test… for tests
     Reported,
     ServerFacts,
 )
-from scheduler.sight import (
-    Testimony as Saying,
-)
+from galactica.scheduler.sight import Testimony as Saying
 from tests.support.work import calls_of
 from tests.support.world import World, pool
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from scheduler import events as e
-from scheduler.budget import (
+from galactica.scheduler import events as e
+from galactica.scheduler.budget import (
     MAX_DOUBLINGS,
     Allowed,
     Held,
@@ -14,7 +14,7 @@ from scheduler.budget import (
     next_backoff,
     sick_surge,
 )
-from scheduler.model import Backoff, GroupState, Phase, Policy, Tally, digest_of
+from galactica.scheduler.model import Backoff, GroupState, Phase, Policy, Tally, digest_of
 from tests.support.world import World, exited, gone, running, service, spec
 
 NOW = 1_000.0

@@ -10,8 +10,8 @@ from types import ModuleType
 import pytest
 from typer.testing import CliRunner
 
-from scheduler.cli.app import build
-from scheduler.options import (
+from galactica.scheduler.cli.app import build
+from galactica.scheduler.options import (
     Address,
     RuntimeChoice,
     SchedulerOptions,
@@ -20,7 +20,7 @@ from scheduler.options import (
     parse_address,
     parse_labels,
 )
-from scheduler.units import format_bytes, format_duration
+from galactica.scheduler.units import format_bytes, format_duration
 
 
 @dataclass
@@ -40,9 +40,9 @@ class Served:
 def served(monkeypatch: pytest.MonkeyPatch) -> Served:
     """A stand-in for the module with the servers, which these tests do not start."""
     served = Served()
-    module = ModuleType("scheduler.serve")
+    module = ModuleType("galactica.scheduler.serve")
     vars(module).update(run_up=served.run_up, run_scheduler=served.run_scheduler)
-    monkeypatch.setitem(sys.modules, "scheduler.serve", module)
+    monkeypatch.setitem(sys.modules, "galactica.scheduler.serve", module)
     monkeypatch.setenv("GALACTICA_CONTEXT", "/c/context.json")
     return served
 

@@ -1,9 +1,9 @@
 """The core between turns: whom it tells, what it looks at again, and what an abandoned turn leaves behind."""
 
-from scheduler import events as e
-from scheduler.commands import Decommission, Resync
-from scheduler.model import Phase, Resources
-from scheduler.requests import DrainServer
+from galactica.scheduler import events as e
+from galactica.scheduler.commands import Decommission, Resync
+from galactica.scheduler.model import Phase, Resources
+from galactica.scheduler.requests import DrainServer
 from tests.support.world import World, running, service, spec
 
 ONE_BYTE = spec(resources=Resources(memory_bytes=1))

@@ -5,8 +5,18 @@ from __future__ import annotations
 import pytest
 from rpds import HashTrieMap
 
-from scheduler.diagnosis import blame_server, blame_spec, chance_of
-from scheduler.model import Death, Fleet, Group, GroupKind, GroupState, Phase, RuntimeKind, Server, Spec
+from galactica.scheduler.diagnosis import blame_server, blame_spec, chance_of
+from galactica.scheduler.model import (
+    Death,
+    Fleet,
+    Group,
+    GroupKind,
+    GroupState,
+    Phase,
+    RuntimeKind,
+    Server,
+    Spec,
+)
 
 NOW = 1_000.0
 WINDOW_SECONDS = 60.0

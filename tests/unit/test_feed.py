@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Sequence
 from random import Random
 
-from scheduler.commands import Command, ProviderCommand
-from scheduler.controller import Controller, load
-from scheduler.core import Start
-from scheduler.events import Record
-from scheduler.requests import CreateToken
+from galactica.scheduler.commands import Command, ProviderCommand
+from galactica.scheduler.controller import Controller, load
+from galactica.scheduler.core import Start
+from galactica.scheduler.events import Record
+from galactica.scheduler.requests import CreateToken
 from tests.sim import clock
 from tests.sim.journal import Disk, SimJournal
 

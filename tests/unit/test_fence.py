@@ -4,12 +4,12 @@ import pytest
 from msgspec.structs import replace
 from rpds import HashTrieMap
 
-from scheduler import events as e
-from scheduler.commands import DecommissionServer
-from scheduler.fence import ended_at
-from scheduler.model import Autopsy, Fleet, Group, Health, Phase, Policy, Server, Stop
-from scheduler.sight import Answer
-from scheduler.transitions import apply
+from galactica.scheduler import events as e
+from galactica.scheduler.commands import DecommissionServer
+from galactica.scheduler.fence import ended_at
+from galactica.scheduler.model import Autopsy, Fleet, Group, Health, Phase, Policy, Server, Stop
+from galactica.scheduler.sight import Answer
+from galactica.scheduler.transitions import apply
 from tests.support.world import World, exited, pool, running, service, spec
 from tests.unit.test_pools import condemned, rack, silence
 

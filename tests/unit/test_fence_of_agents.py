@@ -3,9 +3,8 @@
 import math
 
 import pytest
-from galactica.v1 import cell_pb2, link_pb2
 
-from agent.messages import (
+from galactica.agent.messages import (
     AbandonStart,
     CellReport,
     CellState,
@@ -30,8 +29,9 @@ from agent.messages import (
     Tick,
     Welcomed,
 )
-from agent.runtimes import Found, Running
-from agent.state import State, next_look, step
+from galactica.agent.runtimes import Found, Running
+from galactica.agent.state import State, next_look, step
+from galactica.v1 import cell_pb2, link_pb2
 
 PROCESS = cell_pb2.RUNTIME_KIND_PROCESS
 CELL = "db/0.1"

@@ -7,8 +7,8 @@ import pytest
 from msgspec.structs import replace
 from rpds import HashTrieMap
 
-from scheduler.health import CELL_RULES, cell_verdict, is_serving
-from scheduler.model import (
+from galactica.scheduler.health import CELL_RULES, cell_verdict, is_serving
+from galactica.scheduler.model import (
     Autopsy,
     Cell,
     Evidence,
@@ -22,7 +22,7 @@ from scheduler.model import (
     Spec,
     Verdict,
 )
-from scheduler.sight import CellReport, CellState, ProbeStatus, ServerSight, Sight
+from galactica.scheduler.sight import CellReport, CellState, ProbeStatus, ServerSight, Sight
 
 NOW = 1_000.0
 ORDERED_AT = 990.0

@@ -6,8 +6,8 @@ import textwrap
 
 import pytest
 
-from scheduler.manifest import ManifestErrors, load, parse
-from scheduler.model import (
+from galactica.scheduler.manifest import ManifestErrors, load, parse
+from galactica.scheduler.model import (
     ExecProbe,
     Group,
     GroupKind,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from scheduler.manifest import ManifestErrors, parse
-from scheduler.model import (
+from galactica.scheduler.manifest import ManifestErrors, parse
+from galactica.scheduler.model import (
     Group,
     GroupKind,
     HealthSpec,

@@ -7,7 +7,7 @@ import pytest
 from msgspec.structs import replace
 from rpds import HashTrieMap, HashTrieSet
 
-from scheduler.model import (
+from galactica.scheduler.model import (
     Fleet,
     Group,
     GroupKind,
@@ -22,9 +22,9 @@ from scheduler.model import (
     Spec,
     digest_of,
 )
-from scheduler.placement import Placer, Unplaceable
-from scheduler.requests import DrainServer
-from scheduler.sight import ServerSight, Sight
+from galactica.scheduler.placement import Placer, Unplaceable
+from galactica.scheduler.requests import DrainServer
+from galactica.scheduler.sight import ServerSight, Sight
 from tests.support.world import World, exited, service, spec
 
 NOW = 1_000.0

@@ -3,20 +3,20 @@
 import pytest
 from msgspec.structs import replace
 
-from scheduler import events as e
-from scheduler.budget import Allowed, Held
-from scheduler.commands import DecommissionServer
-from scheduler.model import Cell, GroupState, Health, Phase, Replace, Slot, Tally
-from scheduler.pool_budget import (
+from galactica.scheduler import events as e
+from galactica.scheduler.budget import Allowed, Held
+from galactica.scheduler.commands import DecommissionServer
+from galactica.scheduler.model import Cell, GroupState, Health, Phase, Replace, Slot, Tally
+from galactica.scheduler.pool_budget import (
     may_condemn_due_server,
     may_condemn_server,
     may_go_first,
     may_order_another,
     may_order_beside,
 )
-from scheduler.requests import CondemnCell
-from scheduler.sight import ServerUnmade
-from scheduler.vitals import Vitals
+from galactica.scheduler.requests import CondemnCell
+from galactica.scheduler.sight import ServerUnmade
+from galactica.scheduler.vitals import Vitals
 from tests.support.world import World, pool, service
 
 NOW = 1_000.0

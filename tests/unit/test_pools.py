@@ -2,11 +2,11 @@
 
 import pytest
 
-from scheduler import events as e
-from scheduler.commands import DecommissionServer, OrderServer
-from scheduler.model import Group, Health, Phase
-from scheduler.requests import CondemnCell, CreateToken, Enrol, Refused, ReleaseStorm
-from scheduler.sight import (  # pytest takes what is called Test… for tests
+from galactica.scheduler import events as e
+from galactica.scheduler.commands import DecommissionServer, OrderServer
+from galactica.scheduler.model import Group, Health, Phase
+from galactica.scheduler.requests import CondemnCell, CreateToken, Enrol, Refused, ReleaseStorm
+from galactica.scheduler.sight import (  # pytest takes what is called Test… for tests
     Answer,
     ProviderListed,
     ProviderServer,
@@ -15,9 +15,7 @@ from scheduler.sight import (  # pytest takes what is called Test… for tests
     ServerNotMade,
     WillRead,
 )
-from scheduler.sight import (
-    Testimony as Saying,
-)
+from galactica.scheduler.sight import Testimony as Saying
 from tests.support.world import SECRET, World, exited, pool, service
 
 READY = Phase.READY

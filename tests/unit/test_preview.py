@@ -5,10 +5,10 @@ from collections.abc import Callable
 import pytest
 from msgspec.structs import replace
 
-from scheduler import events as e
-from scheduler.model import Group, Hold, Phase, Placement, Resources, SlotKey, digest_of
-from scheduler.preview import MAX_BIRTHS, Birth, Death, Preview, preview
-from scheduler.requests import CondemnCell, DeleteGroup, DrainServer, GroupChange, Refused
+from galactica.scheduler import events as e
+from galactica.scheduler.model import Group, Hold, Phase, Placement, Resources, SlotKey, digest_of
+from galactica.scheduler.preview import MAX_BIRTHS, Birth, Death, Preview, preview
+from galactica.scheduler.requests import CondemnCell, DeleteGroup, DrainServer, GroupChange, Refused
 from tests.support.world import World, exited, pool, running, service, spec
 
 

@@ -7,6 +7,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+
 from galactica.v1 import cell_pb2, link_pb2, operator_pb2
 
 ROOT = Path(__file__).parents[2]
@@ -91,9 +92,11 @@ def test_two_verbs_travel_to_an_agent():
 
 
 def loaded_by(module):
-    code = f"import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    """The packages that importing ``module`` loads, by their top-level name; of our own the one below it."""
+    code = f"import sys, {module}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    return set(done.stdout.split())
+    names = done.stdout.split()
+    return {name.removeprefix("galactica.").partition(".")[0] for name in names if name != "galactica"}
 
 
 def test_the_agent_loads_nothing_heavy_before_it_is_asked_to():
@@ -101,11 +104,20 @@ def test_the_agent_loads_nothing_heavy_before_it_is_asked_to():
         *("docker", "requests", "urllib3", "cryptography", "OpenSSL", "aiohttp", "msgspec", "pydantic"),
         *("rich", "ruamel", "structlog", "textual", "typer", "scheduler"),
     }
-    loaded = loaded_by("agent.__main__")
+    loaded = loaded_by("galactica.agent.__main__")
     assert "grpc" in loaded
     assert loaded & heavy == set()
 
 
 def test_a_cell_is_no_more_than_the_standard_library_to_the_core():
-    loaded = loaded_by("scheduler.core")
-    assert loaded & {"grpc", "google", "galactica", "sqlite3", "structlog", "agent"} == set()
+    loaded = loaded_by("galactica.scheduler.core")
+    assert loaded & {"grpc", "google", "v1", "sqlite3", "structlog", "agent"} == set()
+
+
+def test_the_folders_are_imported_by_one_name_only():
+    """From the repository's root ``import scheduler`` works too, and would load everything a second time."""
+    sources = [
+        path for top in ("scheduler", "agent", "tests", "deploy") for path in (ROOT / top).rglob("*.py")
+    ]
+    second_name = re.compile(r"^\s*(from|import) (scheduler|agent)\b", re.MULTILINE)
+    assert [str(path) for path in sources if second_name.search(path.read_text())] == []

@@ -7,11 +7,11 @@ from libcloud.common.exceptions import BaseHTTPError, RateLimitReachedError
 from libcloud.common.types import InvalidCredsError
 from ruamel.yaml import YAML
 
-from scheduler.model import RuntimeKind
-from scheduler.providers import ProviderRefused, ProviderUnavailable, Setting, cloud_init
-from scheduler.providers.cloud import failure_of, make
-from scheduler.providers.cloud_nodes import Names
-from scheduler.providers.credentials import Credentials, CredentialsError, read_credentials
+from galactica.scheduler.model import RuntimeKind
+from galactica.scheduler.providers import ProviderRefused, ProviderUnavailable, Setting, cloud_init
+from galactica.scheduler.providers.cloud import failure_of, make
+from galactica.scheduler.providers.cloud_nodes import Names
+from galactica.scheduler.providers.credentials import Credentials, CredentialsError, read_credentials
 from tests.support.provider_world import user_data
 
 AWKWARD = {"zone": "a b", "quote": 'it\'s "so": #1', "path": "$HOME/`x`", "place": "${install}"}

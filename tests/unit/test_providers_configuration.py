@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from scheduler.model import RuntimeKind
-from scheduler.providers.configuration import (
+from galactica.scheduler.model import RuntimeKind
+from galactica.scheduler.providers.configuration import (
     ENTRY_POINT_GROUP,
     ConfigurationError,
     Entry,

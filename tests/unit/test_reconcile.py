@@ -3,9 +3,9 @@
 import pytest
 from msgspec.structs import replace
 
-from scheduler import events as e
-from scheduler.commands import Decommission, Order, Resync
-from scheduler.model import (
+from galactica.scheduler import events as e
+from galactica.scheduler.commands import Decommission, Order, Resync
+from galactica.scheduler.model import (
     Evidence,
     Health,
     HealthSpec,
@@ -16,9 +16,9 @@ from scheduler.model import (
     Resources,
     SlotKey,
 )
-from scheduler.reconcile import reconcile
-from scheduler.requests import CondemnCell, DeleteGroup, DrainServer, OpenShell, Refused
-from scheduler.sight import Reported
+from galactica.scheduler.reconcile import reconcile
+from galactica.scheduler.requests import CondemnCell, DeleteGroup, DrainServer, OpenShell, Refused
+from galactica.scheduler.sight import Reported
 from tests.support.world import World, exited, gone, running, service, spec, starting
 
 READY, ORDERED, CONDEMNED, BOOTING, DRAINING = (

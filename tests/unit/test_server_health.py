@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 from rpds import HashTrieMap
 
-from scheduler.model import (
+from galactica.scheduler.model import (
     Death,
     Evidence,
     Fleet,
@@ -22,8 +22,8 @@ from scheduler.model import (
     Spec,
     Verdict,
 )
-from scheduler.server_health import SERVER_RULES, server_verdict
-from scheduler.sight import (
+from galactica.scheduler.server_health import SERVER_RULES, server_verdict
+from galactica.scheduler.sight import (
     Answer,
     CellReport,
     CellState,
@@ -33,8 +33,8 @@ from scheduler.sight import (
     ServerSight,
     Sight,
 )
-from scheduler.sight import Testimony as Saying  # a name that pytest does not take for a test
-from scheduler.vitals import Ailment
+from galactica.scheduler.sight import Testimony as Saying  # a name that pytest does not take for a test
+from galactica.scheduler.vitals import Ailment
 from tests.support.world import World
 
 HEARD_AT = 999.0

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from galactica.v1 import operator_pb2
 from msgspec.structs import replace
 
-from scheduler import events as e
-from scheduler import history, server_views, views
-from scheduler.model import Group, Phase, Policy, ServerBody
-from scheduler.ports import View
-from scheduler.requests import CondemnCell, DrainServer, ReleaseStorm
-from scheduler.sight import Answer, ProviderListed, ProviderServer, ProviderSilent, ProviderState, Reported
-from scheduler.sight import Testimony as Saying
+from galactica.scheduler import events as e
+from galactica.scheduler import history, server_views, views
+from galactica.scheduler.model import Group, Phase, Policy, ServerBody
+from galactica.scheduler.ports import View
+from galactica.scheduler.requests import CondemnCell, DrainServer, ReleaseStorm
+from galactica.scheduler.sight import (
+    Answer,
+    ProviderListed,
+    ProviderServer,
+    ProviderSilent,
+    ProviderState,
+    Reported,
+)
+from galactica.scheduler.sight import Testimony as Saying
+from galactica.v1 import operator_pb2
 from tests.support.world import START, World, pool, service
 
 

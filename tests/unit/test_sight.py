@@ -4,8 +4,8 @@ import pytest
 from msgspec.structs import replace
 from rpds import HashTrieMap, HashTrieSet
 
-from scheduler.model import Resources, RuntimeKind
-from scheduler.sight import (
+from galactica.scheduler.model import Resources, RuntimeKind
+from galactica.scheduler.sight import (
     Answer,
     Attached,
     CellReport,
@@ -36,7 +36,7 @@ from scheduler.sight import (
     tell,
     tell_provider,
 )
-from scheduler.sight import Testimony as Saying  # a name that pytest does not take for a test
+from galactica.scheduler.sight import Testimony as Saying  # a name that pytest does not take for a test
 
 FACTS = ServerFacts({"zone": "a"}, Resources(4_000), 9, (RuntimeKind.PROCESS,), "0.1")
 ONE = CellReport("web/0.1", "d", CellState.RUNNING, "pid 7")

@@ -3,7 +3,7 @@
 import pytest
 from rpds import HashTrieMap, HashTrieSet
 
-from scheduler.model import (
+from galactica.scheduler.model import (
     Backoff,
     Cell,
     CellKind,
@@ -32,7 +32,7 @@ from scheduler.model import (
     Token,
     digest_of,
 )
-from scheduler.snapshot import VERSION, SnapshotDamaged, SnapshotTooNew, decode, encode
+from galactica.scheduler.snapshot import VERSION, SnapshotDamaged, SnapshotTooNew, decode, encode
 
 PROBES = (
     None,

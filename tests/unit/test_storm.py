@@ -3,9 +3,9 @@
 import pytest
 from rpds import HashTrieMap
 
-from scheduler.model import Fleet, Health, Phase, Policy, Server, Silence
-from scheduler.sight import ServerSight, Sight
-from scheduler.storm import Storm, is_released, storm_of
+from galactica.scheduler.model import Fleet, Health, Phase, Policy, Server, Silence
+from galactica.scheduler.sight import ServerSight, Sight
+from galactica.scheduler.storm import Storm, is_released, storm_of
 
 NOW = 1_000.0
 

@@ -1,10 +1,9 @@
 """What servers say of each other, on its way: the agent's report, the wire, and the scheduler's sight."""
 
 import pytest
-from galactica.v1 import cell_pb2, link_pb2
 
-from agent import wire as agent_wire
-from agent.messages import (
+from galactica.agent import wire as agent_wire
+from galactica.agent.messages import (
     Answer,
     Connected,
     Disconnected,
@@ -20,10 +19,11 @@ from agent.messages import (
     WatchNeighbours,
     Welcomed,
 )
-from agent.state import State, next_look, step
-from scheduler import sight as sights
-from scheduler import wire
-from scheduler.sight import Attached, Reported, ServerFacts, Sight, observe
+from galactica.agent.state import State, next_look, step
+from galactica.scheduler import sight as sights
+from galactica.scheduler import wire
+from galactica.scheduler.sight import Attached, Reported, ServerFacts, Sight, observe
+from galactica.v1 import cell_pb2, link_pb2
 
 # pytest would take these for tests.
 for one in (Testified, Testimony, TestimonyReport):

@@ -7,9 +7,9 @@ import pytest
 from msgspec.structs import replace
 from rpds import HashTrieMap, HashTrieSet
 
-from scheduler import events as e
-from scheduler.events import AnyEvent, Record
-from scheduler.model import (
+from galactica.scheduler import events as e
+from galactica.scheduler.events import AnyEvent, Record
+from galactica.scheduler.model import (
     GRAVES_KEPT,
     REVISIONS_KEPT,
     Autopsy,
@@ -30,7 +30,7 @@ from scheduler.model import (
     Token,
     digest_of,
 )
-from scheduler.transitions import CELL_MOVES, IllegalTransition, apply, apply_all, still_waits
+from galactica.scheduler.transitions import CELL_MOVES, IllegalTransition, apply, apply_all, still_waits
 from tests.support.world import service, spec
 
 SIZE = Resources(cpu_millis=100, memory_bytes=64, pids=8)

@@ -1,12 +1,12 @@
 """What readers are shown, from a small world that the real core decides on."""
 
 import pytest
-from galactica.v1 import cell_pb2, operator_pb2
 from msgspec.structs import replace
 
-from scheduler import history, server_views, views
-from scheduler.model import Policy
-from scheduler.requests import CondemnCell, DeleteGroup, DrainServer, OpenShell
+from galactica.scheduler import history, server_views, views
+from galactica.scheduler.model import Policy
+from galactica.scheduler.requests import CondemnCell, DeleteGroup, DrainServer, OpenShell
+from galactica.v1 import cell_pb2, operator_pb2
 from tests.support.world import START, World, exited, gone, running, service, spec, starting
 
 

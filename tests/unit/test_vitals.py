@@ -4,11 +4,11 @@ import pytest
 from msgspec.structs import replace
 from rpds import HashTrieMap
 
-from scheduler import events as e
-from scheduler.commands import DecommissionServer
-from scheduler.model import Evidence, Health, Phase, RuntimeKind
-from scheduler.server_health import server_verdict
-from scheduler.vitals import AILMENT_RULES, Ailment, VitalLimits, Vitals, ailments
+from galactica.scheduler import events as e
+from galactica.scheduler.commands import DecommissionServer
+from galactica.scheduler.model import Evidence, Health, Phase, RuntimeKind
+from galactica.scheduler.server_health import server_verdict
+from galactica.scheduler.vitals import AILMENT_RULES, Ailment, VitalLimits, Vitals, ailments
 from tests.support.work import calls_of
 from tests.support.world import World, pool, service, spec
 

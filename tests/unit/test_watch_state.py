@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from agent import messages
-from agent.messages import Answer, Neighbour
-from agent.watch_state import (
+from galactica.agent import messages
+from galactica.agent.messages import Answer, Neighbour
+from galactica.agent.watch_state import (
     AGAIN_SECONDS,
     PING_SECONDS,
     SILENT_AFTER,

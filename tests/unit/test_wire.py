@@ -3,14 +3,14 @@
 import math
 
 import pytest
-from galactica.v1 import cell_pb2, link_pb2
 
-from scheduler import wire
-from scheduler.commands import Decommission, Order, Resync
-from scheduler.model import Autopsy, Resources, RuntimeKind, Tempo
-from scheduler.sight import Attached, CellReport, CellState, ProbeStatus, Reported, ServerFacts
-from scheduler.vitals import Vitals
-from scheduler.wire_groups import spec_to_proto
+from galactica.scheduler import wire
+from galactica.scheduler.commands import Decommission, Order, Resync
+from galactica.scheduler.model import Autopsy, Resources, RuntimeKind, Tempo
+from galactica.scheduler.sight import Attached, CellReport, CellState, ProbeStatus, Reported, ServerFacts
+from galactica.scheduler.vitals import Vitals
+from galactica.scheduler.wire_groups import spec_to_proto
+from galactica.v1 import cell_pb2, link_pb2
 from tests.support.world import spec
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 
 import pytest
-from galactica.v1 import cell_pb2, operator_pb2
 
-from scheduler.model import (
+from galactica.scheduler.model import (
     ExecProbe,
     Group,
     GroupKind,
@@ -24,7 +23,8 @@ from scheduler.model import (
     TcpProbe,
     digest_of,
 )
-from scheduler.wire_groups import group_from_proto, group_to_proto
+from galactica.scheduler.wire_groups import group_from_proto, group_to_proto
+from galactica.v1 import cell_pb2, operator_pb2
 
 PORTS = {"http": 8080, "rpc": 9090}
 
