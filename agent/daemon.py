@@ -13,62 +13,54 @@ import math
 import time
 from typing import TYPE_CHECKING, assert_never
 
-from galactica.agent import clock, drift, wire
-from galactica.agent.logs import LogStreams
-from galactica.agent.messages import (
-    AbandonStart,
-    CloseSession,
+from galactica.agent import clock
+from galactica.agent.carrier import Carrier
+from galactica.agent.core.events import (
     ClosingDown,
     Compared,
-    Died,
     Disconnected,
     Event,
+    ProbeFinished,
+    Tick,
+    VitalsTaken,
+    Welcomed,
+)
+from galactica.agent.core.instructions import (
+    AbandonStart,
+    CloseSession,
     FetchLogs,
     Instruction,
-    ProbeFinished,
-    Progressed,
     RefuseLogs,
-    Relisted,
     RememberEpoch,
     RememberFence,
     SendHello,
     SendReport,
     StartCell,
-    StartDeferred,
-    Started,
-    StartFailed,
     StartProbing,
     StopCell,
-    StopFailed,
     StopLogs,
-    Stopped,
     StopProbing,
-    Tick,
-    VitalsTaken,
     WatchNeighbours,
-    Welcomed,
 )
-from galactica.agent.probes import Prober
-from galactica.agent.runtimes import Exited, RuntimeFailure, RuntimeUnavailable, Stirred
-from galactica.agent.shell import Shells
-from galactica.agent.state import State, is_news, next_look, step
+from galactica.agent.core.step import State, is_news, next_look, step
+from galactica.agent.health import drift
+from galactica.agent.health.probes import Prober
+from galactica.agent.link import wire
+from galactica.agent.link.logs import LogStreams
+from galactica.agent.link.shell import Shells
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 
-    from galactica.agent.fence_keeping import FenceKeeper
-    from galactica.agent.neighbours import NeighbourWatch
-    from galactica.agent.reporting import Cell
-    from galactica.agent.runtimes import Progress, Runtime
-    from galactica.agent.session import Link
-    from galactica.agent.vitals import VitalsTaker
-    from galactica.agent.will import Will
-    from galactica.v1 import link_pb2
+    from galactica.agent.core.model import Cell
+    from galactica.agent.fencing.keeping import FenceKeeper
+    from galactica.agent.health.vitals import VitalsTaker
+    from galactica.agent.link.session import Link
+    from galactica.agent.link.will import Will
+    from galactica.agent.neighbours.watch import NeighbourWatch
+    from galactica.agent.runtimes.port import Runtime
 
 QUEUE_LIMIT = 10_000
-STARTS_AT_ONCE = 16
-RELIST_SECONDS = 30.0
-RELIST_AGAIN_SECONDS = 1.0
 VITALS_SECONDS = 5.0
 STOP_MARGIN_SECONDS = 15.0
 """How much longer than the longest grace the end of all cells may take."""
@@ -111,12 +103,17 @@ class Daemon:
         self._drift = drift.DriftWatch(
             lambda: self._state.cells, self._compare, self._compared, compare_every_seconds
         )
-        self._starts = asyncio.Semaphore(STARTS_AT_ONCE)
+        self._carrier = Carrier(
+            runtimes,
+            deliver=self.deliver,
+            offer=self._offer,
+            before_exclusive=fence.ready,
+            stirred=self._drift.stir,
+        )
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
         self._all_gone = asyncio.Event()
         self._workers: set[asyncio.Task[None]] = set()
-        self._starting: dict[str, asyncio.Task[None]] = {}
 
     async def deliver(self, event: Event) -> None:
         await self._queue.put(event)
@@ -135,8 +132,8 @@ class Daemon:
             owned.append(tasks.create_task(self._fence.run()))
             recovered = [asyncio.Event() for _ in self._runtimes]
             for kind, listed in zip(self._runtimes, recovered, strict=True):
-                owned.append(tasks.create_task(self._watch(kind)))
-                owned.append(tasks.create_task(self._relist(kind, listed)))
+                owned.append(tasks.create_task(self._carrier.watch(kind)))
+                owned.append(tasks.create_task(self._carrier.relist(kind, listed)))
             owned.append(tasks.create_task(self._take_vitals()))
             if self._neighbours:
                 owned.append(tasks.create_task(self._neighbours.run()))
@@ -206,7 +203,7 @@ class Daemon:
     def _carry_out(self, instruction: Instruction) -> None:
         match instruction:
             case StartCell() | AbandonStart() | StopCell():
-                self._have_done(instruction)
+                self._carrier.carry_out(instruction, self._work)
             case StartProbing():
                 self._prober.start(instruction.order, instruction.endpoints)
             case StopProbing():
@@ -226,17 +223,6 @@ class Daemon:
                 self._remember(instruction)
             case _:
                 assert_never(instruction)
-
-    def _have_done(self, instruction: StartCell | AbandonStart | StopCell) -> None:
-        match instruction:
-            case StartCell():
-                cell_id = instruction.order.cell_id
-                task = self._starting[cell_id] = self._work(self._start(instruction.order))
-                task.add_done_callback(lambda done: self._forget_start(cell_id, done))
-            case AbandonStart():
-                self._work(self._abandon(instruction.cell_id))
-            case StopCell():
-                self._work(self._stop(instruction))
 
     def _remember(self, instruction: RememberEpoch | RememberFence) -> None:
         match instruction:
@@ -265,96 +251,7 @@ class Daemon:
         task.add_done_callback(self._workers.discard)
         return task
 
-    # The runtimes.
-
-    async def _start(self, order: link_pb2.Order) -> None:
-        cell_id = order.cell_id
-
-        def progress(text: str, /) -> None:
-            self._offer(Progressed(cell_id, text, clock.now()))
-
-        event: Event
-        async with self._starts:
-            try:
-                event = await self._started(order, progress)
-            except RuntimeUnavailable as failure:
-                event = StartDeferred(cell_id, str(failure), clock.now())
-            except RuntimeFailure as failure:
-                event = StartFailed(cell_id, str(failure), clock.now())
-            except Exception as error:
-                log.exception("start failed in an unexpected way cell=%s", cell_id)
-                event = StartFailed(cell_id, f"the agent failed: {error!r}", clock.now())
-        await self.deliver(event)
-
-    def _forget_start(self, cell_id: str, done: asyncio.Task[None]) -> None:
-        if self._starting.get(cell_id) is done:
-            del self._starting[cell_id]
-
-    async def _abandon(self, cell_id: str) -> None:
-        """The runtime ends by itself what it has begun, and the stop that follows waits for it."""
-        task = self._starting.get(cell_id)
-        if task is not None:
-            task.cancel()
-            await asyncio.wait({task})
-        await self.deliver(StartFailed(cell_id, "its start was abandoned", clock.now()))
-
-    async def _started(self, order: link_pb2.Order, progress: Progress) -> Started | StartFailed:
-        runtime = self._runtimes.get(order.spec.runtime)
-        if runtime is None:
-            reason = "this server does not have the runtime that the cell needs"
-            return StartFailed(order.cell_id, reason, clock.now())
-        if order.spec.exclusive:
-            await self._fence.ready()
-        running = await runtime.start(order, progress)
-        return Started(order.cell_id, running.runtime_id, running.endpoints, clock.now())
-
-    async def _stop(self, asked: StopCell) -> None:
-        runtime = self._runtimes.get(asked.kind)
-        event: Event
-        try:
-            if runtime is not None:
-                await runtime.stop(asked.cell_id, asked.signal, asked.grace_seconds)
-            event = Stopped(asked.cell_id, clock.now())
-        except RuntimeFailure as failure:
-            event = StopFailed(asked.cell_id, str(failure), clock.now())
-        except Exception as error:
-            log.exception("stop failed in an unexpected way cell=%s", asked.cell_id)
-            event = StopFailed(asked.cell_id, f"the agent failed: {error!r}", clock.now())
-        await self.deliver(event)
-
-    async def _watch(self, kind: int) -> None:
-        while True:
-            try:
-                async for seen in self._runtimes[kind].watch():
-                    if isinstance(seen, Exited):
-                        await self.deliver(Died(seen.cell_id, seen.autopsy, clock.now()))
-                    elif isinstance(seen, Stirred):
-                        self._drift.stir(seen.cell_id)
-                    else:
-                        # Our own list instead of theirs: it is known when it was asked for.
-                        await self._list(kind)
-            except RuntimeFailure as failure:
-                log.warning("watch interrupted reason=%r", str(failure))
-            await asyncio.sleep(RELIST_AGAIN_SECONDS)
-
-    async def _relist(self, kind: int, listed: asyncio.Event) -> None:
-        """From time to time compare with what there is: nothing stays unseen because one event was lost."""
-        while True:
-            if await self._list(kind):
-                listed.set()
-                await asyncio.sleep(RELIST_SECONDS)
-            else:
-                await asyncio.sleep(RELIST_AGAIN_SECONDS)
-
-    async def _list(self, kind: int) -> bool:
-        asked_at = clock.now()
-        try:
-            found = tuple(await self._runtimes[kind].list())
-        except RuntimeFailure as failure:
-            log.warning("cells not listed reason=%r", str(failure))
-            return False
-        await self.deliver(Relisted(kind, found, asked_at, clock.now()))
-        return True
+    # What the runtimes are asked, beside starts and stops.
 
     async def _execute(
         self, kind: int, cell_id: str, command: Sequence[str], timeout_seconds: float

@@ -35,8 +35,8 @@ from rich.text import Text
 
 from galactica.scheduler.cli.client import Client, connect
 from galactica.scheduler.cli.top_view import Picture, draw
-from galactica.scheduler.errors import CommandFailed
-from galactica.scheduler.providers import containers, processes
+from galactica.scheduler.providers.local import containers, processes
+from galactica.scheduler.settings.errors import CommandFailed
 from galactica.v1 import operator_pb2
 
 DRAW_EVERY_SECONDS = 0.25

@@ -14,15 +14,16 @@ from contextlib import suppress
 
 import structlog
 
-from galactica.scheduler.core import Asked, Core, Start, Turn
-from galactica.scheduler.events import Record
-from galactica.scheduler.journal import Journal, JournalFailed, JournalFull, Retention
-from galactica.scheduler.model import Fleet, Policy
-from galactica.scheduler.ports import Clock, Outbox, ProviderOutbox, View
-from galactica.scheduler.requests import Accepted, JournalRefuses, RecordRefusal, Refused, Request
-from galactica.scheduler.sight import Observation
-from galactica.scheduler.snapshot import decode, encode
-from galactica.scheduler.transitions import apply
+from galactica.scheduler.core.model.events import Record
+from galactica.scheduler.core.model.fleet import Fleet
+from galactica.scheduler.core.model.policy import Policy
+from galactica.scheduler.core.model.requests import Accepted, JournalRefuses, RecordRefusal, Refused, Request
+from galactica.scheduler.core.ports import Clock, Outbox, ProviderOutbox, View
+from galactica.scheduler.core.sight.observations import Observation
+from galactica.scheduler.core.transitions import apply
+from galactica.scheduler.core.turns import Asked, Core, Start, Turn
+from galactica.scheduler.journal.port import Journal, JournalFailed, JournalFull, Retention
+from galactica.scheduler.journal.snapshot import decode, encode
 
 INBOX_SIZE = 10_000
 BATCH_SIZE = 2_000

@@ -6,7 +6,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-from galactica.agent.runtimes import LAST_LINES, LINE_CHARACTERS
+from galactica.agent.runtimes.port import LAST_LINES, LINE_CHARACTERS
 
 TAIL_BYTES = 1 << 20
 """How far back a tail is looked for. Enough for an autopsy's 50 lines of 1,000 characters of 4 bytes."""

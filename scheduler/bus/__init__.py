@@ -1,6 +1,5 @@
 """The message bus: an optional MQTT 5 broker that hears what happens and how everything is.
 
-``address``   where the broker is and how to get in; what ``--bus`` and its companions say
 ``messages``  topics and payloads, described for readers in deploy/bus/README.md; pure
 ``bus``       the connection: events and retained health go out, agents' last wills come in
 

@@ -23,12 +23,12 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from galactica.scheduler.bus.address import BusOptions, tls_context
 from galactica.scheduler.bus.messages import Here, Lost, Topics, event_payload, read_will, states
-from galactica.scheduler.events import Record
-from galactica.scheduler.model import Phase
-from galactica.scheduler.ports import Mind
-from galactica.scheduler.sight import WillRead
+from galactica.scheduler.core.model.events import Record
+from galactica.scheduler.core.model.fleet import Phase
+from galactica.scheduler.core.ports import Mind
+from galactica.scheduler.core.sight.observations import WillRead
+from galactica.scheduler.settings.broker import BusOptions, tls_context
 
 BATCH = 100
 """How many messages are under way at once, each until the broker has it."""

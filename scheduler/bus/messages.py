@@ -14,10 +14,12 @@ from urllib.parse import quote
 import msgspec
 from msgspec import Struct
 
-from galactica.scheduler import history, server_views, views
-from galactica.scheduler.events import Record
-from galactica.scheduler.model import SERVER_ID, Phase
-from galactica.scheduler.ports import View
+from galactica.scheduler.core.model.events import Record
+from galactica.scheduler.core.model.fleet import SERVER_ID, Phase
+from galactica.scheduler.core.ports import View
+from galactica.scheduler.views import cells as views
+from galactica.scheduler.views import events as events_views
+from galactica.scheduler.views import servers as server_views
 from galactica.v1 import operator_pb2
 
 VERSION = 1
@@ -88,7 +90,7 @@ def read_will(payload: bytes) -> Here | Lost:
 
 def event_payload(record: Record) -> tuple[str, bytes]:
     """The event's type, and what ``events -o json`` shows of it. Values of environments are hidden there as here."""
-    row = history.event_row(record)
+    row = events_views.event_row(record)
     common: Json = {
         "version": VERSION,
         "position": row.position,

@@ -8,7 +8,7 @@ import traceback
 
 from galactica.scheduler.cli.app import build
 from galactica.scheduler.cli.output import safe
-from galactica.scheduler.errors import CommandFailed, ExitCode
+from galactica.scheduler.settings.errors import CommandFailed, ExitCode
 
 
 def main() -> None:

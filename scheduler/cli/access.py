@@ -14,8 +14,8 @@ from galactica.scheduler.cli import people, shapes
 from galactica.scheduler.cli.arguments import Output, Scheduler, duration
 from galactica.scheduler.cli.client import connect
 from galactica.scheduler.cli.output import Format, Styled, line, print_json
-from galactica.scheduler.context import Context, context_path, create_context, read_context
-from galactica.scheduler.errors import CommandFailed
+from galactica.scheduler.settings.context import Context, context_path, create_context, read_context
+from galactica.scheduler.settings.errors import CommandFailed
 from galactica.v1 import operator_pb2
 
 VERSION_SECONDS = 2.0
@@ -75,7 +75,7 @@ def create_operator(
     if path.exists():
         raise CommandFailed(f"{path} is there already", hint="Move it away, or write --file FILE.")
     with connect(scheduler) as client:
-        from galactica.scheduler.ca import new_key_and_csr
+        from galactica.scheduler.security.ca import new_key_and_csr
 
         key_pem, csr_pem = new_key_and_csr()
         request = operator_pb2.CreateOperatorRequest(

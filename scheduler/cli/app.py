@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from galactica.scheduler.cli import access, changing, reading, servers, serving, shell
-from galactica.scheduler.errors import EXIT_CODES
+from galactica.scheduler.settings.errors import EXIT_CODES
 
 
 def build() -> typer.Typer:

@@ -18,12 +18,12 @@ from galactica.scheduler.cli.client import (
     connect,
 )
 from galactica.scheduler.cli.output import Format, line, print_json, safe
-from galactica.scheduler.errors import CommandFailed, ExitCode
+from galactica.scheduler.settings.errors import CommandFailed, ExitCode
 from galactica.scheduler.units import format_duration
 from galactica.v1 import operator_pb2
 
 if TYPE_CHECKING:
-    from galactica.scheduler.model import Group
+    from galactica.scheduler.core.model.spec import Group
 
 
 Files = Annotated[list[str], typer.Argument(metavar="FILE...", help="Manifests; - reads standard input.")]
@@ -34,7 +34,7 @@ def apply(files: Files, scheduler: Scheduler = None) -> None:
     """Order what the manifests describe. What is so already stays untouched."""
     groups = _load(files)
     with connect(scheduler) as client:
-        from galactica.scheduler.wire_groups import group_to_proto
+        from galactica.scheduler.wire.operator import group_to_proto
 
         request = operator_pb2.ApplyGroupsRequest(groups=[group_to_proto(group) for group in groups])
         answer = client.ask(client.stub.ApplyGroups, request, LONG_ANSWER_SECONDS)
@@ -58,7 +58,7 @@ def plan(files: Files, scheduler: Scheduler = None, output: Output = Format.TABL
     """What applying the manifests would bring about: births and deaths. Changes nothing."""
     groups = _load(files)
     with connect(scheduler) as client:
-        from galactica.scheduler.wire_groups import group_to_proto
+        from galactica.scheduler.wire.operator import group_to_proto
 
         request = operator_pb2.PlanGroupsRequest(groups=[group_to_proto(group) for group in groups])
         answer = client.ask(client.stub.PlanGroups, request, LONG_ANSWER_SECONDS)
@@ -162,7 +162,7 @@ def _not_ready(client: Client, written: str, seconds: float) -> CommandFailed:
 
 
 def _load(files: list[str]) -> tuple[Group, ...]:
-    from galactica.scheduler.manifest import ManifestErrors, load
+    from galactica.scheduler.manifest.loading import ManifestErrors, load
 
     try:
         return load(files)

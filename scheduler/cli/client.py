@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from galactica.scheduler.context import Context, context_path, read_context
-from galactica.scheduler.errors import CommandFailed, ExitCode
-from galactica.scheduler.options import parse_address
+from galactica.scheduler.settings.context import Context, context_path, read_context
+from galactica.scheduler.settings.errors import CommandFailed, ExitCode
+from galactica.scheduler.settings.options import parse_address
 
 if TYPE_CHECKING:
     import grpc

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from galactica.scheduler.bus.address import BusOptions, bus_options
 from galactica.scheduler.cli.arguments import read
-from galactica.scheduler.context import context_path
-from galactica.scheduler.options import (
+from galactica.scheduler.settings.broker import BusOptions, bus_options
+from galactica.scheduler.settings.context import context_path
+from galactica.scheduler.settings.options import (
     DEFAULT_PORT,
     RuntimeChoice,
     SchedulerOptions,
@@ -81,7 +81,7 @@ def up(
         stop_cells=stop_cells,
         bus=_bus(bus, bus_ca, bus_password_file),
     )
-    from galactica.scheduler.serve import run_up
+    from galactica.scheduler.serve.run import run_up
 
     run_up(options)
 
@@ -123,7 +123,7 @@ def scheduler(
         bus=_bus(bus, bus_ca, bus_password_file),
         providers=providers.absolute() if providers else None,
     )
-    from galactica.scheduler.serve import run_scheduler
+    from galactica.scheduler.serve.run import run_scheduler
 
     run_scheduler(options)
 

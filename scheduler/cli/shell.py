@@ -21,7 +21,7 @@ import typer
 from galactica.scheduler.cli.arguments import Scheduler
 from galactica.scheduler.cli.client import connect
 from galactica.scheduler.cli.output import safe
-from galactica.scheduler.errors import CommandFailed, ExitCode
+from galactica.scheduler.settings.errors import CommandFailed, ExitCode
 from galactica.scheduler.units import format_duration
 from galactica.v1 import cell_pb2, operator_pb2
 

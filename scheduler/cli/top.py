@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from galactica.scheduler.cli.client import Client
 from galactica.scheduler.cli.output import console, is_terminal, write
 from galactica.scheduler.cli.top_view import EVENTS_SHOWN, Picture, draw, plain
-from galactica.scheduler.errors import CommandFailed, ExitCode
+from galactica.scheduler.settings.errors import CommandFailed, ExitCode
 from galactica.v1 import operator_pb2
 
 SECONDS_BETWEEN = 1.0

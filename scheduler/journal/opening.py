@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from galactica.scheduler.journal import (
+from galactica.scheduler.journal.port import (
     JournalCorrupt,
     JournalForeign,
     JournalFull,

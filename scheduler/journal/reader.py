@@ -14,8 +14,14 @@ from typing import TypeVar
 
 import msgspec
 
-from galactica.scheduler.events import SCHEMA_VERSION, Record
-from galactica.scheduler.journal import READ_LIMIT, JournalBusy, JournalClosed, JournalCorrupt, JournalTooNew
+from galactica.scheduler.core.model.events import SCHEMA_VERSION, Record
+from galactica.scheduler.journal.port import (
+    READ_LIMIT,
+    JournalBusy,
+    JournalClosed,
+    JournalCorrupt,
+    JournalTooNew,
+)
 
 T = TypeVar("T")
 

@@ -16,9 +16,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Self
 
-from galactica.scheduler.events import Record
-from galactica.scheduler.journal import SNAPSHOTS_KEPT, Retention, StaleEpoch
+from galactica.scheduler.core.model.events import Record
 from galactica.scheduler.journal.opening import check, take_lock
+from galactica.scheduler.journal.port import SNAPSHOTS_KEPT, Retention, StaleEpoch
 from galactica.scheduler.journal.reader import Pages, Reader, replay
 from galactica.scheduler.journal.reserve import release_when_short, set_aside
 from galactica.scheduler.journal.tables import RETENTION_FLOOR, create, open_for_reading, open_for_writing

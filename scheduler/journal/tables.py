@@ -10,7 +10,7 @@ import os
 import sqlite3
 from pathlib import Path
 
-from galactica.scheduler.journal import SNAPSHOTS_KEPT
+from galactica.scheduler.journal.port import SNAPSHOTS_KEPT
 
 APPLICATION_ID = 0x47414C41
 """'GALA' in the header of the file: this is a journal of ours."""

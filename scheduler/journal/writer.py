@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from galactica.scheduler.events import Record
-from galactica.scheduler.journal import (
+from galactica.scheduler.core.model.events import Record
+from galactica.scheduler.journal.port import (
     HeadMoved,
     JournalBusy,
     JournalClosed,

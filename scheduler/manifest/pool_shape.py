@@ -9,11 +9,19 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field
 
-from galactica.scheduler.group_rules import Path, Problem
+from galactica.scheduler.core.model.spec import (
+    Group,
+    GroupKind,
+    HealthSpec,
+    Replace,
+    RuntimeKind,
+    ServerBody,
+    Spec,
+)
+from galactica.scheduler.core.validation.pools import canonical_body
+from galactica.scheduler.core.validation.problems import Path, Problem
 from galactica.scheduler.manifest.shape import Age, Count, Duration, Kind, Shape, Text, Whole
 from galactica.scheduler.manifest.tree import Data, Scalar
-from galactica.scheduler.model import Group, GroupKind, HealthSpec, Replace, RuntimeKind, ServerBody, Spec
-from galactica.scheduler.pool_rules import canonical_body
 from galactica.scheduler.units import parse_duration
 
 BOOT_WITHIN_SECONDS = 300.0

@@ -13,12 +13,13 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from galactica.scheduler.group_rules import Path, Problem, did_you_mean, dotted, problems_of
+from galactica.scheduler.core.model.spec import Group, GroupKind
+from galactica.scheduler.core.validation.pools import problems_of_pool
+from galactica.scheduler.core.validation.problems import Path, Problem, did_you_mean, dotted
+from galactica.scheduler.core.validation.services import problems_of
 from galactica.scheduler.manifest.pool_shape import POOL_SECTIONS, PoolShape, pool_data_problems, pool_of
 from galactica.scheduler.manifest.shape import PROBES, SERVICE_SECTIONS, ServiceShape, service_of
 from galactica.scheduler.manifest.tree import Data, Document, Place, Scalar
-from galactica.scheduler.model import Group, GroupKind
-from galactica.scheduler.pool_rules import problems_of_pool
 
 MISTAKES_TOLD = 100
 

@@ -12,9 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from galactica.scheduler.group_rules import Path, did_you_mean
-from galactica.scheduler.manifest.tree import Data, Scalar
-from galactica.scheduler.model import (
+from galactica.scheduler.core.model.spec import (
     ExecProbe,
     Group,
     GroupKind,
@@ -29,6 +27,8 @@ from galactica.scheduler.model import (
     Stop,
     TcpProbe,
 )
+from galactica.scheduler.core.validation.problems import Path, did_you_mean
+from galactica.scheduler.manifest.tree import Data, Scalar
 from galactica.scheduler.units import parse_duration, parse_memory
 
 DEFAULT_TIMEOUT_SECONDS = 1.0

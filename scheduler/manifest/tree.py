@@ -17,7 +17,7 @@ from ruamel.yaml.error import MarkedYAMLError, StringMark, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.reader import ReaderError
 
-from galactica.scheduler.group_rules import Path
+from galactica.scheduler.core.validation.problems import Path
 
 FILE_BYTES_LIMIT = 2**20
 DOCUMENTS_LIMIT = 1_000

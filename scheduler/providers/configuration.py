@@ -23,9 +23,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from galactica.scheduler.model import NAME, RuntimeKind
-from galactica.scheduler.providers import MakeProvider, Provider, ProviderRefused, Setting
+from galactica.scheduler.core.model.spec import NAME, RuntimeKind
 from galactica.scheduler.providers.options import mistakes_in
+from galactica.scheduler.providers.port import MakeProvider, Provider, ProviderRefused, Setting
 
 ENTRY_POINT_GROUP = "galactica.providers"
 FILE_NAME = "providers.yaml"

@@ -17,19 +17,10 @@ from typing import TypeVar
 import structlog
 from msgspec import Struct
 
-from galactica.scheduler.commands import DecommissionServer, OrderServer, ProviderCommand
-from galactica.scheduler.model import parse_cell_id
-from galactica.scheduler.ports import Mind
-from galactica.scheduler.providers import (
-    REASON_CHARACTERS,
-    Provider,
-    ProviderError,
-    ProviderRefused,
-    ProviderUnavailable,
-    UserData,
-    WatchingProvider,
-)
-from galactica.scheduler.sight import (
+from galactica.scheduler.core.model.commands import DecommissionServer, OrderServer, ProviderCommand
+from galactica.scheduler.core.model.fleet import parse_cell_id
+from galactica.scheduler.core.ports import Mind
+from galactica.scheduler.core.sight.observations import (
     ProviderListed,
     ProviderNews,
     ProviderServer,
@@ -38,6 +29,15 @@ from galactica.scheduler.sight import (
     ServerMade,
     ServerNotMade,
     ServerUnmade,
+)
+from galactica.scheduler.providers.port import (
+    REASON_CHARACTERS,
+    Provider,
+    ProviderError,
+    ProviderRefused,
+    ProviderUnavailable,
+    UserData,
+    WatchingProvider,
 )
 
 REF_CHARACTERS = 256

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from galactica.scheduler.model import ServerBody
-from galactica.scheduler.providers import ProviderRefused
+from galactica.scheduler.core.model.spec import ServerBody
+from galactica.scheduler.providers.port import ProviderRefused
 
 Shape = TypeVar("Shape", bound=BaseModel)
 

@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 
 import structlog
 
-from galactica.scheduler.commands import OrderServer, ProviderCommand
-from galactica.scheduler.ports import Mind
-from galactica.scheduler.providers import ProviderError, UserData
+from galactica.scheduler.core.model.commands import OrderServer, ProviderCommand
+from galactica.scheduler.core.ports import Mind
+from galactica.scheduler.core.sight.observations import ProviderNews, ProviderSilent, ServerNotMade
 from galactica.scheduler.providers.configuration import Supplier
 from galactica.scheduler.providers.lane import Lane, RunnerLimits
-from galactica.scheduler.sight import ProviderNews, ProviderSilent, ServerNotMade
+from galactica.scheduler.providers.port import ProviderError, UserData
 
 STRAYS_LIMIT = 1_000
 

@@ -8,9 +8,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from galactica.scheduler.commands import Command, Decommission, Order
-from galactica.scheduler.core import Asked, Core, Start, Turn
-from galactica.scheduler.events import (
+from galactica.scheduler.core.model.commands import Command, Decommission, Order
+from galactica.scheduler.core.model.events import (
     AnyEvent,
     CellOrdered,
     GroupApplied,
@@ -18,33 +17,32 @@ from galactica.scheduler.events import (
     ServerEnrolled,
     ServerJoined,
 )
-from galactica.scheduler.health import cell_verdict
-from galactica.scheduler.model import (
-    CellId,
-    Fleet,
+from galactica.scheduler.core.model.fleet import CellId, Fleet, Phase
+from galactica.scheduler.core.model.policy import Policy
+from galactica.scheduler.core.model.requests import ApplyGroups
+from galactica.scheduler.core.model.spec import (
     Group,
     GroupKind,
     HealthSpec,
     HttpProbe,
-    Phase,
-    Policy,
     Resources,
     RuntimeKind,
     Spec,
     digest_of,
 )
-from galactica.scheduler.placement import Placer, Unplaceable
-from galactica.scheduler.requests import ApplyGroups
-from galactica.scheduler.sight import (
+from galactica.scheduler.core.placement import Placer, Unplaceable
+from galactica.scheduler.core.sight.observations import (
     Attached,
     CellReport,
     CellState,
     ProbeStatus,
     Reported,
     ServerFacts,
-    Sight,
 )
-from galactica.scheduler.transitions import apply_all
+from galactica.scheduler.core.sight.state import Sight
+from galactica.scheduler.core.transitions import apply_all
+from galactica.scheduler.core.turns import Asked, Core, Start, Turn
+from galactica.scheduler.core.verdicts.cells import cell_verdict
 from tests.bench.table import Row, median_and_worst, milliseconds
 from tests.support.world import START, exited, gone
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import grpc
 
-from galactica.scheduler.ca import SCHEDULER_NAME, new_key_and_csr
+from galactica.scheduler.security.ca import SCHEDULER_NAME, new_key_and_csr
 from galactica.v1 import cell_pb2, link_pb2, link_pb2_grpc
 
 AT_ONCE = 16

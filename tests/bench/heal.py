@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from galactica.agent.runtimes.docker_spec import CELL_LABEL, Scope, body_of, order_of
+from galactica.agent.runtimes.docker.spec import CELL_LABEL, Scope, body_of, order_of
 from galactica.v1 import operator_pb2
 from tests.bench.fleet import WAIT_SECONDS, a_fleet, ready, until
 from tests.bench.table import Row, median_and_worst

@@ -14,7 +14,7 @@ from statistics import quantiles
 
 import msgspec
 
-from galactica.scheduler.events import (
+from galactica.scheduler.core.model.events import (
     CellBooting,
     CellCondemned,
     CellDecommissioned,
@@ -22,9 +22,10 @@ from galactica.scheduler.events import (
     CellReady,
     Record,
 )
+from galactica.scheduler.core.model.spec import Resources
+from galactica.scheduler.core.model.verdict import Autopsy, Evidence, Health
 from galactica.scheduler.journal.sqlite import DATABASE, SqliteJournal
 from galactica.scheduler.journal.tables import create, open_for_reading, open_for_writing
-from galactica.scheduler.model import Autopsy, Evidence, Health, Resources
 
 CALLERS = 200
 EVENTS = 100_000

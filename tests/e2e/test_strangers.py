@@ -9,7 +9,7 @@ import time
 import grpc
 import pytest
 
-from galactica.scheduler.ca import CertificateAuthority, Role, new_key_and_csr
+from galactica.scheduler.security.ca import CertificateAuthority, Role, new_key_and_csr
 from galactica.v1 import cell_pb2, link_pb2, link_pb2_grpc, operator_pb2, operator_pb2_grpc
 from tests.support.fleet import WAIT_SECONDS, a_fleet, is_alive, pids
 

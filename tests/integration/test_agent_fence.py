@@ -47,7 +47,7 @@ def watchdogs(world: AgentWorld) -> list[int]:
             words = process.cmdline()
         except psutil.Error:
             continue
-        if "galactica.agent.watchdog" in words and str(world.data) in words:
+        if "galactica.agent.fencing.watchdog" in words and str(world.data) in words:
             found.append(process.pid)
     return found
 

@@ -11,8 +11,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from galactica.agent.probes import Prober
-from galactica.agent.runtimes import RuntimeFailure
+from galactica.agent.health.probes import Prober
+from galactica.agent.runtimes.port import RuntimeFailure
 from galactica.v1 import cell_pb2, link_pb2
 from tests.support.agent_world import until
 

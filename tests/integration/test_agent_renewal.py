@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from galactica.agent.identity import Identity, store
+from galactica.agent.link.identity import Identity, store
 from tests.support.agent_world import CELL, AgentWorld, agent_world, is_alive, pid_of, until
 
 

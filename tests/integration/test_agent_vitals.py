@@ -9,11 +9,12 @@ import uuid
 
 import pytest
 
-from galactica.agent.disk import TRIAL_NAME, DiskTrial
-from galactica.agent.kernel_log import KERNEL_LOG, WINDOW_SECONDS, KernelLog
-from galactica.agent.vitals import VitalsTaker
-from galactica.scheduler.vitals import USUAL_LIMITS, ailments
-from galactica.scheduler.wire import vitals_from_proto
+from galactica.agent.health.disk import TRIAL_NAME, DiskTrial
+from galactica.agent.health.kernel_log import KERNEL_LOG, WINDOW_SECONDS, KernelLog
+from galactica.agent.health.vitals import VitalsTaker
+from galactica.scheduler.core.model.policy import USUAL_LIMITS
+from galactica.scheduler.core.sight.vitals import ailments
+from galactica.scheduler.wire.cell import vitals_from_proto
 from tests.support.docker_cells import a_runtime, own_engine
 
 

@@ -12,13 +12,20 @@ import pytest
 import trustme
 from structlog.testing import capture_logs
 
-from galactica.scheduler import history
-from galactica.scheduler.bus.address import BusAddress, bus_options, parse_bus
 from galactica.scheduler.bus.bus import Bus, Pace
 from galactica.scheduler.cli import shapes
-from galactica.scheduler.model import Group, GroupKind, Resources, RuntimeKind, Spec
-from galactica.scheduler.requests import ApplyGroups, DeleteGroup
-from galactica.scheduler.sight import Attached, CellReport, CellState, Reported, ServerFacts, WillRead
+from galactica.scheduler.core.model.requests import ApplyGroups, DeleteGroup
+from galactica.scheduler.core.model.spec import Group, GroupKind, Resources, RuntimeKind, Spec
+from galactica.scheduler.core.sight.observations import (
+    Attached,
+    CellReport,
+    CellState,
+    Reported,
+    ServerFacts,
+    WillRead,
+)
+from galactica.scheduler.settings.broker import BusAddress, bus_options, parse_bus
+from galactica.scheduler.views import events as events_views
 from tests.support.broker import PASSWORD, Broker, client_of, listening, until
 from tests.support.memory_mind import MemoryMind
 
@@ -86,7 +93,7 @@ async def test_every_event_is_told_in_order_and_shows_no_value_of_an_environment
         assert positions(listener) == list(range(first, len(mind.records) + 1))
         records = mind.records[first - 1 :]
         assert listener.payloads("/events/") == [
-            {"version": 1, **shapes.event(history.event_row(record))} for record in records
+            {"version": 1, **shapes.event(events_views.event_row(record))} for record in records
         ]
         assert [topic for topic, _ in listener.messages if "/events/" in topic] == [
             f"galactica/alpha/events/{type(record.event).__name__}" for record in records

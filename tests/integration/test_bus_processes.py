@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import trustme
 
-from galactica.scheduler.bus.address import bus_options
 from galactica.scheduler.bus.bus import Bus, Pace
-from galactica.scheduler.model import Resources, RuntimeKind
-from galactica.scheduler.sight import Attached, ServerFacts, WillRead
+from galactica.scheduler.core.model.spec import Resources, RuntimeKind
+from galactica.scheduler.core.sight.observations import Attached, ServerFacts, WillRead
+from galactica.scheduler.settings.broker import bus_options
 from tests.support.agent_world import FLEET, AgentProcess, FakeScheduler, fake_scheduler
 from tests.support.broker import PASSWORD, Broker, listening, until
 from tests.support.fleet import Fleet, a_fleet, cli_command

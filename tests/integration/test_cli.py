@@ -22,11 +22,11 @@ from pathlib import Path
 import grpc
 import pytest
 
-from galactica.scheduler.ca import CertificateAuthority
-from galactica.scheduler.context import read_context, write_context
-from galactica.scheduler.identities import Role
-from galactica.scheduler.manifest import parse
-from galactica.scheduler.wire_groups import group_to_proto
+from galactica.scheduler.manifest.loading import parse
+from galactica.scheduler.security.ca import CertificateAuthority
+from galactica.scheduler.security.identities import Role
+from galactica.scheduler.settings.context import read_context, write_context
+from galactica.scheduler.wire.operator import group_to_proto
 from galactica.v1 import operator_pb2
 from tests.support.operator_service import Refusal, Scheduler, a_small_fleet, context_of, operator_service
 

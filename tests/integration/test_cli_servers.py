@@ -9,9 +9,9 @@ from pathlib import Path
 import grpc
 import pytest
 
-from galactica.scheduler.identities import Role
-from galactica.scheduler.manifest import parse
-from galactica.scheduler.wire_groups import group_to_proto
+from galactica.scheduler.manifest.loading import parse
+from galactica.scheduler.security.identities import Role
+from galactica.scheduler.wire.operator import group_to_proto
 from galactica.v1 import operator_pb2
 from tests.integration.test_cli import NOW, read_json, run, said, text_of
 from tests.support.operator_service import Refusal, Scheduler, a_pool_in_a_storm, operator_service

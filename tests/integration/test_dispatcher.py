@@ -7,12 +7,11 @@ import time
 import grpc
 import pytest
 
-from galactica.scheduler.ca import new_key_and_csr
-from galactica.scheduler.commands import Decommission, Order
-from galactica.scheduler.model import Policy, Resources, RuntimeKind
-from galactica.scheduler.requests import ApplyGroups, DrainServer, Refused
-from galactica.scheduler.session import LinkLimits
-from galactica.scheduler.sight import (
+from galactica.scheduler.core.model.commands import Decommission, Order
+from galactica.scheduler.core.model.policy import Policy
+from galactica.scheduler.core.model.requests import ApplyGroups, DrainServer, Refused
+from galactica.scheduler.core.model.spec import Resources, RuntimeKind
+from galactica.scheduler.core.sight.observations import (
     Attached,
     CellReport,
     CellState,
@@ -21,7 +20,9 @@ from galactica.scheduler.sight import (
     Reported,
     ServerFacts,
 )
-from galactica.scheduler.vitals import Vitals
+from galactica.scheduler.core.sight.vitals import Vitals
+from galactica.scheduler.link.session import LinkLimits
+from galactica.scheduler.security.ca import new_key_and_csr
 from galactica.v1 import cell_pb2, link_pb2, link_pb2_grpc
 from tests.support.link_world import LIMIT_SECONDS, link_world, running
 from tests.support.memory_mind import MemoryMind, kinds

@@ -5,8 +5,8 @@ import asyncio
 import grpc
 import pytest
 
-from galactica.scheduler.requests import DrainServer
-from galactica.scheduler.sight import Answer, Detached, Reported, Testimony
+from galactica.scheduler.core.model.requests import DrainServer
+from galactica.scheduler.core.sight.observations import Answer, Detached, Reported, Testimony
 from galactica.v1 import link_pb2
 from tests.support.link_world import link_world
 from tests.support.memory_mind import MemoryMind

@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 
-from galactica.agent.drift import DriftWatch
-from galactica.agent.messages import CellState
-from galactica.agent.reporting import Cell
-from galactica.agent.runtimes import Stirred
-from galactica.agent.runtimes.docker import DockerRuntime
+from galactica.agent.core.model import Cell, CellState
+from galactica.agent.health.drift import DriftWatch
+from galactica.agent.runtimes.docker.runtime import DockerRuntime
+from galactica.agent.runtimes.port import Stirred
 from galactica.v1 import cell_pb2, link_pb2
 from tests.support.docker_cells import (
     a_runtime,

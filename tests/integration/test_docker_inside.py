@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from galactica.agent.runtimes import RuntimeFailure
+from galactica.agent.runtimes.port import RuntimeFailure
 from tests.support.docker_cells import a_runtime, ignore_progress, order, web
 
 pytestmark = pytest.mark.docker

@@ -5,7 +5,8 @@ import asyncio
 import psutil
 import pytest
 
-from galactica.agent.runtimes import Exited, Found, Relisted, RuntimeUnavailable
+from galactica.agent.core.model import Found
+from galactica.agent.runtimes.port import Exited, Relisted, RuntimeUnavailable
 from tests.support.docker_cells import a_runtime, client_of, ignore_progress, news, order, own_engine, until
 
 pytestmark = [pytest.mark.docker, pytest.mark.root]

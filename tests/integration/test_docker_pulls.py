@@ -10,8 +10,8 @@ import uuid
 import docker
 import pytest
 
-from galactica.agent.runtimes import StartFailed
-from galactica.agent.runtimes.docker_pull import Layers
+from galactica.agent.runtimes.docker.pull import Layers
+from galactica.agent.runtimes.port import StartFailed
 from tests.support.docker_cells import (
     REGISTRY_PASSWORD,
     REGISTRY_USER,

@@ -6,9 +6,10 @@ import contextlib
 import docker
 import pytest
 
-from galactica.agent.runtimes import Exited, Found, StartFailed
-from galactica.agent.runtimes.docker_autopsy import Death
-from galactica.agent.runtimes.docker_events import news_of
+from galactica.agent.core.model import Found
+from galactica.agent.runtimes.docker.autopsy import Death
+from galactica.agent.runtimes.docker.events import news_of
+from galactica.agent.runtimes.port import Exited, StartFailed
 from galactica.v1 import cell_pb2
 from tests.support.docker_cells import (
     SERVER,

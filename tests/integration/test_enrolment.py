@@ -16,17 +16,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from galactica.agent.identity import Identity, IdentityError, channel_options, store, store_renewed
-from galactica.scheduler import requests
-from galactica.scheduler.ca import CertificateAuthority, new_key_and_csr
-from galactica.scheduler.enrolment import (
-    EnrolmentService,
-    enrolment_credentials,
-    link_credentials,
-    make_enrolment_server,
-)
-from galactica.scheduler.identities import Role, ServerIdentity, identity_of
-from galactica.scheduler.tokens import new_token, parse_token
+from galactica.agent.link.identity import Identity, IdentityError, channel_options, store, store_renewed
+from galactica.scheduler.core.model import requests
+from galactica.scheduler.security.ca import CertificateAuthority, new_key_and_csr
+from galactica.scheduler.security.enrolment import EnrolmentService
+from galactica.scheduler.security.identities import Role, ServerIdentity, identity_of
+from galactica.scheduler.security.tokens import new_token, parse_token
+from galactica.scheduler.serve.listeners import enrolment_credentials, link_credentials, make_enrolment_server
 from galactica.v1 import link_pb2, link_pb2_grpc
 
 REPOSITORY = Path(__file__).parents[2]
@@ -182,7 +178,7 @@ async def run_agent_enrol(*arguments, environment=None, address=None):
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "galactica.agent.enrol",
+        "galactica.agent.link.enrol",
         *arguments,
         *(["--scheduler-enrol", address] if address else []),
         cwd=REPOSITORY,

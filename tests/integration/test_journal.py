@@ -9,8 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from galactica.scheduler.events import SCHEMA_VERSION, CellBooting, GroupDeleted, Record, TokenCreated
-from galactica.scheduler.journal import (
+from galactica.scheduler.core.model.events import (
+    SCHEMA_VERSION,
+    CellBooting,
+    GroupDeleted,
+    Record,
+    TokenCreated,
+)
+from galactica.scheduler.journal.port import (
     READ_LIMIT,
     HeadMoved,
     JournalBusy,

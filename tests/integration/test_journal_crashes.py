@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from galactica.scheduler.journal import READ_LIMIT, JournalFull
+from galactica.scheduler.journal.port import READ_LIMIT, JournalFull
 from galactica.scheduler.journal.sqlite import SqliteJournal
 from tests.support.journals import APPENDING, child, record, records
 
@@ -110,7 +110,7 @@ async def test_full_disk_refuses_appends_keeps_reading_and_goes_on_when_there_is
 def test_file_size_limit_refuses_appends_and_goes_on_when_it_is_raised(data: Path) -> None:
     code = f"""
         import asyncio, pathlib, resource
-        from galactica.scheduler.journal import JournalFull
+        from galactica.scheduler.journal.port import JournalFull
         from galactica.scheduler.journal.sqlite import SqliteJournal
         from tests.support.journals import records
 

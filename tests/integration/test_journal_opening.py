@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from galactica.scheduler.events import SCHEMA_VERSION
-from galactica.scheduler.journal import JournalCorrupt, JournalForeign, JournalLocked, JournalTooNew
+from galactica.scheduler.core.model.events import SCHEMA_VERSION
+from galactica.scheduler.journal.port import JournalCorrupt, JournalForeign, JournalLocked, JournalTooNew
 from galactica.scheduler.journal.sqlite import SqliteJournal
 from tests.support.journals import child, contents, crash, made, records, shell
 

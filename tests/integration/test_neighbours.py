@@ -13,9 +13,10 @@ from collections.abc import AsyncIterator
 import psutil
 import pytest
 
-from galactica.agent import messages
-from galactica.agent.messages import Answer, Neighbour
-from galactica.agent.neighbours import (
+from galactica.agent.core import events as messages
+from galactica.agent.core import model as model_core
+from galactica.agent.core.model import Answer, Neighbour
+from galactica.agent.neighbours.watch import (
     ANSWER,
     ANSWERS_A_WINDOW,
     PACKET_BYTES,
@@ -26,7 +27,7 @@ from galactica.agent.neighbours import (
     opened,
     packet,
 )
-from galactica.agent.neighbours import key_id as id_of
+from galactica.agent.neighbours.watch import key_id as id_of
 from galactica.v1 import link_pb2
 from tests.support.agent_world import ROOT, AgentProcess, fake_scheduler, until
 
@@ -35,7 +36,7 @@ KEY = b"k" * 16
 OTHER_KEY = b"o" * 16
 CHILD = """
 import asyncio, sys
-from galactica.agent.neighbours import NeighbourWatch, listen
+from galactica.agent.neighbours.watch import NeighbourWatch, listen
 async def nobody(_): pass
 async def main():
     watch = NeighbourWatch(listen("127.0.0.1", 0), nobody)
@@ -51,7 +52,7 @@ class Watcher:
 
     def __init__(self, host: str = LOOPBACK) -> None:
         self.watch = NeighbourWatch(listen(host, 0), self.take)
-        self.said: dict[str, messages.Testimony] = {}
+        self.said: dict[str, model_core.Testimony] = {}
         self.times = 0
 
     async def take(self, event: messages.Testified) -> None:

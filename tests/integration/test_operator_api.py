@@ -10,12 +10,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from msgspec.structs import replace
 
-from galactica.scheduler.authorisation import OPERATOR_CALLS
-from galactica.scheduler.ca import new_key_and_csr
-from galactica.scheduler.identities import OperatorIdentity, Role
-from galactica.scheduler.requests import Enrol
-from galactica.scheduler.tokens import parse_token
-from galactica.scheduler.wire_groups import group_to_proto
+from galactica.scheduler.core.model.requests import Enrol
+from galactica.scheduler.security.ca import new_key_and_csr
+from galactica.scheduler.security.gate import OPERATOR_CALLS
+from galactica.scheduler.security.identities import OperatorIdentity, Role
+from galactica.scheduler.security.tokens import parse_token
+from galactica.scheduler.wire.operator import group_to_proto
 from galactica.v1 import cell_pb2, link_pb2, operator_pb2, operator_pb2_grpc
 from tests.support.link_world import LIMIT_SECONDS, link_world, running
 from tests.support.memory_mind import kinds

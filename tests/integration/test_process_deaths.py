@@ -12,8 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from galactica.agent.runtimes import Found, process_limits
-from galactica.agent.runtimes.process import ProcessRuntime
+from galactica.agent.core.model import Found
+from galactica.agent.runtimes.process import limits as process_limits
+from galactica.agent.runtimes.process.runtime import ProcessRuntime
 from galactica.v1 import cell_pb2, link_pb2
 from tests.support.process_cells import (
     DEADLINE_SECONDS,
@@ -108,8 +109,8 @@ AGENT = """
 import asyncio, sys
 from pathlib import Path
 from galactica.v1 import link_pb2
-from galactica.agent.runtimes.process import ProcessRuntime
-from galactica.agent.runtimes.process_launch import Folder
+from galactica.agent.runtimes.process.runtime import ProcessRuntime
+from galactica.agent.runtimes.process.launch import Folder
 
 async def main():
     runtime = ProcessRuntime(Path(sys.argv[1]), "test")
@@ -239,7 +240,7 @@ async def test_folder_of_a_start_that_never_happened_is_removed(tmp_path):
 
 
 async def test_agent_that_dies_in_the_middle_of_a_start_leaves_no_process(tmp_path):
-    launcher = REPOSITORY / "agent" / "runtimes" / "process_launcher.py"
+    launcher = REPOSITORY / "agent" / "runtimes" / "process" / "launcher.py"
     touched = tmp_path / "touched"
     orders = (str(tmp_path), "/usr/bin/touch", ["touch", str(touched)], {}, ["/bin/sleep", "infinity"])
     read, write = os.pipe()

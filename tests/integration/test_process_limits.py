@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from galactica.agent.runtimes import process_limits
-from galactica.agent.runtimes.process_launch import Folder
+from galactica.agent.runtimes.process import limits as process_limits
+from galactica.agent.runtimes.process.launch import Folder
 from galactica.v1 import cell_pb2
 from tests.support.process_cells import (
     LIMITERS,

@@ -13,9 +13,11 @@ from collections.abc import AsyncIterator
 import psutil
 import pytest
 
-from galactica.agent.runtimes import Found, RuntimeFailure, StartFailed, process_limits
-from galactica.agent.runtimes.process import ProcessRuntime
-from galactica.agent.runtimes.process_launch import Folder
+from galactica.agent.core.model import Found
+from galactica.agent.runtimes.port import RuntimeFailure, StartFailed
+from galactica.agent.runtimes.process import limits as process_limits
+from galactica.agent.runtimes.process.launch import Folder
+from galactica.agent.runtimes.process.runtime import ProcessRuntime
 from tests.support.process_cells import (
     DEADLINE_SECONDS,
     LIMITERS,

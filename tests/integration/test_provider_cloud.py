@@ -10,11 +10,16 @@ import pytest
 from libcloud.compute.providers import get_driver
 from ruamel.yaml import YAML
 
-from galactica.scheduler.commands import DecommissionServer, OrderServer
-from galactica.scheduler.model import RuntimeKind, ServerBody, Spec
-from galactica.scheduler.providers import ProviderRefused, ProviderUnavailable, Setting
-from galactica.scheduler.providers import cloud as cloud_module
-from galactica.scheduler.sight import ProviderServer, ProviderState, ServerMade, ServerUnmade
+from galactica.scheduler.core.model.commands import DecommissionServer, OrderServer
+from galactica.scheduler.core.model.spec import RuntimeKind, ServerBody, Spec
+from galactica.scheduler.core.sight.observations import (
+    ProviderServer,
+    ProviderState,
+    ServerMade,
+    ServerUnmade,
+)
+from galactica.scheduler.providers.cloud import provider as cloud_module
+from galactica.scheduler.providers.port import ProviderRefused, ProviderUnavailable, Setting
 from tests.support.ec2 import ec2
 from tests.support.provider_world import CELL, ListeningMind, body, runner_with, user_data
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from galactica.scheduler.providers import ProviderRefused, ProviderUnavailable, Setting
-from galactica.scheduler.providers import program as program_module
-from galactica.scheduler.sight import ProviderServer, ProviderState
+from galactica.scheduler.core.sight.observations import ProviderServer, ProviderState
+from galactica.scheduler.providers.exec import provider as program_module
+from galactica.scheduler.providers.port import ProviderRefused, ProviderUnavailable, Setting
 from tests.support.agent_world import ROOT, fake_scheduler, is_alive, until
 from tests.support.provider_world import CELL, FLEET, body, user_data
 

@@ -8,11 +8,18 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from galactica.scheduler.commands import DecommissionServer, OrderServer
-from galactica.scheduler.model import RuntimeKind, ServerBody, Spec
-from galactica.scheduler.providers import ProviderRefused, ProviderUnavailable, Setting, processes
-from galactica.scheduler.providers import local as local_module
-from galactica.scheduler.sight import ProviderServer, ProviderState, ServerMade, ServerNotMade, ServerUnmade
+from galactica.scheduler.core.model.commands import DecommissionServer, OrderServer
+from galactica.scheduler.core.model.spec import RuntimeKind, ServerBody, Spec
+from galactica.scheduler.core.sight.observations import (
+    ProviderServer,
+    ProviderState,
+    ServerMade,
+    ServerNotMade,
+    ServerUnmade,
+)
+from galactica.scheduler.providers.local import processes
+from galactica.scheduler.providers.local import provider as local_module
+from galactica.scheduler.providers.port import ProviderRefused, ProviderUnavailable, Setting
 from tests.support.agent_world import fake_scheduler, is_alive, order, pid_of, until
 from tests.support.provider_world import CELL, FLEET, ListeningMind, body, runner_with, user_data
 

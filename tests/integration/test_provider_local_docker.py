@@ -3,7 +3,7 @@
 import docker
 import pytest
 
-from galactica.scheduler.providers import containers
+from galactica.scheduler.providers.local import containers
 from tests.support.provider_world import CELL
 
 

@@ -5,11 +5,9 @@ from collections import deque
 
 from msgspec.structs import replace
 
-from galactica.scheduler.commands import DecommissionServer, OrderServer
-from galactica.scheduler.model import RuntimeKind, ServerBody, Spec
-from galactica.scheduler.providers import ProviderRefused, ProviderUnavailable
-from galactica.scheduler.providers.lane import RunnerLimits
-from galactica.scheduler.sight import (
+from galactica.scheduler.core.model.commands import DecommissionServer, OrderServer
+from galactica.scheduler.core.model.spec import RuntimeKind, ServerBody, Spec
+from galactica.scheduler.core.sight.observations import (
     ProviderListed,
     ProviderServer,
     ProviderSilent,
@@ -18,6 +16,8 @@ from galactica.scheduler.sight import (
     ServerNotMade,
     ServerUnmade,
 )
+from galactica.scheduler.providers.lane import RunnerLimits
+from galactica.scheduler.providers.port import ProviderRefused, ProviderUnavailable
 from tests.support.provider_world import CELL, FLEET, ListeningMind, runner_with
 
 QUICK = RunnerLimits(pause_first_seconds=0.01, sweep_seconds=0.05, sweep_after_change_seconds=0.01)

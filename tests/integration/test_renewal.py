@@ -9,12 +9,13 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from galactica.agent.identity import channel_options
-from galactica.scheduler.ca import CertificateAuthority, new_key_and_csr
-from galactica.scheduler.enrolment import EnrolmentService, enrolment_credentials, make_enrolment_server
-from galactica.scheduler.identities import Role, ServerIdentity, identity_in
-from galactica.scheduler.requests import DrainServer
-from galactica.scheduler.sight import Attached, Detached, ServerFacts
+from galactica.agent.link.identity import channel_options
+from galactica.scheduler.core.model.requests import DrainServer
+from galactica.scheduler.core.sight.observations import Attached, Detached, ServerFacts
+from galactica.scheduler.security.ca import CertificateAuthority, new_key_and_csr
+from galactica.scheduler.security.enrolment import EnrolmentService
+from galactica.scheduler.security.identities import Role, ServerIdentity, identity_in
+from galactica.scheduler.serve.listeners import enrolment_credentials, make_enrolment_server
 from galactica.v1 import link_pb2, link_pb2_grpc
 from tests.support.memory_mind import MemoryMind
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from galactica.scheduler import events as e
-from galactica.scheduler.events import Record
-from galactica.scheduler.model import (
+from galactica.scheduler.core.model import events as e
+from galactica.scheduler.core.model.events import Record
+from galactica.scheduler.core.model.fleet import (
     PHASE_RANK,
     Cell,
     Fleet,
     GroupState,
-    Health,
     Phase,
-    Policy,
-    Resources,
     Tally,
     parse_cell_id,
 )
+from galactica.scheduler.core.model.policy import Policy
+from galactica.scheduler.core.model.spec import Resources
+from galactica.scheduler.core.model.verdict import Health
 
 BOOTING = (Phase.ORDERED, Phase.BOOTING)
 

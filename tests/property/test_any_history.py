@@ -8,14 +8,22 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from galactica.scheduler.commands import Command, Decommission, Order
-from galactica.scheduler.events import CellDraining, Record
-from galactica.scheduler.model import Fleet, Key, OrphanKey, Phase, ServerKey, SlotKey
-from galactica.scheduler.reconcile import reconcile
-from galactica.scheduler.requests import CondemnCell, CreateToken, DeleteGroup, DrainServer, Enrol, Refused
-from galactica.scheduler.sight import CellReport, CellState
-from galactica.scheduler.snapshot import decode, encode
-from galactica.scheduler.transitions import apply, apply_all
+from galactica.scheduler.core.model.commands import Command, Decommission, Order
+from galactica.scheduler.core.model.events import CellDraining, Record
+from galactica.scheduler.core.model.fleet import Fleet, Phase
+from galactica.scheduler.core.model.keys import Key, OrphanKey, ServerKey, SlotKey
+from galactica.scheduler.core.model.requests import (
+    CondemnCell,
+    CreateToken,
+    DeleteGroup,
+    DrainServer,
+    Enrol,
+    Refused,
+)
+from galactica.scheduler.core.reconcile.plan import reconcile
+from galactica.scheduler.core.sight.observations import CellReport, CellState
+from galactica.scheduler.core.transitions import apply, apply_all
+from galactica.scheduler.journal.snapshot import decode, encode
 from tests.property.laws import cells_in, cells_of, check_fleet, check_step, waits
 from tests.support.world import SECRET, World, exited, gone, running, service, spec, starting
 

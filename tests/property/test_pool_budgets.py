@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from galactica.scheduler import events as e
-from galactica.scheduler.events import Record
-from galactica.scheduler.model import Group, Health, Phase, Replace
-from galactica.scheduler.requests import CondemnCell, Refused
-from galactica.scheduler.sight import ServerUnmade
-from galactica.scheduler.vitals import Vitals
+from galactica.scheduler.core.model import events as e
+from galactica.scheduler.core.model.events import Record
+from galactica.scheduler.core.model.fleet import Phase
+from galactica.scheduler.core.model.requests import CondemnCell, Refused
+from galactica.scheduler.core.model.spec import Group, Replace
+from galactica.scheduler.core.model.verdict import Health
+from galactica.scheduler.core.sight.observations import ServerUnmade
+from galactica.scheduler.core.sight.vitals import Vitals
 from tests.support.world import World, pool
 
 SIZE = 4

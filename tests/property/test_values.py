@@ -7,35 +7,30 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from rpds import HashTrieMap
 
-from galactica.scheduler.budget import next_backoff
-from galactica.scheduler.model import (
+from galactica.scheduler.core.budgets.services import next_backoff
+from galactica.scheduler.core.model.fleet import (
     Backoff,
     CellId,
     Fleet,
     GroupState,
     Phase,
-    Placement,
-    Policy,
-    Resources,
-    RuntimeKind,
     Server,
-    Spec,
-    digest_of,
     parse_cell_id,
 )
-from galactica.scheduler.placement import Placer, Unplaceable
-from galactica.scheduler.requests import ApplyGroups
-from galactica.scheduler.sight import (
+from galactica.scheduler.core.model.policy import Policy
+from galactica.scheduler.core.model.requests import ApplyGroups
+from galactica.scheduler.core.model.spec import Placement, Resources, RuntimeKind, Spec, digest_of
+from galactica.scheduler.core.placement import Placer, Unplaceable
+from galactica.scheduler.core.sight.observations import (
     Attached,
     CellReport,
     CellState,
     Detached,
     Reported,
     ServerFacts,
-    ServerSight,
-    Sight,
-    observe,
 )
+from galactica.scheduler.core.sight.observe import observe
+from galactica.scheduler.core.sight.state import ServerSight, Sight
 from tests.support.world import World, exited, service, spec
 
 WORDS = st.text("abcxyz-", min_size=1, max_size=5)

@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Protocol
 
-from galactica.agent import messages as m
-from galactica.agent.runtimes import Found, Running
-from galactica.agent.state import State, next_look, step
+from galactica.agent.core import events as m
+from galactica.agent.core import instructions as instructions_core
+from galactica.agent.core import model as model_core
+from galactica.agent.core.model import Found, Running
+from galactica.agent.core.step import State, next_look, step
 from galactica.v1 import cell_pb2, link_pb2
 from tests.sim.network import Network
 
@@ -32,9 +34,9 @@ WATCHDOG_SECONDS = 1.0
 class Port(Protocol):
     """The scheduler's side of the link, as the host sees it."""
 
-    def hello(self, host: Host, link: int, hello: m.SendHello) -> None: ...
+    def hello(self, host: Host, link: int, hello: instructions_core.SendHello) -> None: ...
 
-    def report(self, host: Host, link: int, report: m.SendReport) -> None: ...
+    def report(self, host: Host, link: int, report: instructions_core.SendReport) -> None: ...
 
     def hung_up(self, host: Host, link: int) -> None: ...
 
@@ -116,7 +118,9 @@ class Host:
             self.on_forgotten(cell_id)
             del self.bodies[cell_id]
             if self.agent is not None:
-                self.agent.hear(lambda now, cell_id=cell_id: m.Died(cell_id, m.Death("it vanished"), now))  # type: ignore[misc]
+                self.agent.hear(
+                    lambda now, cell_id=cell_id: m.Died(cell_id, model_core.Death("it vanished"), now)
+                )  # type: ignore[misc]
 
     @property
     def is_silent(self) -> bool:
@@ -234,30 +238,30 @@ class Agent:
         if self.alive:
             self._later(0.0, lambda: self.feed(m.Tick(self.host.now)))
 
-    def _carry_out(self, instruction: m.Instruction) -> None:
+    def _carry_out(self, instruction: instructions_core.Instruction) -> None:
         host = self.host
         match instruction:
-            case m.StartCell(order=order):
+            case instructions_core.StartCell(order=order):
                 seconds = host.troubles.start_seconds * host.random.uniform(0.5, 2.0)
                 self._later(seconds, self._start, order)
-            case m.AbandonStart(cell_id=cell_id):
+            case instructions_core.AbandonStart(cell_id=cell_id):
                 self._abandoned.add(cell_id)
                 self.feed(m.StartFailed(cell_id, "abandoned", host.now))
-            case m.StopCell(cell_id=cell_id, grace_seconds=grace):
+            case instructions_core.StopCell(cell_id=cell_id, grace_seconds=grace):
                 self._later(
                     host.random.uniform(0.01, 0.1) + host.random.random() * grace, self._stop, cell_id
                 )
-            case m.StartProbing(order=order):
+            case instructions_core.StartProbing(order=order):
                 self._later(host.random.uniform(0.0, 0.5), self._probe, order.cell_id)
-            case m.SendHello(link=link):
+            case instructions_core.SendHello(link=link):
                 host.network.from_host(host.name, host.port.hello, host, link, instruction)
-            case m.SendReport(link=link):
+            case instructions_core.SendReport(link=link):
                 host.network.from_host(host.name, host.port.report, host, link, instruction)
-            case m.CloseSession(link=link):
+            case instructions_core.CloseSession(link=link):
                 self.hang_up(link)
-            case m.RememberEpoch(epoch=epoch):
+            case instructions_core.RememberEpoch(epoch=epoch):
                 host.epoch = epoch
-            case m.RememberFence(fence_at=fence_at):
+            case instructions_core.RememberFence(fence_at=fence_at):
                 host.remember_fence(fence_at)
 
     def _start(self, order: link_pb2.Order) -> None:
@@ -290,7 +294,7 @@ class Agent:
     def _probe(self, cell_id: str) -> None:
         cell = self.state.cells.get(cell_id)
         body = self.host.bodies.get(cell_id)
-        if cell is None or cell.state is not m.CellState.RUNNING or body is None:
+        if cell is None or cell.state is not model_core.CellState.RUNNING or body is None:
             return
         is_ill = body.ended is not None or self.host.now < body.ill_until or "ill" in body.order.spec.command
         self.feed(m.ProbeFinished(cell_id, "connection refused" if is_ill else "", self.host.now))

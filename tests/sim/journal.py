@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from random import Random
 
-from galactica.scheduler.events import Record
-from galactica.scheduler.journal import HeadMoved, JournalFull, Retention, StaleEpoch
+from galactica.scheduler.core.model.events import Record
+from galactica.scheduler.journal.port import HeadMoved, JournalFull, Retention, StaleEpoch
 
 
 class Disk:

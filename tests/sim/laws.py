@@ -6,10 +6,11 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from galactica.scheduler import events as e
-from galactica.scheduler.commands import Command, Decommission, Order
-from galactica.scheduler.events import Record
-from galactica.scheduler.model import SILENCE_RULES, Health, parse_cell_id
+from galactica.scheduler.core.model import events as e
+from galactica.scheduler.core.model.commands import Command, Decommission, Order
+from galactica.scheduler.core.model.events import Record
+from galactica.scheduler.core.model.fleet import parse_cell_id
+from galactica.scheduler.core.model.verdict import SILENCE_RULES, Health
 
 RANK = {
     e.CellOrdered: 0,

@@ -9,11 +9,14 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
-from galactica.agent import messages as m
-from galactica.scheduler.commands import Command, Decommission, Order
+from galactica.agent.core import events as m
+from galactica.agent.core import instructions as instructions_core
+from galactica.agent.core import model as model_core
 from galactica.scheduler.controller import Controller
-from galactica.scheduler.model import Autopsy, Resources, RuntimeKind, Spec
-from galactica.scheduler.sight import (
+from galactica.scheduler.core.model.commands import Command, Decommission, Order
+from galactica.scheduler.core.model.spec import Resources, RuntimeKind, Spec
+from galactica.scheduler.core.model.verdict import Autopsy
+from galactica.scheduler.core.sight.observations import (
     Attached,
     CellReport,
     CellState,
@@ -24,7 +27,7 @@ from galactica.scheduler.sight import (
     ServerFacts,
     Testimony,
 )
-from galactica.scheduler.wire import vitals_from_proto
+from galactica.scheduler.wire.cell import vitals_from_proto
 from galactica.v1 import cell_pb2, link_pb2
 from tests.sim.host import Host
 from tests.sim.network import Network
@@ -68,7 +71,7 @@ class Links:
 
     # --- from hosts -------------------------------------------------------------------------------------------------
 
-    def hello(self, host: Host, link: int, hello: m.SendHello) -> None:
+    def hello(self, host: Host, link: int, hello: instructions_core.SendHello) -> None:
         if self.controller is None:
             self.network.to_host(host.name, _hang_up, host, link)
             return
@@ -89,7 +92,7 @@ class Links:
         welcome = (session.id, self.epoch, tempo.beat_seconds, tempo.lease_seconds, hello.beat_at)
         self.network.to_host(host.name, _welcome, host, link, welcome)
 
-    def report(self, host: Host, link: int, report: m.SendReport) -> None:
+    def report(self, host: Host, link: int, report: instructions_core.SendReport) -> None:
         session = self.sessions.get(host.name)
         if self.controller is None or session is None or session.link != link or session.id != report.session:
             return
@@ -181,14 +184,14 @@ def _spec(spec: Spec) -> cell_pb2.Spec:
     )
 
 
-def _report(said: m.CellReport) -> CellReport:
+def _report(said: model_core.CellReport) -> CellReport:
     probe = None
     if said.probe is not None:
         probe = ProbeStatus(said.probe.has_passed, said.probe.consecutive_failures, said.probe.last_error)
     autopsy = None
     if said.autopsy is not None:
         autopsy = Autopsy(said.autopsy.reason, lived_seconds=said.autopsy.lived_seconds)
-        if isinstance(said.autopsy, m.Death):
+        if isinstance(said.autopsy, model_core.Death):
             autopsy = replace(autopsy, fenced=said.autopsy.fenced)
     state = CellState(said.state.name.lower())
     return CellReport(

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Protocol
 
-from galactica.scheduler.commands import DecommissionServer, OrderServer, ProviderCommand
-from galactica.scheduler.sight import (
+from galactica.scheduler.core.model.commands import DecommissionServer, OrderServer, ProviderCommand
+from galactica.scheduler.core.sight.observations import (
     Observation,
     ProviderListed,
     ProviderServer,

@@ -13,20 +13,9 @@ from random import Random
 from msgspec.structs import replace
 
 from galactica.scheduler.controller import Controller, load
-from galactica.scheduler.core import Start
-from galactica.scheduler.events import Record
-from galactica.scheduler.model import (
-    Group,
-    GroupKind,
-    HealthSpec,
-    Policy,
-    RuntimeKind,
-    ServerBody,
-    Spec,
-    Stop,
-    TcpProbe,
-)
-from galactica.scheduler.requests import (
+from galactica.scheduler.core.model.events import Record
+from galactica.scheduler.core.model.policy import Policy
+from galactica.scheduler.core.model.requests import (
     ApplyGroups,
     CondemnCell,
     CreateToken,
@@ -36,7 +25,18 @@ from galactica.scheduler.requests import (
     Refused,
     Request,
 )
-from galactica.scheduler.sight import Answer, Observation, ProviderState, Testimony
+from galactica.scheduler.core.model.spec import (
+    Group,
+    GroupKind,
+    HealthSpec,
+    RuntimeKind,
+    ServerBody,
+    Spec,
+    Stop,
+    TcpProbe,
+)
+from galactica.scheduler.core.sight.observations import Answer, Observation, ProviderState, Testimony
+from galactica.scheduler.core.turns import Start
 from tests.sim import clock
 from tests.sim.host import Host
 from tests.sim.journal import Disk, SimJournal

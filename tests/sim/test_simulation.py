@@ -4,9 +4,11 @@ import os
 
 import pytest
 
-from galactica.scheduler import events as e
-from galactica.scheduler.events import Record
-from galactica.scheduler.model import Group, GroupKind, Health, Policy, RuntimeKind, Spec
+from galactica.scheduler.core.model import events as e
+from galactica.scheduler.core.model.events import Record
+from galactica.scheduler.core.model.policy import Policy
+from galactica.scheduler.core.model.spec import Group, GroupKind, RuntimeKind, Spec
+from galactica.scheduler.core.model.verdict import Health
 from tests.sim.laws import LawBroken, Laws
 from tests.sim.simulation import Seeds, Simulation
 

@@ -17,11 +17,11 @@ import grpc
 import psutil
 from rpds import HashTrieMap
 
-from galactica.agent.identity import Identity, store
-from galactica.scheduler.ca import CertificateAuthority, new_key_and_csr
-from galactica.scheduler.identities import identity_of
-from galactica.scheduler.model import Fleet, Phase, Server
-from galactica.scheduler.renewal import NotRenewed, server_to_renew
+from galactica.agent.link.identity import Identity, store
+from galactica.scheduler.core.model.fleet import Fleet, Phase, Server
+from galactica.scheduler.security.ca import CertificateAuthority, new_key_and_csr
+from galactica.scheduler.security.identities import identity_of
+from galactica.scheduler.security.renewal import NotRenewed, server_to_renew
 from galactica.v1 import cell_pb2, link_pb2, link_pb2_grpc
 
 FLEET = "testfleet"

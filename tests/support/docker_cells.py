@@ -22,7 +22,7 @@ import docker
 import psutil
 import pytest
 
-from galactica.agent.runtimes.docker import DockerRuntime
+from galactica.agent.runtimes.docker.runtime import DockerRuntime
 from galactica.v1 import cell_pb2, link_pb2
 
 SERVER = "one"

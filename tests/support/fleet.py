@@ -29,9 +29,9 @@ from typing import Any, TypeVar
 import grpc
 import psutil
 
-from galactica.agent.runtimes.process import ProcessRuntime
-from galactica.scheduler.ca import SCHEDULER_NAME
+from galactica.agent.runtimes.process.runtime import ProcessRuntime
 from galactica.scheduler.cli import shapes
+from galactica.scheduler.security.ca import SCHEDULER_NAME
 from galactica.v1 import operator_pb2, operator_pb2_grpc
 
 T = TypeVar("T")

@@ -13,9 +13,9 @@ import textwrap
 from contextlib import closing
 from pathlib import Path
 
-from galactica.scheduler.events import CellBooting, CellOrdered, Record
+from galactica.scheduler.core.model.events import CellBooting, CellOrdered, Record
+from galactica.scheduler.core.model.spec import Resources
 from galactica.scheduler.journal.sqlite import SqliteJournal
-from galactica.scheduler.model import Resources
 
 ROOT = Path(__file__).parents[2]
 

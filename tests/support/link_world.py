@@ -10,12 +10,12 @@ from pathlib import Path
 
 import grpc
 
-from galactica.scheduler.ca import SCHEDULER_NAME, CertificateAuthority, new_key_and_csr
-from galactica.scheduler.dispatcher import Dispatcher
-from galactica.scheduler.identities import Role
-from galactica.scheduler.operator_api import OperatorApi
-from galactica.scheduler.serving import make_server
-from galactica.scheduler.session import LinkLimits
+from galactica.scheduler.link.dispatcher import Dispatcher
+from galactica.scheduler.link.session import LinkLimits
+from galactica.scheduler.operators.api import OperatorApi
+from galactica.scheduler.security.ca import SCHEDULER_NAME, CertificateAuthority, new_key_and_csr
+from galactica.scheduler.security.identities import Role
+from galactica.scheduler.serve.listeners import make_server
 from galactica.v1 import cell_pb2, link_pb2, link_pb2_grpc, operator_pb2_grpc
 from tests.support.memory_mind import MemoryMind
 

@@ -6,13 +6,21 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 
-from galactica.scheduler.commands import Command
-from galactica.scheduler.core import Asked, Core, Start, Turn
-from galactica.scheduler.events import Record
-from galactica.scheduler.model import Fleet, Policy
-from galactica.scheduler.ports import Outbox, View
-from galactica.scheduler.requests import Accepted, CreateToken, Enrol, JournalRefuses, Refused, Request
-from galactica.scheduler.sight import Observation
+from galactica.scheduler.core.model.commands import Command
+from galactica.scheduler.core.model.events import Record
+from galactica.scheduler.core.model.fleet import Fleet
+from galactica.scheduler.core.model.policy import Policy
+from galactica.scheduler.core.model.requests import (
+    Accepted,
+    CreateToken,
+    Enrol,
+    JournalRefuses,
+    Refused,
+    Request,
+)
+from galactica.scheduler.core.ports import Outbox, View
+from galactica.scheduler.core.sight.observations import Observation
+from galactica.scheduler.core.turns import Asked, Core, Start, Turn
 
 SECRET = "5" * 64
 

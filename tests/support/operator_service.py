@@ -15,9 +15,9 @@ from typing import Any, NoReturn
 
 import grpc
 
-from galactica.scheduler.ca import CertificateAuthority, new_key_and_csr
-from galactica.scheduler.context import Context, write_context
-from galactica.scheduler.identities import OperatorIdentity, Role, identity_of
+from galactica.scheduler.security.ca import CertificateAuthority, new_key_and_csr
+from galactica.scheduler.security.identities import OperatorIdentity, Role, identity_of
+from galactica.scheduler.settings.context import Context, write_context
 from galactica.v1 import cell_pb2, operator_pb2, operator_pb2_grpc
 
 FLEET = "demo"

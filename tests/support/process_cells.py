@@ -10,8 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from galactica.agent.runtimes import Exited, Found, process_limits
-from galactica.agent.runtimes.process import ProcessRuntime
+from galactica.agent.core.model import Found
+from galactica.agent.runtimes.port import Exited
+from galactica.agent.runtimes.process import limits as process_limits
+from galactica.agent.runtimes.process.runtime import ProcessRuntime
 from galactica.v1 import cell_pb2, link_pb2
 
 REPOSITORY = Path(__file__).parents[2]

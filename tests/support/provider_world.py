@@ -7,13 +7,13 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from galactica.scheduler.commands import Command
-from galactica.scheduler.model import ServerBody
-from galactica.scheduler.providers import UserData
+from galactica.scheduler.core.model.commands import Command
+from galactica.scheduler.core.model.spec import ServerBody
+from galactica.scheduler.core.sight.observations import ProviderListed, ProviderServer
 from galactica.scheduler.providers.configuration import Supplier
 from galactica.scheduler.providers.lane import RunnerLimits
+from galactica.scheduler.providers.port import UserData
 from galactica.scheduler.providers.runner import ProviderRunner
-from galactica.scheduler.sight import ProviderListed, ProviderServer
 
 FLEET = "testfleet"
 DEADLINE_SECONDS = 20.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from galactica.scheduler.commands import (
+from galactica.scheduler.core.model.commands import (
     Command,
     Decommission,
     DecommissionServer,
@@ -13,25 +13,29 @@ from galactica.scheduler.commands import (
     OrderServer,
     ProviderCommand,
 )
-from galactica.scheduler.core import Asked, Core, Start, Turn
-from galactica.scheduler.events import AnyEvent, Record
-from galactica.scheduler.model import (
-    Autopsy,
-    Cell,
-    Fleet,
+from galactica.scheduler.core.model.events import AnyEvent, Record
+from galactica.scheduler.core.model.fleet import Cell, Fleet, Phase
+from galactica.scheduler.core.model.policy import Policy
+from galactica.scheduler.core.model.requests import (
+    Accepted,
+    ApplyGroups,
+    CreateToken,
+    Enrol,
+    Refused,
+    Request,
+)
+from galactica.scheduler.core.model.spec import (
     Group,
     GroupKind,
     HealthSpec,
     HttpProbe,
-    Phase,
-    Policy,
     Resources,
     RuntimeKind,
     ServerBody,
     Spec,
 )
-from galactica.scheduler.requests import Accepted, ApplyGroups, CreateToken, Enrol, Refused, Request
-from galactica.scheduler.sight import (
+from galactica.scheduler.core.model.verdict import Autopsy
+from galactica.scheduler.core.sight.observations import (
     Attached,
     CellReport,
     CellState,
@@ -42,7 +46,8 @@ from galactica.scheduler.sight import (
     ServerMade,
     ServerUnmade,
 )
-from galactica.scheduler.vitals import Vitals
+from galactica.scheduler.core.sight.vitals import Vitals
+from galactica.scheduler.core.turns import Asked, Core, Start, Turn
 
 START = 1_000_000.0
 SECRET = "5" * 64

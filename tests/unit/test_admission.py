@@ -6,25 +6,13 @@ import pytest
 from msgspec.structs import replace
 from rpds import HashTrieMap
 
-from galactica.scheduler import admission
-from galactica.scheduler import events as e
-from galactica.scheduler.admission import MAX_TOKENS, admit, differences
-from galactica.scheduler.draft import Draft
-from galactica.scheduler.model import (
-    Fleet,
-    Health,
-    HealthSpec,
-    Phase,
-    Placement,
-    Policy,
-    Resources,
-    ServerKey,
-    SlotKey,
-    TcpProbe,
-    Token,
-    digest_of,
-)
-from galactica.scheduler.requests import (
+from galactica.scheduler.core import admission
+from galactica.scheduler.core.admission import MAX_TOKENS, admit, differences
+from galactica.scheduler.core.model import events as e
+from galactica.scheduler.core.model.fleet import Fleet, Phase, Token
+from galactica.scheduler.core.model.keys import ServerKey, SlotKey
+from galactica.scheduler.core.model.policy import Policy
+from galactica.scheduler.core.model.requests import (
     Accepted,
     ApplyGroups,
     CondemnCell,
@@ -39,7 +27,10 @@ from galactica.scheduler.requests import (
     Refused,
     Request,
 )
-from galactica.scheduler.sight import Sight
+from galactica.scheduler.core.model.spec import HealthSpec, Placement, Resources, TcpProbe, digest_of
+from galactica.scheduler.core.model.verdict import Health
+from galactica.scheduler.core.reconcile.draft import Draft
+from galactica.scheduler.core.sight.state import Sight
 from tests.support.world import SECRET, START, World, pool, running, service, spec
 
 ONE, TWO = digest_of(spec("1")), digest_of(spec("2"))

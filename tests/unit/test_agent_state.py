@@ -4,54 +4,53 @@ from collections.abc import Iterable
 
 import pytest
 
-from galactica.agent import life, reporting
-from galactica.agent.draft import GONE_KEPT
-from galactica.agent.messages import (
-    CellReport,
-    CellState,
-    CloseSession,
+from galactica.agent.core import cells as life
+from galactica.agent.core import reporting
+from galactica.agent.core.draft import GONE_KEPT
+from galactica.agent.core.events import (
     ClosingDown,
     Compared,
     Connected,
-    Death,
     Decommissioned,
     Died,
     Disconnected,
     Echoed,
     Event,
-    FetchLogs,
     Instructed,
-    Instruction,
     LogsAsked,
     LogsDeclined,
     Ordered,
     ProbeFinished,
-    ProbeStatus,
     Progressed,
-    RefuseLogs,
     Relisted,
-    RememberEpoch,
     ResyncAsked,
     Retuned,
-    SendHello,
-    SendReport,
-    StartCell,
     StartDeferred,
     Started,
     StartFailed,
-    StartProbing,
-    StopCell,
     StopFailed,
-    StopLogs,
     Stopped,
-    StopProbing,
     Tick,
     Verb,
     VitalsTaken,
     Welcomed,
 )
-from galactica.agent.runtimes import Found, Running
-from galactica.agent.state import State, next_look, step
+from galactica.agent.core.instructions import (
+    CloseSession,
+    FetchLogs,
+    Instruction,
+    RefuseLogs,
+    RememberEpoch,
+    SendHello,
+    SendReport,
+    StartCell,
+    StartProbing,
+    StopCell,
+    StopLogs,
+    StopProbing,
+)
+from galactica.agent.core.model import CellReport, CellState, Death, Found, ProbeStatus, Running
+from galactica.agent.core.step import State, next_look, step
 from galactica.v1 import cell_pb2, link_pb2
 
 PROCESS = cell_pb2.RUNTIME_KIND_PROCESS

@@ -2,24 +2,20 @@
 
 import pytest
 
-from galactica.agent import wire
-from galactica.agent.messages import (
-    CellReport,
-    CellState,
-    Death,
+from galactica.agent.core.events import (
     Decommissioned,
     Echoed,
     Instructed,
     LogsAsked,
     LogsDeclined,
     Ordered,
-    ProbeStatus,
     ResyncAsked,
     Retuned,
-    SendHello,
-    SendReport,
     Welcomed,
 )
+from galactica.agent.core.instructions import SendHello, SendReport
+from galactica.agent.core.model import CellReport, CellState, Death, ProbeStatus
+from galactica.agent.link import wire
 from galactica.v1 import cell_pb2, link_pb2
 
 FACTS = wire.ServerFacts({"zone": "a"}, cell_pb2.Capacity(cpu_millis=2_000), (1, 2), "0.1.0")

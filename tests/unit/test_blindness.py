@@ -2,9 +2,9 @@
 
 import pytest
 
-from galactica.scheduler import events as e
-from galactica.scheduler.requests import DeleteGroup, ReleaseStorm
-from galactica.scheduler.sight import (  # pytest takes what is called Test… for tests
+from galactica.scheduler.core.model import events as e
+from galactica.scheduler.core.model.requests import DeleteGroup, ReleaseStorm
+from galactica.scheduler.core.sight.observations import (  # pytest takes what is called Test… for tests
     Answer,
     Attached,
     ProviderListed,
@@ -13,7 +13,7 @@ from galactica.scheduler.sight import (  # pytest takes what is called Test… f
     Reported,
     ServerFacts,
 )
-from galactica.scheduler.sight import Testimony as Saying
+from galactica.scheduler.core.sight.observations import Testimony as Saying
 from tests.support.work import calls_of
 from tests.support.world import World, pool
 

@@ -2,8 +2,7 @@
 
 import pytest
 
-from galactica.scheduler import events as e
-from galactica.scheduler.budget import (
+from galactica.scheduler.core.budgets.services import (
     MAX_DOUBLINGS,
     Allowed,
     Held,
@@ -14,7 +13,10 @@ from galactica.scheduler.budget import (
     next_backoff,
     sick_surge,
 )
-from galactica.scheduler.model import Backoff, GroupState, Phase, Policy, Tally, digest_of
+from galactica.scheduler.core.model import events as e
+from galactica.scheduler.core.model.fleet import Backoff, GroupState, Phase, Tally
+from galactica.scheduler.core.model.policy import Policy
+from galactica.scheduler.core.model.spec import digest_of
 from tests.support.world import World, exited, gone, running, service, spec
 
 NOW = 1_000.0

@@ -8,14 +8,20 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from galactica.scheduler.ca import (
+from galactica.scheduler.security.ca import (
     AUTHORITY_FILE,
     AuthorityError,
     CertificateAuthority,
     CsrError,
     new_key_and_csr,
 )
-from galactica.scheduler.identities import IdentityError, OperatorIdentity, Role, ServerIdentity, identity_of
+from galactica.scheduler.security.identities import (
+    IdentityError,
+    OperatorIdentity,
+    Role,
+    ServerIdentity,
+    identity_of,
+)
 
 NOW = 1_800_000_000.0
 YEAR = 365 * 86_400.0

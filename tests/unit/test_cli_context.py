@@ -7,8 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from galactica.scheduler.context import Context, context_path, create_context, read_context, write_context
-from galactica.scheduler.errors import CommandFailed, ExitCode
+from galactica.scheduler.settings.context import (
+    Context,
+    context_path,
+    create_context,
+    read_context,
+    write_context,
+)
+from galactica.scheduler.settings.errors import CommandFailed, ExitCode
 
 CONTEXT = Context("127.0.0.1:7400", "ca", "cert", "secret-key", "demo", "ada", "admin")
 

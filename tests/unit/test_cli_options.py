@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from galactica.scheduler.cli.app import build
-from galactica.scheduler.options import (
+from galactica.scheduler.settings.options import (
     Address,
     RuntimeChoice,
     SchedulerOptions,
@@ -40,9 +40,9 @@ class Served:
 def served(monkeypatch: pytest.MonkeyPatch) -> Served:
     """A stand-in for the module with the servers, which these tests do not start."""
     served = Served()
-    module = ModuleType("galactica.scheduler.serve")
+    module = ModuleType("galactica.scheduler.serve.run")
     vars(module).update(run_up=served.run_up, run_scheduler=served.run_scheduler)
-    monkeypatch.setitem(sys.modules, "galactica.scheduler.serve", module)
+    monkeypatch.setitem(sys.modules, "galactica.scheduler.serve.run", module)
     monkeypatch.setenv("GALACTICA_CONTEXT", "/c/context.json")
     return served
 

@@ -1,9 +1,10 @@
 """The core between turns: whom it tells, what it looks at again, and what an abandoned turn leaves behind."""
 
-from galactica.scheduler import events as e
-from galactica.scheduler.commands import Decommission, Resync
-from galactica.scheduler.model import Phase, Resources
-from galactica.scheduler.requests import DrainServer
+from galactica.scheduler.core.model import events as e
+from galactica.scheduler.core.model.commands import Decommission, Resync
+from galactica.scheduler.core.model.fleet import Phase
+from galactica.scheduler.core.model.requests import DrainServer
+from galactica.scheduler.core.model.spec import Resources
 from tests.support.world import World, running, service, spec
 
 ONE_BYTE = spec(resources=Resources(memory_bytes=1))

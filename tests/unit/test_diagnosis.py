@@ -5,18 +5,9 @@ from __future__ import annotations
 import pytest
 from rpds import HashTrieMap
 
-from galactica.scheduler.diagnosis import blame_server, blame_spec, chance_of
-from galactica.scheduler.model import (
-    Death,
-    Fleet,
-    Group,
-    GroupKind,
-    GroupState,
-    Phase,
-    RuntimeKind,
-    Server,
-    Spec,
-)
+from galactica.scheduler.core.model.fleet import Death, Fleet, GroupState, Phase, Server
+from galactica.scheduler.core.model.spec import Group, GroupKind, RuntimeKind, Spec
+from galactica.scheduler.core.verdicts.blame import blame_server, blame_spec, chance_of
 
 NOW = 1_000.0
 WINDOW_SECONDS = 60.0

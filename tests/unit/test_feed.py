@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Sequence
 from random import Random
 
-from galactica.scheduler.commands import Command, ProviderCommand
 from galactica.scheduler.controller import Controller, load
-from galactica.scheduler.core import Start
-from galactica.scheduler.events import Record
-from galactica.scheduler.requests import CreateToken
+from galactica.scheduler.core.model.commands import Command, ProviderCommand
+from galactica.scheduler.core.model.events import Record
+from galactica.scheduler.core.model.requests import CreateToken
+from galactica.scheduler.core.turns import Start
 from tests.sim import clock
 from tests.sim.journal import Disk, SimJournal
 

@@ -4,12 +4,15 @@ import pytest
 from msgspec.structs import replace
 from rpds import HashTrieMap
 
-from galactica.scheduler import events as e
-from galactica.scheduler.commands import DecommissionServer
-from galactica.scheduler.fence import ended_at
-from galactica.scheduler.model import Autopsy, Fleet, Group, Health, Phase, Policy, Server, Stop
-from galactica.scheduler.sight import Answer
-from galactica.scheduler.transitions import apply
+from galactica.scheduler.core.model import events as e
+from galactica.scheduler.core.model.commands import DecommissionServer
+from galactica.scheduler.core.model.fleet import Fleet, Phase, Server
+from galactica.scheduler.core.model.policy import Policy
+from galactica.scheduler.core.model.spec import Group, Stop
+from galactica.scheduler.core.model.verdict import Autopsy, Health
+from galactica.scheduler.core.sight.observations import Answer
+from galactica.scheduler.core.transitions import apply
+from galactica.scheduler.core.verdicts.fence import ended_at
 from tests.support.world import World, exited, pool, running, service, spec
 from tests.unit.test_pools import condemned, rack, silence
 

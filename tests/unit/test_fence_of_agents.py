@@ -4,33 +4,32 @@ import math
 
 import pytest
 
-from galactica.agent.messages import (
-    AbandonStart,
-    CellReport,
-    CellState,
-    CloseSession,
+from galactica.agent.core.events import (
     Connected,
-    Death,
     Decommissioned,
     Disconnected,
     Echoed,
     Instructed,
-    Instruction,
     Ordered,
     Relisted,
-    RememberFence,
     Retuned,
-    SendReport,
-    StartCell,
     Started,
     StartFailed,
-    StopCell,
     Stopped,
     Tick,
     Welcomed,
 )
-from galactica.agent.runtimes import Found, Running
-from galactica.agent.state import State, next_look, step
+from galactica.agent.core.instructions import (
+    AbandonStart,
+    CloseSession,
+    Instruction,
+    RememberFence,
+    SendReport,
+    StartCell,
+    StopCell,
+)
+from galactica.agent.core.model import CellReport, CellState, Death, Found, Running
+from galactica.agent.core.step import State, next_look, step
 from galactica.v1 import cell_pb2, link_pb2
 
 PROCESS = cell_pb2.RUNTIME_KIND_PROCESS

@@ -7,22 +7,13 @@ import pytest
 from msgspec.structs import replace
 from rpds import HashTrieMap
 
-from galactica.scheduler.health import CELL_RULES, cell_verdict, is_serving
-from galactica.scheduler.model import (
-    Autopsy,
-    Cell,
-    Evidence,
-    Health,
-    HealthSpec,
-    HttpProbe,
-    Phase,
-    Policy,
-    RuntimeKind,
-    Server,
-    Spec,
-    Verdict,
-)
-from galactica.scheduler.sight import CellReport, CellState, ProbeStatus, ServerSight, Sight
+from galactica.scheduler.core.model.fleet import Cell, Phase, Server
+from galactica.scheduler.core.model.policy import Policy
+from galactica.scheduler.core.model.spec import HealthSpec, HttpProbe, RuntimeKind, Spec
+from galactica.scheduler.core.model.verdict import Autopsy, Evidence, Health, Verdict
+from galactica.scheduler.core.sight.observations import CellReport, CellState, ProbeStatus
+from galactica.scheduler.core.sight.state import ServerSight, Sight
+from galactica.scheduler.core.verdicts.cells import CELL_RULES, cell_verdict, is_serving
 
 NOW = 1_000.0
 ORDERED_AT = 990.0

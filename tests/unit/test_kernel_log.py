@@ -2,7 +2,7 @@
 
 import pytest
 
-from galactica.agent.kernel_log import KernelLog, is_trouble
+from galactica.agent.health.kernel_log import KernelLog, is_trouble
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,7 @@ import textwrap
 
 import pytest
 
-from galactica.scheduler.manifest import ManifestErrors, load, parse
-from galactica.scheduler.model import (
+from galactica.scheduler.core.model.spec import (
     ExecProbe,
     Group,
     GroupKind,
@@ -22,6 +21,7 @@ from galactica.scheduler.model import (
     TcpProbe,
     digest_of,
 )
+from galactica.scheduler.manifest.loading import ManifestErrors, load, parse
 
 WHOLE = """\
 kind: service

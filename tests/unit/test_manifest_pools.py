@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from galactica.scheduler.manifest import ManifestErrors, parse
-from galactica.scheduler.model import (
+from galactica.scheduler.core.model.spec import (
     Group,
     GroupKind,
     HealthSpec,
@@ -15,6 +14,7 @@ from galactica.scheduler.model import (
     Spec,
     digest_of,
 )
+from galactica.scheduler.manifest.loading import ManifestErrors, parse
 
 WHOLE = """\
 kind: pool

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from galactica.scheduler.neighbourhood import DEGREE, draw, redraw, watchers_of
+from galactica.scheduler.link.neighbourhood import DEGREE, draw, redraw, watchers_of
 
 names = st.lists(st.text("abcdefgh0123-", min_size=1, max_size=6), unique=True, max_size=40)
 seeds = st.integers(0, 2**63)

@@ -7,24 +7,21 @@ import pytest
 from msgspec.structs import replace
 from rpds import HashTrieMap, HashTrieSet
 
-from galactica.scheduler.model import (
-    Fleet,
+from galactica.scheduler.core.model.fleet import Fleet, GroupState, Phase, Server
+from galactica.scheduler.core.model.policy import Policy
+from galactica.scheduler.core.model.requests import DrainServer
+from galactica.scheduler.core.model.spec import (
     Group,
     GroupKind,
-    GroupState,
-    Health,
-    Phase,
     Placement,
-    Policy,
     Resources,
     RuntimeKind,
-    Server,
     Spec,
     digest_of,
 )
-from galactica.scheduler.placement import Placer, Unplaceable
-from galactica.scheduler.requests import DrainServer
-from galactica.scheduler.sight import ServerSight, Sight
+from galactica.scheduler.core.model.verdict import Health
+from galactica.scheduler.core.placement import Placer, Unplaceable
+from galactica.scheduler.core.sight.state import ServerSight, Sight
 from tests.support.world import World, exited, service, spec
 
 NOW = 1_000.0

@@ -3,20 +3,22 @@
 import pytest
 from msgspec.structs import replace
 
-from galactica.scheduler import events as e
-from galactica.scheduler.budget import Allowed, Held
-from galactica.scheduler.commands import DecommissionServer
-from galactica.scheduler.model import Cell, GroupState, Health, Phase, Replace, Slot, Tally
-from galactica.scheduler.pool_budget import (
+from galactica.scheduler.core.budgets.pools import (
     may_condemn_due_server,
     may_condemn_server,
     may_go_first,
     may_order_another,
     may_order_beside,
 )
-from galactica.scheduler.requests import CondemnCell
-from galactica.scheduler.sight import ServerUnmade
-from galactica.scheduler.vitals import Vitals
+from galactica.scheduler.core.budgets.services import Allowed, Held
+from galactica.scheduler.core.model import events as e
+from galactica.scheduler.core.model.commands import DecommissionServer
+from galactica.scheduler.core.model.fleet import Cell, GroupState, Phase, Slot, Tally
+from galactica.scheduler.core.model.requests import CondemnCell
+from galactica.scheduler.core.model.spec import Replace
+from galactica.scheduler.core.model.verdict import Health
+from galactica.scheduler.core.sight.observations import ServerUnmade
+from galactica.scheduler.core.sight.vitals import Vitals
 from tests.support.world import World, pool, service
 
 NOW = 1_000.0

@@ -2,11 +2,13 @@
 
 import pytest
 
-from galactica.scheduler import events as e
-from galactica.scheduler.commands import DecommissionServer, OrderServer
-from galactica.scheduler.model import Group, Health, Phase
-from galactica.scheduler.requests import CondemnCell, CreateToken, Enrol, Refused, ReleaseStorm
-from galactica.scheduler.sight import (  # pytest takes what is called Test… for tests
+from galactica.scheduler.core.model import events as e
+from galactica.scheduler.core.model.commands import DecommissionServer, OrderServer
+from galactica.scheduler.core.model.fleet import Phase
+from galactica.scheduler.core.model.requests import CondemnCell, CreateToken, Enrol, Refused, ReleaseStorm
+from galactica.scheduler.core.model.spec import Group
+from galactica.scheduler.core.model.verdict import Health
+from galactica.scheduler.core.sight.observations import (  # pytest takes what is called Test… for tests
     Answer,
     ProviderListed,
     ProviderServer,
@@ -15,7 +17,7 @@ from galactica.scheduler.sight import (  # pytest takes what is called Test… f
     ServerNotMade,
     WillRead,
 )
-from galactica.scheduler.sight import Testimony as Saying
+from galactica.scheduler.core.sight.observations import Testimony as Saying
 from tests.support.world import SECRET, World, exited, pool, service
 
 READY = Phase.READY

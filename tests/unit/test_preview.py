@@ -5,10 +5,18 @@ from collections.abc import Callable
 import pytest
 from msgspec.structs import replace
 
-from galactica.scheduler import events as e
-from galactica.scheduler.model import Group, Hold, Phase, Placement, Resources, SlotKey, digest_of
-from galactica.scheduler.preview import MAX_BIRTHS, Birth, Death, Preview, preview
-from galactica.scheduler.requests import CondemnCell, DeleteGroup, DrainServer, GroupChange, Refused
+from galactica.scheduler.core.model import events as e
+from galactica.scheduler.core.model.fleet import Phase
+from galactica.scheduler.core.model.keys import Hold, SlotKey
+from galactica.scheduler.core.model.requests import (
+    CondemnCell,
+    DeleteGroup,
+    DrainServer,
+    GroupChange,
+    Refused,
+)
+from galactica.scheduler.core.model.spec import Group, Placement, Resources, digest_of
+from galactica.scheduler.core.preview import MAX_BIRTHS, Birth, Death, Preview, preview
 from tests.support.world import World, exited, pool, running, service, spec
 
 

@@ -110,7 +110,7 @@ def test_the_agent_loads_nothing_heavy_before_it_is_asked_to():
 
 
 def test_a_cell_is_no_more_than_the_standard_library_to_the_core():
-    loaded = loaded_by("galactica.scheduler.core")
+    loaded = loaded_by("galactica.scheduler.core.turns")
     assert loaded & {"grpc", "google", "v1", "sqlite3", "structlog", "agent"} == set()
 
 

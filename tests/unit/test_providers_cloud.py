@@ -7,11 +7,12 @@ from libcloud.common.exceptions import BaseHTTPError, RateLimitReachedError
 from libcloud.common.types import InvalidCredsError
 from ruamel.yaml import YAML
 
-from galactica.scheduler.model import RuntimeKind
-from galactica.scheduler.providers import ProviderRefused, ProviderUnavailable, Setting, cloud_init
-from galactica.scheduler.providers.cloud import failure_of, make
-from galactica.scheduler.providers.cloud_nodes import Names
-from galactica.scheduler.providers.credentials import Credentials, CredentialsError, read_credentials
+from galactica.scheduler.core.model.spec import RuntimeKind
+from galactica.scheduler.providers.cloud import user_data as cloud_init
+from galactica.scheduler.providers.cloud.credentials import Credentials, CredentialsError, read_credentials
+from galactica.scheduler.providers.cloud.nodes import Names
+from galactica.scheduler.providers.cloud.provider import failure_of, make
+from galactica.scheduler.providers.port import ProviderRefused, ProviderUnavailable, Setting
 from tests.support.provider_world import user_data
 
 AWKWARD = {"zone": "a b", "quote": 'it\'s "so": #1', "path": "$HOME/`x`", "place": "${install}"}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from galactica.scheduler.model import RuntimeKind
+from galactica.scheduler.core.model.spec import RuntimeKind
 from galactica.scheduler.providers.configuration import (
     ENTRY_POINT_GROUP,
     ConfigurationError,

@@ -3,22 +3,16 @@
 import pytest
 from msgspec.structs import replace
 
-from galactica.scheduler import events as e
-from galactica.scheduler.commands import Decommission, Order, Resync
-from galactica.scheduler.model import (
-    Evidence,
-    Health,
-    HealthSpec,
-    HttpProbe,
-    Phase,
-    Placement,
-    Policy,
-    Resources,
-    SlotKey,
-)
-from galactica.scheduler.reconcile import reconcile
-from galactica.scheduler.requests import CondemnCell, DeleteGroup, DrainServer, OpenShell, Refused
-from galactica.scheduler.sight import Reported
+from galactica.scheduler.core.model import events as e
+from galactica.scheduler.core.model.commands import Decommission, Order, Resync
+from galactica.scheduler.core.model.fleet import Phase
+from galactica.scheduler.core.model.keys import SlotKey
+from galactica.scheduler.core.model.policy import Policy
+from galactica.scheduler.core.model.requests import CondemnCell, DeleteGroup, DrainServer, OpenShell, Refused
+from galactica.scheduler.core.model.spec import HealthSpec, HttpProbe, Placement, Resources
+from galactica.scheduler.core.model.verdict import Evidence, Health
+from galactica.scheduler.core.reconcile.plan import reconcile
+from galactica.scheduler.core.sight.observations import Reported
 from tests.support.world import World, exited, gone, running, service, spec, starting
 
 READY, ORDERED, CONDEMNED, BOOTING, DRAINING = (

@@ -6,35 +6,23 @@ import pytest
 from msgspec.structs import replace
 from rpds import HashTrieMap
 
-from galactica.scheduler.model import (
-    Death,
-    Evidence,
-    Fleet,
-    Group,
-    GroupKind,
-    GroupState,
-    Health,
-    Phase,
-    Policy,
-    RuntimeKind,
-    Server,
-    ServerBody,
-    Spec,
-    Verdict,
-)
-from galactica.scheduler.server_health import SERVER_RULES, server_verdict
-from galactica.scheduler.sight import (
+from galactica.scheduler.core.model.fleet import Death, Fleet, GroupState, Phase, Server
+from galactica.scheduler.core.model.policy import Policy
+from galactica.scheduler.core.model.spec import Group, GroupKind, RuntimeKind, ServerBody, Spec
+from galactica.scheduler.core.model.verdict import Evidence, Health, Verdict
+from galactica.scheduler.core.sight.observations import (
     Answer,
     CellReport,
     CellState,
     ProviderServer,
-    ProviderSight,
     ProviderState,
-    ServerSight,
-    Sight,
 )
-from galactica.scheduler.sight import Testimony as Saying  # a name that pytest does not take for a test
-from galactica.scheduler.vitals import Ailment
+from galactica.scheduler.core.sight.observations import (
+    Testimony as Saying,  # a name that pytest does not take for a test
+)
+from galactica.scheduler.core.sight.state import ProviderSight, ServerSight, Sight
+from galactica.scheduler.core.sight.vitals import Ailment
+from galactica.scheduler.core.verdicts.servers import SERVER_RULES, server_verdict
 from tests.support.world import World
 
 HEARD_AT = 999.0

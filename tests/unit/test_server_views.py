@@ -6,12 +6,13 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from galactica.scheduler import events as e
-from galactica.scheduler import history, server_views, views
-from galactica.scheduler.model import Group, Phase, Policy, ServerBody
-from galactica.scheduler.ports import View
-from galactica.scheduler.requests import CondemnCell, DrainServer, ReleaseStorm
-from galactica.scheduler.sight import (
+from galactica.scheduler.core.model import events as e
+from galactica.scheduler.core.model.fleet import Phase
+from galactica.scheduler.core.model.policy import Policy
+from galactica.scheduler.core.model.requests import CondemnCell, DrainServer, ReleaseStorm
+from galactica.scheduler.core.model.spec import Group, ServerBody
+from galactica.scheduler.core.ports import View
+from galactica.scheduler.core.sight.observations import (
     Answer,
     ProviderListed,
     ProviderServer,
@@ -19,7 +20,11 @@ from galactica.scheduler.sight import (
     ProviderState,
     Reported,
 )
-from galactica.scheduler.sight import Testimony as Saying
+from galactica.scheduler.core.sight.observations import Testimony as Saying
+from galactica.scheduler.views import cells as views
+from galactica.scheduler.views import certificates as history
+from galactica.scheduler.views import servers as server_views
+from galactica.scheduler.views import status as status_views
 from galactica.v1 import operator_pb2
 from tests.support.world import START, World, pool, service
 
@@ -39,7 +44,7 @@ def row(world: World, server: str) -> operator_pb2.Server:
 
 
 def status(world: World) -> operator_pb2.GetStatusResponse:
-    return views.status(view(world), "alpha")
+    return status_views.status(view(world), "alpha")
 
 
 def beat(world: World, seconds: float, *silent: str, says: Answer | None = None) -> None:
@@ -239,8 +244,8 @@ def test_a_storm_is_told_with_its_numbers_its_reason_and_its_end() -> None:
 
 def test_a_fleet_is_not_healthy_while_a_storm_is_held_whatever_else_is_well() -> None:
     calm, (storm,) = view(rack(1)), view(stormy()).storms
-    assert views.status(calm, "alpha").healthy
-    assert not views.status(replace(calm, storms=(storm,)), "alpha").healthy
+    assert status_views.status(calm, "alpha").healthy
+    assert not status_views.status(replace(calm, storms=(storm,)), "alpha").healthy
 
 
 def test_a_storm_that_is_released_is_told_no_more() -> None:

@@ -4,39 +4,42 @@ import pytest
 from msgspec.structs import replace
 from rpds import HashTrieMap, HashTrieSet
 
-from galactica.scheduler.model import Resources, RuntimeKind
-from galactica.scheduler.sight import (
+from galactica.scheduler.core.model.spec import Resources, RuntimeKind
+from galactica.scheduler.core.sight.observations import (
     Answer,
     Attached,
     CellReport,
     CellState,
     Detached,
     Observation,
-    Observed,
     ProviderListed,
     ProviderServer,
-    ProviderSight,
     ProviderSilent,
     ProviderState,
     Reported,
     ServerFacts,
     ServerMade,
     ServerNotMade,
-    ServerSight,
     ServerUnmade,
+    WillRead,
+)
+from galactica.scheduler.core.sight.observations import (
+    Testimony as Saying,  # a name that pytest does not take for a test
+)
+from galactica.scheduler.core.sight.observe import Observed, observe
+from galactica.scheduler.core.sight.state import (
+    ProviderSight,
+    ServerSight,
     Sight,
     Told,
     Vitals,
-    WillRead,
     doubt,
     forget,
     forget_place,
     forget_server,
-    observe,
     tell,
     tell_provider,
 )
-from galactica.scheduler.sight import Testimony as Saying  # a name that pytest does not take for a test
 
 FACTS = ServerFacts({"zone": "a"}, Resources(4_000), 9, (RuntimeKind.PROCESS,), "0.1")
 ONE = CellReport("web/0.1", "d", CellState.RUNNING, "pid 7")

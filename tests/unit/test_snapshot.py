@@ -3,36 +3,38 @@
 import pytest
 from rpds import HashTrieMap, HashTrieSet
 
-from galactica.scheduler.model import (
+from galactica.scheduler.core.model.fleet import (
     Backoff,
     Cell,
     CellKind,
     Death,
-    ExecProbe,
     Fleet,
-    Group,
-    GroupKind,
     GroupState,
-    GrpcProbe,
-    Health,
-    HealthSpec,
-    HttpProbe,
     Phase,
-    Placement,
-    Resources,
     Revision,
-    RuntimeKind,
     Server,
     Silence,
     Slot,
+    Tally,
+    Token,
+)
+from galactica.scheduler.core.model.spec import (
+    ExecProbe,
+    Group,
+    GroupKind,
+    GrpcProbe,
+    HealthSpec,
+    HttpProbe,
+    Placement,
+    Resources,
+    RuntimeKind,
     Spec,
     Stop,
-    Tally,
     TcpProbe,
-    Token,
     digest_of,
 )
-from galactica.scheduler.snapshot import VERSION, SnapshotDamaged, SnapshotTooNew, decode, encode
+from galactica.scheduler.core.model.verdict import Health
+from galactica.scheduler.journal.snapshot import VERSION, SnapshotDamaged, SnapshotTooNew, decode, encode
 
 PROBES = (
     None,

@@ -3,9 +3,11 @@
 import pytest
 from rpds import HashTrieMap
 
-from galactica.scheduler.model import Fleet, Health, Phase, Policy, Server, Silence
-from galactica.scheduler.sight import ServerSight, Sight
-from galactica.scheduler.storm import Storm, is_released, storm_of
+from galactica.scheduler.core.model.fleet import Fleet, Phase, Server, Silence
+from galactica.scheduler.core.model.policy import Policy
+from galactica.scheduler.core.model.verdict import Health
+from galactica.scheduler.core.sight.state import ServerSight, Sight
+from galactica.scheduler.core.verdicts.storm import Storm, is_released, storm_of
 
 NOW = 1_000.0
 

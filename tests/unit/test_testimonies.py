@@ -2,27 +2,26 @@
 
 import pytest
 
-from galactica.agent import wire as agent_wire
-from galactica.agent.messages import (
-    Answer,
+from galactica.agent.core.events import (
     Connected,
     Disconnected,
     Instructed,
-    Neighbour,
     NeighboursGiven,
     ResyncAsked,
-    SendReport,
     Testified,
-    Testimony,
-    TestimonyReport,
     Tick,
-    WatchNeighbours,
     Welcomed,
 )
-from galactica.agent.state import State, next_look, step
-from galactica.scheduler import sight as sights
-from galactica.scheduler import wire
-from galactica.scheduler.sight import Attached, Reported, ServerFacts, Sight, observe
+from galactica.agent.core.instructions import SendReport, WatchNeighbours
+from galactica.agent.core.model import Answer, Neighbour, Testimony, TestimonyReport
+from galactica.agent.core.step import State, next_look, step
+from galactica.agent.link import wire as agent_wire
+from galactica.scheduler.core.sight import observations as observations_sight
+from galactica.scheduler.core.sight.observations import Attached, Reported, ServerFacts
+from galactica.scheduler.core.sight.observe import observe
+from galactica.scheduler.core.sight.state import Sight
+from galactica.scheduler.wire import cell as cell_wire
+from galactica.scheduler.wire import link as wire
 from galactica.v1 import cell_pb2, link_pb2
 
 # pytest would take these for tests.
@@ -156,7 +155,8 @@ def test_neighbours_and_testimonies_survive_the_wire():
     told = tuple(TestimonyReport(answer.name, answer, 1.5) for answer in Answer)
     sent = agent_wire.report(SendReport(1, "s1", 4, testimonies=told), 0.0).report
     assert wire.reported(sent, "web-1", 50.0).testimonies == tuple(
-        sights.Testimony(answer.name, sights.Answer(answer.name.lower()), 48.5) for answer in Answer
+        observations_sight.Testimony(answer.name, observations_sight.Answer(answer.name.lower()), 48.5)
+        for answer in Answer
     )
 
     facts = agent_wire.ServerFacts({}, cell_pb2.Capacity(), (), "0.1.0", "[::1]:7")
@@ -172,9 +172,9 @@ def test_neighbours_and_testimonies_survive_the_wire():
      "224.0.0.1:7", "255.255.255.255:7", "10.0.0.1:7x", "10.0.0.1:7" + "7" * 1_000],
 )  # fmt: skip
 def test_watch_address_that_is_no_one_hosts_is_refused(address):
-    with pytest.raises(wire.WireError, match=r"hello\.watch_address"):
+    with pytest.raises(cell_wire.WireError, match=r"hello\.watch_address"):
         wire.watch_address(link_pb2.Hello(watch_address=address))
-    with pytest.raises(wire.WireError, match=r"hello\.watching"):
+    with pytest.raises(cell_wire.WireError, match=r"hello\.watching"):
         wire.watching(link_pb2.Hello(watching=[link_pb2.Neighbour(server_id="one", address=address)]))
 
 
@@ -188,7 +188,7 @@ def test_watch_address_that_is_no_one_hosts_is_refused(address):
     ],
 )
 def test_testimonies_that_cannot_be_are_refused(testimonies):
-    with pytest.raises(wire.WireError, match="testimonies"):
+    with pytest.raises(cell_wire.WireError, match="testimonies"):
         wire.reported(link_pb2.Report(session="s", sequence=1, testimonies=testimonies), "web-1", 50.0)
 
 
@@ -196,7 +196,7 @@ def test_what_a_neighbour_withdraws_counts_no_longer():
     sight = Sight()
     for watcher in ("a", "b"):
         sight = observe(sight, Attached(watcher, "s", 1.0, ServerFacts())).sight
-        said = (sights.Testimony("x", sights.Answer.ANSWERS, 1.0),)
+        said = (observations_sight.Testimony("x", observations_sight.Answer.ANSWERS, 1.0),)
         seen = observe(sight, Reported(watcher, "s", 1, 2.0, testimonies=said))
         sight = seen.sight
         assert seen.servers == ("x",)

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from galactica.scheduler.tokens import ParsedToken, TokenError, hash_secret, new_token, parse_token
+from galactica.scheduler.security.tokens import ParsedToken, TokenError, hash_secret, new_token, parse_token
 
 CA = "ab" * 32
 

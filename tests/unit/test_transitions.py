@@ -7,30 +7,27 @@ import pytest
 from msgspec.structs import replace
 from rpds import HashTrieMap, HashTrieSet
 
-from galactica.scheduler import events as e
-from galactica.scheduler.events import AnyEvent, Record
-from galactica.scheduler.model import (
+from galactica.scheduler.core.model import events as e
+from galactica.scheduler.core.model.events import AnyEvent, IllegalTransition, Record
+from galactica.scheduler.core.model.fleet import (
     GRAVES_KEPT,
     REVISIONS_KEPT,
-    Autopsy,
     Backoff,
     Cell,
     Death,
-    Evidence,
     Fleet,
     GroupState,
-    Health,
     Phase,
-    Resources,
     Revision,
-    RuntimeKind,
     Server,
     Slot,
     Tally,
     Token,
-    digest_of,
+    still_waits,
 )
-from galactica.scheduler.transitions import CELL_MOVES, IllegalTransition, apply, apply_all, still_waits
+from galactica.scheduler.core.model.spec import Resources, RuntimeKind, digest_of
+from galactica.scheduler.core.model.verdict import Autopsy, Evidence, Health
+from galactica.scheduler.core.transitions import CELL_MOVES, apply, apply_all
 from tests.support.world import service, spec
 
 SIZE = Resources(cpu_millis=100, memory_bytes=64, pids=8)

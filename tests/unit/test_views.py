@@ -3,9 +3,13 @@
 import pytest
 from msgspec.structs import replace
 
-from galactica.scheduler import history, server_views, views
-from galactica.scheduler.model import Policy
-from galactica.scheduler.requests import CondemnCell, DeleteGroup, DrainServer, OpenShell
+from galactica.scheduler.core.model.policy import Policy
+from galactica.scheduler.core.model.requests import CondemnCell, DeleteGroup, DrainServer, OpenShell
+from galactica.scheduler.views import cells as views
+from galactica.scheduler.views import certificates as history
+from galactica.scheduler.views import events as events_views
+from galactica.scheduler.views import servers as server_views
+from galactica.scheduler.views import status as status_views
 from galactica.v1 import cell_pb2, operator_pb2
 from tests.support.world import START, World, exited, gone, running, service, spec, starting
 
@@ -23,7 +27,7 @@ def view(world):
 
 
 def status(world):
-    return views.status(view(world), "alpha")
+    return status_views.status(view(world), "alpha")
 
 
 def group(world, name="web"):
@@ -113,7 +117,7 @@ class TestStatus:
         world.obedient = False
         world.apply(service("web", 3, spec("2")))
         seen = replace(view(world), holds=())
-        assert not views.status(replace(seen, fleet=_as_if_all_ready(seen.fleet)), "alpha").healthy
+        assert not status_views.status(replace(seen, fleet=_as_if_all_ready(seen.fleet)), "alpha").healthy
 
     def test_what_is_held_makes_it_unhealthy_though_all_is_ready(self):
         world = world_of(service("web", 1), servers=("a",))
@@ -290,7 +294,7 @@ class TestEvents:
     def test_event_tells_its_subject_cause_and_the_rest_as_json(self):
         world = world_of(service("web", 1), servers=("a",))
         record = next(r for r in world.records if type(r.event).__name__ == "CellReady")
-        assert history.event_row(record) == operator_pb2.Event(
+        assert events_views.event_row(record) == operator_pb2.Event(
             position=record.position,
             at=START,
             type="CellReady",
@@ -304,7 +308,7 @@ class TestEvents:
     def test_values_of_an_environment_are_not_told(self):
         world = world_of(service("web", 1, spec(env={"PASSWORD": "hunter2"})))
         record = next(r for r in world.records if type(r.event).__name__ == "GroupApplied")
-        shown = history.event_row(record)
+        shown = events_views.event_row(record)
         assert shown.group == "web"
         assert '"PASSWORD": "(not shown)"' in shown.details_json
         assert "hunter2" not in shown.details_json

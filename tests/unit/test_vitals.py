@@ -4,11 +4,14 @@ import pytest
 from msgspec.structs import replace
 from rpds import HashTrieMap
 
-from galactica.scheduler import events as e
-from galactica.scheduler.commands import DecommissionServer
-from galactica.scheduler.model import Evidence, Health, Phase, RuntimeKind
-from galactica.scheduler.server_health import server_verdict
-from galactica.scheduler.vitals import AILMENT_RULES, Ailment, VitalLimits, Vitals, ailments
+from galactica.scheduler.core.model import events as e
+from galactica.scheduler.core.model.commands import DecommissionServer
+from galactica.scheduler.core.model.fleet import Phase
+from galactica.scheduler.core.model.policy import VitalLimits
+from galactica.scheduler.core.model.spec import RuntimeKind
+from galactica.scheduler.core.model.verdict import Evidence, Health
+from galactica.scheduler.core.sight.vitals import AILMENT_RULES, Ailment, Vitals, ailments
+from galactica.scheduler.core.verdicts.servers import server_verdict
 from tests.support.work import calls_of
 from tests.support.world import World, pool, service, spec
 

@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from galactica.agent import messages
-from galactica.agent.messages import Answer, Neighbour
-from galactica.agent.watch_state import (
+from galactica.agent.core import model as model_core
+from galactica.agent.core.model import Answer, Neighbour
+from galactica.agent.neighbours.state import (
     AGAIN_SECONDS,
     PING_SECONDS,
     SILENT_AFTER,
@@ -36,7 +36,7 @@ class Watcher:
         self.alive, self.closed = set(alive), set(closed)
         self.pings: list[tuple[float, str]] = []
         self.sequences: list[int] = []
-        self.told: list[tuple[float, tuple[messages.Testimony, ...]]] = []
+        self.told: list[tuple[float, tuple[model_core.Testimony, ...]]] = []
         self.take(Assigned(neighbours, self.now))
         self.run(0.0)
 
@@ -76,7 +76,7 @@ def test_neighbour_that_answers_is_pinged_once_a_second_and_told_once():
     watcher = Watcher(ONE, alive={"one"})
     watcher.run(3.5)
     assert watcher.pings == [(0.0, "one"), (1.0, "one"), (2.0, "one"), (3.0, "one")]
-    assert watcher.told == [(0.0, (messages.Testimony("one", Answer.ANSWERS, BEGAN),))]
+    assert watcher.told == [(0.0, (model_core.Testimony("one", Answer.ANSWERS, BEGAN),))]
 
 
 def test_silence_is_known_within_about_two_seconds_and_told_from_its_beginning():
@@ -87,7 +87,7 @@ def test_silence_is_known_within_about_two_seconds_and_told_from_its_beginning()
     told_at, words = watcher.told[-1]
     assert told_at == pytest.approx(PING_SECONDS + SILENT_AFTER * AGAIN_SECONDS)
     assert told_at < 2.1
-    assert words == (messages.Testimony("one", Answer.SILENT, BEGAN + 1.0),)
+    assert words == (model_core.Testimony("one", Answer.SILENT, BEGAN + 1.0),)
     assert len(watcher.told) == 2
 
 
@@ -124,7 +124,7 @@ def test_closed_port_is_told_at_the_next_ping():
     watcher.run(0.5)
     watcher.alive, watcher.closed = set(), {"one"}
     watcher.run(0.6)
-    assert watcher.told[1:] == [(1.0, (messages.Testimony("one", Answer.REFUSED, BEGAN + 1.0),))]
+    assert watcher.told[1:] == [(1.0, (model_core.Testimony("one", Answer.REFUSED, BEGAN + 1.0),))]
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_neighbour_that_is_silent_after_a_freeze_of_ours_too_is_silent_since_the
     watcher.freeze(30.0)
     woke_at = watcher.now
     watcher.run(5.0)
-    assert watcher.told[-1][1] == (messages.Testimony("one", Answer.SILENT, woke_at),)
+    assert watcher.told[-1][1] == (model_core.Testimony("one", Answer.SILENT, woke_at),)
 
 
 def test_neighbours_that_stay_go_on_as_they_were_and_new_ones_are_pinged_at_once():
@@ -212,8 +212,8 @@ def test_neighbours_that_stay_go_on_as_they_were_and_new_ones_are_pinged_at_once
     assert watcher.told[-1] == (
         0.5,
         (
-            messages.Testimony("one", Answer.ANSWERS, BEGAN),
-            messages.Testimony("two", Answer.ANSWERS, BEGAN + 0.5),
+            model_core.Testimony("one", Answer.ANSWERS, BEGAN),
+            model_core.Testimony("two", Answer.ANSWERS, BEGAN + 0.5),
         ),
     )
 

@@ -4,12 +4,22 @@ import math
 
 import pytest
 
-from galactica.scheduler import wire
-from galactica.scheduler.commands import Decommission, Order, Resync
-from galactica.scheduler.model import Autopsy, Resources, RuntimeKind, Tempo
-from galactica.scheduler.sight import Attached, CellReport, CellState, ProbeStatus, Reported, ServerFacts
-from galactica.scheduler.vitals import Vitals
-from galactica.scheduler.wire_groups import spec_to_proto
+from galactica.scheduler.core.model.commands import Decommission, Order, Resync
+from galactica.scheduler.core.model.policy import Tempo
+from galactica.scheduler.core.model.spec import Resources, RuntimeKind
+from galactica.scheduler.core.model.verdict import Autopsy
+from galactica.scheduler.core.sight.observations import (
+    Attached,
+    CellReport,
+    CellState,
+    ProbeStatus,
+    Reported,
+    ServerFacts,
+)
+from galactica.scheduler.core.sight.vitals import Vitals
+from galactica.scheduler.wire import cell as cell_wire
+from galactica.scheduler.wire import link as wire
+from galactica.scheduler.wire.cell import spec_to_proto
 from galactica.v1 import cell_pb2, link_pb2
 from tests.support.world import spec
 
@@ -71,7 +81,7 @@ class TestWhatIsTaken:
 
     def test_vitals_go_there_and_back(self):
         vitals = Vitals(0.1, 0.2, 0.3, 4.0, 5.0, None, 6.0, -1.0, -250.0, "EROFS", 7)
-        assert wire.vitals_from_proto(wire.vitals_to_proto(vitals)) == vitals
+        assert cell_wire.vitals_from_proto(cell_wire.vitals_to_proto(vitals)) == vitals
 
     def test_hello_tells_facts_and_inventory(self):
         hello = link_pb2.Hello(
@@ -143,7 +153,7 @@ WRONG_REPORTS = [
 
 @pytest.mark.parametrize(("message", "reason"), WRONG_REPORTS, ids=[reason for _, reason in WRONG_REPORTS])
 def test_report_that_cannot_be_is_refused_with_its_reason(message, reason):
-    with pytest.raises(wire.WireError) as wrong:
+    with pytest.raises(cell_wire.WireError) as wrong:
         wire.reported(message, "a", 5.0)
     assert str(wrong.value) == reason
 
@@ -163,7 +173,7 @@ WRONG_HELLOS = [
 
 @pytest.mark.parametrize(("fields", "reason"), WRONG_HELLOS, ids=[reason for _, reason in WRONG_HELLOS])
 def test_hello_that_cannot_be_is_refused_with_its_reason(fields, reason):
-    with pytest.raises(wire.WireError) as wrong:
+    with pytest.raises(cell_wire.WireError) as wrong:
         wire.attached(link_pb2.Hello(**fields), "a", "1-1", 5.0)
     assert str(wrong.value) == reason
 
@@ -187,7 +197,7 @@ class TestWhatIsSent:
             reason="exited with 3", exit_code=3, last_lines=["a"], lived_seconds=1.5, fenced=True
         )
         (seen,) = told(cell(autopsy=message))
-        assert wire.autopsy_to_proto(seen.autopsy) == message
+        assert cell_wire.autopsy_to_proto(seen.autopsy) == message
 
     def test_no_verb_but_the_two_and_their_helpers_can_be_sent(self):
         verbs = {field.name for field in link_pb2.Instruction.DESCRIPTOR.oneofs_by_name["verb"].fields}

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from galactica.scheduler.model import (
+from galactica.scheduler.core.model.spec import (
     ExecProbe,
     Group,
     GroupKind,
@@ -23,7 +23,7 @@ from galactica.scheduler.model import (
     TcpProbe,
     digest_of,
 )
-from galactica.scheduler.wire_groups import group_from_proto, group_to_proto
+from galactica.scheduler.wire.operator import group_from_proto, group_to_proto
 from galactica.v1 import cell_pb2, operator_pb2
 
 PORTS = {"http": 8080, "rpc": 9090}

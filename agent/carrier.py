@@ -1,0 +1,165 @@
+"""Carries out the orders on cells in their runtimes, and delivers what came of each as an event.
+
+No call into a runtime ends the daemon: what fails becomes an event about its cell.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from galactica.agent import clock
+from galactica.agent.core.events import (
+    Died,
+    Event,
+    Progressed,
+    Relisted,
+    StartDeferred,
+    Started,
+    StartFailed,
+    StopFailed,
+    Stopped,
+)
+from galactica.agent.core.instructions import AbandonStart, StartCell, StopCell
+from galactica.agent.runtimes.port import Exited, RuntimeFailure, RuntimeUnavailable, Stirred
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping
+
+    from galactica.agent.runtimes.port import Progress, Runtime
+    from galactica.v1 import link_pb2
+
+STARTS_AT_ONCE = 16
+RELIST_SECONDS = 30.0
+RELIST_AGAIN_SECONDS = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class Carrier:
+    """``deliver`` waits for a place in the daemon's queue; ``offer`` drops what finds none. ``before_exclusive`` is
+    awaited before an exclusive cell starts. ``stirred`` is told of a cell whose runtime saw something change in it."""
+
+    def __init__(
+        self,
+        runtimes: Mapping[int, Runtime],
+        *,
+        deliver: Callable[[Event], Awaitable[None]],
+        offer: Callable[[Event], None],
+        before_exclusive: Callable[[], Awaitable[None]],
+        stirred: Callable[[str], None],
+    ) -> None:
+        self._runtimes = runtimes
+        self._deliver = deliver
+        self._offer = offer
+        self._before_exclusive = before_exclusive
+        self._stirred = stirred
+        self._starts = asyncio.Semaphore(STARTS_AT_ONCE)
+        self._starting: dict[str, asyncio.Task[None]] = {}
+
+    def carry_out(
+        self,
+        instruction: StartCell | AbandonStart | StopCell,
+        work: Callable[[Coroutine[None, None, None]], asyncio.Task[None]],
+    ) -> None:
+        """Begin it as a task that ``work`` makes and owns."""
+        match instruction:
+            case StartCell():
+                cell_id = instruction.order.cell_id
+                task = self._starting[cell_id] = work(self._start(instruction.order))
+                task.add_done_callback(lambda done: self._forget_start(cell_id, done))
+            case AbandonStart():
+                work(self._abandon(instruction.cell_id))
+            case StopCell():
+                work(self._stop(instruction))
+
+    async def _start(self, order: link_pb2.Order) -> None:
+        cell_id = order.cell_id
+
+        def progress(text: str, /) -> None:
+            self._offer(Progressed(cell_id, text, clock.now()))
+
+        event: Event
+        async with self._starts:
+            try:
+                event = await self._started(order, progress)
+            except RuntimeUnavailable as failure:
+                event = StartDeferred(cell_id, str(failure), clock.now())
+            except RuntimeFailure as failure:
+                event = StartFailed(cell_id, str(failure), clock.now())
+            except Exception as error:
+                log.exception("start failed in an unexpected way cell=%s", cell_id)
+                event = StartFailed(cell_id, f"the agent failed: {error!r}", clock.now())
+        await self._deliver(event)
+
+    def _forget_start(self, cell_id: str, done: asyncio.Task[None]) -> None:
+        if self._starting.get(cell_id) is done:
+            del self._starting[cell_id]
+
+    async def _abandon(self, cell_id: str) -> None:
+        """The runtime ends by itself what it has begun, and the stop that follows waits for it."""
+        task = self._starting.get(cell_id)
+        if task is not None:
+            task.cancel()
+            await asyncio.wait({task})
+        await self._deliver(StartFailed(cell_id, "its start was abandoned", clock.now()))
+
+    async def _started(self, order: link_pb2.Order, progress: Progress) -> Started | StartFailed:
+        runtime = self._runtimes.get(order.spec.runtime)
+        if runtime is None:
+            reason = "this server does not have the runtime that the cell needs"
+            return StartFailed(order.cell_id, reason, clock.now())
+        if order.spec.exclusive:
+            await self._before_exclusive()
+        running = await runtime.start(order, progress)
+        return Started(order.cell_id, running.runtime_id, running.endpoints, clock.now())
+
+    async def _stop(self, asked: StopCell) -> None:
+        runtime = self._runtimes.get(asked.kind)
+        event: Event
+        try:
+            if runtime is not None:
+                await runtime.stop(asked.cell_id, asked.signal, asked.grace_seconds)
+            event = Stopped(asked.cell_id, clock.now())
+        except RuntimeFailure as failure:
+            event = StopFailed(asked.cell_id, str(failure), clock.now())
+        except Exception as error:
+            log.exception("stop failed in an unexpected way cell=%s", asked.cell_id)
+            event = StopFailed(asked.cell_id, f"the agent failed: {error!r}", clock.now())
+        await self._deliver(event)
+
+    async def watch(self, kind: int) -> None:
+        """Deliver what a runtime sees, until cancelled."""
+        while True:
+            try:
+                async for seen in self._runtimes[kind].watch():
+                    if isinstance(seen, Exited):
+                        await self._deliver(Died(seen.cell_id, seen.autopsy, clock.now()))
+                    elif isinstance(seen, Stirred):
+                        self._stirred(seen.cell_id)
+                    else:
+                        # Our own list instead of theirs: it is known when it was asked for.
+                        await self._list(kind)
+            except RuntimeFailure as failure:
+                log.warning("watch interrupted reason=%r", str(failure))
+            await asyncio.sleep(RELIST_AGAIN_SECONDS)
+
+    async def relist(self, kind: int, listed: asyncio.Event) -> None:
+        """From time to time compare with what there is: nothing stays unseen because one event was lost."""
+        while True:
+            if await self._list(kind):
+                listed.set()
+                await asyncio.sleep(RELIST_SECONDS)
+            else:
+                await asyncio.sleep(RELIST_AGAIN_SECONDS)
+
+    async def _list(self, kind: int) -> bool:
+        asked_at = clock.now()
+        try:
+            found = tuple(await self._runtimes[kind].list())
+        except RuntimeFailure as failure:
+            log.warning("cells not listed reason=%r", str(failure))
+            return False
+        await self._deliver(Relisted(kind, found, asked_at, clock.now()))
+        return True

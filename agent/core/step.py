@@ -1,0 +1,246 @@
+"""The pure half of the agent: ``step(state, event) -> (state, instructions)``.
+
+No clock, no IO, no tasks: events carry the time. The driver (``daemon``) feeds events one at a time, carries out
+the instructions, and comes back with a ``Tick`` at ``next_look(state)``.
+
+The rules in short: orders are idempotent by cell id; a cell that was here and is gone never comes back; a dead
+cell stays on the list, with its autopsy, until it is decommissioned; a broken session stops nothing; every
+change is told at once, and a beat goes out when there was nothing to tell.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import assert_never
+
+from galactica.agent.core import cells as life
+from galactica.agent.core import fence, reporting
+from galactica.agent.core.cells import is_news
+from galactica.agent.core.draft import Draft
+from galactica.agent.core.events import (
+    ClosingDown,
+    Compared,
+    Connected,
+    Decommissioned,
+    Died,
+    Disconnected,
+    Echoed,
+    Event,
+    Instructed,
+    LogsAsked,
+    LogsDeclined,
+    NeighboursGiven,
+    Ordered,
+    ProbeFinished,
+    Progressed,
+    Relisted,
+    ResyncAsked,
+    Retuned,
+    StartDeferred,
+    Started,
+    StartFailed,
+    StopFailed,
+    Stopped,
+    Testified,
+    Tick,
+    Verb,
+    VitalsTaken,
+    Welcomed,
+)
+from galactica.agent.core.instructions import (
+    CloseSession,
+    FetchLogs,
+    Instruction,
+    RefuseLogs,
+    RememberEpoch,
+    SendHello,
+    StopLogs,
+    WatchNeighbours,
+)
+from galactica.agent.core.model import Session, State
+
+__all__ = ["State", "is_news", "next_look", "step"]
+
+
+def step(state: State, event: Event) -> tuple[State, tuple[Instruction, ...]]:
+    """The state after the event, and what is to be done because of it, in order."""
+    if isinstance(event, ProbeFinished) and not is_news(state, event.cell_id, event.error):
+        return state, ()
+    draft = Draft(state, event.now)
+    _take(draft, event)
+    fence.mind(draft)
+    after, instructions = draft.settle()
+    return after, (*fence.to_remember(state, after), *instructions)
+
+
+def next_look(state: State) -> float:
+    """When a Tick is due if nothing happens before; infinity if never."""
+    looks = [reporting.next_look(state.session)] if state.session else []
+    if fence.has_live(state):
+        looks.append(state.fence_at)
+    return min([*looks, *state.retries.values()], default=math.inf)
+
+
+def _take(draft: Draft, event: Event) -> None:  # noqa: C901, PLR0912 - one table: event to what it does
+    match event:
+        case Relisted():
+            life.relisted(draft, event)
+        case Connected():
+            draft.change(greeting=event.link, since_hello={})
+            inventory = tuple(map(reporting.report, draft.cells.values()))
+            draft.emit(SendHello(event.link, inventory, draft.state.epoch, draft.now))
+        case Welcomed():
+            _welcomed(draft, event)
+        case Retuned():
+            _heard(draft, event)
+        case Echoed():
+            if session := _heard(draft, event):
+                fence.grant(draft, event.beat_at, session.lease_seconds)
+        case NeighboursGiven():
+            if _heard(draft, event):
+                draft.emit(WatchNeighbours(event.neighbours, event.accepted_keys))
+        case Testified():
+            _testified(draft, event)
+        case Disconnected():
+            _disconnected(draft, event)
+        case Instructed():
+            _instructed(draft, event)
+        case Progressed():
+            life.progressed(draft, event)
+        case Started():
+            life.started(draft, event)
+        case StartFailed():
+            life.start_failed(draft, event.cell_id, event.reason)
+        case StartDeferred():
+            life.start_deferred(draft, event)
+        case Died():
+            life.died(draft, event.cell_id, event.autopsy)
+        case Stopped():
+            life.stopped(draft, event.cell_id)
+        case StopFailed():
+            life.stop_failed(draft, event)
+        case ProbeFinished():
+            life.probed(draft, event)
+        case Compared():
+            life.compared(draft, event)
+        case VitalsTaken():
+            draft.change(vitals=event.vitals)
+        case ClosingDown():
+            draft.change(is_closing=True)
+            for cell in tuple(draft.cells.values()):
+                life.decommissioned(draft, cell.id)
+        case Tick():
+            _tick(draft)
+        case _:
+            assert_never(event)
+
+
+def _tick(draft: Draft) -> None:
+    for cell_id, at in tuple(draft.state.retries.items()):
+        if at <= draft.now:
+            draft.retry(cell_id, None)
+            life.try_again(draft, draft.cells[cell_id])
+    session = draft.state.session
+    if session and draft.now >= session.heard_at + session.lease_seconds:
+        silence = draft.now - session.heard_at
+        draft.emit(CloseSession(session.link, f"the scheduler was silent for {silence:.1f} s"))
+        draft.change(session=None)
+
+
+# The link.
+
+
+def _welcomed(draft: Draft, event: Welcomed) -> None:
+    state = draft.state
+    if state.greeting != event.link:
+        return
+    draft.change(greeting=None, since_hello={})
+    if event.epoch < state.epoch:
+        reason = f"a scheduler of epoch {event.epoch} called, but epoch {state.epoch} was obeyed already"
+        draft.emit(CloseSession(event.link, reason))
+        return
+    if event.epoch > state.epoch:
+        draft.change(epoch=event.epoch)
+        draft.emit(RememberEpoch(event.epoch))
+    session = Session(
+        link=event.link,
+        id=event.session,
+        beat_seconds=event.beat_seconds,
+        lease_seconds=event.lease_seconds,
+        heard_at=draft.now,
+        sent_at=draft.now,
+        unsent=state.since_hello,
+        untold=state.testimonies,
+    )
+    draft.change(session=session)
+    fence.grant(draft, event.beat_at, event.lease_seconds)
+
+
+def _heard(draft: Draft, event: Retuned | Echoed | NeighboursGiven | Instructed) -> Session | None:
+    """Note that the scheduler spoke: the session in force, None where the event is of another one."""
+    session = draft.state.session
+    if session is None or session.link != event.link:
+        return None
+    session = replace(session, heard_at=draft.now)
+    if isinstance(event, Retuned):
+        session = replace(session, beat_seconds=event.beat_seconds, lease_seconds=event.lease_seconds)
+    draft.change(session=session)
+    return session
+
+
+def _testified(draft: Draft, event: Testified) -> None:
+    before, session = draft.state.testimonies, draft.state.session
+    now = {one.server_id: one for one in event.testimonies}
+    draft.change(
+        testimonies=now, session=reporting.testified(session, before, now) if session is not None else None
+    )
+
+
+def _disconnected(draft: Draft, event: Disconnected) -> None:
+    """Cells outlive sessions: nothing is stopped."""
+    if draft.state.greeting == event.link:
+        draft.change(greeting=None, since_hello={})
+    if draft.state.session and draft.state.session.link == event.link:
+        draft.change(session=None)
+
+
+def _instructed(draft: Draft, event: Instructed) -> None:
+    session = _heard(draft, event)
+    if session is None or session.id != event.session or event.sequence <= session.taken:
+        return
+    if event.epoch < draft.state.epoch:
+        reason = f"instructions of epoch {event.epoch} came, but epoch {draft.state.epoch} was obeyed already"
+        draft.emit(CloseSession(event.link, reason))
+        draft.change(session=None)
+        return
+    # A gap is harmless: what was lost is sent again for as long as the reports do not show it.
+    draft.change(session=replace(session, taken=event.sequence))
+    for verb in event.verbs:
+        _obey(draft, verb, event.link)
+
+
+def _obey(draft: Draft, verb: Verb, link: int) -> None:
+    match verb:
+        case Ordered():
+            session = draft.state.session
+            if session is not None and verb.order.spec.exclusive:
+                fence.grant(draft, verb.beat_at, session.lease_seconds)
+                if draft.now >= verb.beat_at + session.lease_seconds:
+                    return  # it was long on its way; one that still stands is sent again
+            life.ordered(draft, verb.order)
+        case Decommissioned():
+            life.decommissioned(draft, verb.cell_id)
+        case ResyncAsked():
+            session = draft.state.session
+            draft.change(session=replace(session, owes_everything=True) if session else None)
+        case LogsAsked():
+            cell = draft.cells.get(verb.cell_id)
+            if cell is None:
+                draft.emit(RefuseLogs(link, verb.stream, f"{verb.cell_id} is not on this server"))
+            else:
+                draft.emit(FetchLogs(link, verb.stream, cell.id, cell.kind, verb.tail, verb.follow))
+        case LogsDeclined():
+            draft.emit(StopLogs(link, verb.stream))
+        case _:
+            assert_never(verb)

@@ -1,0 +1,262 @@
+"""When each cell is probed. One task and one heap for all cells; the attempts themselves are in ``checks``.
+
+A cell that has not passed yet is tried soon and then ever less often, so that it is READY as soon as it can
+be. One that has passed is probed each ``every``, at one of the instants of a common grid: waking up costs an
+idle agent more than probing does, so neighbours share one. For the same reason answers are looked for once,
+shortly after the attempts of an instant set out, and only those that are slower are waited for one by one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import math
+import random
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from galactica.agent.health.checks import (
+    GrpcCheck,
+    ProbeError,
+    SocketCheck,
+    address_of,
+    socket_check,
+    timed_out,
+)
+from galactica.agent.runtimes.port import RuntimeFailure
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from galactica.v1 import link_pb2
+
+    Execute = Callable[[int, str, Sequence[str], float], Awaitable[tuple[int, str]]]
+    Deliver = Callable[[str, str], None]
+
+GRID_SECONDS = 0.5
+BOOT_FIRST_SECONDS = 0.02
+COLLECT_SECONDS = 0.005
+AT_ONCE = 32
+"""How many attempts set out in one go; the others follow ``STAGGER_SECONDS`` later."""
+STAGGER_SECONDS = 0.02
+EVERY_LEAST_SECONDS = 0.05
+TIMEOUT_LEAST_SECONDS = 0.01
+
+
+@dataclass(slots=True, eq=False)
+class _Probe:
+    """One probed cell. ``entry`` names its one live place in the heap; older ones are void."""
+
+    cell_id: str
+    order: link_pb2.Order
+    every_seconds: float
+    timeout_seconds: float
+    check: SocketCheck | None = None
+    grpc: GrpcCheck | None = None
+    error: str = ""
+    """Why it can never be probed; each attempt ends with this."""
+    due: float = 0.0
+    deadline: float | None = None
+    """While a socket's attempt is under way."""
+    pause_seconds: float = BOOT_FIRST_SECONDS
+    has_passed: bool = False
+    entry: int = 0
+    watched: int = -1
+    """The file descriptor that the loop watches for it."""
+    task: asyncio.Task[None] | None = None
+
+
+@dataclass(slots=True)
+class Prober:
+    """``execute`` runs a command in a cell; ``deliver`` takes a cell id and the attempt's error, empty for a
+    pass."""
+
+    execute: Execute
+    deliver: Deliver
+    _probes: dict[str, _Probe] = field(default_factory=dict)
+    _heap: list[tuple[float, int, _Probe]] = field(default_factory=list)
+    _entries: int = 0
+    _ready: list[_Probe] = field(default_factory=list)
+    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+    _closing: list[GrpcCheck] = field(default_factory=list)
+
+    def start(self, order: link_pb2.Order, endpoints: Mapping[str, str]) -> None:
+        """Probe this cell from now on, at once for the first time."""
+        self.stop(order.cell_id)
+        health = order.spec.health
+        probe = _Probe(
+            cell_id=order.cell_id,
+            order=order,
+            every_seconds=max(EVERY_LEAST_SECONDS, health.every_ms / 1_000),
+            timeout_seconds=max(TIMEOUT_LEAST_SECONDS, health.timeout_ms / 1_000),
+        )
+        try:
+            probe.check = socket_check(health, endpoints)
+            if health.HasField("grpc"):
+                probe.grpc = GrpcCheck(address_of(endpoints, health.grpc.port), health.grpc.service)
+        except ProbeError as error:
+            probe.error = str(error)
+        self._probes[probe.cell_id] = probe
+        probe.due = asyncio.get_running_loop().time()
+        self._push(probe, probe.due)
+        self._wake.set()
+
+    def stop(self, cell_id: str) -> None:
+        """Probe this cell no more; an attempt under way is given up."""
+        probe = self._probes.pop(cell_id, None)
+        if probe is None:
+            return
+        probe.entry = -1
+        self._unwatch(probe)
+        if probe.check:
+            probe.check.close()
+        if probe.task:
+            probe.task.cancel()
+        if probe.grpc:
+            self._closing.append(probe.grpc)
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Probe until cancelled."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                while True:
+                    self._wake.clear()
+                    ready, self._ready = self._ready, []
+                    for probe in ready:
+                        self._collect(probe, loop.time())
+                    self._pass(loop.time(), tasks)
+                    while self._closing:
+                        await self._closing.pop().close()
+                    timer = self._arm(loop)
+                    await self._wake.wait()
+                    if timer:
+                        timer.cancel()
+        finally:
+            for cell_id in tuple(self._probes):
+                self.stop(cell_id)
+            while self._closing:
+                await self._closing.pop().close()
+
+    def _arm(self, loop: asyncio.AbstractEventLoop) -> asyncio.TimerHandle | None:
+        while self._heap and self._heap[0][1] != self._heap[0][2].entry:
+            heapq.heappop(self._heap)
+        return loop.call_at(self._heap[0][0], self._wake.set) if self._heap else None
+
+    def _push(self, probe: _Probe, at: float) -> None:
+        self._entries += 1
+        probe.entry = self._entries
+        heapq.heappush(self._heap, (at, probe.entry, probe))
+
+    def _pass(self, now: float, tasks: asyncio.TaskGroup) -> None:
+        """Do what is due by now."""
+        begun = 0
+        while self._heap and self._heap[0][0] <= now:
+            _, entry, probe = heapq.heappop(self._heap)
+            if entry != probe.entry:
+                continue
+            if probe.deadline is not None:
+                self._collect(probe, now)
+            elif begun < AT_ONCE:
+                begun += 1
+                self._begin(probe, now, tasks)
+            else:
+                self._push(probe, now + STAGGER_SECONDS)
+
+    def _begin(self, probe: _Probe, now: float, tasks: asyncio.TaskGroup) -> None:
+        if probe.error:
+            self._finish(probe, probe.error, now)
+        elif probe.check is None:
+            probe.entry = 0
+            probe.task = tasks.create_task(self._attempt(probe))
+        else:
+            probe.deadline = now + probe.timeout_seconds
+            try:
+                outcome = probe.check.begin()
+            except OSError as error:  # out of file descriptors: the agent's trouble, told as the probe's
+                outcome = f"cannot probe: {error.strerror}"
+            if outcome is None:
+                self._push(probe, now + min(COLLECT_SECONDS, probe.timeout_seconds))
+            else:
+                self._finish(probe, outcome, now)
+
+    def _collect(self, probe: _Probe, now: float) -> None:
+        if probe.check is None or probe.deadline is None:
+            return
+        # A socket that set out afresh may have the number of the old one: never watch what was closed.
+        self._unwatch(probe)
+        outcome = probe.check.collect()
+        if outcome is None and now >= probe.deadline:
+            probe.check.close()
+            outcome = timed_out(probe.timeout_seconds)
+        if outcome is not None:
+            self._finish(probe, outcome, now)
+            return
+        self._watch(probe, probe.check)
+        self._push(probe, probe.deadline)
+
+    def _finish(self, probe: _Probe, error: str, now: float) -> None:
+        probe.deadline = None
+        first_pass = not error and not probe.has_passed
+        probe.has_passed = probe.has_passed or not error
+        self._push(probe, _next(probe, now, first_pass=first_pass))
+        self.deliver(probe.cell_id, error)
+
+    def _watch(self, probe: _Probe, check: SocketCheck) -> None:
+        loop = asyncio.get_running_loop()
+        probe.watched = check.fileno()
+        add = loop.add_writer if check.wants_write else loop.add_reader
+        add(probe.watched, self._answered, probe)
+
+    def _answered(self, probe: _Probe) -> None:
+        self._unwatch(probe)
+        self._ready.append(probe)
+        self._wake.set()
+
+    def _unwatch(self, probe: _Probe) -> None:
+        if probe.watched >= 0:
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(probe.watched)
+            loop.remove_writer(probe.watched)
+            probe.watched = -1
+
+    async def _attempt(self, probe: _Probe) -> None:
+        """An attempt of a kind that needs a task: exec or grpc."""
+        try:
+            async with asyncio.timeout(probe.timeout_seconds * 1.5):
+                error = await self._outcome(probe)
+        except TimeoutError:
+            error = timed_out(probe.timeout_seconds)
+        probe.task = None
+        if self._probes.get(probe.cell_id) is probe:
+            self._finish(probe, error, asyncio.get_running_loop().time())
+            self._wake.set()
+
+    async def _outcome(self, probe: _Probe) -> str:
+        if probe.grpc:
+            return await probe.grpc.attempt(probe.timeout_seconds)
+        command = tuple(probe.order.spec.health.exec.command)
+        try:
+            code, line = await self.execute(
+                probe.order.spec.runtime, probe.cell_id, command, probe.timeout_seconds
+            )
+        except RuntimeFailure as failure:
+            return str(failure)
+        return "" if code == 0 else f"exited with {code}: {line}" if line else f"exited with {code}"
+
+
+def _next(probe: _Probe, now: float, *, first_pass: bool) -> float:
+    """When to set out again, and move the probe's own beat (``due``) on."""
+    if not probe.has_passed:
+        pause, probe.pause_seconds = probe.pause_seconds, min(probe.every_seconds, 2 * probe.pause_seconds)
+        probe.due = now
+        return now + min(pause, probe.every_seconds)
+    if first_pass:
+        # Cells that were born together shall not be probed together for ever.
+        probe.due = now + probe.every_seconds * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+    else:
+        probe.due = max(probe.due + probe.every_seconds, now)
+    if probe.every_seconds < GRID_SECONDS:
+        return probe.due
+    return math.ceil(probe.due / GRID_SECONDS) * GRID_SECONDS

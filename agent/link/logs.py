@@ -1,0 +1,77 @@
+"""What cells wrote, on its way to whoever asked: bounded in number, size and rate, behind the reports."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from galactica.agent.link import wire
+from galactica.agent.runtimes.port import RuntimeFailure
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from galactica.agent.core.instructions import FetchLogs
+    from galactica.agent.link.session import Link
+    from galactica.agent.runtimes.port import Runtime
+
+STREAMS_LIMIT = 16
+CHUNK_BYTES = 32 * 1024
+BYTES_PER_SECOND = 1024 * 1024
+"""Of one stream."""
+TAIL_LIMIT = 10_000
+
+
+@dataclass(slots=True)
+class LogStreams:
+    """The streams under way. ``tasks`` owns them."""
+
+    runtimes: Mapping[int, Runtime]
+    link: Link
+    tasks: asyncio.TaskGroup
+    _streams: dict[tuple[int, int], asyncio.Task[None]] = field(default_factory=dict)
+
+    def fetch(self, asked: FetchLogs) -> None:
+        """Send what the cell wrote as chunks, the last of which says that it is the last."""
+        if len(self._streams) >= STREAMS_LIMIT:
+            self.refuse(asked.link, asked.stream, f"{STREAMS_LIMIT} logs are read from this server already")
+            return
+        key = (asked.link, asked.stream)
+        if key not in self._streams:
+            task = self._streams[key] = self.tasks.create_task(self._pump(asked))
+            task.add_done_callback(lambda _: self._streams.pop(key, None))
+
+    def stop(self, link: int, stream: int) -> None:
+        if task := self._streams.get((link, stream)):
+            task.cancel()
+
+    def stop_all_of(self, link: int) -> None:
+        for (of_link, _), task in self._streams.items():
+            if of_link == link:
+                task.cancel()
+
+    def stop_all(self) -> None:
+        for task in self._streams.values():
+            task.cancel()
+
+    def refuse(self, link: int, stream: int, reason: str) -> None:
+        self.link.send(link, wire.log_chunk(stream, end=True, error=reason))
+
+    async def _pump(self, asked: FetchLogs) -> None:
+        error = ""
+        runtime = self.runtimes[asked.kind]
+        try:
+            lines = runtime.logs(asked.cell_id, min(asked.tail, TAIL_LIMIT), follow=asked.follow)
+            await self._send(asked, lines)
+        except RuntimeFailure as failure:
+            error = str(failure)
+        await self.link.send_log(asked.link, wire.log_chunk(asked.stream, end=True, error=error))
+
+    async def _send(self, asked: FetchLogs, source: AsyncIterator[bytes]) -> None:
+        async for data in source:
+            for start in range(0, len(data), CHUNK_BYTES):
+                chunk = data[start : start + CHUNK_BYTES]
+                if not await self.link.send_log(asked.link, wire.log_chunk(asked.stream, chunk)):
+                    return
+                await asyncio.sleep(len(chunk) / BYTES_PER_SECOND)

@@ -1,0 +1,56 @@
+"""A fresh certificate where the old one has ended: the way back in after an outage, without a person.
+
+The link takes valid certificates only, so this goes through the enrolment's port, which asks for none: the ended
+certificate says who this is, the stored request (CSR) that it has the key, and the CA that was pinned at the
+enrolment proves the other side. It needs grpc alone, so the daemon does it itself, and its cells are not touched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import grpc
+
+from galactica.agent.link.identity import Identity, IdentityError, channel_options, store_renewed
+from galactica.v1 import link_pb2, link_pb2_grpc
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ANSWER_SECONDS = 10.0
+
+
+class RenewalRefusedError(Exception):
+    """The scheduler gives this server no fresh certificate; the message says why and what to do."""
+
+
+class NotRenewedError(Exception):
+    """Not this time; trying again later may do."""
+
+
+async def renew_expired(enrolment: str, directory: Path, identity: Identity) -> Identity:
+    """Ask at ``enrolment`` ("HOST:PORT") and keep the answer in the identity's ``directory``.
+
+    Raises RenewalRefusedError, NotRenewedError."""
+    try:
+        answer = await _ask(enrolment, identity)
+    except grpc.aio.AioRpcError as error:
+        if error.code() is not grpc.StatusCode.UNAUTHENTICATED:
+            raise NotRenewedError(f"{error.code().name}: {error.details()}") from error
+        raise RenewalRefusedError(
+            f"the scheduler at {enrolment} does not renew this server's certificate: {error.details()}"
+        ) from error
+    try:
+        return await asyncio.to_thread(store_renewed, directory, answer.certificate_pem, answer.expires_at)
+    except (IdentityError, OSError) as error:
+        raise NotRenewedError(f"the fresh certificate cannot be kept: {error}") from error
+
+
+async def _ask(enrolment: str, identity: Identity) -> link_pb2.RenewExpiredResponse:
+    request = link_pb2.RenewExpiredRequest(certificate_pem=identity.certificate_pem, csr_pem=identity.csr_pem)
+    credentials = grpc.ssl_channel_credentials(root_certificates=identity.ca_pem)
+    options = [*channel_options(), ("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.secure_channel(enrolment, credentials, options=options) as channel:
+        stub: link_pb2_grpc.EnrolmentServiceAsyncStub = link_pb2_grpc.EnrolmentServiceStub(channel)
+        return await stub.RenewExpired(request, timeout=ANSWER_SECONDS)

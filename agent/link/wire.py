@@ -1,0 +1,204 @@
+"""The only place that turns the contract's messages into ``messages`` values and back.
+
+Bounds what goes out: a message never passes ``MESSAGE_BYTES``, whatever cells wrote before they died.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from galactica.agent.core.events import (
+    Decommissioned,
+    Echoed,
+    Instructed,
+    LogsAsked,
+    LogsDeclined,
+    NeighboursGiven,
+    Ordered,
+    ResyncAsked,
+    Retuned,
+    Verb,
+    Welcomed,
+)
+from galactica.agent.core.instructions import SendHello, SendReport
+from galactica.agent.core.model import CellReport, Death, Neighbour, ProbeStatus, TestimonyReport
+from galactica.v1 import cell_pb2, link_pb2
+
+WIRE_VERSION = 1
+MESSAGE_BYTES = 3 * 1024 * 1024
+"""gRPC refuses messages above 4 MiB."""
+LAST_WORDS_BYTES = 8 * 1024
+"""What an autopsy's last lines may take in a message that would be too large otherwise."""
+BEAT_LEAST_SECONDS = 0.05
+LONGEST_MS = 2**32 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """What a Hello says of the server itself; the same for the whole life of the agent."""
+
+    labels: Mapping[str, str]
+    capacity: cell_pb2.Capacity
+    runtimes: tuple[cell_pb2.RuntimeKind.ValueType, ...]
+    agent_version: str
+    watch_address: str = ""
+    """Where neighbours reach this agent; empty where it takes no part in their watch."""
+
+
+def hello(
+    instruction: SendHello, facts: ServerFacts, watching: Sequence[Neighbour] = ()
+) -> link_pb2.AttachRequest:
+    """``watching``: whom this agent watches at the moment."""
+    return link_pb2.AttachRequest(
+        hello=link_pb2.Hello(
+            wire_version=WIRE_VERSION,
+            agent_version=facts.agent_version,
+            labels=facts.labels,
+            capacity=facts.capacity,
+            runtimes=facts.runtimes,
+            inventory=_bounded([_cell_report(one) for one in instruction.inventory]),
+            epoch=instruction.epoch,
+            watch_address=facts.watch_address,
+            beat_at=instruction.beat_at,
+            watching=[
+                link_pb2.Neighbour(server_id=one.server_id, address=one.address, key=one.key)
+                for one in watching
+            ],
+        )
+    )
+
+
+def report(instruction: SendReport, wall_seconds: float) -> link_pb2.AttachRequest:
+    """``wall_seconds``: the agent's clock, Unix seconds; said only where an echo is wanted."""
+    return link_pb2.AttachRequest(
+        report=link_pb2.Report(
+            session=instruction.session,
+            sequence=instruction.sequence,
+            cells=_bounded([_cell_report(one) for one in instruction.cells]),
+            vitals=instruction.vitals,
+            complete=instruction.complete,
+            sent_at=wall_seconds if instruction.wants_echo else 0.0,
+            testimonies=[_testimony(one) for one in instruction.testimonies],
+            leaving=instruction.leaving,
+            beat_at=instruction.beat_at,
+        )
+    )
+
+
+def log_chunk(
+    stream: int, data: bytes = b"", *, end: bool = False, error: str = ""
+) -> link_pb2.AttachRequest:
+    return link_pb2.AttachRequest(
+        log_chunk=link_pb2.LogChunk(stream=stream, data=data, end=end, error=error),
+    )
+
+
+def event(
+    response: link_pb2.AttachResponse, link: int, now: float
+) -> Welcomed | Instructed | Retuned | Echoed | NeighboursGiven | None:
+    """The event that a response is; None where this agent does not know such a message (yet)."""
+    match response.WhichOneof("message"):
+        case "welcome":
+            welcome = response.welcome
+            beat_seconds, lease_seconds = _tempo(welcome.tempo)
+            return Welcomed(
+                link, welcome.session, welcome.epoch, beat_seconds, lease_seconds, now, welcome.beat_at
+            )
+        case "instructions":
+            batch = response.instructions
+            verbs = tuple(verb for verb in map(_verb, batch.instructions) if verb is not None)
+            return Instructed(link, batch.session, batch.sequence, verbs, now, batch.epoch)
+        case "tempo":
+            beat_seconds, lease_seconds = _tempo(response.tempo)
+            return Retuned(link, beat_seconds, lease_seconds, now)
+        case "echo":
+            return Echoed(link, now, response.echo.beat_at)
+        case "neighbours":
+            given = response.neighbours
+            neighbours = tuple(Neighbour(one.server_id, one.address, one.key) for one in given.neighbours)
+            return NeighboursGiven(link, neighbours, tuple(given.accepted_keys), now)
+        case _:
+            return None
+
+
+def _tempo(tempo: link_pb2.Tempo) -> tuple[float, float]:
+    """Beat and lease in seconds, never so short that the agent would spin or call every pause a silence."""
+    beat_seconds = max(BEAT_LEAST_SECONDS, tempo.beat_ms / 1_000)
+    return beat_seconds, max(2 * beat_seconds, tempo.lease_ms / 1_000)
+
+
+def _verb(instruction: link_pb2.Instruction) -> Verb | None:
+    match instruction.WhichOneof("verb"):
+        case "order":
+            return Ordered(instruction.order, instruction.beat_at)
+        case "decommission":
+            return Decommissioned(instruction.decommission.cell_id, instruction.decommission.reason)
+        case "resync":
+            return ResyncAsked()
+        case "fetch_logs":
+            asked = instruction.fetch_logs
+            return LogsAsked(asked.stream, asked.cell_id, asked.tail, asked.follow)
+        case "stop_logs":
+            return LogsDeclined(instruction.stop_logs.stream)
+        case _:
+            return None
+
+
+def _cell_report(cell: CellReport) -> cell_pb2.CellReport:
+    return cell_pb2.CellReport(
+        cell_id=cell.cell_id,
+        digest=cell.digest,
+        state=cell_pb2.CellState.ValueType(cell.state),
+        runtime_id=cell.runtime_id,
+        endpoints=cell.endpoints,
+        probe=_probe_status(cell.probe),
+        autopsy=_autopsy(cell.autopsy),
+        progress=cell.progress,
+        touched=cell.touched,
+    )
+
+
+def _testimony(testimony: TestimonyReport) -> link_pb2.Testimony:
+    return link_pb2.Testimony(
+        server_id=testimony.server_id,
+        answer=link_pb2.Answer.ValueType(testimony.answer),
+        for_ms=min(LONGEST_MS, max(0, round(testimony.for_seconds * 1_000))),
+    )
+
+
+def _probe_status(probe: ProbeStatus | None) -> cell_pb2.ProbeStatus | None:
+    if probe is None:
+        return None
+    return cell_pb2.ProbeStatus(
+        has_passed=probe.has_passed,
+        consecutive_failures=probe.consecutive_failures,
+        last_error=probe.last_error,
+    )
+
+
+def _autopsy(autopsy: cell_pb2.Autopsy | Death | None) -> cell_pb2.Autopsy | None:
+    if isinstance(autopsy, Death):
+        return cell_pb2.Autopsy(
+            reason=autopsy.reason, lived_seconds=autopsy.lived_seconds, fenced=autopsy.fenced
+        )
+    return autopsy
+
+
+def _bounded(reports: Sequence[cell_pb2.CellReport]) -> Sequence[cell_pb2.CellReport]:
+    """Cut the last words of the dead where many died at once; what happened to each is still said."""
+    if len(reports) < 2 or sum(one.ByteSize() for one in reports) <= MESSAGE_BYTES:
+        return reports
+    share = min(LAST_WORDS_BYTES, MESSAGE_BYTES // 2 // len(reports))
+    for one in reports:
+        kept: list[str] = []
+        room = share
+        for line in reversed(one.autopsy.last_lines):
+            room -= len(line.encode()) + 3
+            if room < 0:
+                break
+            kept.insert(0, line)
+        if one.HasField("autopsy"):
+            del one.autopsy.last_lines[:]
+            one.autopsy.last_lines.extend(kept)
+    return reports

@@ -1,0 +1,335 @@
+"""The neighbours' watch: small keyed pings by UDP, sent to those whom the scheduler named and answered to those
+who show a key that it told.
+
+Every neighbour has a connected socket of its own, so that the kernel says when its port is closed. A packet is
+``version, kind, key id, sequence, seal``: 30 bytes, and an answer is as long as its ping, so nobody gains by making
+this agent send to others. What carries no accepted key is dropped without a word, and how much is read and
+answered in a second is bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import ipaddress
+import logging
+import math
+import secrets
+import socket
+import struct
+from dataclasses import dataclass
+from hashlib import blake2s
+from typing import TYPE_CHECKING
+
+from galactica.agent import clock
+from galactica.agent.core.events import Testified
+from galactica.agent.neighbours.state import (
+    Answered,
+    Assigned,
+    Elapsed,
+    Ping,
+    Tell,
+    WasRefused,
+    WatchEvent,
+    WatchState,
+    next_look,
+    said,
+    step,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from galactica.agent.core.model import Neighbour
+
+VERSION = 1
+PING = 1
+ANSWER = 2
+_HEAD = struct.Struct("!BB4sQ")
+SEAL_BYTES = 16
+PACKET_BYTES = _HEAD.size + SEAL_BYTES
+READ_BYTES = PACKET_BYTES + 1
+"""Enough to see that a packet is too long."""
+
+WINDOW_SECONDS = 1.0
+READS_A_WINDOW = 2_000
+"""At about 5 µs each a flood costs a hundredth of a core; what does not fit the kernel drops."""
+READS_AT_ONCE = 32
+ANSWERS_A_WINDOW = 8
+"""To one key: a watcher sends at most three pings a second. Somebody may repeat what it sent, with another's
+address."""
+READS_A_LOOK = 64
+"""How much of what came from a neighbour's address is looked at, some time after each ping."""
+RECEIVE_BUFFER_BYTES = 64 * 1024
+KEY_BYTES = 16
+KEYS_LIMIT = 256
+NEIGHBOURS_LIMIT = 256
+
+log = logging.getLogger(__name__)
+
+
+def key_id(key: bytes) -> bytes:
+    """What names a key in a packet without showing it."""
+    return blake2s(b"id", key=key, digest_size=4).digest()
+
+
+def packet(kind: int, key: bytes, sequence: int) -> bytes:
+    """A ping or its answer. The kind is under the seal, so a ping sent back is no answer."""
+    head = _HEAD.pack(VERSION, kind, key_id(key), sequence)
+    return head + _seal(key, head)
+
+
+def _seal(key: bytes, head: bytes) -> bytes:
+    return blake2s(head, key=key, digest_size=SEAL_BYTES).digest()
+
+
+def opened(data: bytes, kind: int, keys: Mapping[bytes, bytes]) -> tuple[bytes, int] | None:
+    """Key and sequence of a packet of that kind under one of the keys (by id); None where it is anything else."""
+    if len(data) != PACKET_BYTES:
+        return None
+    version, said, named, sequence = _HEAD.unpack_from(data)
+    key = keys.get(named)
+    if key is None or version != VERSION or said != kind:
+        return None
+    if not hmac.compare_digest(data[_HEAD.size :], _seal(key, data[: _HEAD.size])):
+        return None
+    return key, sequence
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """Raises ValueError where it is no numeric ADDRESS:PORT."""
+    host, _, port = text.rpartition(":")
+    if not port.isdecimal() or not 0 <= int(port) < 65_536:
+        raise ValueError(f"'{text}' is not ADDRESS:PORT")
+    return str(ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))), int(port)
+
+
+def _is_address(text: str) -> bool:
+    try:
+        return split_address(text)[1] > 0
+    except ValueError:
+        return False
+
+
+def joined_address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """The socket on which neighbours reach this agent; port 0: a free one. Raises OSError."""
+    listening = _udp_socket(host)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+        listening.bind((host, port))
+    except OSError:
+        listening.close()
+        raise
+    return listening
+
+
+def address_towards(host: str, port: int) -> str:
+    """This server's address on the way to that host. Raises OSError. Looks names up, so it may block."""
+    family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect(where)  # sends nothing
+        return str(probe.getsockname()[0])
+
+
+def _udp_socket(host: str) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+
+
+@dataclass(slots=True)
+class _Peer:
+    """A neighbour's socket. ``keys``: the one key that its answers carry, by its id."""
+
+    socket: socket.socket
+    keys: Mapping[bytes, bytes]
+
+    @property
+    def key(self) -> bytes:
+        return next(iter(self.keys.values()))
+
+
+class NeighbourWatch:
+    """Owns ``listening`` and a socket for each neighbour, from ``run`` until that is cancelled.
+
+    ``deliver`` gets ``Testified`` whenever something changed. The watch needs no session and goes on without one.
+    """
+
+    def __init__(self, listening: socket.socket, deliver: Callable[[Testified], Awaitable[None]]) -> None:
+        self._listening = listening
+        self._deliver = deliver
+        self._state = WatchState(sequence=secrets.randbits(64))
+        self._peers: dict[str, _Peer] = {}
+        self._accepted: dict[bytes, bytes] = {}
+        self._answered: dict[bytes, int] = {}
+        self._reads = 0
+        self._timers: dict[Callable[[], None], asyncio.TimerHandle] = {}
+        self._look_at = math.inf
+        self._window_ends_at = 0.0
+        self._changed = asyncio.Event()
+
+    @property
+    def address(self) -> str:
+        """Where neighbours reach this agent."""
+        return joined_address(*self._listening.getsockname()[:2])
+
+    @property
+    def watching(self) -> tuple[Neighbour, ...]:
+        """Those whom it was given last."""
+        return tuple(one.neighbour for one in self._state.watched.values())
+
+    async def run(self) -> None:
+        """Answer, ping and testify until cancelled."""
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._listening, self._read_pings)
+        try:
+            while True:
+                await self._changed.wait()
+                self._changed.clear()
+                await self._deliver(Testified(said(self._state), clock.now()))
+        finally:
+            for timer in self._timers.values():
+                timer.cancel()
+            for server_id in tuple(self._peers):
+                self._close(server_id)
+            loop.remove_reader(self._listening)
+            self._listening.close()
+
+    def watch(self, neighbours: Sequence[Neighbour], accepted_keys: Sequence[bytes]) -> None:
+        """Whom to watch and whom to answer from now on."""
+        accepted = [key for key in accepted_keys if len(key) == KEY_BYTES]
+        self._accepted = {key_id(key): key for key in accepted[:KEYS_LIMIT]}
+        before = self._state.watched
+        reachable = [one for one in neighbours if len(one.key) == KEY_BYTES and _is_address(one.address)]
+        wanted = {one.server_id: one for one in reachable[:NEIGHBOURS_LIMIT]}
+        for server_id, known in before.items():
+            if wanted.get(server_id) != known.neighbour:
+                self._close(server_id)
+        self._step(Assigned(tuple(wanted.values()), clock.now()))
+        self._arm()
+
+    # What others ask of us.
+
+    def _read_pings(self) -> None:
+        self._collect()
+        self._arm()
+        now = clock.now()
+        if now >= self._window_ends_at:
+            self._window_ends_at, self._reads = now + WINDOW_SECONDS, 0
+            self._answered.clear()
+        for _ in range(READS_AT_ONCE):
+            try:
+                data, sender = self._listening.recvfrom(READ_BYTES)
+            except OSError:  # nothing more to read, or an error of an answer that did not arrive
+                return
+            self._reads += 1
+            self._answer(data, sender)
+            if self._reads >= READS_A_WINDOW:
+                self._pause_reading()
+                return
+
+    def _answer(self, data: bytes, sender: tuple[object, ...]) -> None:
+        known = opened(data, PING, self._accepted)
+        if known is None:
+            return
+        key, sequence = known
+        answered = self._answered.get(key, 0)
+        if answered >= ANSWERS_A_WINDOW:
+            return
+        self._answered[key] = answered + 1
+        with contextlib.suppress(OSError):  # a full buffer, no way back: as if it had been lost
+            self._listening.sendto(packet(ANSWER, key, sequence), sender)
+
+    def _pause_reading(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._listening)
+        self._call_at(self._window_ends_at, self._resume_reading)
+
+    def _resume_reading(self) -> None:
+        asyncio.get_running_loop().add_reader(self._listening, self._read_pings)
+
+    # What we ask of others.
+
+    def _step(self, event: WatchEvent) -> None:
+        self._state, instructions = step(self._state, event)
+        for instruction in instructions:
+            if isinstance(instruction, Ping):
+                self._ping(instruction)
+            elif isinstance(instruction, Tell):
+                self._changed.set()
+
+    def _arm(self) -> None:
+        look_at = next_look(self._state)
+        if look_at != self._look_at:
+            self._look_at = look_at
+            self._call_at(look_at, self._look)
+
+    def _look(self) -> None:
+        self._look_at = math.inf
+        self._collect()
+        self._step(Elapsed(clock.now()))
+        self._arm()
+
+    def _collect(self) -> None:
+        """Read what came back. It waits in its socket until this agent is awake anyway: waking up is what costs."""
+        for server_id, peer in self._peers.items():
+            if self._state.watched[server_id].awaited:
+                self._read_answers(server_id, peer)
+
+    def _call_at(self, at: float, act: Callable[[], None]) -> None:
+        """Instead of what was planned for it before; never, where that is at infinity."""
+        if timer := self._timers.pop(act, None):
+            timer.cancel()
+        if at < math.inf:
+            self._timers[act] = asyncio.get_running_loop().call_later(max(0.0, at - clock.now()), act)
+
+    def _ping(self, ping: Ping) -> None:
+        peer = self._peers.get(ping.server_id) or self._open(self._state.watched[ping.server_id].neighbour)
+        if peer is None:
+            return
+        try:
+            peer.socket.send(packet(PING, peer.key, ping.sequence))
+        except ConnectionRefusedError:  # the kernel's word on an earlier ping, after that was looked at
+            asyncio.get_running_loop().call_soon(self._refused, ping.server_id)
+        except OSError as error:  # shows by the answer that is missing
+            log.debug("ping not sent server=%s reason=%r", ping.server_id, str(error))
+
+    def _read_answers(self, server_id: str, peer: _Peer) -> None:
+        for _ in range(READS_A_LOOK):
+            try:
+                data = peer.socket.recv(READ_BYTES)
+            except BlockingIOError:
+                return
+            except ConnectionRefusedError:
+                self._refused(server_id)
+                continue
+            except OSError:  # no way there: shows by the answer that is missing
+                continue
+            known = opened(data, ANSWER, peer.keys)
+            if known is not None:
+                self._step(Answered(server_id, known[1], clock.now()))
+
+    def _refused(self, server_id: str) -> None:
+        self._step(WasRefused(server_id, clock.now()))
+
+    def _open(self, neighbour: Neighbour) -> _Peer | None:
+        """None where there is no way to it at the moment."""
+        host, port = split_address(neighbour.address)
+        opened_socket = _udp_socket(host)
+        try:
+            opened_socket.connect((host, port))
+        except OSError as error:
+            opened_socket.close()
+            log.debug("no way to server=%s reason=%r", neighbour.server_id, str(error))
+            return None
+        peer = _Peer(opened_socket, {key_id(neighbour.key): neighbour.key})
+        self._peers[neighbour.server_id] = peer
+        return peer
+
+    def _close(self, server_id: str) -> None:
+        peer = self._peers.pop(server_id, None)
+        if peer is not None:
+            peer.socket.close()

@@ -1,0 +1,154 @@
+"""How a container ended: from what the engine says of it, or sooner, from what is known without asking."""
+
+import json
+import signal
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from galactica.agent.runtimes.docker.differences import Touches
+from galactica.agent.runtimes.port import LAST_LINES, LINE_CHARACTERS
+from galactica.v1 import cell_pb2
+
+_FRAME = struct.Struct(">BxxxL")
+LOG_TAIL_BYTES = 262_144
+
+_YEAR_ONE = "0001-"
+"""The engine's zero time: it has not happened."""
+
+
+@dataclass(slots=True)
+class Life:
+    """A container whose death is news. The fields with defaults are filled in once the engine has told
+    them."""
+
+    cell_id: str
+    started_at: float = 0.0
+    log_path: str = ""
+    memory_bytes: int = 0
+    oom_killed: bool = False
+    touches: Touches = field(default_factory=Touches)
+
+    def learn(self, inspected: Mapping[str, Any]) -> None:
+        self.memory_bytes = inspected["HostConfig"].get("Memory") or 0
+        self.log_path = inspected.get("LogPath") or ""
+        self.started_at = unix_seconds(inspected["State"]["StartedAt"])
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """A container ended: what the engine's event says. ``at``: Unix seconds."""
+
+    container_id: str
+    exit_code: int
+    at: float
+
+
+def autopsy_at_once(life: Life, death: Death) -> cell_pb2.Autopsy | None:
+    """The autopsy without asking the engine, None where too little is known (another host's engine, or no
+    right to read its files).
+
+    An engine answers no question about a container that has just ended while it clears the container's
+    network away, for a tenth of a second and longer; a successor need not wait for that. The log is complete
+    before the engine tells of the death, and it tells of a lack of memory before that."""
+    lines = _lines_of_file(life.log_path, death.container_id)
+    if not life.started_at or lines is None:
+        return None
+    autopsy = autopsy_of_exit(death.exit_code, max(death.at - life.started_at, 0.0))
+    if life.oom_killed:
+        _add_lack_of_memory(autopsy, life.memory_bytes)
+    autopsy.last_lines.extend(lines)
+    return autopsy
+
+
+def _add_lack_of_memory(autopsy: cell_pb2.Autopsy, limit_bytes: int) -> None:
+    autopsy.oom_killed = True
+    autopsy.reason = f"ran out of memory (limit {limit_bytes / 2**20:.0f} MiB), {autopsy.reason}"
+
+
+def _lines_of_file(log_path: str, container_id: str) -> list[str] | None:
+    """The newest lines of the engine's log file (and of the one before it, where it was just begun)."""
+    if container_id not in log_path:
+        return None
+    text = ""
+    try:
+        for path in (Path(f"{log_path}.1"), Path(log_path)):
+            if path.suffix == ".1" and not path.exists():
+                continue
+            text += "".join(_entries(_tail(path)))
+    except OSError:
+        return None
+    return _newest(text)
+
+
+def _tail(path: Path) -> bytes:
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(size - LOG_TAIL_BYTES, 0))
+        return file.read()
+
+
+def _entries(raw: bytes) -> Iterator[str]:
+    """What the container wrote; the file has a JSON object a line. A cut first one is left out."""
+    for line in raw.splitlines():
+        try:
+            yield str(json.loads(line)["log"])
+        except (ValueError, KeyError, TypeError):
+            continue
+
+
+def _newest(text: str) -> list[str]:
+    return [line[:LINE_CHARACTERS] for line in text.splitlines()[-LAST_LINES:]]
+
+
+def unix_seconds(text: str) -> float:
+    """Unix seconds of the engine's RFC 3339 time with nanoseconds; 0 where it has not happened."""
+    return 0.0 if not text or text.startswith(_YEAR_ONE) else datetime.fromisoformat(text).timestamp()
+
+
+def autopsy_of(inspected: Mapping[str, Any], raw_log: bytes) -> cell_pb2.Autopsy:
+    """``inspected``: of a container that does not run. ``raw_log``: its newest output, in the engine's
+    frames."""
+    state = inspected["State"]
+    started_at = unix_seconds(state["StartedAt"])
+    if not started_at:
+        why = f": {state['Error']}" if state.get("Error") else ""
+        return cell_pb2.Autopsy(reason=f"was created but never started{why}")
+    autopsy = autopsy_of_exit(state["ExitCode"], max(unix_seconds(state["FinishedAt"]) - started_at, 0.0))
+    if state.get("OOMKilled"):
+        _add_lack_of_memory(autopsy, inspected["HostConfig"].get("Memory") or 0)
+    autopsy.last_lines.extend(last_lines(raw_log))
+    return autopsy
+
+
+def autopsy_of_exit(exit_code: int, lived_seconds: float) -> cell_pb2.Autopsy:
+    """What the exit code alone says. Above 128 it is 128 + the signal's number, by the shells' and engine's
+    habit."""
+    name = _signal_name(exit_code - 128)
+    reason = f"killed by {name}" if name else f"exited with {exit_code}"
+    return cell_pb2.Autopsy(reason=reason, exit_code=exit_code, signal=name, lived_seconds=lived_seconds)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return ""
+
+
+def last_lines(raw_log: bytes) -> list[str]:
+    return _newest(b"".join(frames(raw_log)).decode(errors="replace"))
+
+
+def frames(raw: bytes) -> Iterator[bytes]:
+    """The payloads of the engine's multiplexed stream (stdout and stderr, as they came); a cut last one is
+    left out."""
+    at = 0
+    while at + _FRAME.size <= len(raw):
+        _, length = _FRAME.unpack_from(raw, at)
+        at += _FRAME.size
+        yield raw[at : at + length]
+        at += length

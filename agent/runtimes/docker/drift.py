@@ -1,0 +1,78 @@
+"""Comparing containers with their orders. Blocking; called from one worker thread.
+
+One comparison is an inspection and a list of changed files; what an image means is asked once for all cells that
+are made from it, and again after ``IMAGE_SECONDS``.
+"""
+
+import time
+from typing import Any
+
+import docker
+import docker.errors
+
+from galactica.agent.runtimes.docker.differences import OURS_MARK, differences, ran
+from galactica.agent.runtimes.docker.engine import Engine
+from galactica.v1 import link_pb2
+
+IMAGE_SECONDS = 30.0
+IMAGES_KEPT = 256
+
+
+class Comparer:
+    """Not for use by several threads at once."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._images: dict[str, tuple[float, Any]] = {}
+
+    def compare(self, order: link_pb2.Order, container_id: str) -> tuple[str, ...]:
+        """Everything by which the container was ever seen to differ; empty where it does not, or has ended.
+
+        Raises RuntimeUnavailable, RuntimeFailure."""
+        life = self._engine.alive.get(container_id)
+        if life is None:
+            return ()
+        client = self._engine.client()
+        with self._engine.errors(f"compare {order.cell_id} with its spec"):
+            try:
+                inspected = client.inspect_container(container_id)
+                if not inspected["State"]["Running"]:
+                    return ()
+                changes = client.diff(container_id) or []
+            except docker.errors.NotFound:
+                return ()
+            now, made_from = self._image(client, order.spec.image), self._image(client, inspected["Image"])
+            life.touches.add(self._strangers(client, inspected))
+        environment = None if made_from is None else (made_from["Config"] or {}).get("Env") or []
+        life.touches.add(differences(self._engine.scope, order, inspected, changes, now, environment))
+        return tuple(life.touches)
+
+    def _image(self, client: docker.APIClient, name: str) -> Any:
+        """None where there is none of that name (it may be removed while cells still run from it)."""
+        now = time.monotonic()
+        known = self._images.get(name)
+        if known is not None and now - known[0] < IMAGE_SECONDS:
+            return known[1]
+        inspect: Any = client.inspect_image  # untyped in the SDK's stubs
+        try:
+            image = inspect(name)
+        except docker.errors.NotFound:
+            image = None
+        if len(self._images) >= IMAGES_KEPT:
+            self._images.clear()
+        self._images[name] = now, image
+        return image
+
+    def _strangers(self, client: docker.APIClient, inspected: Any) -> list[str]:
+        """Commands that run in it and are not the agent's: also such as began while no agent was there."""
+        lines = []
+        for exec_id in inspected.get("ExecIDs") or []:
+            if exec_id in self._engine.execs:
+                continue
+            try:
+                command = client.exec_inspect(exec_id)
+            except docker.errors.NotFound:
+                continue
+            if command["Running"] and command.get("DetachKeys") != OURS_MARK:
+                lines.append(ran(command["ProcessConfig"].get("entrypoint", "")))
+        return lines

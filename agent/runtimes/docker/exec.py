@@ -1,0 +1,146 @@
+"""Commands inside a container. Blocking; called from worker threads.
+
+The engine can start a command but not end one. A command that takes too long is killed from the host, by the
+process id that the engine tells; that needs the engine on this very host and the right to signal its
+processes. Where that is not so (a remote engine, an agent in a container of its own) the command runs on
+inside the cell until it ends.
+"""
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import docker
+import docker.errors
+import requests
+
+from galactica.agent.runtimes.docker.differences import OURS_KEYS
+from galactica.agent.runtimes.docker.engine import Engine, explained
+from galactica.agent.runtimes.port import LINE_CHARACTERS, RuntimeFailure
+
+OUTPUT_BYTES = 65_536
+"""How much of the newest output is kept."""
+CANNOT_EXECUTE, NOT_FOUND = 126, 127
+
+_HEADER = struct.Struct(">BxxxL")
+
+_log = logging.getLogger(__name__)
+
+
+def execute(engine: Engine, cell_id: str, command: Sequence[str], timeout_seconds: float) -> tuple[int, str]:
+    """Exit code and last line of output. Raises TimeoutError, RuntimeFailure, RuntimeUnavailable."""
+    deadline = time.monotonic() + timeout_seconds
+    client = engine.client()
+    with engine.errors(f"run a command in {cell_id}"):
+        exec_id = _created(engine, client, cell_id, command)
+        try:
+            output = _output(client, exec_id, deadline)
+        except docker.errors.APIError as error:
+            return _not_started(explained(error))
+        if output is None:
+            end_command(client, exec_id)
+        else:
+            exit_code = client.exec_inspect(exec_id)["ExitCode"]
+    if output is None:
+        raise TimeoutError(f"{command[0]} took longer than {timeout_seconds:g} s in {cell_id}")
+    line = _last_line(output)
+    if exit_code in {CANNOT_EXECUTE, NOT_FOUND} and "OCI runtime exec failed" in line:
+        return _not_started(line)
+    return (-1 if exit_code is None else int(exit_code)), line
+
+
+def _created(engine: Engine, client: docker.APIClient, cell_id: str, command: Sequence[str]) -> str:
+    name = engine.scope.name_of(cell_id)
+    try:
+        exec_id = str(client.exec_create(name, list(command), detach_keys=OURS_KEYS)["Id"])
+    except docker.errors.NotFound as error:
+        raise RuntimeFailure(f"there is no cell {cell_id} on this server") from error
+    except docker.errors.APIError as error:
+        if error.status_code == requests.codes.conflict:
+            raise RuntimeFailure(f"cell {cell_id} does not run") from error
+        raise
+    engine.execs.note(exec_id)
+    return exec_id
+
+
+def _not_started(why: str) -> tuple[int, str]:
+    """As a shell would say it."""
+    line = _last_line(why.encode())
+    return (NOT_FOUND if "not found" in line or "no such file" in line else CANNOT_EXECUTE), line
+
+
+def _last_line(output: bytes) -> str:
+    lines = output.decode(errors="replace").rstrip().splitlines()
+    return lines[-1][:LINE_CHARACTERS] if lines else ""
+
+
+def _output(client: docker.APIClient, exec_id: str, deadline: float) -> bytes | None:
+    """Everything up to the command's end, the newest OUTPUT_BYTES; None where the deadline came first."""
+    connection: Any = client.exec_start(exec_id, socket=True)
+    kept = bytearray()
+    try:
+        for payload in _payloads(connection, deadline):
+            kept += payload
+            del kept[:-OUTPUT_BYTES]
+    except TimeoutError:
+        return None
+    finally:
+        with contextlib.suppress(OSError):
+            connection.close()
+    return bytes(kept)
+
+
+def _payloads(connection: Any, deadline: float) -> Iterator[bytes]:
+    """Pieces of the frames' payloads (header: stream, three zero bytes, length) as they come."""
+    header, left = b"", 0
+    while data := _received(connection, deadline):
+        while data:
+            if left:
+                yield data[:left]
+                data, left = data[left:], max(left - len(data), 0)
+            else:
+                missing = _HEADER.size - len(header)
+                header, data = header + data[:missing], data[missing:]
+                if len(header) == _HEADER.size:
+                    (_, left), header = _HEADER.unpack(header), b""
+
+
+def _received(connection: Any, deadline: float) -> bytes:
+    """Up to 16 KiB; empty at the end."""
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    if not poll.poll(max(deadline - time.monotonic(), 0.0) * 1000):
+        raise TimeoutError
+    received: bytes = connection.read(16_384) if hasattr(connection, "read") else connection.recv(16_384)
+    return received or b""
+
+
+def end_command(client: docker.APIClient, exec_id: str) -> None:
+    """Kill the command and what it started: the engine makes it the leader of a session of its own."""
+    inspected = client.exec_inspect(exec_id)
+    process_id = inspected.get("Pid") or 0
+    if not inspected["Running"] or process_id <= 1:
+        return
+    if not _is_of_container(process_id, inspected["ContainerID"]):
+        _log.warning("a command that took too long runs on: its engine is not on this host")
+        return
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process_id, signal.SIGKILL)
+
+
+def _is_of_container(process_id: int, container_id: str) -> bool:
+    """True where that process of this host is in the container's control group, so that no stranger is
+    killed."""
+    try:
+        return container_id in Path(f"/proc/{process_id}/cgroup").read_text(
+            encoding="ascii", errors="replace"
+        )
+    except OSError:
+        return False

@@ -1,0 +1,176 @@
+"""What the engine is told about a cell: an order becomes a container's body, and a container tells its order.
+
+Everything here is pure. The body is the Engine API's ``POST /containers/create`` (version 1.41 and newer).
+"""
+
+import base64
+import binascii
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from galactica.agent.runtimes.port import StartFailed
+from galactica.v1 import cell_pb2, link_pb2
+
+FLEET_LABEL = "galactica.fleet"
+SERVER_LABEL = "galactica.server"
+CELL_LABEL = "galactica.cell"
+DIGEST_LABEL = "galactica.digest"
+ORDER_LABEL = "galactica.order"
+
+TMP = "/tmp"  # noqa: S108 - inside the cell
+TMP_OPTIONS = "rw,noexec,nosuid,nodev,size=64m,mode=1777"
+"""Memory that counts against the cell's limit; its size is bounded even where the cell has no limit."""
+
+LOG_OPTIONS = {"max-size": "8m", "max-file": "2"}
+"""A chatty cell keeps at most 16 MiB on the disk."""
+
+CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "NET_BIND_SERVICE", "SETGID", "SETUID")
+"""What servers need to open a low port and to give up root. Raw sockets, device nodes and the rest are
+dropped."""
+
+_PLACEHOLDER = re.compile(r"\{port\.([^{}]*)\}")
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9-]")
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Whose containers these are: no others are listed or touched. ``host``: the address to publish ports
+    on."""
+
+    fleet: str
+    server: str
+    host: str
+
+    def filters(self, *more: str) -> dict[str, list[str]]:
+        """The engine's filter for this scope's containers; ``more``: further "label=value"."""
+        return {"label": [f"{FLEET_LABEL}={self.fleet}", f"{SERVER_LABEL}={self.server}", *more]}
+
+    def name_of(self, cell_id: str) -> str:
+        """The container's name, one for each cell id: ``web/2.7`` of fleet ``prod`` is
+        ``galactica.prod.web.2.7``."""
+        return ".".join(
+            ["galactica", _escaped(self.fleet), *(_escaped(part) for part in re.split("[/.]", cell_id))]
+        )
+
+    def owns(self, labels: Mapping[str, str]) -> bool:
+        return labels.get(FLEET_LABEL) == self.fleet and labels.get(SERVER_LABEL) == self.server
+
+
+def _escaped(text: str) -> str:
+    return _NOT_IN_NAMES.sub(lambda match: f"_{ord(match[0]):x}_", text)
+
+
+def body_of(scope: Scope, order: link_pb2.Order, *, init: bool) -> dict[str, Any]:
+    """The container to create. ``init``: let the engine's init be process 1, so that signals reach a program
+    which does not handle them itself and zombies are reaped. Raises StartFailed for a port or placeholder
+    that cannot be."""
+    spec = order.spec
+    body: dict[str, Any] = {
+        "Image": spec.image,
+        "Env": _environment(order),
+        "Labels": _labels(scope, order),
+        "ExposedPorts": {f"{number}/tcp": {} for number in _ports(spec).values()},
+        # The agent's probes decide; the image's own would only cost time.
+        "Healthcheck": {"Test": ["NONE"]},
+        "StopSignal": spec.stop.signal or "SIGTERM",
+        "StopTimeout": math.ceil(spec.stop.grace_ms / 1000),
+        "HostConfig": _host_config(scope, spec, init=init),
+    }
+    if spec.command:
+        body["Cmd"] = [_filled(word, spec) for word in spec.command]
+    return body
+
+
+def _host_config(scope: Scope, spec: cell_pb2.Spec, *, init: bool) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "RestartPolicy": {"Name": "no"},
+        "ReadonlyRootfs": True,
+        "Tmpfs": {TMP: TMP_OPTIONS},
+        # Volumes without a name start with what the image has there, work for any user, and go with the
+        # container.
+        "Mounts": [{"Type": "volume", "Target": path} for path in spec.writable if path.rstrip("/") != TMP],
+        "SecurityOpt": ["no-new-privileges"],
+        "CapDrop": ["ALL"],
+        "CapAdd": list(CAPABILITIES),
+        "Init": init,
+        "LogConfig": {"Type": "json-file", "Config": LOG_OPTIONS},
+        "PortBindings": {
+            f"{number}/tcp": [{"HostIp": scope.host, "HostPort": ""}] for number in _ports(spec).values()
+        },
+    }
+    limits = spec.resources
+    if limits.cpu_millis:
+        config["NanoCpus"] = limits.cpu_millis * 1_000_000
+    if limits.memory_bytes:
+        # Equal: no swap on top of the memory.
+        config |= {"Memory": limits.memory_bytes, "MemorySwap": limits.memory_bytes}
+    if limits.pids:
+        config["PidsLimit"] = limits.pids
+    return config
+
+
+def _ports(spec: cell_pb2.Spec) -> dict[str, int]:
+    for name, number in spec.ports.items():
+        if not 0 < number < 65_536:
+            raise StartFailed(f"port {name} is {number}: in a container it needs a number from 1 to 65535")
+    return dict(spec.ports)
+
+
+def _labels(scope: Scope, order: link_pb2.Order) -> dict[str, str]:
+    return {
+        FLEET_LABEL: scope.fleet,
+        SERVER_LABEL: scope.server,
+        CELL_LABEL: order.cell_id,
+        DIGEST_LABEL: order.digest,
+        ORDER_LABEL: base64.b64encode(order.SerializeToString(deterministic=True)).decode(),
+    }
+
+
+def _environment(order: link_pb2.Order) -> list[str]:
+    spec = order.spec
+    values = {name: _filled(value, spec) for name, value in sorted(spec.env.items())}
+    values |= {
+        f"PORT_{name.upper().replace('-', '_')}": str(number) for name, number in sorted(spec.ports.items())
+    }
+    values["CELL_ID"] = order.cell_id
+    return [f"{name}={value}" for name, value in values.items()]
+
+
+def _filled(text: str, spec: cell_pb2.Spec) -> str:
+    """``{port.http}`` becomes that port's number inside the container."""
+
+    def number(match: re.Match[str]) -> str:
+        if match[1] not in spec.ports:
+            known = ", ".join(sorted(spec.ports)) or "none"
+            raise StartFailed(f"{match[0]} names no port of the spec (its ports: {known})")
+        return str(spec.ports[match[1]])
+
+    return _PLACEHOLDER.sub(number, text)
+
+
+def order_of(labels: Mapping[str, str]) -> link_pb2.Order:
+    """The order that a container's labels carry. Where somebody damaged it, the cell's id and digest alone,
+    so that the scheduler sees the cell and can remove it."""
+    try:
+        order = link_pb2.Order.FromString(base64.b64decode(labels.get(ORDER_LABEL, ""), validate=True))
+    except (binascii.Error, ValueError, DecodeError):
+        order = link_pb2.Order()
+    if order.cell_id != labels[CELL_LABEL]:
+        return link_pb2.Order(cell_id=labels[CELL_LABEL], digest=labels.get(DIGEST_LABEL, ""))
+    return order
+
+
+def endpoints_of(scope: Scope, spec: cell_pb2.Spec, inspected: Mapping[str, Any]) -> dict[str, str]:
+    """Port name to "host:port" as the engine published them; empty once the container ended."""
+    published = inspected["NetworkSettings"].get("Ports") or {}
+    host = f"[{scope.host}]" if ":" in scope.host else scope.host
+    return {
+        name: f"{host}:{bindings[0]['HostPort']}"
+        for name, number in sorted(spec.ports.items())
+        if (bindings := published.get(f"{number}/tcp"))
+    }

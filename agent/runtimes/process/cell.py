@@ -1,0 +1,186 @@
+"""One process cell that exists: watched while it lives, looked into when it has died, swept away in the
+end."""
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from galactica.agent.core.model import Found, Running
+from galactica.agent.runtimes.logs import CellLog, last_lines
+from galactica.agent.runtimes.port import LAST_LINES, RuntimeFailure
+from galactica.agent.runtimes.process import launch as process_launch
+from galactica.agent.runtimes.process import limits as process_limits
+from galactica.agent.runtimes.process import plan as process_plan
+from galactica.agent.runtimes.process import record as process_record
+from galactica.agent.runtimes.process import table as process_table
+from galactica.agent.runtimes.process.launch import Folder
+from galactica.agent.runtimes.process.record import Record
+from galactica.v1 import cell_pb2
+
+SIGNAL_EXIT_BASE = 128
+"""Exit code of what a signal ended: 128 + its number, as shells and container engines say."""
+
+log = logging.getLogger(__name__)
+
+
+class Cell:
+    """Belongs to the event loop; the functions below it block and run in threads.
+
+    ``died``: set as soon as one of its two processes has ended. ``is_stopping``: its end is wanted, so its
+    death is no news.
+    """
+
+    def __init__(self, folder: Folder, record: Record, log_limit_bytes: int) -> None:
+        self.folder = folder
+        self.record = record
+        self.log = CellLog(folder.log, log_limit_bytes)
+        self.died = asyncio.Event()
+        self.is_stopping = False
+        self.is_gone = False
+        self._pidfds: list[int] = []
+        self._examining = asyncio.Lock()
+
+    @property
+    def id(self) -> str:
+        return self.record.order.cell_id
+
+    def observe(self, on_death: Callable[["Cell"], None]) -> None:
+        """Calls ``on_death`` once, when the cell dies or if it has died already. Raises OSError."""
+
+        def dead() -> None:
+            if not self.died.is_set():
+                self.unobserve()
+                self.died.set()
+                on_death(self)
+
+        if self.record.autopsy is not None or not is_of_this_boot(self.record):
+            dead()
+            return
+        for process in (self.record.main, self.record.keeper):
+            descriptor = process_table.open_pidfd(process)
+            if descriptor is None:
+                dead()
+                return
+            self._pidfds.append(descriptor)
+            asyncio.get_running_loop().add_reader(descriptor, dead)
+
+    def unobserve(self) -> None:
+        for descriptor in self._pidfds:
+            asyncio.get_running_loop().remove_reader(descriptor)
+            os.close(descriptor)
+        self._pidfds.clear()
+
+    async def examine(self) -> cell_pb2.Autopsy:
+        """How it died; what is left of its processes is ended first."""
+        async with self._examining:
+            if self.record.autopsy is not None:
+                return self.record.autopsy
+            autopsy = await asyncio.to_thread(post_mortem, self.record, self.folder, self.log)
+            self.record = replace(self.record, autopsy=autopsy)
+            return autopsy
+
+    def running(self, host: str) -> Running:
+        endpoints = {name: endpoint(host, number) for name, number in self.record.ports.items()}
+        return Running(str(self.record.main.pid), endpoints, self.record.started_at)
+
+    def found(self, host: str) -> Found:
+        if self.record.autopsy is not None:
+            return Found(self.record.order, None, self.record.autopsy)
+        return Found(self.record.order, self.running(host))
+
+
+def endpoint(host: str, number: int) -> str:
+    return f"[{host}]:{number}" if ":" in host else f"{host}:{number}"
+
+
+def post_mortem(record: Record, folder: Folder, written: CellLog) -> cell_pb2.Autopsy:
+    """How it died, written down before the kernel's own record of the exit is let go.
+
+    Blocks. What goes wrong meanwhile is reported and hides no death.
+    """
+    cell_id, lived_seconds = record.order.cell_id, max(0.0, time.time() - record.started_at)
+    # Looked at first: what is killed here must not be taken for its own death.
+    main = process_table.look_at(record.main) if is_of_this_boot(record) else None
+    oom_killed = process_limits.ran_out_of_memory(record.groups)
+    try:
+        kill_all(record, folder)
+    except RuntimeFailure as error:
+        log.warning("%s died: %s", cell_id, error)
+    autopsy = _how_it_ended(main) if is_of_this_boot(record) else _with_the_server()
+    if oom_killed and autopsy.signal == "SIGKILL":
+        autopsy.oom_killed = True
+        autopsy.reason = f"out of memory: {autopsy.reason}"
+    autopsy.lived_seconds = lived_seconds
+    autopsy.last_lines.extend(last_lines(_tail(written)))
+    try:
+        process_record.write(folder.record, replace(record, autopsy=autopsy))
+    except OSError as error:
+        # The keeper stays, so that the next agent can look once more.
+        log.warning("cannot write down how %s died: %s", cell_id, error)
+        return autopsy
+    end_keeper(record)
+    return autopsy
+
+
+def is_of_this_boot(record: Record) -> bool:
+    return record.boot_id == process_table.boot_id()
+
+
+def end_keeper(record: Record) -> None:
+    if is_of_this_boot(record):
+        process_table.kill_and_reap(record.keeper)
+
+
+def _tail(written: CellLog) -> bytes:
+    try:
+        return written.tail(LAST_LINES)
+    except OSError as error:
+        return f"(its log cannot be read: {error})".encode()
+
+
+def _with_the_server() -> cell_pb2.Autopsy:
+    return cell_pb2.Autopsy(reason="ended when its server went down")
+
+
+def _how_it_ended(main: process_table.Stat | None) -> cell_pb2.Autopsy:
+    if main is None:
+        return cell_pb2.Autopsy(reason="ended together with its keeper process; how is not known")
+    if not main.has_ended:
+        reason = "its keeper process was ended from outside, so it was killed by SIGKILL"
+        return _killed(signal.SIGKILL, reason)
+    number = main.status & 0x7F
+    if number:
+        return _killed(number, f"killed by {signal_name(number)}")
+    code = main.status >> 8
+    return cell_pb2.Autopsy(reason=f"exited with {code}", exit_code=code)
+
+
+def _killed(number: int, reason: str) -> cell_pb2.Autopsy:
+    return cell_pb2.Autopsy(reason=reason, exit_code=SIGNAL_EXIT_BASE + number, signal=signal_name(number))
+
+
+def signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def kill_all(record: Record, folder: Folder) -> None:
+    """All of the cell but its keeper. Blocks. Raises RuntimeFailure where something does not end."""
+    if record.groups:
+        process_limits.kill_all(record.groups)
+    elif is_of_this_boot(record):
+        process_table.kill_members(record.main, process_plan.marker_of(folder.scratch))
+
+
+def sweep(record: Record, folder: Folder) -> None:
+    """Every process, control group and file of the cell. Blocks. Raises RuntimeFailure, OSError."""
+    kill_all(record, folder)
+    process_limits.remove(record.groups)
+    end_keeper(record)
+    process_launch.remove(folder)

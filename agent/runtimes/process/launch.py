@@ -1,0 +1,224 @@
+"""The blocking half of a start: a folder for the cell, its keeper, its main process, its record. Runs in a
+thread."""
+
+import contextlib
+import hashlib
+import io
+import marshal
+import os
+import select
+import shutil
+import signal
+import stat
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import quote
+
+from galactica.agent.runtimes.logs import CellLog, last_lines
+from galactica.agent.runtimes.port import StartFailed
+from galactica.agent.runtimes.process import limits as process_limits
+from galactica.agent.runtimes.process import plan as process_plan
+from galactica.agent.runtimes.process import record as process_record
+from galactica.agent.runtimes.process import table as process_table
+from galactica.agent.runtimes.process.limits import Limiter
+from galactica.agent.runtimes.process.record import Record
+from galactica.agent.runtimes.process.table import Process
+from galactica.v1 import link_pb2
+
+HANDSHAKE_SECONDS = 10.0
+ANSWER_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """Where a cell's things are. The cell itself has ``scratch``; the rest is the agent's."""
+
+    path: Path
+
+    @property
+    def record(self) -> Path:
+        return self.path / "record"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log"
+
+    @property
+    def scratch(self) -> Path:
+        return self.path / "scratch"
+
+    @property
+    def group_name(self) -> str:
+        """Control groups of all agents of a machine may lie side by side."""
+        return f"galactica-{hashlib.sha256(os.fsencode(self.path)).hexdigest()[:16]}"
+
+
+def folder_name(text: str) -> str:
+    """One name for one text, safe as a file name and never hidden."""
+    name = quote(text, safe="")
+    return "%2E" + name[1:] if name.startswith(".") else name
+
+
+def launch(order: link_pb2.Order, ports: dict[str, int], folder: Folder, limiter: Limiter) -> Record:
+    """Starts the cell and returns once its exec has worked. Raises StartFailed, and then nothing is left
+    behind."""
+    try:
+        plan = process_plan.plan(order, ports, folder.scratch)
+        _make(folder)
+        groups = limiter.make(folder.group_name, order.spec.resources)
+        nobody = Process(0, 0)
+        return _launch(
+            Record(order, process_table.boot_id(), nobody, nobody, ports, groups, 0.0), plan, folder, limiter
+        )
+    except OSError as error:
+        remove(folder)
+        raise StartFailed(f"cannot start {order.cell_id}: {error}") from error
+    except StartFailed:
+        remove(folder)
+        raise
+
+
+def remove(folder: Folder) -> None:
+    """Removes the cell's folder, however the cell left it. Raises OSError."""
+    # The record goes first: a folder without one is removed by the next agent, too.
+    folder.record.unlink(missing_ok=True)
+    if folder.path.exists():
+        try:
+            shutil.rmtree(folder.path)
+        except PermissionError:
+            _open_up(folder.path)
+            shutil.rmtree(folder.path)
+
+
+def _make(folder: Folder) -> None:
+    if folder.path.exists():
+        remove(folder)
+    for directory in (folder.path, folder.scratch, folder.scratch / "tmp"):
+        directory.mkdir(mode=0o700, parents=True)
+
+
+def _launch(draft: Record, plan: process_plan.Plan, folder: Folder, limiter: Limiter) -> Record:
+    records = [draft]
+
+    def prepare(keeper: Process, main: Process) -> None:
+        """Between fork and exec: what follows is under its limits, and is known before it runs."""
+        process_limits.limit_process(main.pid, draft.order.spec.resources, limiter)
+        process_limits.join(draft.groups, main.pid)
+        records.append(replace(draft, keeper=keeper, main=main, started_at=time.time()))
+        process_record.write(folder.record, records[-1])
+
+    try:
+        _start_keeper(plan, folder, prepare)
+    except BaseException:
+        process_limits.kill_all(draft.groups)
+        process_limits.remove(draft.groups)
+        raise
+    return records[-1]
+
+
+def _start_keeper(
+    plan: process_plan.Plan, folder: Folder, prepare: Callable[[Process, Process], None]
+) -> None:
+    """Raises StartFailed where the cell does not run (then its processes are gone)."""
+    sleep = shutil.which("sleep", path=process_plan.DEFAULT_PATH)
+    if sleep is None:
+        raise StartFailed(
+            "this server has no sleep command, which keeps a cell's exit status; install coreutils"
+        )
+    keeper = [sleep, "infinity"]
+    orders = marshal.dumps((str(plan.scratch), plan.executable, plan.command, plan.environment, keeper))
+    orders_read, orders_write = _pipe()
+    said_read, said_write = _pipe()
+    started: list[Process] = []
+    with orders_read, orders_write, said_read, said_write:
+        deadline = time.monotonic() + HANDSHAKE_SECONDS
+        started.append(process_table.identify(_spawn(folder, orders_read, said_write)))
+        orders_read.close()
+        said_write.close()
+        try:
+            _tell(orders_write, orders)
+            first = _hear(said_read, deadline, until=b"\n")
+            started.append(process_table.identify(_forked_pid(first, folder)))
+            prepare(*started)
+            _tell(orders_write, b"!")
+            _check_exec(plan, _hear(said_read, deadline))
+        except BaseException:
+            for process in reversed(started):
+                process_table.kill_and_reap(process)
+            raise
+
+
+def _pipe() -> tuple[io.FileIO, io.FileIO]:
+    read, write = os.pipe()
+    return io.FileIO(read, "r"), io.FileIO(write, "w")
+
+
+def _spawn(folder: Folder, orders: io.FileIO, said: io.FileIO) -> int:
+    """The launcher's pid. It leads a session of its own, so that no signal meant for the agent reaches it."""
+    launcher = Path(__file__).with_name("launcher.py")
+    said_as = 3
+    appended = os.open(folder.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        return os.posix_spawn(
+            sys.executable,
+            [sys.executable, "-I", "-S", str(launcher), str(said_as)],
+            process_plan.keeper_environment(folder.scratch),
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, orders.fileno(), 0),
+                (os.POSIX_SPAWN_DUP2, appended, 1),
+                (os.POSIX_SPAWN_DUP2, appended, 2),
+                (os.POSIX_SPAWN_DUP2, said.fileno(), said_as),
+            ],
+            setsid=True,
+            setsigmask=(),
+            setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
+        )
+    finally:
+        os.close(appended)
+
+
+def _tell(pipe: io.FileIO, data: bytes) -> None:
+    # A launcher that is gone is noticed by its silence.
+    with contextlib.suppress(BrokenPipeError):
+        while data:
+            data = data[pipe.write(data) or 0 :]
+
+
+def _hear(pipe: io.FileIO, deadline: float, until: bytes = b"") -> bytes:
+    """What the launcher says up to ``until`` or its end. Raises StartFailed after the deadline."""
+    data = b""
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    while not (until and data.endswith(until)):
+        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1_000):
+            raise StartFailed(
+                f"the cell did not start within {HANDSHAKE_SECONDS:.0f} s; is this server overloaded?"
+            )
+        chunk = pipe.read(ANSWER_BYTES)
+        if not chunk:
+            break
+        data += chunk
+    return data
+
+
+def _forked_pid(line: bytes, folder: Folder) -> int:
+    if line.endswith(b"\n"):
+        return int(line)
+    said = last_lines(CellLog(folder.log).tail(1))
+    raise StartFailed(f"the cell's launcher ended: {said[-1] if said else 'without a word'}")
+
+
+def _check_exec(plan: process_plan.Plan, answer: bytes) -> None:
+    if answer != b"ok":
+        raise StartFailed(f"cannot run {plan.executable}: {answer.decode(errors='replace')}")
+
+
+def _open_up(top: Path) -> None:
+    """A cell may have left directories without permissions."""
+    for directory, _, _ in os.walk(top):
+        for entry in os.scandir(directory):
+            if entry.is_dir(follow_symlinks=False):
+                Path(entry.path).chmod(stat.S_IRWXU)

@@ -1,0 +1,85 @@
+"""What a process cell's folder says about it: enough for an agent that starts again to know the cell as its
+own.
+
+The file is written whole and renamed into place, so there is an old one or a new one. It is not synced to the
+disk: it has to outlive the agent, not the machine, whose processes would not outlive it either.
+"""
+
+import base64
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from google.protobuf.message import DecodeError
+
+from galactica.agent.runtimes.process.table import Process
+from galactica.v1 import cell_pb2, link_pb2
+
+FORMAT = 1
+
+
+class CorruptRecordError(Exception):
+    """The file is not what was written; the message says how."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """``keeper``: the parent that never reaps ``main``, the cell's own first process. ``started_at``: Unix
+    seconds.
+
+    ``autopsy``: there once the cell's death was looked into; its processes are gone then.
+    """
+
+    order: link_pb2.Order
+    boot_id: str
+    keeper: Process
+    main: Process
+    ports: dict[str, int]
+    groups: tuple[Path, ...]
+    started_at: float
+    autopsy: cell_pb2.Autopsy | None = None
+
+
+def write(path: Path, record: Record) -> None:
+    """Raises OSError."""
+    content = {
+        "format": FORMAT,
+        "cell_id": record.order.cell_id,
+        "order": base64.b64encode(record.order.SerializeToString()).decode(),
+        "boot_id": record.boot_id,
+        "keeper": [record.keeper.pid, record.keeper.start_ticks],
+        "main": [record.main.pid, record.main.start_ticks],
+        "ports": record.ports,
+        "groups": [str(group) for group in record.groups],
+        "started_at": record.started_at,
+        "autopsy": record.autopsy and base64.b64encode(record.autopsy.SerializeToString()).decode(),
+    }
+    draft = path.with_name(path.name + ".new")
+    draft.write_text(json.dumps(content))
+    draft.replace(path)
+
+
+def read(path: Path) -> Record:
+    """Raises FileNotFoundError, CorruptRecordError."""
+    try:
+        content = json.loads(path.read_bytes())
+        if content["format"] != FORMAT:
+            raise CorruptRecordError(f"its format is {content['format']!r}, this agent knows {FORMAT}")
+        autopsy = content["autopsy"]
+        return Record(
+            order=link_pb2.Order.FromString(base64.b64decode(content["order"])),
+            boot_id=str(content["boot_id"]),
+            keeper=_process(content["keeper"]),
+            main=_process(content["main"]),
+            ports={str(name): int(number) for name, number in content["ports"].items()},
+            groups=tuple(Path(group) for group in content["groups"]),
+            started_at=float(content["started_at"]),
+            autopsy=autopsy and cell_pb2.Autopsy.FromString(base64.b64decode(autopsy)),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, DecodeError) as error:
+        raise CorruptRecordError(f"{type(error).__name__}: {error}") from error
+
+
+def _process(content: list[int]) -> Process:
+    pid, start_ticks = content
+    return Process(int(pid), int(start_ticks))

@@ -1,0 +1,329 @@
+"""Cells as processes of this machine: the embedded runtime, where there is no container engine.
+
+Each cell is a session of its own, below a *keeper* (see ``launcher``) that keeps its exit status for
+whoever comes for it. Both outlive the agent. An agent that starts again knows its cells by the records in
+their folders and by pid and start time together, and it watches them by pidfd: a death of either process
+wakes the loop, nothing is polled. Whatever becomes of the agent, the true exit status is read from the
+kernel's process table.
+
+One folder belongs to one agent at a time::
+
+    DIRECTORY/FLEET/CELL/record     order, pids, ports, autopsy
+                        /log        what it writes (log.1: older)
+                        /scratch    its working directory and home; tmp/ in it is its TMPDIR
+
+What limits it: ``process_limits``. What it sees of the machine is what the agent's user sees: there is no
+image, and its view of the file system is not its own.
+"""
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from pathlib import Path
+from typing import TypeVar
+from weakref import WeakValueDictionary
+
+from galactica.agent.core.model import Found, Running
+from galactica.agent.runtimes.logs import LOG_LIMIT_BYTES
+from galactica.agent.runtimes.port import Exited, Progress, RuntimeFailure, Shell, StartFailed, Window
+from galactica.agent.runtimes.process import execute as process_execute
+from galactica.agent.runtimes.process import launch as process_launch
+from galactica.agent.runtimes.process import limits as process_limits
+from galactica.agent.runtimes.process import plan as process_plan
+from galactica.agent.runtimes.process import record as process_record
+from galactica.agent.runtimes.process import shell as process_shell
+from galactica.agent.runtimes.process import table as process_table
+from galactica.agent.runtimes.process.cell import Cell, sweep
+from galactica.agent.runtimes.process.launch import Folder, folder_name
+from galactica.v1 import cell_pb2, link_pb2
+
+TRIM_EVERY_SECONDS = 1.0
+SET_ASIDE = ".corrupt"
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class ProcessRuntime:
+    """``directory``: for folders of cells; made, with mode 0700, when first needed. ``host``: where cells
+    listen."""
+
+    kind = cell_pb2.RUNTIME_KIND_PROCESS
+
+    def __init__(
+        self,
+        directory: Path,
+        fleet: str,
+        host: str = "127.0.0.1",
+        *,
+        log_limit_bytes: int = LOG_LIMIT_BYTES,
+        limiter: process_limits.Limiter | None = None,
+    ) -> None:
+        self._home = directory.absolute() / folder_name(fleet)
+        self._host = host
+        self._log_limit_bytes = log_limit_bytes
+        self._limiter = limiter or process_limits.detect()
+        self._cells: dict[str, Cell] = {}
+        self._claims: dict[int, str] = {}
+        self._untold: dict[str, Cell] = {}
+        self._news = asyncio.Event()
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._adopting = asyncio.Lock()
+        self._claiming = asyncio.Lock()
+        self._has_adopted = False
+        self._jobs: set[asyncio.Task[object]] = set()
+        self._trimming: asyncio.Task[None] | None = None
+
+    async def list(self) -> Sequence[Found]:
+        """Every cell here; one that died meanwhile comes with its autopsy."""
+        await self._adopt()
+        for cell in tuple(self._cells.values()):
+            if cell.died.is_set() and not cell.is_stopping:
+                await cell.examine()
+        return [cell.found(self._host) for cell in self._cells.values()]
+
+    async def start(self, order: link_pb2.Order, progress: Progress) -> Running:
+        """Raises StartFailed; for a cell that has ended, too: what has died does not come back."""
+        await self._adopt()
+        progress(f"starting {process_plan.describe(order.spec.command)}")
+        # Kept for as long as the cell exists, whatever the caller does with its own.
+        kept = link_pb2.Order.FromString(order.SerializeToString())
+        return await self._to_the_end(self._start(kept))
+
+    async def _start(self, order: link_pb2.Order) -> Running:
+        async with self._turn(order.cell_id):
+            cell = self._cells.get(order.cell_id)
+            if cell is None:
+                cell = await self._create(order)
+            elif cell.died.is_set():
+                raise StartFailed(f"{order.cell_id} has ended already; order a new cell instead")
+            return cell.running(self._host)
+
+    async def _create(self, order: link_pb2.Order) -> Cell:
+        folder = Folder(self._home / folder_name(order.cell_id))
+        ports = await self._claim(order)
+        try:
+            record = await asyncio.to_thread(process_launch.launch, order, ports, folder, self._limiter)
+        except BaseException:
+            self._release(order.cell_id)
+            raise
+        cell = Cell(folder, record, self._log_limit_bytes)
+        self._cells[cell.id] = cell
+        cell.observe(self._on_death)
+        return cell
+
+    async def stop(self, cell_id: str, signal: str, grace_seconds: float) -> None:
+        """Raises RuntimeFailure where processes do not even end on SIGKILL."""
+        await self._adopt()
+        async with self._turn(cell_id):
+            cell = self._cells.get(cell_id)
+            if cell is None:
+                return
+            cell.is_stopping = True
+            try:
+                await self._ask_to_end(cell, signal, grace_seconds)
+                await self._to_the_end(self._remove(cell))
+            finally:
+                if not cell.is_gone:
+                    cell.is_stopping = False
+                    self._news.set()
+
+    async def _ask_to_end(self, cell: Cell, signal_name: str, grace_seconds: float) -> None:
+        if cell.died.is_set():
+            return
+        process_table.signal_group(cell.record.main, _signal_number(signal_name))
+        try:
+            async with asyncio.timeout(grace_seconds):
+                await cell.died.wait()
+        except TimeoutError:
+            log.info(
+                "%s has not ended within %.1f s of %s and is killed", cell.id, grace_seconds, signal_name
+            )
+
+    async def _remove(self, cell: Cell) -> None:
+        cell.unobserve()
+        try:
+            await asyncio.to_thread(sweep, cell.record, cell.folder)
+        except OSError as error:
+            raise RuntimeFailure(f"cannot remove {cell.id}: {error}") from error
+        finally:
+            cell.died.set()
+        cell.is_gone = True
+        self._cells.pop(cell.id, None)
+        self._untold.pop(cell.id, None)
+        self._release(cell.id)
+
+    async def watch(self) -> AsyncIterator[Exited]:
+        """For one watcher at a time. Deaths that nobody watched are told to the next; ``list`` takes none
+        away."""
+        await self._adopt()
+        while True:
+            self._news.clear()
+            for cell_id, cell in tuple(self._untold.items()):
+                if cell.is_stopping:
+                    continue
+                autopsy = await cell.examine()
+                if not cell.is_stopping and self._untold.pop(cell_id, None) is cell:
+                    yield Exited(cell_id, autopsy)
+            await self._news.wait()
+
+    async def logs(self, cell_id: str, tail: int, *, follow: bool) -> AsyncIterator[bytes]:
+        """Following ends with the cell."""
+        cell = await self._existing(cell_id)
+        try:
+            if not follow:
+                yield await asyncio.to_thread(cell.log.tail, tail)
+                return
+            async for chunk in cell.log.stream(tail, cell.died.is_set):
+                yield chunk
+        except OSError as error:
+            raise RuntimeFailure(f"cannot read the log of {cell_id}: {error}") from error
+
+    async def execute(self, cell_id: str, command: Sequence[str], timeout_seconds: float) -> tuple[int, str]:
+        """With the cell's environment, directory and control group. 128 + n: ended by signal n."""
+        cell = await self._existing(cell_id)
+        if cell.died.is_set():
+            raise RuntimeFailure(f"{cell_id} does not run any more")
+        return await process_execute.execute(cell.record, cell.folder, command, timeout_seconds)
+
+    async def open_shell(
+        self, cell_id: str, command: Sequence[str], term: str, window: Window | None
+    ) -> Shell:
+        cell = await self._existing(cell_id)
+        if cell.died.is_set():
+            raise RuntimeFailure(f"{cell_id} does not run any more")
+        return await process_shell.open_shell(cell.record, cell.folder, command, term, window)
+
+    async def compare(self, order: link_pb2.Order, runtime_id: str) -> tuple[str, ...]:  # noqa: ARG002 - the port's
+        """Nothing: what a process has (files, environment, limits of its own) it may change by itself, and then it
+        is not touched."""
+        return ()
+
+    async def ping(self) -> float | None:
+        return None
+
+    async def close(self) -> None:
+        """Starts and removals that were begun are finished first; both are bounded."""
+        if self._trimming is not None:
+            self._trimming.cancel()
+            await asyncio.wait([self._trimming])
+        if self._jobs:
+            await asyncio.wait(self._jobs)
+        for cell in self._cells.values():
+            cell.unobserve()
+
+    async def _adopt(self) -> None:
+        """Once: takes over what an agent before this one left."""
+        async with self._adopting:
+            if self._has_adopted:
+                return
+            for folder, record in await asyncio.to_thread(_scan, self._home, self._limiter):
+                cell = Cell(folder, record, self._log_limit_bytes)
+                self._cells[cell.id] = cell
+                self._claims.update(dict.fromkeys(record.ports.values(), cell.id))
+                cell.observe(self._on_death)
+            self._has_adopted = True
+            self._trimming = asyncio.create_task(self._trim_for_ever())
+            log.info("process cells are limited so: %s", self._limiter.description)
+
+    async def _claim(self, order: link_pb2.Order) -> dict[str, int]:
+        """Ports for the cell; they are its own until it dies."""
+        async with self._claiming:
+            # What a dead cell's children hold is let go first.
+            for cell in tuple(self._cells.values()):
+                if cell.died.is_set() and not cell.is_stopping:
+                    await cell.examine()
+            ports = await asyncio.to_thread(
+                process_plan.claim_ports, dict(order.spec.ports), self._host, dict(self._claims)
+            )
+            self._claims.update(dict.fromkeys(ports.values(), order.cell_id))
+            return ports
+
+    def _release(self, cell_id: str) -> None:
+        self._claims = {number: owner for number, owner in self._claims.items() if owner != cell_id}
+
+    def _on_death(self, cell: Cell) -> None:
+        self._release(cell.id)
+        self._untold[cell.id] = cell
+        self._news.set()
+
+    async def _existing(self, cell_id: str) -> Cell:
+        await self._adopt()
+        cell = self._cells.get(cell_id)
+        if cell is None:
+            raise RuntimeFailure(f"there is no cell {cell_id} here")
+        return cell
+
+    def _turn(self, cell_id: str) -> asyncio.Lock:
+        """Start and stop of one cell follow one another."""
+        return self._turns.setdefault(cell_id, asyncio.Lock())
+
+    async def _to_the_end(self, work: Coroutine[object, object, T]) -> T:
+        """Work that must not be left half done: a caller that is cancelled leaves it to ``close`` to wait
+        for."""
+        job = asyncio.create_task(work)
+        self._jobs.add(job)
+        job.add_done_callback(self._jobs.discard)
+        return await asyncio.shield(job)
+
+    async def _trim_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(TRIM_EVERY_SECONDS)
+            for cell in tuple(self._cells.values()):
+                try:
+                    if cell.log.is_too_long:
+                        await asyncio.to_thread(cell.log.trim)
+                except OSError as error:
+                    log.warning("cannot trim the log of %s: %s", cell.id, error)
+
+
+def _scan(home: Path, limiter: process_limits.Limiter) -> list[tuple[Folder, process_record.Record]]:
+    """The cells that were left here. What has no record never ran and goes; what cannot be read is set
+    aside."""
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = []
+    for path in sorted(home.iterdir()):
+        if path.name == SET_ASIDE:
+            continue
+        folder = Folder(path)
+        try:
+            found.append((folder, process_record.read(folder.record)))
+        except FileNotFoundError:
+            _remove_groups(folder, limiter)
+            process_launch.remove(folder)
+        except (process_record.CorruptRecordError, OSError) as error:
+            _set_aside(folder, error)
+            _remove_groups(folder, limiter)
+    return found
+
+
+def _remove_groups(folder: Folder, limiter: process_limits.Limiter) -> None:
+    groups = limiter.existing(folder.group_name)
+    process_limits.kill_all(groups)
+    process_limits.remove(groups)
+
+
+def _set_aside(folder: Folder, error: Exception) -> None:
+    """A cell that nobody can know any more is ended; its folder is kept for a person to look at."""
+    aside = folder.path.parent / SET_ASIDE / f"{folder.path.name}.{time.time_ns()}"
+    for marker in (process_plan.marker_of(folder.scratch), process_plan.keeper_marker_of(folder.scratch)):
+        process_table.kill_marked(marker)
+    aside.parent.mkdir(mode=0o700, exist_ok=True)
+    folder.path.rename(aside)
+    log.error(
+        "the record of a cell is corrupt (%s); its processes were ended and its folder moved to %s",
+        error,
+        aside,
+    )
+
+
+def _signal_number(name: str) -> int:
+    """SIGTERM where the name means nothing here: a cell that must end is not kept for a misspelt signal."""
+    try:
+        return signal.Signals[name if name.startswith("SIG") else f"SIG{name}"]
+    except KeyError:
+        log.warning("%r is no signal here; SIGTERM is sent instead", name)
+        return signal.SIGTERM

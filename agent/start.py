@@ -1,0 +1,257 @@
+"""What the agent needs before it can begin: its directory, identity, runtimes, watch socket, watchdog and last will."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import ipaddress
+import logging
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from galactica.agent.link.identity import Identity
+from galactica.agent.neighbours.watch import (
+    address_towards,
+    listen,
+    split_address,
+)
+from galactica.agent.runtimes.port import RuntimeUnavailable
+from galactica.agent.settings import (
+    EXIT_FAILED,
+    EXIT_UNREACHABLE,
+    EXIT_USAGE,
+    TOKEN_VARIABLE,
+    WATCH_OFF,
+    Settings,
+    StartError,
+    host_and_port,
+)
+from galactica.v1 import cell_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from galactica.agent.link.will import Will
+    from galactica.agent.runtimes.port import Runtime
+
+ENGINE_SECONDS = 3.0
+
+log = logging.getLogger("agent")
+
+
+@contextlib.contextmanager
+def owned(data: Path) -> Iterator[None]:
+    """One data directory belongs to one agent at a time."""
+    try:
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with (data / "agent.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+    except BlockingIOError as error:
+        raise StartError(
+            f"another agent runs with the data directory {data}; give this one its own with --data"
+        ) from error
+    except PermissionError as error:
+        raise StartError(
+            f"no access to {error.filename}: run as its owner, or give another directory with --data"
+        ) from error
+
+
+def load_identity(settings: Settings) -> Identity:
+    """Who this agent is; enrols first where it is nobody yet. A certificate that has ended is the link's to renew."""
+    identity = Identity.load(identity_directory(settings.data))
+    if identity is None:
+        return enrolled_identity(settings, None)
+    if settings.server_id not in {"", identity.server_id}:
+        raise StartError(
+            f"{settings.data} belongs to the server {identity.server_id}, not {settings.server_id}; "
+            "give each server a directory of its own with --data",
+            EXIT_USAGE,
+        )
+    return identity
+
+
+def enrolled_identity(settings: Settings, before: Identity | None) -> Identity:
+    """Enrol in a process of its own, so that the memory that cryptography takes is given back."""
+    if not settings.token and not settings.token_file:
+        raise StartError(
+            "this server has not enrolled yet: a join token is needed. Make one with 'galactica token create' "
+            f"at the scheduler and give it as --token-file FILE, {TOKEN_VARIABLE} or --token",
+            EXIT_USAGE,
+        )
+    directory, enrolment = identity_directory(settings.data), enrolment_address(settings, before)
+    server_id = before.server_id if before else settings.server_id or socket.gethostname()
+    command = [sys.executable, "-m", "galactica.agent.link.enrol", "--scheduler-enrol", enrolment]
+    command += ["--scheduler", settings.scheduler, "--directory", str(directory), "--server-id", server_id]
+    environment = dict(os.environ)
+    if settings.token_file:
+        command += ["--token-file", settings.token_file]
+    else:
+        environment[TOKEN_VARIABLE] = settings.token
+    done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        words = done.stderr.strip().splitlines()
+        message = words[-1].removeprefix("error: ") if words else f"enrolment ended with {done.returncode}"
+        exit_code = done.returncode if done.returncode in {EXIT_USAGE, EXIT_UNREACHABLE} else EXIT_FAILED
+        raise StartError(message, exit_code)
+    log.info("enrolled scheduler=%s", enrolment)
+    identity = Identity.load(directory)
+    if identity is None:
+        raise StartError(f"enrolment left no identity in {directory}")
+    return identity
+
+
+def enrolment_address(settings: Settings, identity: Identity | None) -> str:
+    """The enrolment's port: what was said now, or else where this host enrolled, unless the scheduler has moved."""
+    if settings.enrolment:
+        return settings.enrolment
+    if identity and identity.enrolment and identity.scheduler == settings.scheduler:
+        return identity.enrolment
+    host, port = host_and_port(settings.scheduler)
+    return f"{host}:{port + 1}"
+
+
+async def available_runtimes(settings: Settings, identity: Identity) -> dict[int, Runtime]:
+    """The wanted runtimes by kind; where none is named, processes, and docker if an engine answers."""
+    wanted = settings.runtimes
+    found: dict[int, Runtime] = {}
+    if "docker" in wanted or (not wanted and _may_have_engine()):
+        docker = _docker(settings, identity)
+        if docker is not None and (wanted or await _answers(docker)):
+            found[cell_pb2.RUNTIME_KIND_DOCKER] = docker
+    if "process" in wanted or not wanted:
+        from galactica.agent.runtimes.process.runtime import ProcessRuntime  # noqa: PLC0415 - only what is used is loaded
+
+        directory = settings.data / "cells"
+        found[cell_pb2.RUNTIME_KIND_PROCESS] = ProcessRuntime(directory, identity.fleet, settings.host)
+    return found
+
+
+def _may_have_engine() -> bool:
+    return bool(os.environ.get("DOCKER_HOST")) or Path("/var/run/docker.sock").exists()
+
+
+def _docker(settings: Settings, identity: Identity) -> Runtime | None:
+    try:
+        from galactica.agent.runtimes.docker.runtime import DockerRuntime  # noqa: PLC0415 - its library is large
+    except ModuleNotFoundError as error:
+        if "docker" in settings.runtimes:
+            raise StartError(
+                "the docker runtime needs its library: pip install 'galactica[docker]'"
+            ) from error
+        return None
+    return DockerRuntime(identity.fleet, host=settings.host, server=identity.server_id)
+
+
+async def _answers(runtime: Runtime) -> bool:
+    try:
+        async with asyncio.timeout(ENGINE_SECONDS):
+            await runtime.ping()
+    except (RuntimeUnavailable, TimeoutError):
+        await runtime.close()
+        return False
+    return True
+
+
+def watch_socket(settings: Settings) -> socket.socket | None:
+    """Where neighbours reach this agent; None where it takes no part. Raises StartError."""
+    if settings.watch == WATCH_OFF:
+        return None
+    if settings.watch:
+        host, port = watch_address_of(settings.watch)
+        try:
+            return listen(host, port)
+        except OSError as error:
+            raise StartError(
+                f"neighbours cannot reach this agent at {settings.watch}: {error.strerror}; give an address of this "
+                "server and a free UDP port with --watch, or --watch off"
+            ) from error
+    try:
+        return listen(_own_address(settings), 0)
+    except OSError as error:
+        log.warning("neighbours cannot reach this agent reason=%r hint='--watch ADDRESS:PORT'", str(error))
+        return None
+
+
+def _own_address(settings: Settings) -> str:
+    """Where cells are published, if others can reach that; else the address that leads to the scheduler."""
+    with contextlib.suppress(ValueError):
+        address = ipaddress.ip_address(settings.host)
+        if not address.is_loopback and not address.is_unspecified:
+            return str(address)
+    return address_towards(*host_and_port(settings.scheduler))
+
+
+def watch_address_of(text: str) -> tuple[str, int]:
+    """Raises StartError (wrong usage)."""
+    try:
+        host, port = split_address(text)
+        if ipaddress.ip_address(host).is_unspecified:
+            raise ValueError
+    except ValueError:
+        raise StartError(
+            f"--watch: '{text}' is neither off nor ADDRESS:PORT with a numeric address that neighbours reach",
+            EXIT_USAGE,
+        ) from None
+    return host, port
+
+
+def start_watchdog(settings: Settings, identity: Identity, kinds: Iterable[int]) -> list[str]:
+    """The command that begins one."""
+    command = [
+        sys.executable,
+        "-m",
+        "galactica.agent.fencing.watchdog",
+        "--data",
+        str(settings.data),
+        "--host",
+        settings.host,
+    ]
+    command += ["--fleet", identity.fleet, "--server", identity.server_id]
+    return [*command, *(word for kind in kinds for word in ("--runtime", str(kind)))]
+
+
+def last_will(settings: Settings, identity: Identity) -> Will | None:
+    if not settings.bus:
+        return None
+    try:
+        from galactica.agent.link.will import Will, broker  # noqa: PLC0415 - only what is used is loaded
+    except ModuleNotFoundError as error:
+        raise StartError("--bus needs its library: pip install 'galactica[bus]'") from error
+    try:
+        found = broker(settings.bus, settings.bus_ca, settings.bus_password_file, os.environ)
+    except ValueError as error:
+        raise StartError(str(error), EXIT_USAGE) from error
+    return Will(found, identity.fleet, identity.server_id)
+
+
+def identity_directory(data: Path) -> Path:
+    return data / "identity"
+
+
+def stored_epoch(data: Path) -> int:
+    try:
+        return int((data / "epoch").read_text("ascii"))
+    except (FileNotFoundError, ValueError):
+        return 0
+
+
+def store_epoch(data: Path, epoch: int) -> None:
+    """Whole or not at all. Epochs only grow, so an older writer that comes late must not win.
+
+    Where it cannot be written this life of the agent knows it all the same. A full disk must not end agents whenever a
+    scheduler starts."""
+    whole = data / f"epoch.{epoch}"
+    try:
+        if epoch > stored_epoch(data):
+            whole.write_text(f"{epoch}\n", "ascii")
+            whole.replace(data / "epoch")
+    except OSError as error:
+        log.error("epoch not kept epoch=%d reason=%r", epoch, str(error))  # noqa: TRY400 - for people
+        with contextlib.suppress(OSError):
+            whole.unlink(missing_ok=True)

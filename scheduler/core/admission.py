@@ -1,0 +1,263 @@
+"""Admission: turns what is asked into facts, or refuses it with the rule that refuses. All or nothing."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from galactica.scheduler.core.model import events as e
+from galactica.scheduler.core.model.fleet import Cell, CellKind, GroupState, Phase, parse_cell_id
+from galactica.scheduler.core.model.keys import Key, ServerKey, SlotKey, cells_of
+from galactica.scheduler.core.model.requests import (
+    Accepted,
+    ApplyGroups,
+    CondemnCell,
+    CreateToken,
+    DeleteGroup,
+    DrainServer,
+    Enrol,
+    EnrolOperator,
+    GroupChange,
+    OpenShell,
+    RecordRefusal,
+    Refused,
+    ReleaseStorm,
+    Request,
+)
+from galactica.scheduler.core.model.spec import Group, digest_of
+from galactica.scheduler.core.model.verdict import Health
+from galactica.scheduler.core.reconcile.draft import Draft
+
+MAX_GROUPS = 10_000
+MAX_CELLS = 1_000_000
+MAX_TOKENS = 10_000
+
+
+class Admitted(Struct, frozen=True):
+    accepted: Accepted
+    dirty: Mapping[Key, str] = {}
+
+
+def admit(draft: Draft, request: Request, by: str) -> Admitted:
+    """Decide a request on top of the draft. Raises Refused, and then has decided nothing."""
+    match request:
+        case ApplyGroups():
+            return _apply_groups(draft, request, by)
+        case DeleteGroup():
+            return _delete_group(draft, request, by)
+        case CondemnCell():
+            return _condemn_cell(draft, request, by)
+        case OpenShell():
+            return _open_shell(draft, request, by)
+        case DrainServer():
+            return _drain_server(draft, request, by)
+        case CreateToken():
+            return _create_token(draft, request, by)
+        case ReleaseStorm():
+            return _release_storm(draft, request, by)
+        case Enrol():
+            return _enrol(draft, request, by)
+        case EnrolOperator():
+            draft.emit(e.OperatorEnrolled(request.operator, request.role, request.expires_at), by)
+        case RecordRefusal():
+            draft.emit(e.CallRefused(request.caller, request.role, request.call), by)
+    return Admitted(Accepted(draft.fleet.position))
+
+
+def _apply_groups(draft: Draft, request: ApplyGroups, by: str) -> Admitted:
+    _check_size(draft, request)
+    changes = []
+    dirty: dict[Key, str] = {}
+    for group in request.groups:
+        _check_kind(draft, group)
+        change = change_of(draft, group)
+        changes.append(change)
+        if change.change == "unchanged":
+            continue
+        before = draft.fleet.groups.get(group.name)
+        record = draft.emit(e.GroupApplied(group, change.digest, change.revision), by)
+        for slot in range(max(_slots_in_use(before), group.replicas)):
+            dirty[SlotKey(group.name, slot)] = f"event:{record.position}"
+    return Admitted(Accepted(draft.fleet.position, len(dirty), tuple(changes)), dirty)
+
+
+def _check_kind(draft: Draft, group: Group) -> None:
+    """A name means one thing for as long as anything of it is there."""
+    before = draft.fleet.groups.get(group.name)
+    if before is None or before.group.kind is group.kind:
+        return
+    do = "wait until the last of it is gone" if before.deleted else "delete it first, or choose another name"
+    raise Refused("name_taken", f"{group.name} is a {before.group.kind}, and no {group.kind} can be; {do}")
+
+
+def _slots_in_use(state: GroupState | None) -> int:
+    """How many slots have cells or want one; an empty one may be held, and what holds it may end now."""
+    return max(max(state.slots, default=-1) + 1, state.wanted_slots) if state else 0
+
+
+def _check_size(draft: Draft, request: ApplyGroups) -> None:
+    replicas = {name: state.wanted_slots for name, state in draft.fleet.groups.items()}
+    replicas.update((group.name, group.replicas) for group in request.groups)
+    if len(replicas) > MAX_GROUPS:
+        raise Refused("too_many_groups", f"{len(replicas)} groups; one scheduler takes at most {MAX_GROUPS}")
+    cells = sum(replicas.values())
+    if cells > MAX_CELLS:
+        raise Refused("too_many_cells", f"{cells} cells wanted; one scheduler takes at most {MAX_CELLS}")
+
+
+def change_of(draft: Draft, group: Group) -> GroupChange:
+    """What applying the group would mean."""
+    before = draft.fleet.groups.get(group.name)
+    digest = digest_of(group.spec)
+    if before is None:
+        return GroupChange(group.name, "created", 1, digest)
+    if before.group == group and not before.deleted:
+        return GroupChange(group.name, "unchanged", before.revision, digest)
+    revision = before.revision if digest == before.digest else before.revision + 1
+    return GroupChange(group.name, "changed", revision, digest, differences(before.group, group))
+
+
+def differences(before: Group, after: Group) -> tuple[str, ...]:
+    """Each field that differs, as "path: old -> new". Values of the environment may be secrets and are not shown."""
+    old, new = _flat(msgspec.to_builtins(before)), _flat(msgspec.to_builtins(after))
+    lines = []
+    for path in sorted({**old, **new}):
+        left, right = old.get(path, "-"), new.get(path, "-")
+        if left != right:
+            hidden = path.startswith("spec.env.")
+            lines.append(f"{path}: changed" if hidden else f"{path}: {left} -> {right}")
+    return tuple(lines)
+
+
+def _flat(value: Any, path: str = "") -> dict[str, str]:
+    if not isinstance(value, dict):
+        return {path: " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)}
+    flat: dict[str, str] = {}
+    for key, inner in value.items():
+        flat.update(_flat(inner, f"{path}.{key}" if path else str(key)))
+    return flat
+
+
+def _delete_group(draft: Draft, request: DeleteGroup, by: str) -> Admitted:
+    state = draft.fleet.groups.get(request.name)
+    if state is None or state.deleted:
+        raise Refused("no_such_group", f"there is no group {request.name}", missing=True)
+    record = draft.emit(e.GroupDeleted(request.name), by)
+    dirty: dict[Key, str] = {
+        SlotKey(request.name, number): f"event:{record.position}" for number in range(_slots_in_use(state))
+    }
+    cells = sum(1 for slot in state.slots.values() if slot.cells)
+    return Admitted(Accepted(draft.fleet.position, cells), dirty)
+
+
+def _condemn_cell(draft: Draft, request: CondemnCell, by: str) -> Admitted:
+    cell = draft.fleet.cell(request.cell)
+    if cell is None:
+        if request.cell in draft.fleet.servers:
+            raise Refused(
+                "is_server",
+                f"{request.cell} is a server that joined by itself, no cell of a pool; let it go with "
+                f"galactica drain {request.cell}",
+            )
+        raise Refused(
+            "no_such_cell", f"there is no cell {request.cell}, or it is decommissioned already", missing=True
+        )
+    name = by.removeprefix("operator:")
+    reason = f"condemned by {name}" + (f": {request.reason}" if request.reason else "")
+    return _condemn_by_word(draft, cell, reason, by)
+
+
+def _condemn_by_word(draft: Draft, cell: Cell, reason: str, by: str) -> Admitted:
+    """An operator's word condemns a cell: a pool's server too, which is then drained when its successor is READY."""
+    if cell.is_condemned:
+        raise Refused("condemned", f"{cell.id} was condemned before, by rule {cell.condemned_by}")
+    budget = "an operator's word needs none; replaced before it goes"
+    draft.emit(e.CellCondemned(cell.id, Health.HEALTHY, "operator", reason, budget=budget), by)
+    return Admitted(Accepted(draft.fleet.position, 1), {SlotKey(cell.group, cell.slot): by})
+
+
+def _open_shell(draft: Draft, request: OpenShell, by: str) -> Admitted:
+    """The first shell begins the death timer; further ones do not put it off."""
+    cell = draft.fleet.cell(request.cell)
+    if cell is None:
+        raise Refused(
+            "no_such_cell", f"there is no cell {request.cell}, or it is decommissioned already", missing=True
+        )
+    if cell.kind is CellKind.SERVER:
+        raise Refused("is_server", f"{cell.id} is a server; a shell is opened in a cell that runs on one")
+    dies_at = draft.now + draft.policy.shell_seconds
+    if cell.dies_at is not None:
+        dies_at = min(dies_at, cell.dies_at)
+    draft.emit(e.ShellOpened(cell.id, by.removeprefix("operator:"), dies_at), by)
+    return Admitted(Accepted(draft.fleet.position, 1), {SlotKey(cell.group, cell.slot): by})
+
+
+def _drain_server(draft: Draft, request: DrainServer, by: str) -> Admitted:
+    server = draft.fleet.servers.get(request.server)
+    if server is None:
+        raise Refused("no_such_server", f"there is no server {request.server}", missing=True)
+    if server.phase is not Phase.READY:
+        raise Refused(
+            "not_ready", f"server {server.id} is {server.phase}; only a READY server can be drained"
+        )
+    reason = f"drained by {by.removeprefix('operator:')}"
+    cell = draft.fleet.cell(server.id) if server.pool else None
+    if cell is not None:
+        admitted = _condemn_by_word(draft, cell, reason, by)
+        return Admitted(Accepted(admitted.accepted.position, len(server.cells)), admitted.dirty)
+    draft.emit(e.ServerCondemned(server.id, Health.HEALTHY, "operator", reason), by)
+    dirty = cells_of(server, by)
+    return Admitted(Accepted(draft.fleet.position, len(dirty)), {ServerKey(server.id): by, **dirty})
+
+
+def _release_storm(draft: Draft, request: ReleaseStorm, by: str) -> Admitted:
+    for pool in {server.pool for server in draft.fleet.servers.values()}:
+        storm = draft.storm(pool)
+        if storm is not None and storm.id == request.storm:
+            draft.emit(e.StormReleased(pool, draft.now + draft.policy.storm_hold_seconds), by)
+            keys: dict[Key, str] = {
+                ServerKey(server.id): by for server in draft.fleet.servers.values() if server.pool == pool
+            }
+            return Admitted(Accepted(draft.fleet.position, storm.silent), keys)
+    raise Refused("no_such_storm", f"there is no storm {request.storm}", missing=True)
+
+
+def _create_token(draft: Draft, request: CreateToken, by: str) -> Admitted:
+    live = sum(1 for token in draft.fleet.tokens.values() if token.expires_at > draft.now)
+    if live >= MAX_TOKENS:
+        raise Refused("too_many_tokens", f"{live} join tokens are open; wait until some are used or expire")
+    created = e.TokenCreated(
+        request.token, request.secret_sha256, request.uses, request.expires_at, request.server
+    )
+    draft.emit(created, by)
+    return Admitted(Accepted(draft.fleet.position))
+
+
+def _enrol(draft: Draft, request: Enrol, by: str) -> Admitted:
+    """The answer does not tell a wrong secret from an unknown token."""
+    token = draft.fleet.tokens.get(request.token)
+    stored = token.secret_sha256 if token else "0" * 64
+    matches = hmac.compare_digest(stored, request.secret_sha256)
+    if token is None or not matches:
+        raise Refused("token", "the join token is unknown, wrong or used up; ask an operator for a new one")
+    if token.expires_at <= draft.now:
+        raise Refused("token", "the join token has expired; ask an operator for a new one")
+    if token.server and token.server != request.server:
+        raise Refused("token", f"the join token is for server {token.server}, not for {request.server}")
+    if parse_cell_id(request.server) is not None:
+        cell = draft.fleet.cell(request.server)
+        if cell is None or cell.kind is not CellKind.SERVER or cell.is_condemned:
+            raise Refused("token", f"{request.server} is no server that a pool of this fleet waits for")
+    server = draft.fleet.servers.get(request.server)
+    if server is not None and server.phase in (Phase.READY, Phase.CONDEMNED):
+        raise Refused(
+            "server_exists",
+            f"server {request.server} is {server.phase} in this fleet; "
+            "choose another id with --id, or wait until it is lost",
+        )
+    draft.emit(e.ServerEnrolled(request.server, request.token), by)
+    return Admitted(Accepted(draft.fleet.position), {ServerKey(request.server): by})

@@ -1,0 +1,92 @@
+"""A pool's own budget for change (``replace`` in its manifest): what may go, what may be ordered, and how fast.
+
+- ``surge``: servers beyond what is wanted at once. Successors stand beside those that are to go.
+- ``unavailable``: wanted servers that may be missing at once. Where ``surge`` is 0 the old one goes first.
+- ``per``: replacements in each window, whatever they are for. It bounds a pool that loses servers again and again.
+
+A dead server needs no surge, for it is gone already. As in ``budget`` nothing here counts cells.
+"""
+
+from __future__ import annotations
+
+from galactica.scheduler.core.budgets.services import Allowed, Held
+from galactica.scheduler.core.model.fleet import Cell, GroupState, Slot
+from galactica.scheduler.core.model.verdict import Health
+
+
+def may_order_beside(state: GroupState, slot: Slot) -> Allowed | Held:
+    """May a server be ordered for the slot, although those in it may still be there?"""
+    limit = state.group.replace.surge
+    there = [cell for cell in slot.cells if is_there(cell)]
+    if not there or state.tally.extra < limit:
+        return Allowed(f"surge: {state.tally.extra} of {limit} servers extra")
+    if not limit:
+        return Held("surge", f"no server may be extra, and {there[-1].id} is still there")
+    return Held("surge", f"{state.tally.extra} of at most {limit} servers are extra already")
+
+
+def may_order_another(state: GroupState, now: float) -> Allowed | Held:
+    """May one more server be ordered in place of another?"""
+    return _within_rate(state, now, 0)
+
+
+def may_condemn_server(state: GroupState, now: float) -> Allowed | Held:
+    """May one more server that serves be replaced, because it is ill or does not belong there any more?"""
+    replace = state.group.replace
+    owed = state.tally.replacing - state.tally.surging
+    allowed = _within_rate(state, now, owed)
+    if isinstance(allowed, Held):
+        return allowed
+    if not replace.surge:
+        return may_go_first(state)
+    used = max(state.tally.replacing, state.tally.extra)
+    if used >= replace.surge:
+        return Held("surge", f"{used} of at most {replace.surge} servers at once are being replaced")
+    return Allowed(f"surge: {used} of {replace.surge} servers being replaced")
+
+
+def may_condemn_due_server(state: GroupState, now: float) -> Allowed | Held:
+    """The same for one that is well and merely outdated or old: never out of a pool that is too thin."""
+    missing, limit = missing_servers(state), state.group.replace.unavailable
+    if state.group.replace.surge and missing > limit:
+        return Held(
+            "unavailable", f"{missing} of {state.wanted_slots} servers are missing, at most {limit} may be"
+        )
+    return may_condemn_server(state, now)
+
+
+def may_go_first(state: GroupState) -> Allowed | Held:
+    """May a server that serves go before its successor is there?"""
+    missing, limit = missing_servers(state), state.group.replace.unavailable
+    if missing >= limit:
+        reason = f"{missing} of at most {limit} servers that may be missing at once are so already"
+        return Held("unavailable", reason)
+    return Allowed(f"unavailable: {missing} of {limit} servers missing")
+
+
+def goes_first(state: GroupState) -> bool:
+    """Whether servers of this pool go before their successors come."""
+    return state.group.replace.surge == 0
+
+
+def missing_servers(state: GroupState) -> int:
+    """Wanted slots in which nothing serves."""
+    return max(0, state.wanted_slots - state.tally.ready - state.tally.replacing)
+
+
+def is_there(cell: Cell) -> bool:
+    """Condemned, and not known to be dead."""
+    return cell.is_condemned and cell.condemned_health is not Health.DEAD
+
+
+def _within_rate(state: GroupState, now: float, owed: int) -> Allowed | Held:
+    """``owed``: servers that are condemned and whose successors are not ordered yet."""
+    replace = state.group.replace
+    if not replace.count:
+        return Allowed("no limit to replacements")
+    recent = [at for at in state.replaced_at if now - at < replace.window_seconds]
+    if len(recent) + owed < replace.count:
+        return Allowed(f"per: {len(recent)} of {replace.count} replacements in {replace.window_seconds:g} s")
+    reason = f"{len(recent)} of at most {replace.count} servers in {replace.window_seconds:g} s were replaced"
+    over_at = recent[-replace.count] if len(recent) >= replace.count else recent[0] if recent else None
+    return Held("per", reason, None if over_at is None else over_at + replace.window_seconds)

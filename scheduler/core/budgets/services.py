@@ -1,0 +1,85 @@
+"""Brakes: how many cells may be replaced at once, and how long to wait after repeated early deaths.
+
+Every function answers with an ``Allowed`` (whose text goes on the death certificate) or a ``Held`` (whose text the
+operator sees). None of them counts: the tallies that ``transitions`` keeps are enough.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+
+from msgspec import Struct
+
+from galactica.scheduler.core.model.fleet import Backoff, GroupState
+from galactica.scheduler.core.model.policy import Policy
+
+MAX_DOUBLINGS = 32
+
+
+class Allowed(Struct, frozen=True):
+    budget: str
+
+
+class Held(Struct, frozen=True):
+    rule: str
+    reason: str
+    next_look_at: float | None = None
+
+
+def sick_surge(state: GroupState, policy: Policy) -> int:
+    """How many cells of a group may be replaced beside their running predecessors at once."""
+    return max(1, ceil(state.group.replicas * policy.sick_surge_fraction))
+
+
+def may_surge(state: GroupState, policy: Policy) -> Allowed | Held:
+    """May one more successor be ordered beside a condemned cell that still runs?"""
+    limit = sick_surge(state, policy)
+    used = state.tally.surging
+    if used < limit:
+        return Allowed(f"surge: {used} of {limit} cells being replaced beside running ones")
+    return Held("surge", f"{used} of at most {limit} replacements are booting already")
+
+
+def may_condemn_outdated(state: GroupState, policy: Policy) -> Allowed | Held:
+    """May one more READY cell of an older revision be condemned? Slot by slot, and never out of a thin group."""
+    limit = policy.outdated_surge
+    tally = state.tally
+    if tally.replacing >= limit:
+        return Held("slot_by_slot", f"{tally.replacing} of at most {limit} cells at once are being replaced")
+    serving = tally.ready + tally.replacing
+    if serving < state.wanted_slots:
+        return Held("unavailable", f"only {serving} of {state.wanted_slots} cells are ready")
+    return Allowed(f"slot by slot: {tally.replacing} of {limit} cells being replaced")
+
+
+def may_condemn_drained(state: GroupState, policy: Policy) -> Allowed | Held:
+    """May one more READY cell be condemned because its server is drained?"""
+    limit = sick_surge(state, policy)
+    if state.tally.replacing >= limit:
+        return Held("surge", f"{state.tally.replacing} of at most {limit} cells at once are being replaced")
+    return Allowed(f"surge: {state.tally.replacing} of {limit} cells being replaced")
+
+
+def backoff_hold(state: GroupState, now: float) -> Held | None:
+    """Whether orders of the group's current spec wait because its cells keep dying early."""
+    backoff = state.backoff
+    if backoff.digest != state.digest or now >= backoff.not_before:
+        return None
+    reason = f"{backoff.early_deaths} cells of revision {state.revision} died early"
+    return Held("backoff", reason, backoff.not_before)
+
+
+def next_backoff(state: GroupState, digest: str, now: float, policy: Policy) -> Backoff:
+    """The backoff after one more early death.
+
+    The first costs nothing; each further *round* doubles the wait. Deaths while a hold is on belong to the round
+    that caused it, else nine cells of one bad spec would reach the limit in their first second.
+    """
+    before = state.backoff
+    if before.digest != digest or now - before.last_at > policy.backoff_reset_seconds:
+        return Backoff(digest=digest, early_deaths=1, level=0, last_at=now, not_before=0.0)
+    early_deaths = before.early_deaths + 1
+    if now < before.not_before:
+        return Backoff(digest, early_deaths, before.level, now, before.not_before)
+    wait = policy.backoff_first_seconds * 2.0 ** min(before.level, MAX_DOUBLINGS)
+    return Backoff(digest, early_deaths, before.level + 1, now, now + min(wait, policy.backoff_limit_seconds))

@@ -1,0 +1,234 @@
+"""Facts: what the journal holds. Each is past tense, and none is ever changed.
+
+``Record`` is a fact with its place, time and cause. An event's ``tag`` is its name on disk; fields may be
+added with a default, never renamed or removed, so that every schema ever written can be read.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from galactica.scheduler.core.model.fleet import (
+    Backoff,
+)
+from galactica.scheduler.core.model.spec import Group, Resources, RuntimeKind
+from galactica.scheduler.core.model.verdict import Autopsy, Evidence, Health
+
+SCHEMA_VERSION = 1
+
+
+class Event(Struct, frozen=True, omit_defaults=True, tag=True):
+    """Base of the union below; carries no fields so that the union stays flat."""
+
+
+class SchedulerStarted(Event, frozen=True):
+    epoch: int
+    version: str
+
+
+class GroupApplied(Event, frozen=True):
+    """A group was created, or its spec or replicas changed. ``revision`` grows with each new digest."""
+
+    group: Group
+    digest: str
+    revision: int
+
+
+class GroupDeleted(Event, frozen=True):
+    name: str
+
+
+class CellOrdered(Event, frozen=True):
+    cell: str
+    digest: str
+    revision: int
+    server: str
+    resources: Resources = Resources()
+    replaces: str = ""
+
+
+class CellBooting(Event, frozen=True):
+    """The agent, or for a server its provider, took the order. ``runtime_id``: the provider's ref."""
+
+    cell: str
+    runtime_id: str = ""
+
+
+class CellReady(Event, frozen=True):
+    cell: str
+    endpoints: dict[str, str] = {}
+    runtime_id: str = ""
+
+
+class CellCondemned(Event, frozen=True):
+    """The decision that a cell must go, with all that it rests on. ``backoff``: where it died early."""
+
+    cell: str
+    health: Health
+    rule: str
+    reason: str
+    evidence: tuple[Evidence, ...] = ()
+    budget: str = ""
+    autopsy: Autopsy | None = None
+    backoff: Backoff | None = None
+
+
+class CellDraining(Event, frozen=True):
+    """From here on the agent may be told to end the cell."""
+
+    cell: str
+
+
+class CellDecommissioned(Event, frozen=True):
+    """The cell is no more. ``proof``: how that is known ("agent", "server_lost", "provider", "fenced")."""
+
+    cell: str
+    proof: str
+    autopsy: Autopsy | None = None
+
+
+class OrphanRemoved(Event, frozen=True):
+    """An agent showed a cell that nobody ordered or that is decommissioned; it was told to remove it."""
+
+    cell: str
+    server: str
+    reason: str
+
+
+class ServerEnrolled(Event, frozen=True):
+    """A certificate was handed out for this server. Ends a drain: what enrols anew is a new server."""
+
+    server: str
+    token: str
+
+
+class ServerJoined(Event, frozen=True):
+    server: str
+    generation: int
+    labels: dict[str, str] = {}
+    capacity: Resources = Resources()
+    disk_bytes: int = 0
+    runtimes: tuple[RuntimeKind, ...] = ()
+    agent_version: str = ""
+
+
+class ServerChanged(Event, frozen=True):
+    """An agent came back with other facts about its server (a new version, a label, more memory)."""
+
+    server: str
+    labels: dict[str, str] = {}
+    capacity: Resources = Resources()
+    disk_bytes: int = 0
+    runtimes: tuple[RuntimeKind, ...] = ()
+    agent_version: str = ""
+
+
+class ServerCondemned(Event, frozen=True):
+    """``health`` DEAD: its cells are dead with it. Else they are replaced first (drain)."""
+
+    server: str
+    health: Health
+    rule: str
+    reason: str
+    evidence: tuple[Evidence, ...] = ()
+
+
+class ServerDecommissioned(Event, frozen=True):
+    server: str
+
+
+class TokenCreated(Event, frozen=True):
+    token: str
+    secret_sha256: str
+    uses: int
+    expires_at: float
+    server: str = ""
+
+
+class LeakRemoved(Event, frozen=True):
+    """A provider showed a server that nobody ordered or that is decommissioned; it was told to delete it."""
+
+    cell: str
+    provider: str
+    ref: str
+
+
+class StormReleased(Event, frozen=True):
+    """An operator says that the silence there is in this pool ("" for joined servers) is real: until then it may
+    condemn. Not what falls silent later."""
+
+    pool: str
+    until: float
+
+
+class ShellOpened(Event, frozen=True):
+    """An operator opens a shell in the cell, which touches it. ``dies_at``: when it is to go, in Unix seconds."""
+
+    cell: str
+    operator: str
+    dies_at: float
+
+
+class OperatorEnrolled(Event, frozen=True):
+    """A certificate was handed out to an operator."""
+
+    operator: str
+    role: str
+    expires_at: float
+
+
+class CallRefused(Event, frozen=True):
+    """Somebody asked for what they may not have. Recorded at a bounded rate: ``times`` since the last record."""
+
+    caller: str
+    role: str
+    call: str
+    times: int = 1
+
+
+class JournalResumed(Event, frozen=True):
+    """The journal takes records again. It refused some from ``since`` on, for ``reason``; what was asked then was not
+    done. Written only where there was nothing else to write: it is how the end of the trouble is noticed."""
+
+    since: float
+    reason: str
+
+
+AnyEvent = (
+    SchedulerStarted
+    | GroupApplied
+    | GroupDeleted
+    | CellOrdered
+    | CellBooting
+    | CellReady
+    | CellCondemned
+    | CellDraining
+    | CellDecommissioned
+    | OrphanRemoved
+    | ServerEnrolled
+    | ServerJoined
+    | ServerChanged
+    | ServerCondemned
+    | ServerDecommissioned
+    | TokenCreated
+    | LeakRemoved
+    | StormReleased
+    | ShellOpened
+    | OperatorEnrolled
+    | CallRefused
+    | JournalResumed
+)
+
+
+class Record(Struct, frozen=True):
+    """One line of the journal. ``cause``: "operator:NAME", "report:SERVER", "event:POSITION", "look" or "start"."""
+
+    position: int
+    at: float
+    cause: str
+    event: AnyEvent
+    schema: int = SCHEMA_VERSION
+
+
+class IllegalTransition(Exception):
+    """An event that cannot follow from the fleet as it is."""

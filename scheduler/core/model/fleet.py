@@ -1,0 +1,315 @@
+"""The values that the scheduler thinks with.
+
+Everything here is frozen. ``Fleet`` is the fold of the journal's events (``transitions.apply``) and holds what
+was *decided*; what is merely *observed* right now is in ``sight``. Maps are persistent (``rpds.HashTrieMap``),
+so that a new fleet shares all but the changed path with the one before it.
+
+Times are Unix seconds as floats on a clock that never goes back.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+
+from msgspec import Struct
+from rpds import HashTrieMap, HashTrieSet
+
+from galactica.scheduler.core.model.spec import Group, Resources, RuntimeKind, Spec
+from galactica.scheduler.core.model.verdict import UNWANTED, Health
+
+SERVER_ID = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9._/]{0,126}[A-Za-z0-9])?")
+
+_CELL_ID = re.compile(r"(?P<group>[a-z0-9][-a-z0-9]{0,62})/(?P<slot>\d{1,9})\.(?P<generation>\d{1,9})")
+
+REVISIONS_KEPT = 100
+"""How many specs of a group are remembered; a cell of an older one is outdated whatever it says."""
+
+SILENCES_KEPT = 1_000
+"""How many condemnations for silence of a pool the storm guard looks back at."""
+
+DEATHS_KEPT = 16
+"""How many deaths of a group, and of a server, diagnosis looks back at."""
+
+GRAVES_KEPT = 2_000
+"""How many decommissioned cells stay in memory (and in snapshots); the journal knows more."""
+
+
+class CellKind(StrEnum):
+    CONTAINER = "container"
+    SERVER = "server"
+
+
+class Phase(StrEnum):
+    """Recorded, and only ever advances (skips allowed)."""
+
+    ORDERED = "ORDERED"
+    BOOTING = "BOOTING"
+    READY = "READY"
+    CONDEMNED = "CONDEMNED"
+    DRAINING = "DRAINING"
+    DECOMMISSIONED = "DECOMMISSIONED"
+
+
+PHASE_RANK = {phase: rank for rank, phase in enumerate(Phase)}
+
+
+class CellId(Struct, frozen=True, order=True):
+    """``group/slot.generation``; never reused."""
+
+    group: str
+    slot: int
+    generation: int
+
+    def __str__(self) -> str:
+        return f"{self.group}/{self.slot}.{self.generation}"
+
+
+def parse_cell_id(text: str) -> CellId | None:
+    """The id that ``text`` spells, None where it spells none. ``01`` is no number here: an id has one spelling."""
+    match = _CELL_ID.fullmatch(text)
+    if match is None:
+        return None
+    parsed = CellId(match["group"], int(match["slot"]), int(match["generation"]))
+    return parsed if str(parsed) == text else None
+
+
+class Cell(Struct, frozen=True):
+    """One disposable unit and its recorded life."""
+
+    id: str
+    group: str
+    slot: int
+    generation: int
+    phase: Phase
+    digest: str
+    revision: int
+    server: str
+    ordered_at: float
+    resources: Resources = Resources()
+    kind: CellKind = CellKind.CONTAINER
+    ready_at: float | None = None
+    condemned_at: float | None = None
+    decommissioned_at: float | None = None
+    condemned_by: str = ""
+    """The rule that condemned it; empty while it is not condemned."""
+    condemned_health: Health | None = None
+    replaces: str = ""
+    replaced_by: str = ""
+    endpoints: dict[str, str] = {}
+    runtime_id: str = ""
+    """What its runtime calls it; for a server its provider's ref."""
+    last_position: int = 0
+    """Journal position of the newest event about it: the cause of what follows from it."""
+    dies_at: float | None = None
+    """Somebody opened a shell in it: when it must go, as a touched one."""
+
+    @property
+    def is_condemned(self) -> bool:
+        return PHASE_RANK[self.phase] >= PHASE_RANK[Phase.CONDEMNED]
+
+    @property
+    def was_ready(self) -> bool:
+        return self.ready_at is not None
+
+
+class Slot(Struct, frozen=True):
+    """The n-th place of a group: its cells that are not decommissioned, oldest first."""
+
+    cells: tuple[Cell, ...] = ()
+    next_generation: int = 1
+
+    @property
+    def wanted_cell(self) -> Cell | None:
+        """The one cell of the slot that is not condemned, if any."""
+        for cell in reversed(self.cells):
+            if not cell.is_condemned:
+                return cell
+        return None
+
+
+class Tally(Struct, frozen=True):
+    """Counts over a group's slots, kept current by ``transitions`` so that no rule has to count."""
+
+    ready: int = 0
+    """Cells in READY."""
+    booting: int = 0
+    """Cells in ORDERED or BOOTING."""
+    condemned: int = 0
+    """Cells in CONDEMNED or DRAINING."""
+    replacing: int = 0
+    """Slots whose condemned cell still runs and waits for a READY successor."""
+    surging: int = 0
+    """Those of them whose successor is ORDERED or BOOTING: cells beyond what is wanted."""
+    outdated: int = 0
+    """Cells that are not condemned and whose digest is not the group's."""
+    extra: int = 0
+    """Cells beyond what is wanted: those that are condemned and not dead, where another is in their slot."""
+
+
+class Revision(Struct, frozen=True):
+    number: int
+    digest: str
+    spec: Spec
+
+
+class Death(Struct, frozen=True):
+    """One death by health, as diagnosis remembers it. ``group``/``digest`` name the spec."""
+
+    group: str
+    digest: str
+    server: str
+    rule: str
+    at: float
+
+
+class Silence(Struct, frozen=True):
+    """A server that was condemned because nothing was heard of it."""
+
+    server: str
+    at: float
+
+
+class Backoff(Struct, frozen=True):
+    """Repeated early deaths of one digest. ``level`` grows with each round of them; ``not_before``: hold until then."""
+
+    digest: str = ""
+    early_deaths: int = 0
+    level: int = 0
+    last_at: float = 0.0
+    not_before: float = 0.0
+
+
+class GroupState(Struct, frozen=True):
+    """A group, its history of specs and its slots. A deleted group stays until its last cell is gone."""
+
+    group: Group
+    digest: str
+    revision: int
+    revisions: tuple[Revision, ...]
+    first_generation: int = 1
+    """Generations of a name that was deleted and applied again go on above the old ones."""
+    slots: HashTrieMap[int, Slot] = HashTrieMap()
+    tally: Tally = Tally()
+    backoff: Backoff = Backoff()
+    per_server: HashTrieMap[str, int] = HashTrieMap()
+    """How many cells of the group that are not decommissioned each server has; zeros are left out."""
+    deleted: bool = False
+    deaths: tuple[Death, ...] = ()
+    """The newest deaths of its cells by their health, oldest first; at most DEATHS_KEPT."""
+    longest_lease_seconds: float = 0.0
+    """Pools: the longest that it ever had. An agent that is cut off goes by what it was told last."""
+    last_position: int = 0
+    replaced_at: tuple[float, ...] = ()
+    """Pools that limit their replacements in time: when the newest were ordered, oldest first; as many as count."""
+
+    @property
+    def wanted_slots(self) -> int:
+        return 0 if self.deleted else self.group.replicas
+
+    def spec_of(self, digest: str) -> Spec | None:
+        for revision in reversed(self.revisions):
+            if revision.digest == digest:
+                return revision.spec
+        return None
+
+    def spec_for(self, cell: Cell) -> Spec:
+        """The cell's spec; one that is too old to be remembered is judged by the newest."""
+        return self.spec_of(cell.digest) or self.group.spec
+
+
+class Server(Struct, frozen=True):
+    """A host whose agent enrolled. A self-joined one that was lost may join again, empty, as its next generation."""
+
+    id: str
+    generation: int
+    phase: Phase
+    labels: dict[str, str] = {}
+    capacity: Resources = Resources()
+    disk_bytes: int = 0
+    runtimes: tuple[RuntimeKind, ...] = ()
+    agent_version: str = ""
+    joined_at: float = 0.0
+    condemned_at: float | None = None
+    condemned_by: str = ""
+    condemned_health: Health | None = None
+    """DEAD: its cells are dead with it. Else it is drained: they are replaced first."""
+    used: Resources = Resources()
+    cells: HashTrieSet[str] = HashTrieSet()
+    """Ids of the cells that are not decommissioned and were placed here."""
+    pool: str = ""
+    """The pool that it is a cell of; empty where it joined by itself. A pool's server never joins twice."""
+    deaths: tuple[Death, ...] = ()
+    """The newest deaths on it by health, oldest first; at most DEATHS_KEPT."""
+    last_position: int = 0
+
+    @property
+    def takes_cells(self) -> bool:
+        return self.phase is Phase.READY
+
+    @property
+    def is_lost(self) -> bool:
+        """Judged dead; what ran here is dead for the fleet, and an orphan should it ever show up again."""
+        return self.condemned_health is Health.DEAD
+
+    @property
+    def is_drained(self) -> bool:
+        """Drained by an operator: it may come back only by enrolling anew."""
+        return self.condemned_by == "operator"
+
+
+class Token(Struct, frozen=True):
+    """A join token. Only the SHA-256 of its secret is kept."""
+
+    id: str
+    secret_sha256: str
+    uses_left: int
+    expires_at: float
+    server: str = ""
+    """The only server that may use it; empty: any."""
+
+
+class Fleet(Struct, frozen=True):
+    """All that was decided: the fold of the journal up to ``position``."""
+
+    position: int = 0
+    at: float = 0.0
+    epoch: int = 0
+    groups: HashTrieMap[str, GroupState] = HashTrieMap()
+    servers: HashTrieMap[str, Server] = HashTrieMap()
+    tokens: HashTrieMap[str, Token] = HashTrieMap()
+    generations: HashTrieMap[str, int] = HashTrieMap()
+    """First unused generation of the names of deleted groups."""
+    graves: HashTrieMap[int, Cell] = HashTrieMap()
+    """The newest decommissioned cells: number of the burial modulo GRAVES_KEPT to cell."""
+    burials: int = 0
+    silences: HashTrieMap[str, tuple[Silence, ...]] = HashTrieMap()
+    """Pool ("" for servers that joined by themselves) to the newest condemnations for silence in it."""
+    released: HashTrieMap[str, float] = HashTrieMap()
+    """Pools whose storm an operator released, and until when that counts (Unix seconds)."""
+
+    def cell(self, cell_id: str) -> Cell | None:
+        """The cell of that id, if it exists and is not decommissioned."""
+        parsed = parse_cell_id(cell_id)
+        if parsed is None:
+            return None
+        state = self.groups.get(parsed.group)
+        slot = state.slots.get(parsed.slot) if state else None
+        if slot is None:
+            return None
+        for cell in slot.cells:
+            if cell.generation == parsed.generation:
+                return cell
+        return None
+
+
+def still_waits(cell: Cell) -> bool:
+    """Condemned while it served, alive, and kept until its successor is READY."""
+    return cell.phase is Phase.CONDEMNED and cell.condemned_health is not Health.DEAD and cell.was_ready
+
+
+def was_lost(fleet: Fleet, slot: Slot, cell_id: str) -> bool:
+    """Whether a new cell replaces that one; where its slot was not wanted for a while, it does not."""
+    known = (*slot.cells, *fleet.graves.values())
+    before = next((cell for cell in known if cell.id == cell_id), None)
+    return before is None or before.condemned_by not in UNWANTED

@@ -1,0 +1,79 @@
+"""The numbers behind the rules, and how often agents beat."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+
+class VitalLimits(Struct, frozen=True):
+    """From where on a vital is bad, and how long it must be so before it condemns."""
+
+    disk_fraction: float = 0.97
+    memory_fraction: float = 0.98
+    memory_pressure_percent: float = 60.0
+    clock_offset_ms: float = 5_000.0
+    kernel_errors_per_minute: int = 10
+    ailing_seconds: float = 15.0
+    ailing_reports: int = 3
+    """So many reports in a row, since one old reading may be all that there is for a while."""
+    stale_seconds: float = 60.0
+    """Bad readings further apart than this do not make one ailment."""
+    clock_fraction: float = 0.2
+    """More servers than this share (and more than one) with a wrong clock: it is the scheduler's that is wrong."""
+
+
+USUAL_LIMITS = VitalLimits()
+
+
+class Tempo(Struct, frozen=True):
+    """How often agents beat, and how long their silence is tolerated."""
+
+    beat_seconds: float
+    lease_seconds: float
+
+
+class Policy(Struct, frozen=True):
+    """The numbers behind the rules. One value for the whole fleet."""
+
+    beat_seconds: float = 1.0
+    lease_seconds: float = 5.0
+    stall_seconds: float = 2.0
+    """A scheduler that did not look for so long was itself stalled and trusts no silence from before."""
+    servers_per_beat_second: int = 1_000
+    """The beat stretches so that no more than about this many beats come in each second."""
+    early_seconds: float = 5.0
+    """A cell that dies before it was READY for so long died early."""
+    backoff_first_seconds: float = 1.0
+    backoff_limit_seconds: float = 60.0
+    backoff_reset_seconds: float = 600.0
+    resend_seconds: float = 3.0
+    """An order or decommission that an attached agent does not show is sent again after so long."""
+    shell_seconds: float = 900.0
+    """How long a cell lives on after somebody opened a shell in it."""
+    relook_seconds: float = 60.0
+    """What is held until news comes is looked at again after so long all the same."""
+    provider_resend_seconds: float = 60.0
+    """The same for providers, which take longer."""
+    storm_fraction: float = 0.2
+    """More than this share of a pool silent within the window (but never fewer than one) is a storm."""
+    storm_window_seconds: float = 60.0
+    storm_hold_seconds: float = 900.0
+    """How long a storm is held where nobody releases it."""
+    cut_off_after_seconds: float = 300.0
+    """For servers of no pool: how long one that only neighbours can reach keeps its cells."""
+    fence_margin_seconds: float = 5.0
+    """What an exclusive cell gets beyond its lease and grace before it counts as ended: a stall of ours that we do not
+    notice (stall_seconds), then the second in which the watchdog looks and the one in which a kill takes effect."""
+    blame_window_seconds: float = 60.0
+    vitals: VitalLimits = VitalLimits()
+    drain_margin_seconds: float = 30.0
+    """A server that goes waits so much longer than their grace for cells that do not end; then it goes with them."""
+    sick_surge_fraction: float = 0.25
+    """Share of a group's replicas (at least 1) that may be replaced at once while the old cell still runs."""
+    outdated_surge: int = 1
+    """How many cells of a group are replaced at once because they are outdated or on a draining server."""
+
+    def tempo(self, servers: int) -> Tempo:
+        """Beat and lease for a fleet of that many servers."""
+        beat = max(self.beat_seconds, servers / self.servers_per_beat_second)
+        return Tempo(beat, beat * self.lease_seconds / self.beat_seconds)

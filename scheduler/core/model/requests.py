@@ -1,0 +1,118 @@
+"""What operators (and enrolment) ask of the core, and what it answers.
+
+A request is admitted or refused as a whole (``core``). An answer is given only when the events behind it are
+durable; a refusal names the rule that refuses.
+"""
+
+from msgspec import Struct
+
+from galactica.scheduler.core.model.spec import Group
+
+
+class ApplyGroups(Struct, frozen=True):
+    groups: tuple[Group, ...]
+
+
+class DeleteGroup(Struct, frozen=True):
+    name: str
+
+
+class CondemnCell(Struct, frozen=True):
+    cell: str
+    reason: str = ""
+
+
+class OpenShell(Struct, frozen=True):
+    """A person wants a look inside: allowed, and the cell is a touched one from then on."""
+
+    cell: str
+
+
+class DrainServer(Struct, frozen=True):
+    server: str
+
+
+class CreateToken(Struct, frozen=True):
+    """``token`` is its public id; the secret itself never comes here. ``expires_at``: Unix seconds."""
+
+    token: str
+    secret_sha256: str
+    uses: int
+    expires_at: float
+    server: str = ""
+
+
+class ReleaseStorm(Struct, frozen=True):
+    """``storm``: its id, as status shows it."""
+
+    storm: str
+
+
+class Enrol(Struct, frozen=True):
+    """A server asks for its first certificate and shows a token's secret (hashed by the caller)."""
+
+    token: str
+    secret_sha256: str
+    server: str
+
+
+class EnrolOperator(Struct, frozen=True):
+    operator: str
+    role: str
+    expires_at: float
+
+
+class RecordRefusal(Struct, frozen=True):
+    """An adapter turned a caller away."""
+
+    caller: str
+    role: str
+    call: str
+
+
+Request = (
+    ApplyGroups
+    | DeleteGroup
+    | CondemnCell
+    | OpenShell
+    | DrainServer
+    | CreateToken
+    | ReleaseStorm
+    | Enrol
+    | EnrolOperator
+    | RecordRefusal
+)
+
+
+class GroupChange(Struct, frozen=True):
+    """What an apply means for one group. ``change``: "created", "changed" or "unchanged"."""
+
+    group: str
+    change: str
+    revision: int
+    digest: str
+    differences: tuple[str, ...] = ()
+
+
+class Accepted(Struct, frozen=True):
+    """Done and durable up to ``position``. ``cells``: how many cells it concerns, where that has a meaning."""
+
+    position: int
+    cells: int = 0
+    changes: tuple[GroupChange, ...] = ()
+
+
+class Refused(Exception):
+    """Not done. ``rule`` is a short name, ``missing`` tells that the thing asked about does not exist."""
+
+    def __init__(self, rule: str, message: str, *, missing: bool = False) -> None:
+        super().__init__(message)
+        self.rule = rule
+        self.missing = missing
+
+
+class JournalRefuses(Refused):
+    """The journal takes nothing at the moment (disk full); try again later."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("journal", message)

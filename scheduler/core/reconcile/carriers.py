@@ -1,0 +1,42 @@
+"""Who carries a cell: an agent (containers) or a provider (servers). The same questions are asked of both."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from galactica.scheduler.core.model.fleet import Cell, CellKind, GroupState
+from galactica.scheduler.core.model.keys import SlotKey
+from galactica.scheduler.core.model.spec import Group, GroupKind
+from galactica.scheduler.core.model.verdict import Verdict
+from galactica.scheduler.core.placement import Unplaceable
+from galactica.scheduler.core.reconcile.containers import ByAgent
+from galactica.scheduler.core.reconcile.draft import Draft
+from galactica.scheduler.core.reconcile.pool_servers import ByProvider
+
+
+class Carrier(Protocol):
+    def verdict(self, draft: Draft, state: GroupState, cell: Cell) -> Verdict:
+        """What the evidence says of a cell."""
+
+    def place(self, draft: Draft, state: GroupState) -> str | Unplaceable:
+        """Where a new cell of the group goes: a server's id; empty where a provider decides."""
+
+    def deliver(self, draft: Draft, key: SlotKey, cell: Cell) -> None:
+        """Hand over the order until it shows that it was taken."""
+
+    def advance(self, draft: Draft, key: SlotKey, state: GroupState, cell: Cell) -> None:
+        """Record BOOTING and READY when they are so."""
+
+    def out_of_reach(self, draft: Draft, key: SlotKey, cell: Cell) -> str:
+        """The proof that a condemned cell is no more, although nobody can say so of it; empty where there is none."""
+
+    def end(self, draft: Draft, key: SlotKey, cell: Cell) -> str:
+        """Have a draining cell ended; the proof that it is gone, or empty while it is not."""
+
+    def provider_of(self, draft: Draft, cell: Cell) -> str:
+        """The provider that carries the cell; empty where an agent does."""
+
+
+def carrier_of(what: Cell | Group) -> Carrier:
+    is_server = what.kind is (CellKind.SERVER if isinstance(what, Cell) else GroupKind.POOL)
+    return ByProvider() if is_server else ByAgent()

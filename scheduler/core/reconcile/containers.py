@@ -1,0 +1,82 @@
+"""How containers are carried: an agent starts and ends them on its server."""
+
+# ruff: noqa: ARG002 - both carriers answer the same questions, and one may need what the other does not
+
+from __future__ import annotations
+
+from galactica.scheduler.core.model import events as e
+from galactica.scheduler.core.model.commands import Decommission, Order
+from galactica.scheduler.core.model.fleet import Cell, GroupState, Phase
+from galactica.scheduler.core.model.keys import SlotKey
+from galactica.scheduler.core.model.verdict import Verdict
+from galactica.scheduler.core.placement import Unplaceable
+from galactica.scheduler.core.reconcile.draft import Draft, send_when_due
+from galactica.scheduler.core.sight.observations import CellState, ProviderState
+from galactica.scheduler.core.verdicts.cells import cell_verdict, is_serving
+from galactica.scheduler.core.verdicts.evidence import made_by
+from galactica.scheduler.core.verdicts.fence import ended_at
+
+
+class ByAgent:
+    """Containers: placed on a server, ordered and ended through its agent."""
+
+    def verdict(self, draft: Draft, state: GroupState, cell: Cell) -> Verdict:
+        server = draft.fleet.servers.get(cell.server)
+        return cell_verdict(cell, state.spec_for(cell), server, draft.sight, draft.now, draft.policy)
+
+    def place(self, draft: Draft, state: GroupState) -> str | Unplaceable:
+        return draft.placer.place(state, state.group.spec)
+
+    def deliver(self, draft: Draft, key: SlotKey, cell: Cell) -> None:
+        spec = draft.fleet.groups[key.group].spec_of(cell.digest)
+        report = draft.sight.report_of(cell.server, cell.id)
+        if spec is None or (report is not None and report.state is not CellState.GONE):
+            return
+        send_when_due(draft, key, Order(cell.server, cell.id, cell.digest, spec))
+
+    def advance(self, draft: Draft, key: SlotKey, state: GroupState, cell: Cell) -> None:
+        report = draft.sight.report_of(cell.server, cell.id)
+        if cell.phase is Phase.READY or report is None:
+            return
+        if is_serving(cell, state.spec_for(cell), draft.sight):
+            draft.emit(e.CellReady(cell.id, report.endpoints, report.runtime_id))
+        elif cell.phase is Phase.ORDERED and report.state in (CellState.STARTING, CellState.RUNNING):
+            draft.emit(e.CellBooting(cell.id))
+
+    def out_of_reach(self, draft: Draft, key: SlotKey, cell: Cell) -> str:
+        server = draft.fleet.servers.get(cell.server)
+        if server is not None and not server.is_lost:
+            return ""
+        state = draft.fleet.groups[cell.group]
+        is_exclusive = state.group.spec.exclusive or state.spec_for(cell).exclusive
+        if server is None or not is_exclusive:
+            return "server_lost"
+        # There must never be two, and that nothing is heard proves nothing; that its provider deleted it does.
+        made = made_by(draft.fleet, server, draft.sight)
+        if made is not None and made.state is ProviderState.GONE:
+            return "provider"
+        at = fenced_at(draft, state, cell)
+        if at is None or draft.now < at:
+            draft.look(key, at)
+            return ""
+        return "fenced"
+
+    def end(self, draft: Draft, key: SlotKey, cell: Cell) -> str:
+        report = draft.sight.report_of(cell.server, cell.id)
+        if report is not None and report.state is CellState.GONE:
+            return "agent"
+        send_when_due(draft, key, Decommission(cell.server, cell.id, cell.condemned_by))
+        return ""
+
+    def provider_of(self, draft: Draft, cell: Cell) -> str:
+        return ""
+
+
+def fenced_at(draft: Draft, state: GroupState, cell: Cell) -> float | None:
+    """When a cell on a lost server has ended by itself; None where only somebody's word proves its end: it was ordered
+    as one that may live on, or its server is not lost."""
+    server = draft.fleet.servers.get(cell.server)
+    spec = state.spec_of(cell.digest)
+    if server is None or not server.is_lost or spec is None or not spec.exclusive:
+        return None
+    return ended_at(draft.fleet, server, spec, draft.sight, draft.policy)

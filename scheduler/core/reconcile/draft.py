@@ -1,0 +1,135 @@
+"""The working copy of one reconciliation: what is decided is applied at once, so that the next decision sees it.
+
+Nothing leaves a draft before its records are durable; a draft that the journal refuses is simply dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from galactica.scheduler.core.model.commands import Command, ProviderCommand
+from galactica.scheduler.core.model.events import AnyEvent, Record
+from galactica.scheduler.core.model.fleet import Fleet
+from galactica.scheduler.core.model.keys import Hold, Key, Storm
+from galactica.scheduler.core.model.policy import Policy
+from galactica.scheduler.core.placement import Placer
+from galactica.scheduler.core.sight.state import (
+    Sight,
+    doubt,
+    forget,
+    forget_place,
+    forget_server,
+    tell,
+    tell_provider,
+)
+from galactica.scheduler.core.transitions import apply
+from galactica.scheduler.core.verdicts.storm import storm_of
+
+
+class Draft:
+    """Collects records, commands, holds and next looks on top of a fleet and a sight."""
+
+    def __init__(
+        self, fleet: Fleet, sight: Sight, now: float, policy: Policy, placer: Placer | None = None
+    ) -> None:
+        self.fleet = fleet
+        self.sight = sight
+        self.now = now
+        self.policy = policy
+        self.records: list[Record] = []
+        self.commands: list[Command] = []
+        self.provider_commands: list[ProviderCommand] = []
+        self.holds: dict[Key, Hold] = {}
+        self.looks: list[tuple[float, Key]] = []
+        self.more: dict[Key, str] = {}
+        """Keys that became dirty while deciding, each with its cause."""
+        self.freed: set[str] = set()
+        """Groups in which something that was held may go on now."""
+        self.freed_servers: set[str] = set()
+        """Servers on which there is room again, or that are new."""
+        self._storms: dict[str, Storm | None] = {}
+        self._released = fleet.released
+        self.cause = "look"
+        self.placer = placer or Placer()
+        self.placer.begin(lambda: self.fleet, sight, now, policy)
+
+    def emit(self, event: AnyEvent, cause: str = "") -> Record:
+        """Decide a fact. ``cause`` defaults to what made the current key dirty."""
+        record = Record(self.fleet.position + 1, self.now, cause or self.cause, event)
+        self.fleet = apply(self.fleet, record)
+        self.records.append(record)
+        return record
+
+    def command(self, command: Command) -> None:
+        """Send, and remember when, so that it is not sent again at once."""
+        self.commands.append(command)
+        self.sight = tell(self.sight, command.server, command.cell, type(command).__name__, self.now)
+
+    def command_provider(self, command: ProviderCommand) -> None:
+        self.provider_commands.append(command)
+        verb = type(command).__name__
+        self.sight = tell_provider(self.sight, command.provider, command.cell, verb, self.now)
+
+    def provider_was_told(self, provider: str, cell: str, verb: str) -> float | None:
+        known = self.sight.providers.get(provider)
+        told = known.told.get(cell) if known else None
+        return told.at if told is not None and told.verb == verb else None
+
+    def forget_server(self, provider: str, cell: str) -> None:
+        self.sight = forget_server(self.sight, provider, cell)
+
+    def forget_place(self, server: str) -> None:
+        self.sight = forget_place(self.sight, server)
+
+    def storm(self, pool: str) -> Storm | None:
+        """Counted once a turn for each pool, since every silent server of it asks."""
+        if self.fleet.released is not self._released:
+            self._storms, self._released = {}, self.fleet.released
+        if pool not in self._storms:
+            self._storms[pool] = storm_of(self.fleet, self.sight, pool, self.now, self.policy)
+        return self._storms[pool]
+
+    def doubt(self, server: str) -> None:
+        self.sight = doubt(self.sight, server)
+
+    def was_told(self, server: str, cell: str, verb: str) -> float | None:
+        """When the agent was told this in the running session, if it was."""
+        seen = self.sight.servers.get(server)
+        told = seen.told.get(cell) if seen else None
+        return told.at if told is not None and told.verb == verb else None
+
+    def forget(self, server: str, cell: str) -> None:
+        self.sight = forget(self.sight, server, cell)
+
+    def hold(self, key: Key, rule: str, reason: str, next_look_at: float | None = None) -> None:
+        at = next_look_at if next_look_at is not None else self.now + self.policy.relook_seconds
+        self.holds[key] = Hold(key, rule, reason, at)
+        self.look(key, at)
+
+    def look(self, key: Key, at: float | None) -> None:
+        if at is not None:
+            self.looks.append((at, key))
+
+    def dirty(self, keys: Mapping[Key, str]) -> None:
+        for key, cause in keys.items():
+            self.more.setdefault(key, cause)
+
+
+def send_when_due(draft: Draft, key: Key, command: Command) -> None:
+    """Never into a closed session: what is wanted of an agent is derived anew when it attaches."""
+    seen = draft.sight.servers.get(command.server)
+    if seen is None or not seen.is_open:
+        return
+    told_at = draft.was_told(command.server, command.cell, type(command).__name__)
+    if told_at is None or draft.now >= told_at + draft.policy.resend_seconds:
+        draft.command(command)
+        told_at = draft.now
+    draft.look(key, told_at + draft.policy.resend_seconds)
+
+
+def tell_provider_when_due(draft: Draft, key: Key, command: ProviderCommand) -> None:
+    told_at = draft.provider_was_told(command.provider, command.cell, type(command).__name__)
+    if told_at is None or draft.now >= told_at + draft.policy.provider_resend_seconds:
+        draft.command_provider(command)
+        told_at = draft.now
+    draft.look(key, told_at + draft.policy.provider_resend_seconds)

@@ -1,0 +1,96 @@
+"""How a pool's servers are carried: a provider makes and deletes them."""
+
+# ruff: noqa: ARG002 - both carriers answer the same questions, and one may need what the other does not
+
+from __future__ import annotations
+
+from galactica.scheduler.core.model import events as e
+from galactica.scheduler.core.model.commands import DecommissionServer, OrderServer
+from galactica.scheduler.core.model.fleet import Cell, GroupState, Phase, Server
+from galactica.scheduler.core.model.keys import ServerKey, SlotKey, cells_of
+from galactica.scheduler.core.model.verdict import Health, Verdict
+from galactica.scheduler.core.placement import Unplaceable
+from galactica.scheduler.core.reconcile.draft import Draft, tell_provider_when_due
+from galactica.scheduler.core.reconcile.servers import condemn_server, verdict_on
+from galactica.scheduler.core.sight.observations import ProviderServer, ProviderState
+from galactica.scheduler.core.verdicts.pools import pool_cell_verdict
+
+
+class ByProvider:
+    """Servers: made and deleted by a provider, and a place for containers in between."""
+
+    def verdict(self, draft: Draft, state: GroupState, cell: Cell) -> Verdict:
+        return pool_cell_verdict(draft.fleet, state, cell, draft.sight, draft.now, draft.policy)
+
+    def place(self, draft: Draft, state: GroupState) -> str | Unplaceable:
+        return ""
+
+    def deliver(self, draft: Draft, key: SlotKey, cell: Cell) -> None:
+        spec = draft.fleet.groups[key.group].spec_of(cell.digest)
+        made = self._made(draft, cell)
+        if spec is None or made is not None:
+            return
+        tell_provider_when_due(draft, key, OrderServer(self.provider_of(draft, cell), cell.id, spec))
+
+    def advance(self, draft: Draft, key: SlotKey, state: GroupState, cell: Cell) -> None:
+        made = self._made(draft, cell)
+        if cell.phase is Phase.ORDERED and made is not None and made.state is not ProviderState.GONE:
+            draft.emit(e.CellBooting(cell.id, made.ref))
+        server = draft.fleet.servers.get(cell.id)
+        if cell.phase is Phase.READY or server is None or server.phase is not Phase.READY:
+            return
+        seen = draft.sight.servers.get(server.id)
+        has_spoken = seen is not None and seen.vitals is not None
+        if has_spoken and verdict_on(draft, server).health is Health.HEALTHY:
+            draft.emit(e.CellReady(cell.id, runtime_id=made.ref if made else cell.runtime_id))
+
+    def out_of_reach(self, draft: Draft, key: SlotKey, cell: Cell) -> str:
+        return ""
+
+    def end(self, draft: Draft, key: SlotKey, cell: Cell) -> str:
+        """First the place is emptied, then the provider deletes it."""
+        server = draft.fleet.servers.get(cell.id)
+        if server is not None and server.phase is Phase.READY:
+            reason = f"its pool lets it go: {cell.condemned_by}"
+            condemn_server(draft, server, Verdict(Health.HEALTHY, cell.condemned_by, reason))
+            server = draft.fleet.servers[cell.id]
+        has_cells = server is not None and bool(len(server.cells))
+        if server is not None and has_cells and not server.is_lost and not self._waited(draft, key, server):
+            return ""
+        made = self._made(draft, cell)
+        if made is not None and made.state is ProviderState.GONE:
+            if server is not None and has_cells:  # those that waited for this proof go first
+                draft.dirty({ServerKey(server.id): f"provider:{self.provider_of(draft, cell)}"})
+                draft.dirty(cells_of(server, f"provider:{self.provider_of(draft, cell)}"))
+                return ""
+            return "provider"
+        ref = made.ref if made else cell.runtime_id
+        provider = self.provider_of(draft, cell)
+        tell_provider_when_due(draft, key, DecommissionServer(provider, cell.id, ref, cell.condemned_by))
+        return ""
+
+    def _waited(self, draft: Draft, key: SlotKey, server: Server) -> bool:
+        """Whether none of its cells is needed any more, and each had its grace and more to end: where an engine hangs
+        they never do, and go with their server."""
+        due_at = 0.0
+        for cell_id in server.cells:
+            cell = draft.fleet.cell(cell_id)
+            if cell is None or cell.phase is not Phase.DRAINING:
+                return False
+            successor = draft.fleet.cell(cell.replaced_by)
+            since = (successor.ready_at if successor else None) or cell.condemned_at or draft.now
+            grace_seconds = draft.fleet.groups[cell.group].spec_for(cell).stop.grace_seconds
+            due_at = max(due_at, since + grace_seconds + draft.policy.drain_margin_seconds)
+        if draft.now < due_at:
+            draft.look(key, due_at)
+            return False
+        return True
+
+    def provider_of(self, draft: Draft, cell: Cell) -> str:
+        body = draft.fleet.groups[cell.group].spec_for(cell).server
+        return body.provider if body else ""
+
+    def _made(self, draft: Draft, cell: Cell) -> ProviderServer | None:
+        """The provider's word on the cell."""
+        known = draft.sight.providers.get(self.provider_of(draft, cell))
+        return known.servers.get(cell.id) if known else None

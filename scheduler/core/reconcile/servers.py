@@ -1,0 +1,181 @@
+"""What is decided about servers as places: who joins, who is lost, what does not belong there.
+
+That a pool's server must go is decided where it is decided for every cell (``slots``); here it becomes true of the
+place: it takes no more cells, and those that it has are dead with it or replaced first.
+"""
+
+from __future__ import annotations
+
+from galactica.scheduler.core.model import events as e
+from galactica.scheduler.core.model.commands import Resync
+from galactica.scheduler.core.model.fleet import Phase, Server
+from galactica.scheduler.core.model.keys import (
+    Key,
+    OrphanKey,
+    ServerKey,
+    Storm,
+    cells_of,
+    own_slot,
+)
+from galactica.scheduler.core.model.verdict import CUT_OFF, SILENCE_RULES, Health, Verdict
+from galactica.scheduler.core.reconcile.draft import Draft, send_when_due
+from galactica.scheduler.core.verdicts.evidence import SILENT_BEATS
+from galactica.scheduler.core.verdicts.servers import server_verdict
+from galactica.scheduler.core.verdicts.storm import is_released
+
+
+def look_server(draft: Draft, key: ServerKey) -> None:
+    server = draft.fleet.servers.get(key.server)
+    if server is None:
+        _forget_stranger(draft, key.server)
+        return
+    match server.phase:
+        case Phase.ORDERED | Phase.DECOMMISSIONED:
+            _admit(draft, server, key)
+        case _:
+            _judge(draft, server, key)
+    seen = draft.sight.servers.get(server.id)
+    if seen is not None and seen.is_doubtful:
+        send_when_due(draft, key, Resync(server.id))
+
+
+def _forget_stranger(draft: Draft, server_id: str) -> None:
+    """What is still said by and of a server that the fleet has no more; while its stream is open it may say more."""
+    seen = draft.sight.servers.get(server_id)
+    if seen is None or not seen.is_open:
+        draft.forget_place(server_id)
+
+
+def _admit(draft: Draft, server: Server, key: ServerKey) -> None:
+    """An enrolled server joins when its agent attaches. A lost one that belongs to no pool joins again, empty."""
+    seen = draft.sight.servers.get(server.id)
+    if seen is None or not seen.is_open or not _may_join(draft, server):
+        return
+    beat_seconds = draft.policy.tempo(len(draft.fleet.servers)).beat_seconds
+    if draft.now - seen.heard_at > SILENT_BEATS * beat_seconds:  # silence that may condemn lets nobody in
+        draft.look(key, draft.now + beat_seconds)
+        return
+    if seen.ailing and server.phase is Phase.DECOMMISSIONED:  # what it was drained for is not over
+        draft.hold(key, seen.ailing[0].rule, f"{server.id} may not join again yet: {seen.ailing[0].says}")
+        return
+    facts = seen.facts
+    draft.emit(
+        e.ServerJoined(
+            server.id,
+            server.generation + 1,
+            facts.labels,
+            facts.capacity,
+            facts.disk_bytes,
+            facts.runtimes,
+            facts.agent_version,
+        )
+    )
+    draft.freed_servers.add(server.id)
+    if seen.sequence:  # it went on in its old session, so what it showed may be old too
+        draft.doubt(server.id)
+    draft.dirty({OrphanKey(server.id, cell): f"report:{server.id}" for cell in seen.reports})
+    draft.dirty(own_slot(server, f"report:{server.id}"))
+    _judge(draft, draft.fleet.servers[server.id], key)
+
+
+def _may_join(draft: Draft, server: Server) -> bool:
+    """A pool's server is a cell: it joins once, and never when it is condemned."""
+    if server.pool:
+        cell = draft.fleet.cell(server.id)
+        return server.phase is Phase.ORDERED and cell is not None and not cell.is_condemned
+    return server.phase is Phase.ORDERED or not server.is_drained
+
+
+def _judge(draft: Draft, server: Server, key: ServerKey) -> None:
+    if server.phase is Phase.READY:
+        _take_facts(draft, server)
+    cell = draft.fleet.cell(server.id) if server.pool else None
+    if cell is not None and not cell.is_condemned and server.phase is Phase.READY:
+        draft.dirty(own_slot(server, draft.cause))  # whether it must go is decided where it is for every cell
+        return
+    verdict = verdict_on(draft, server)
+    if verdict.health is Health.DEAD and not server.is_lost:
+        if not held_by_storm(draft, key, server, verdict):
+            condemn_server(draft, server, verdict)
+    elif verdict.health is Health.SICK and server.phase is Phase.READY:
+        if not _held_by_others(draft, key, server, verdict):
+            condemn_server(draft, server, verdict)
+    else:
+        draft.look(key, verdict.next_look_at)
+        show_cut_off(draft, key, server.id, verdict)
+    bury_server(draft, server.id)
+
+
+def show_cut_off(draft: Draft, key: Key, server_id: str, verdict: Verdict) -> None:
+    """Its silence is held against it when that has lasted for too long: until then ``status`` has to say so."""
+    if verdict.rule == CUT_OFF:
+        draft.hold(key, CUT_OFF, f"{server_id}: {verdict.reason}", verdict.next_look_at)
+
+
+def verdict_on(draft: Draft, server: Server) -> Verdict:
+    return server_verdict(draft.fleet, server, draft.sight, draft.now, draft.policy)
+
+
+def doubted_in(draft: Draft, server: Server, verdict: Verdict) -> Storm | None:
+    """The storm in which this silence does not count: the guard against our own blindness."""
+    if verdict.rule not in SILENCE_RULES:
+        return None
+    storm = draft.storm(server.pool)
+    if storm is None or is_released(draft.fleet, draft.sight, server, draft.now, draft.policy):
+        return None
+    return storm
+
+
+def held_by_storm(draft: Draft, key: Key, server: Server, verdict: Verdict) -> bool:
+    storm = doubted_in(draft, server, verdict)
+    if storm is None:
+        return False
+    draft.hold(key, "storm", storm.reason, min(storm.expires_at, draft.now + draft.policy.beat_seconds))
+    return True
+
+
+def _held_by_others(draft: Draft, key: Key, server: Server, verdict: Verdict) -> bool:
+    """One joined server at a time goes while it beats: what makes many ail, or their cells die, moves on with those."""
+    if server.pool:
+        return True  # its slot leads it: it is drained when its successor is READY
+    going = [one.id for one in draft.fleet.servers.values() if not one.pool and _drains_as_sick(one)]
+    if not going:
+        return False
+    reason = f"{server.id} is sick ({verdict.reason}), and {going[0]} is drained as a sick one already"
+    draft.hold(key, "one_by_one", reason)
+    return True
+
+
+def _drains_as_sick(server: Server) -> bool:
+    return server.phase is Phase.CONDEMNED and server.condemned_health is Health.SICK
+
+
+def condemn_server(draft: Draft, server: Server, verdict: Verdict) -> None:
+    """From here on the place takes no cells. DEAD: those that it has are dead with it."""
+    record = draft.emit(
+        e.ServerCondemned(server.id, verdict.health, verdict.rule, verdict.reason, verdict.evidence)
+    )
+    cause = f"event:{record.position}"
+    draft.dirty(cells_of(draft.fleet.servers[server.id], cause))
+    draft.dirty(own_slot(server, cause))
+
+
+def _take_facts(draft: Draft, server: Server) -> None:
+    seen = draft.sight.servers.get(server.id)
+    if seen is None:
+        return
+    facts = seen.facts
+    said = (facts.labels, facts.capacity, facts.disk_bytes, facts.runtimes, facts.agent_version)
+    known = (server.labels, server.capacity, server.disk_bytes, server.runtimes, server.agent_version)
+    if said != known:
+        draft.emit(e.ServerChanged(server.id, *said))
+        draft.freed_servers.add(server.id)
+
+
+def bury_server(draft: Draft, server_id: str) -> None:
+    server = draft.fleet.servers.get(server_id)
+    if server is not None and server.phase is Phase.CONDEMNED and not len(server.cells):
+        draft.emit(e.ServerDecommissioned(server.id), f"event:{server.last_position}")
+        draft.look(ServerKey(server.id), draft.now)  # it may have come back meanwhile
+        for key in own_slot(server, draft.cause):
+            draft.look(key, draft.now)  # empty now: its provider may delete it

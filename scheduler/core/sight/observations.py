@@ -1,0 +1,176 @@
+"""What comes in from agents, providers and the bus, as values."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from msgspec import Struct
+
+from galactica.scheduler.core.model.spec import Resources, RuntimeKind
+from galactica.scheduler.core.model.verdict import Autopsy
+from galactica.scheduler.core.sight.vitals import Vitals
+
+
+class CellState(StrEnum):
+    """What an agent sees of a cell; the contract's enum."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    EXITED = "exited"
+    FAILED = "failed"
+    STOPPING = "stopping"
+    GONE = "gone"
+
+
+class ProbeStatus(Struct, frozen=True):
+    has_passed: bool = False
+    consecutive_failures: int = 0
+    last_error: str = ""
+
+
+class CellReport(Struct, frozen=True):
+    """One cell as its agent sees it; whole, never a difference."""
+
+    cell: str
+    digest: str
+    state: CellState
+    runtime_id: str = ""
+    endpoints: dict[str, str] = {}
+    probe: ProbeStatus | None = None
+    autopsy: Autopsy | None = None
+    progress: str = ""
+    touched: tuple[str, ...] = ()
+    """How it differs from its spec."""
+
+
+class Answer(StrEnum):
+    """What a neighbour says of a server."""
+
+    ANSWERS = "answers"
+    REFUSED = "refused"
+    SILENT = "silent"
+
+
+class Testimony(Struct, frozen=True):
+    """``since``: the scheduler's time from which on it has been so."""
+
+    server: str
+    answer: Answer
+    since: float
+
+
+class ServerFacts(Struct, frozen=True):
+    """What an agent says of its server when it attaches."""
+
+    labels: dict[str, str] = {}
+    capacity: Resources = Resources()
+    disk_bytes: int = 0
+    runtimes: tuple[RuntimeKind, ...] = ()
+    agent_version: str = ""
+
+
+class Attached(Struct, frozen=True):
+    """A session began. ``inventory`` is everything that the agent has."""
+
+    server: str
+    session: str
+    at: float
+    facts: ServerFacts
+    inventory: tuple[CellReport, ...] = ()
+
+
+class Reported(Struct, frozen=True):
+    """A report or beat. ``complete``: ``cells`` is the whole inventory."""
+
+    server: str
+    session: str
+    sequence: int
+    at: float
+    cells: tuple[CellReport, ...] = ()
+    vitals: Vitals | None = None
+    complete: bool = False
+    testimonies: tuple[Testimony, ...] = ()
+    """What is new of those that it watches."""
+    withdrawn: tuple[str, ...] = ()
+    """Servers that it watches no more, or knows nothing of any more: what it said of them counts no longer."""
+    is_leaving: bool = False
+
+
+class Detached(Struct, frozen=True):
+    """The session's stream ended."""
+
+    server: str
+    session: str
+    at: float
+    reason: str = ""
+
+
+class ProviderState(StrEnum):
+    """What a provider says of a server that it made."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    GONE = "gone"
+
+
+class ProviderServer(Struct, frozen=True):
+    """A server as its provider sees it. ``cell``: the id under which it was ordered."""
+
+    cell: str
+    ref: str
+    state: ProviderState
+    reason: str = ""
+
+
+class ServerMade(Struct, frozen=True):
+    """A provider took an order; ``ref`` is its name for the server."""
+
+    provider: str
+    server: str
+    ref: str
+    at: float
+
+
+class ServerNotMade(Struct, frozen=True):
+    """A provider refused an order for good; what may go well later is tried again by the provider's adapter."""
+
+    provider: str
+    server: str
+    reason: str
+    at: float
+
+
+class ServerUnmade(Struct, frozen=True):
+    """A provider deleted the server, or has none of that id."""
+
+    provider: str
+    server: str
+    at: float
+
+
+class ProviderListed(Struct, frozen=True):
+    """Everything that a provider has of this fleet, as of ``asked_at``."""
+
+    provider: str
+    servers: tuple[ProviderServer, ...]
+    asked_at: float
+    at: float
+
+
+class ProviderSilent(Struct, frozen=True):
+    """A provider does not answer, or answers what cannot be believed. Says nothing about its servers."""
+
+    provider: str
+    reason: str
+    at: float
+
+
+class WillRead(Struct, frozen=True):
+    """The message bus published a server's last will: its agent's connection there broke."""
+
+    server: str
+    at: float
+
+
+ProviderNews = ServerMade | ServerNotMade | ServerUnmade | ProviderListed | ProviderSilent
+Observation = Attached | Reported | Detached | WillRead | ProviderNews

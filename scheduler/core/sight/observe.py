@@ -1,0 +1,176 @@
+"""Folds one observation into the sight, and tells which keys it concerns."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+from msgspec.structs import replace
+from rpds import HashTrieMap
+
+from galactica.scheduler.core.model.policy import USUAL_LIMITS, VitalLimits
+from galactica.scheduler.core.sight.observations import (
+    Attached,
+    Detached,
+    Observation,
+    ProviderListed,
+    ProviderServer,
+    ProviderSilent,
+    ProviderState,
+    Reported,
+    ServerMade,
+    ServerNotMade,
+    ServerUnmade,
+    WillRead,
+)
+from galactica.scheduler.core.sight.state import ProviderSight, ServerSight, Sight, with_server
+from galactica.scheduler.core.sight.vitals import ailments
+
+SILENCE_WORTH_A_LOOK_SECONDS = 2.0
+"""A report that ends a silence this long makes its server news again."""
+
+
+class Observed(Struct, frozen=True):
+    """What an observation brought: the new sight, and what is news by it.
+
+    ``cells``: cells that the server ``server`` reports on; ``everything``: its whole inventory came, so that each of
+    its cells is news. ``servers``: servers that are news themselves. ``made``: server cells that a provider spoke of.
+    """
+
+    sight: Sight
+    server: str = ""
+    cells: tuple[str, ...] = ()
+    everything: bool = False
+    servers: tuple[str, ...] = ()
+    provider: str = ""
+    made: tuple[str, ...] = ()
+
+
+def observe(sight: Sight, observation: Observation, limits: VitalLimits = USUAL_LIMITS) -> Observed:
+    """Fold one observation in. Stale sessions and repeated sequence numbers change nothing."""
+    match observation:
+        case Attached():
+            return _attached(sight, observation)
+        case Reported():
+            return _reported(sight, observation, limits)
+        case Detached():
+            return _detached(sight, observation)
+        case WillRead(server=server, at=at):
+            return Observed(replace(sight, wills=sight.wills.insert(server, at)), servers=(server,))
+        case ProviderListed():
+            return _listed(sight, observation)
+        case _:
+            return _provider_said(sight, observation)
+
+
+def _attached(sight: Sight, attached: Attached) -> Observed:
+    seen = ServerSight(
+        session=attached.session,
+        attached_at=attached.at,
+        heard_at=attached.at,
+        facts=attached.facts,
+        reports=HashTrieMap((report.cell, report) for report in attached.inventory),
+    )
+    cells = tuple(report.cell for report in attached.inventory)
+    sight = replace(with_server(sight, attached.server, seen), wills=sight.wills.discard(attached.server))
+    return Observed(sight, attached.server, cells, everything=True, servers=(attached.server,))
+
+
+def _reported(sight: Sight, reported: Reported, limits: VitalLimits) -> Observed:
+    seen = sight.servers.get(reported.server)
+    if (
+        seen is None
+        or seen.session != reported.session
+        or not seen.is_open
+        or reported.sequence <= seen.sequence
+    ):
+        return Observed(sight)
+    gap = reported.sequence > seen.sequence + 1
+    is_doubtful = not reported.complete and (gap or seen.is_doubtful)
+    reports = HashTrieMap() if reported.complete else seen.reports
+    for report in reported.cells:
+        reports = reports.insert(report.cell, report)
+    was_silent = reported.at - seen.heard_at > SILENCE_WORTH_A_LOOK_SECONDS
+    says_goodbye = reported.is_leaving and not seen.is_leaving
+    ailing = seen.ailing
+    if reported.vitals is not None:
+        ailing = ailments(ailing, reported.vitals, limits, reported.at)
+    is_news = (
+        was_silent
+        or gap
+        or says_goodbye
+        or ailing != seen.ailing
+        or (reported.vitals is not None and not seen.vitals)
+    )
+    seen = replace(
+        seen,
+        heard_at=reported.at,
+        sequence=reported.sequence,
+        vitals=reported.vitals or seen.vitals,
+        ailing=ailing,
+        reports=reports,
+        is_doubtful=is_doubtful,
+        is_leaving=reported.is_leaving,
+    )
+    cells = tuple(report.cell for report in reported.cells)
+    sight = with_server(sight, reported.server, seen)
+    sight = _testified(sight, reported)
+    news = [reported.server] if is_news else []
+    news += [testimony.server for testimony in reported.testimonies]
+    news += reported.withdrawn
+    return Observed(sight, reported.server, cells, everything=reported.complete, servers=tuple(news))
+
+
+def _testified(sight: Sight, reported: Reported) -> Sight:
+    """What the neighbour says of others now, without what it said before of those that it watches no more."""
+    about = sight.about
+    for server in reported.withdrawn:
+        others = (about.get(server) or HashTrieMap()).discard(reported.server)
+        about = about.insert(server, others) if others else about.discard(server)
+    for testimony in reported.testimonies:
+        others = about.get(testimony.server) or HashTrieMap()
+        about = about.insert(testimony.server, others.insert(reported.server, testimony))
+    return sight if about is sight.about else replace(sight, about=about)
+
+
+def _detached(sight: Sight, detached: Detached) -> Observed:
+    seen = sight.servers.get(detached.server)
+    if seen is None or seen.session != detached.session or not seen.is_open:
+        return Observed(sight)
+    closed = with_server(sight, detached.server, replace(seen, closed_at=detached.at))
+    return Observed(closed, servers=(detached.server,))
+
+
+def _listed(sight: Sight, listed: ProviderListed) -> Observed:
+    """A list replaces what is known, but for servers that it spoke about after the list was asked for."""
+    before = sight.providers.get(listed.provider) or ProviderSight()
+    servers = HashTrieMap((server.cell, server) for server in listed.servers)
+    for cell, known in before.servers.items():
+        if cell not in servers and before.listed_at and not listed.servers:
+            servers = servers.insert(cell, known)  # an empty answer never reads as "all are gone"
+    now = replace(before, servers=servers, listed_at=listed.asked_at, trouble="")
+    changed = [c for c, one in servers.items() if before.servers.get(c) != one]
+    missing = [c for c in before.servers if c not in servers]
+    sight = replace(sight, providers=sight.providers.insert(listed.provider, now))
+    return Observed(sight, provider=listed.provider, made=(*changed, *missing))
+
+
+def _provider_said(
+    sight: Sight, said: ServerMade | ServerNotMade | ServerUnmade | ProviderSilent
+) -> Observed:
+    known = sight.providers.get(said.provider) or ProviderSight()
+    made: tuple[str, ...] = ()
+    match said:
+        case ServerMade(server=cell, ref=ref):
+            server = ProviderServer(cell, ref, ProviderState.RUNNING)
+            known = replace(known, servers=known.servers.insert(cell, server), trouble="")
+            made = (cell,)
+        case ServerNotMade(server=cell, reason=reason):
+            known = replace(known, refused=known.refused.insert(cell, reason), trouble="")
+            made = (cell,)
+        case ServerUnmade(server=cell):
+            gone = ProviderServer(cell, "", ProviderState.GONE, "deleted")
+            known = replace(known, servers=known.servers.insert(cell, gone), trouble="")
+            made = (cell,)
+        case ProviderSilent(reason=reason):
+            known = replace(known, trouble=reason)
+    sight = replace(sight, providers=sight.providers.insert(said.provider, known))
+    return Observed(sight, provider=said.provider, made=made)

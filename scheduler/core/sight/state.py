@@ -1,0 +1,173 @@
+"""What the scheduler sees right now: sessions, beats, reports. Never journaled, lost with the process, and
+rebuilt from what agents say when they attach. ``observe`` folds one observation into a sight.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+from msgspec.structs import replace
+from rpds import HashTrieMap, HashTrieSet
+
+from galactica.scheduler.core.sight.observations import (
+    CellReport,
+    CellState,
+    ProviderServer,
+    ServerFacts,
+    Testimony,
+)
+from galactica.scheduler.core.sight.vitals import Ailment, Vitals
+
+
+class Told(Struct, frozen=True):
+    """The newest command about a cell in this session."""
+
+    verb: str
+    at: float
+
+
+class ServerSight(Struct, frozen=True):
+    """One agent's session. ``closed_at`` None: its stream is open."""
+
+    session: str
+    attached_at: float
+    heard_at: float
+    sequence: int = 0
+    closed_at: float | None = None
+    vitals: Vitals | None = None
+    ailing: tuple[Ailment, ...] = ()
+    """What is bad of its vitals, and since when."""
+    facts: ServerFacts = ServerFacts()
+    reports: HashTrieMap[str, CellReport] = HashTrieMap()
+    """The newest report of each cell that it shows, orphans too."""
+    told: HashTrieMap[str, Told] = HashTrieMap()
+    """Cell id to the newest command about it; the empty id stands for the server as a whole."""
+    is_doubtful: bool = False
+    """Something that it sent is missing: it must report everything before its reports can be believed complete."""
+    is_leaving: bool = False
+    """It ends its cells and then itself."""
+
+    @property
+    def is_open(self) -> bool:
+        return self.closed_at is None
+
+    @property
+    def has_left(self) -> bool:
+        """It said that it leaves, and that each of its cells is gone, before it closed its stream."""
+        all_gone = all(report.state is CellState.GONE for report in self.reports.values())
+        return self.is_leaving and not self.is_open and all_gone
+
+
+class ProviderSight(Struct, frozen=True):
+    """What one provider says. ``servers``: cell id to the newest word about it."""
+
+    servers: HashTrieMap[str, ProviderServer] = HashTrieMap()
+    refused: HashTrieMap[str, str] = HashTrieMap()
+    """Orders that it will not take, and why."""
+    told: HashTrieMap[str, Told] = HashTrieMap()
+    listed_at: float = 0.0
+    """When its newest list that can be believed was asked for."""
+    trouble: str = ""
+    """Why it cannot be asked at the moment."""
+
+
+class Sight(Struct, frozen=True):
+    """``trusted_since``: silence before this instant (start, a stall of the scheduler itself) counts for nothing."""
+
+    trusted_since: float = 0.0
+    servers: HashTrieMap[str, ServerSight] = HashTrieMap()
+    about: HashTrieMap[str, HashTrieMap[str, Testimony]] = HashTrieMap()
+    """Server to what each neighbour that watches it says of it."""
+    wills: HashTrieMap[str, float] = HashTrieMap()
+    """Servers whose last will was read on the bus, and when."""
+    providers: HashTrieMap[str, ProviderSight] = HashTrieMap()
+    calm_since: HashTrieMap[str, float] = HashTrieMap()
+    """Pool to the end of its last storm. What was silence before that was our own blindness."""
+    ailing: HashTrieMap[str, HashTrieSet[str]] = HashTrieMap()
+    """Rule on vitals to the servers that ail by it: how many share it decides whose fault it is."""
+    well: HashTrieSet[str] = HashTrieSet()
+    """Servers whose stream is open and that ail by nothing: whether there is one decides whether another can go."""
+
+    def report_of(self, server: str, cell: str) -> CellReport | None:
+        """What that server's agent said last of the cell. No agent is heard about another server's cells."""
+        seen = self.servers.get(server)
+        return None if seen is None else seen.reports.get(cell)
+
+
+def tell(sight: Sight, server: str, cell: str, verb: str, now: float) -> Sight:
+    """Remember that the cell's agent was told something, so that it is not told again at once."""
+    seen = sight.servers.get(server)
+    if seen is None:
+        return sight
+    return with_server(sight, server, replace(seen, told=seen.told.insert(cell, Told(verb, now))))
+
+
+def tell_provider(sight: Sight, provider: str, cell: str, verb: str, now: float) -> Sight:
+    """The same for a provider."""
+    known = sight.providers.get(provider) or ProviderSight()
+    known = replace(known, told=known.told.insert(cell, Told(verb, now)))
+    return replace(sight, providers=sight.providers.insert(provider, known))
+
+
+def forget_server(sight: Sight, provider: str, cell: str) -> Sight:
+    """Drop what was seen and told of a server cell that is no more."""
+    known = sight.providers.get(provider)
+    if known is None:
+        return sight
+    known = replace(
+        known,
+        servers=known.servers.discard(cell),
+        refused=known.refused.discard(cell),
+        told=known.told.discard(cell),
+    )
+    return replace(sight, providers=sight.providers.insert(provider, known), about=sight.about.discard(cell))
+
+
+def forget_place(sight: Sight, server: str) -> Sight:
+    """Drop whatever was seen of a server that is gone for good, and what it said and others said of it."""
+    seen = sight.servers.get(server)
+    if seen is not None:
+        sight = _recounted(sight, server, seen.ailing, ())
+        sight = replace(sight, servers=sight.servers.discard(server), well=sight.well.discard(server))
+    about = sight.about.discard(server)
+    for watched, said in sight.about.items():
+        if watched != server and server in said:
+            others = said.discard(server)
+            about = about.insert(watched, others) if others else about.discard(watched)
+    return replace(sight, about=about, wills=sight.wills.discard(server))
+
+
+def doubt(sight: Sight, server: str) -> Sight:
+    """What this server showed may be old; it has to report everything."""
+    seen = sight.servers.get(server)
+    return sight if seen is None else with_server(sight, server, replace(seen, is_doubtful=True))
+
+
+def forget(sight: Sight, server: str, cell: str) -> Sight:
+    """Drop what was seen and told of a cell that is no more."""
+    seen = sight.servers.get(server)
+    if seen is None or (cell not in seen.reports and cell not in seen.told):
+        return sight
+    reports, told = seen.reports.discard(cell), seen.told.discard(cell)
+    return with_server(sight, server, replace(seen, reports=reports, told=told))
+
+
+def with_server(sight: Sight, server: str, seen: ServerSight) -> Sight:
+    before = sight.servers.get(server)
+    was_ailing = before.ailing if before else ()
+    is_well = seen.is_open and not seen.ailing
+    well = sight.well
+    if is_well is not (server in well):
+        well = well.insert(server) if is_well else well.discard(server)
+    sight = replace(sight, servers=sight.servers.insert(server, seen), well=well)
+    return sight if seen.ailing is was_ailing else _recounted(sight, server, was_ailing, seen.ailing)
+
+
+def _recounted(sight: Sight, server: str, before: tuple[Ailment, ...], after: tuple[Ailment, ...]) -> Sight:
+    """Keep count of who ails by what."""
+    was, now = {one.rule for one in before}, {one.rule for one in after}
+    ailing = sight.ailing
+    for rule in sorted(was ^ now):
+        servers = ailing.get(rule) or HashTrieSet()
+        servers = servers.insert(server) if rule in now else servers.discard(server)
+        ailing = ailing.insert(rule, servers) if servers else ailing.discard(rule)
+    return sight if ailing is sight.ailing else replace(sight, ailing=ailing)

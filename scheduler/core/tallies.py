@@ -1,0 +1,112 @@
+"""Counts that rules and placement rely on, kept current with every change, so that no rule has to count."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+from rpds import HashTrieMap
+
+from galactica.scheduler.core.model.events import IllegalTransition
+from galactica.scheduler.core.model.fleet import (
+    Cell,
+    CellKind,
+    Fleet,
+    GroupState,
+    Phase,
+    Server,
+    Slot,
+    Tally,
+    still_waits,
+)
+from galactica.scheduler.core.model.spec import Resources
+from galactica.scheduler.core.model.verdict import Health
+
+
+def put_group(fleet: Fleet, state: GroupState) -> Fleet:
+    """Store a group; a deleted one goes with its last cell, leaving only its first unused generation."""
+    name = state.group.name
+    if state.deleted and not (state.tally.ready or state.tally.booting or state.tally.condemned):
+        unused = max((slot.next_generation for slot in state.slots.values()), default=state.first_generation)
+        generations = fleet.generations.insert(name, unused)
+        return replace(fleet, groups=fleet.groups.discard(name), generations=generations)
+    return replace(fleet, groups=fleet.groups.insert(name, state))
+
+
+# --- tallies ----------------------------------------------------------------------------------------------------
+
+
+def recount(state: GroupState) -> Tally:
+    total = Tally()
+    for slot in state.slots.values():
+        total = _add(total, _tally(slot, state.digest), 1)
+    return total
+
+
+def _tally(slot: Slot, digest: str) -> Tally:
+    ready = booting = condemned = outdated = 0
+    waiting = False
+    for cell in slot.cells:
+        if cell.is_condemned:
+            condemned += 1
+            waiting = waiting or still_waits(cell)
+            continue
+        if cell.phase is Phase.READY:
+            ready += 1
+        else:
+            booting += 1
+        outdated += cell.digest != digest
+    there = sum(c.is_condemned and c.condemned_health is not Health.DEAD for c in slot.cells)
+    extra = max(0, there - (0 if ready or booting else 1))
+    return Tally(ready, booting, condemned, int(waiting), int(waiting and booting > 0), outdated, extra)
+
+
+def _add(left: Tally, right: Tally, sign: int) -> Tally:
+    return Tally(
+        left.ready + sign * right.ready,
+        left.booting + sign * right.booting,
+        left.condemned + sign * right.condemned,
+        left.replacing + sign * right.replacing,
+        left.surging + sign * right.surging,
+        left.outdated + sign * right.outdated,
+        left.extra + sign * right.extra,
+    )
+
+
+def put_slot(fleet: Fleet, state: GroupState, number: int, slot: Slot) -> Fleet:
+    before = state.slots.get(number)
+    tally = state.tally if before is None else _add(state.tally, _tally(before, state.digest), -1)
+    tally = _add(tally, _tally(slot, state.digest), 1)
+    return put_group(fleet, replace(state, slots=state.slots.insert(number, slot), tally=tally))
+
+
+def _counted(counts: HashTrieMap[str, int], key: str, by: int) -> HashTrieMap[str, int]:
+    count = (counts.get(key) or 0) + by
+    return counts.insert(key, count) if count > 0 else counts.discard(key)
+
+
+# --- servers ----------------------------------------------------------------------------------------------------
+
+
+def placed(fleet: Fleet, state: GroupState, cell: Cell, sign: int) -> tuple[Fleet, GroupState]:
+    """Account for a container's place, on its server and in its group. A server takes no place on another."""
+    if cell.kind is CellKind.SERVER:
+        return fleet, state
+    fleet = _on_server(fleet, cell, sign)
+    return fleet, replace(state, per_server=_counted(state.per_server, cell.server, sign))
+
+
+def _on_server(fleet: Fleet, cell: Cell, sign: int) -> Fleet:
+    """Account for a cell's place on its server: +1 when it is ordered, -1 when it is decommissioned."""
+    server = fleet.servers.get(cell.server)
+    if server is None:
+        raise IllegalTransition(f"{cell.id}: there is no server {cell.server}")
+    used = Resources(
+        server.used.cpu_millis + sign * cell.resources.cpu_millis,
+        server.used.memory_bytes + sign * cell.resources.memory_bytes,
+        server.used.pids + sign * cell.resources.pids,
+    )
+    cells = server.cells.insert(cell.id) if sign > 0 else server.cells.discard(cell.id)
+    return put_server(fleet, replace(server, used=used, cells=cells))
+
+
+def put_server(fleet: Fleet, server: Server) -> Fleet:
+    return replace(fleet, servers=fleet.servers.insert(server.id, server))

@@ -1,0 +1,382 @@
+"""``apply(fleet, record) -> fleet``: the only way a fleet comes about, and the one table of phase changes.
+
+Pure and deterministic: replaying a journal gives the same fleet. An illegal transition raises; it means that a
+decision was wrong, and no fleet may be built on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from msgspec.structs import replace
+from rpds import HashTrieMap
+
+from galactica.scheduler.core.model import events as e
+from galactica.scheduler.core.model.events import IllegalTransition
+from galactica.scheduler.core.model.fleet import (
+    DEATHS_KEPT,
+    GRAVES_KEPT,
+    REVISIONS_KEPT,
+    SILENCES_KEPT,
+    Cell,
+    CellKind,
+    Death,
+    Fleet,
+    GroupState,
+    Phase,
+    Revision,
+    Server,
+    Silence,
+    Slot,
+    Token,
+    parse_cell_id,
+    was_lost,
+)
+from galactica.scheduler.core.model.spec import GroupKind
+from galactica.scheduler.core.model.verdict import OWN_DEATHS, SILENCE_RULES, Health
+from galactica.scheduler.core.tallies import placed, put_group, put_server, put_slot, recount
+
+ALIVE = (Phase.ORDERED, Phase.BOOTING, Phase.READY)
+
+CELL_MOVES: dict[type[e.Event], tuple[tuple[Phase, ...], Phase]] = {
+    e.CellBooting: ((Phase.ORDERED,), Phase.BOOTING),
+    e.CellReady: ((Phase.ORDERED, Phase.BOOTING), Phase.READY),
+    e.CellCondemned: (ALIVE, Phase.CONDEMNED),
+    e.CellDraining: ((Phase.CONDEMNED,), Phase.DRAINING),
+    e.CellDecommissioned: ((Phase.CONDEMNED, Phase.DRAINING), Phase.DECOMMISSIONED),
+}
+"""Event to the phases it may come from and the one it leads to."""
+
+
+def apply(fleet: Fleet, record: e.Record) -> Fleet:
+    """The fleet after one more fact. Raises IllegalTransition."""
+    if record.position != fleet.position + 1:
+        raise IllegalTransition(f"record {record.position} does not follow position {fleet.position}")
+    after = _APPLY[type(record.event)](fleet, record, record.event)
+    return replace(after, position=record.position, at=max(fleet.at, record.at))
+
+
+def apply_all(fleet: Fleet, records: Iterable[e.Record]) -> Fleet:
+    for record in records:
+        fleet = apply(fleet, record)
+    return fleet
+
+
+# --- the fleet itself -------------------------------------------------------------------------------------------
+
+
+def _started(fleet: Fleet, _: e.Record, event: e.SchedulerStarted) -> Fleet:
+    if event.epoch <= fleet.epoch:
+        raise IllegalTransition(f"epoch {event.epoch} is not above {fleet.epoch}")
+    return replace(fleet, epoch=event.epoch)
+
+
+def _token_created(fleet: Fleet, record: e.Record, event: e.TokenCreated) -> Fleet:
+    token = Token(event.token, event.secret_sha256, event.uses, event.expires_at, event.server)
+    return replace(fleet, tokens=_without_expired(fleet.tokens, record.at).insert(token.id, token))
+
+
+def _without_expired(tokens: HashTrieMap[str, Token], now: float) -> HashTrieMap[str, Token]:
+    for token in list(tokens.values()):
+        if token.expires_at <= now:
+            tokens = tokens.discard(token.id)
+    return tokens
+
+
+def _nothing(fleet: Fleet, _: e.Record, __: e.Event) -> Fleet:
+    """A fact worth keeping that changes no state."""
+    return fleet
+
+
+# --- groups -----------------------------------------------------------------------------------------------------
+
+
+def _group_applied(fleet: Fleet, record: e.Record, event: e.GroupApplied) -> Fleet:
+    name = event.group.name
+    before = fleet.groups.get(name)
+    revision = Revision(event.revision, event.digest, event.group.spec)
+    if before is None:
+        state = GroupState(
+            group=event.group,
+            digest=event.digest,
+            revision=event.revision,
+            revisions=(revision,),
+            first_generation=fleet.generations.get(name) or 1,
+            longest_lease_seconds=event.group.lease_seconds,
+            last_position=record.position,
+        )
+        generations = fleet.generations.discard(name)
+        return replace(fleet, groups=fleet.groups.insert(name, state), generations=generations)
+    revisions = before.revisions
+    if event.revision != before.revision:
+        revisions = (*revisions, revision)[-REVISIONS_KEPT:]
+    state = replace(
+        before,
+        group=event.group,
+        digest=event.digest,
+        revision=event.revision,
+        revisions=revisions,
+        deleted=False,
+        longest_lease_seconds=max(before.longest_lease_seconds, event.group.lease_seconds),
+        last_position=record.position,
+    )
+    if event.digest != before.digest:
+        state = replace(state, tally=recount(state))
+    return replace(fleet, groups=fleet.groups.insert(name, state))
+
+
+def _group_deleted(fleet: Fleet, record: e.Record, event: e.GroupDeleted) -> Fleet:
+    state = _group(fleet, event.name, record)
+    return put_group(fleet, replace(state, deleted=True, last_position=record.position))
+
+
+def _group(fleet: Fleet, name: str, record: e.Record) -> GroupState:
+    state = fleet.groups.get(name)
+    if state is None:
+        raise IllegalTransition(f"{_name(record)}: there is no group {name}")
+    return state
+
+
+# --- cells ------------------------------------------------------------------------------------------------------
+
+
+def _cell_ordered(fleet: Fleet, record: e.Record, event: e.CellOrdered) -> Fleet:
+    parsed = parse_cell_id(event.cell)
+    if parsed is None:
+        raise IllegalTransition(f"{event.cell!r} is no cell id")
+    state = _group(fleet, parsed.group, record)
+    slot = state.slots.get(parsed.slot) or Slot(next_generation=state.first_generation)
+    if parsed.generation != slot.next_generation:
+        raise IllegalTransition(f"{event.cell}: the slot's next generation is {slot.next_generation}")
+    current = slot.wanted_cell
+    if current is not None:
+        raise IllegalTransition(f"{event.cell}: {_story(current)} still holds the slot")
+    cell = Cell(
+        id=event.cell,
+        group=parsed.group,
+        slot=parsed.slot,
+        generation=parsed.generation,
+        phase=Phase.ORDERED,
+        digest=event.digest,
+        revision=event.revision,
+        server=event.server,
+        ordered_at=record.at,
+        resources=event.resources,
+        kind=CellKind.SERVER if state.group.kind is GroupKind.POOL else CellKind.CONTAINER,
+        replaces=event.replaces,
+        last_position=record.position,
+    )
+    older = tuple(replace(c, replaced_by=cell.id) if c.id == event.replaces else c for c in slot.cells)
+    fleet, state = placed(fleet, state, cell, 1)
+    if event.replaces and state.group.replace.count and was_lost(fleet, slot, event.replaces):
+        newest = (*state.replaced_at, record.at)[-state.group.replace.count :]
+        state = replace(state, replaced_at=newest)
+    return put_slot(fleet, state, parsed.slot, Slot((*older, cell), slot.next_generation + 1))
+
+
+def _cell_moved(fleet: Fleet, record: e.Record, event: Any) -> Fleet:
+    state, slot, cell = _find(fleet, event.cell, record)
+    allowed, phase = CELL_MOVES[type(event)]
+    if cell.phase not in allowed:
+        raise IllegalTransition(f"{_name(record)} cannot follow: {_story(cell)}")
+    moved = replace(cell, phase=phase, last_position=record.position, **_details(event, record.at))
+    if isinstance(event, e.CellCondemned):
+        fleet, state = _remember_death(fleet, state, cell, event, record.at)
+    if phase is Phase.DECOMMISSIONED:
+        return _bury(fleet, state, slot, moved)
+    cells = tuple(moved if c.id == cell.id else c for c in slot.cells)
+    return put_slot(fleet, state, cell.slot, replace(slot, cells=cells))
+
+
+def _remember_death(
+    fleet: Fleet, state: GroupState, cell: Cell, event: e.CellCondemned, at: float
+) -> tuple[Fleet, GroupState]:
+    """What backoff and diagnosis need to know."""
+    if event.backoff is not None:
+        state = replace(state, backoff=event.backoff)
+    if event.rule not in OWN_DEATHS or cell.kind is CellKind.SERVER:
+        return fleet, state
+    death = Death(cell.group, cell.digest, cell.server, event.rule, at)
+    server = fleet.servers.get(cell.server)
+    if server is not None:
+        fleet = put_server(fleet, replace(server, deaths=(*server.deaths, death)[-DEATHS_KEPT:]))
+    return fleet, replace(state, deaths=(*state.deaths, death)[-DEATHS_KEPT:])
+
+
+def _shell_opened(fleet: Fleet, record: e.Record, event: e.ShellOpened) -> Fleet:
+    """No move: whoever looks into a cell decides nothing about its phase, but when it must go."""
+    state, slot, cell = _find(fleet, event.cell, record)
+    touched = replace(cell, dies_at=event.dies_at, last_position=record.position)
+    cells = tuple(touched if c.id == cell.id else c for c in slot.cells)
+    return put_slot(fleet, state, cell.slot, replace(slot, cells=cells))
+
+
+def _details(event: e.Event, at: float) -> dict[str, Any]:
+    match event:
+        case e.CellBooting(runtime_id=ref) if ref:
+            return {"runtime_id": ref}
+        case e.CellReady():
+            return {"ready_at": at, "endpoints": event.endpoints, "runtime_id": event.runtime_id}
+        case e.CellCondemned():
+            return {"condemned_at": at, "condemned_by": event.rule, "condemned_health": event.health}
+        case e.CellDecommissioned():
+            return {"decommissioned_at": at}
+    return {}
+
+
+def _bury(fleet: Fleet, state: GroupState, slot: Slot, cell: Cell) -> Fleet:
+    fleet, state = placed(fleet, state, cell, -1)
+    if cell.kind is CellKind.SERVER:
+        fleet = replace(fleet, servers=fleet.servers.discard(cell.id))  # a cell's id never comes again
+    graves = fleet.graves.insert(fleet.burials % GRAVES_KEPT, cell)
+    fleet = replace(fleet, graves=graves, burials=fleet.burials + 1)
+    cells = tuple(c for c in slot.cells if c.id != cell.id)
+    return put_slot(fleet, state, cell.slot, replace(slot, cells=cells))
+
+
+def _find(fleet: Fleet, cell_id: str, record: e.Record) -> tuple[GroupState, Slot, Cell]:
+    cell = fleet.cell(cell_id)
+    if cell is None:
+        raise IllegalTransition(f"{_name(record)}: {cell_id} does not exist or is decommissioned")
+    state = fleet.groups[cell.group]
+    return state, state.slots[cell.slot], cell
+
+
+def _story(cell: Cell) -> str:
+    times = [f"ordered at {cell.ordered_at:.3f}"]
+    for word, at in (
+        ("ready", cell.ready_at),
+        ("condemned", cell.condemned_at),
+        ("gone", cell.decommissioned_at),
+    ):
+        if at is not None:
+            times.append(f"{word} at {at:.3f}")
+    return f"{cell.id} on {cell.server} is {cell.phase} ({', '.join(times)})"
+
+
+def _name(record: e.Record) -> str:
+    return f"{type(record.event).__name__} at position {record.position}"
+
+
+def _server(fleet: Fleet, server_id: str, record: e.Record, *phases: Phase) -> Server:
+    server = fleet.servers.get(server_id)
+    if server is None:
+        raise IllegalTransition(f"{_name(record)}: there is no server {server_id}")
+    if server.phase not in phases:
+        raise IllegalTransition(f"{_name(record)} cannot follow: server {server_id} is {server.phase}")
+    return server
+
+
+def _server_enrolled(fleet: Fleet, record: e.Record, event: e.ServerEnrolled) -> Fleet:
+    token = fleet.tokens.get(event.token)
+    if token is not None:
+        tokens = fleet.tokens.insert(token.id, replace(token, uses_left=token.uses_left - 1))
+        if token.uses_left <= 1:
+            tokens = tokens.discard(token.id)
+        fleet = replace(fleet, tokens=tokens)
+    known = fleet.servers.get(event.server)
+    if known is not None and known.phase in (Phase.READY, Phase.CONDEMNED):
+        return fleet
+    generation = known.generation if known else 0
+    cell = fleet.cell(event.server)
+    pool = cell.group if cell is not None and cell.kind is CellKind.SERVER else ""
+    enrolled = Server(event.server, generation, phase=Phase.ORDERED, pool=pool, last_position=record.position)
+    return put_server(fleet, enrolled)
+
+
+def _server_joined(fleet: Fleet, record: e.Record, event: e.ServerJoined) -> Fleet:
+    before = _server(fleet, event.server, record, Phase.ORDERED, Phase.DECOMMISSIONED)
+    if event.generation != before.generation + 1:
+        raise IllegalTransition(
+            f"{_name(record)}: server {event.server} is of generation {before.generation}"
+        )
+    joined = Server(
+        id=event.server,
+        generation=event.generation,
+        phase=Phase.READY,
+        labels=event.labels,
+        capacity=event.capacity,
+        disk_bytes=event.disk_bytes,
+        runtimes=event.runtimes,
+        agent_version=event.agent_version,
+        joined_at=record.at,
+        pool=before.pool,
+        last_position=record.position,
+    )
+    return put_server(fleet, joined)
+
+
+def _server_changed(fleet: Fleet, record: e.Record, event: e.ServerChanged) -> Fleet:
+    before = _server(fleet, event.server, record, Phase.READY)
+    changed = replace(
+        before,
+        labels=event.labels,
+        capacity=event.capacity,
+        disk_bytes=event.disk_bytes,
+        runtimes=event.runtimes,
+        agent_version=event.agent_version,
+        last_position=record.position,
+    )
+    return put_server(fleet, changed)
+
+
+def _server_condemned(fleet: Fleet, record: e.Record, event: e.ServerCondemned) -> Fleet:
+    """From READY; and once more where a server that is drained dies before it is empty."""
+    before = _server(fleet, event.server, record, Phase.READY, Phase.CONDEMNED)
+    if before.phase is Phase.CONDEMNED and (before.is_lost or event.health is not Health.DEAD):
+        raise IllegalTransition(f"{_name(record)}: server {event.server} is condemned already")
+    # Whoever was drained by an operator stays so; else what it died of is what counts, not why it was to go before.
+    condemned = replace(
+        before,
+        phase=Phase.CONDEMNED,
+        condemned_at=before.condemned_at or record.at,
+        condemned_by=before.condemned_by if before.is_drained else event.rule,
+        condemned_health=event.health,
+        last_position=record.position,
+    )
+    if event.rule in SILENCE_RULES:
+        fleet = _remember_silence(fleet, Silence(event.server, record.at), before.pool)
+    return put_server(fleet, condemned)
+
+
+def _remember_silence(fleet: Fleet, silence: Silence, pool: str) -> Fleet:
+    before = fleet.silences.get(pool) or ()
+    return replace(fleet, silences=fleet.silences.insert(pool, (*before, silence)[-SILENCES_KEPT:]))
+
+
+def _server_decommissioned(fleet: Fleet, record: e.Record, event: e.ServerDecommissioned) -> Fleet:
+    before = _server(fleet, event.server, record, Phase.CONDEMNED)
+    if len(before.cells):
+        raise IllegalTransition(f"{_name(record)}: server {event.server} still has {len(before.cells)} cells")
+    return put_server(fleet, replace(before, phase=Phase.DECOMMISSIONED, last_position=record.position))
+
+
+def _storm_released(fleet: Fleet, _: e.Record, event: e.StormReleased) -> Fleet:
+    return replace(fleet, released=fleet.released.insert(event.pool, event.until))
+
+
+_APPLY: dict[type[e.Event], Callable[[Fleet, e.Record, Any], Fleet]] = {
+    e.SchedulerStarted: _started,
+    e.GroupApplied: _group_applied,
+    e.GroupDeleted: _group_deleted,
+    e.CellOrdered: _cell_ordered,
+    e.CellBooting: _cell_moved,
+    e.CellReady: _cell_moved,
+    e.CellCondemned: _cell_moved,
+    e.CellDraining: _cell_moved,
+    e.CellDecommissioned: _cell_moved,
+    e.OrphanRemoved: _nothing,
+    e.ServerEnrolled: _server_enrolled,
+    e.ServerJoined: _server_joined,
+    e.ServerChanged: _server_changed,
+    e.ServerCondemned: _server_condemned,
+    e.ServerDecommissioned: _server_decommissioned,
+    e.TokenCreated: _token_created,
+    e.LeakRemoved: _nothing,
+    e.StormReleased: _storm_released,
+    e.ShellOpened: _shell_opened,
+    e.OperatorEnrolled: _nothing,
+    e.CallRefused: _nothing,
+    e.JournalResumed: _nothing,
+}

@@ -1,0 +1,5 @@
+"""What is wrong with a wanted group: ``services`` and ``pools`` yield every ``Problem`` with its path.
+
+The manifest reader and the operators' side both ask here, so that a file and a call are refused for the same
+reasons.
+"""

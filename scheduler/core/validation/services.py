@@ -1,0 +1,296 @@
+"""What a service must be like to be taken: one table of rules for manifests and for whatever comes over the wire.
+
+Pure. A problem's path is in the manifest's words (``health.http.port``). Everything a group holds is bounded here.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import signal
+from collections.abc import Iterator
+
+from galactica.scheduler.core.model.spec import (
+    ExecProbe,
+    Group,
+    GrpcProbe,
+    HttpProbe,
+    Probe,
+    RuntimeKind,
+    Spec,
+    TcpProbe,
+)
+from galactica.scheduler.core.validation.problems import (
+    CONTROL,
+    DAY_SECONDS,
+    ENTRIES_LIMIT,
+    Path,
+    Problem,
+    did_you_mean,
+    duration_problems,
+    label_problems,
+    max_age_problems,
+    name_problems,
+    shown,
+)
+
+REPLICAS_LIMIT = 100_000
+WORDS_LIMIT = 256
+TEXT_BYTES_LIMIT = 65_536
+"""Of a command, and of an environment, in all. The kernel's own limit of one argument is 128 KiB."""
+PORTS_LIMIT = 64
+WRITABLE_LIMIT = 64
+PATH_LIMIT = 1_024
+IMAGE_LIMIT = 512
+CPU_MILLIS_LIMIT = 1_024_000
+MEMORY_BYTES_LIMIT = 2**50
+DOCKER_MEMORY_BYTES_LEAST = 6 * 2**20
+"""The engine itself refuses less."""
+PIDS_LIMIT = 2**22
+"""The kernel's own limit (PID_MAX_LIMIT)."""
+SICK_AFTER_LIMIT = 1_000
+SPREADS = ("server", "none")
+
+_PORT_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,30}[a-z0-9])?")
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
+_IMAGE = re.compile(r"[A-Za-z0-9][-A-Za-z0-9._/:@+]*")
+_PLACEHOLDER = re.compile(r"\{port\.([^{}]*)\}")
+_RESERVED_ENV = frozenset({"CELL_ID", "CELL_DIRECTORY"})
+_SIGNALS = frozenset(signal.Signals.__members__) - {"SIGSTOP", "SIGCONT", "SIGCHLD", "SIGCLD"}
+"""Those that ask a program to end; a stopped one would only sit out its grace."""
+
+
+def problems_of(group: Group) -> tuple[Problem, ...]:
+    """Everything that is wrong with a service; empty where it can be taken. Pools: ``pool_rules``."""
+    spec = group.spec
+    return tuple(
+        problem
+        for rules in (
+            name_problems(group),
+            _replicas(group),
+            max_age_problems(group),
+            _runtime(spec),
+            _command(spec),
+            _ports(spec),
+            _env(spec),
+            _placeholders(spec),
+            _resources(spec),
+            _health(spec),
+            _stop(spec),
+            _placement(spec),
+            _writable(spec),
+        )
+        for problem in rules
+    )
+
+
+def _replicas(group: Group) -> Iterator[Problem]:
+    if not 0 <= group.replicas <= REPLICAS_LIMIT:
+        yield Problem(("replicas",), f"{group.replicas} is not between 0 and {REPLICAS_LIMIT:,}")
+
+
+def _runtime(spec: Spec) -> Iterator[Problem]:
+    needs = frozenset({"runtime", "image"})
+    if spec.runtime is RuntimeKind.SERVER:
+        yield Problem(("runtime",), "servers are cells of a pool, not of a service")
+        return
+    if spec.runtime is RuntimeKind.PROCESS:
+        if spec.image:
+            yield Problem(
+                ("image",), "a process has no image; leave it out, or write runtime: docker", needs=needs
+            )
+        if not spec.command:
+            yield Problem(
+                ("command",), 'is missing; a process needs one, such as ["program", "argument"]', needs=needs
+            )
+        return
+    if not spec.image:
+        yield Problem(("image",), "is missing; the docker runtime needs one", needs=needs)
+    elif len(spec.image) > IMAGE_LIMIT or _IMAGE.fullmatch(spec.image) is None:
+        yield Problem(("image",), f"{shown(spec.image)} is no image reference, such as hello:1")
+
+
+def _command(spec: Spec) -> Iterator[Problem]:
+    yield from _words(("command",), spec.command)
+
+
+def _words(path: Path, words: tuple[str, ...]) -> Iterator[Problem]:
+    if len(words) > WORDS_LIMIT:
+        yield Problem(path, f"has {len(words)} words; at most {WORDS_LIMIT} are taken")
+    size = sum(len(word.encode()) for word in words)
+    if size > TEXT_BYTES_LIMIT:
+        yield Problem(path, f"is {size:,} bytes long; at most {TEXT_BYTES_LIMIT:,} are taken")
+    if words and not words[0]:
+        yield Problem((*path, 0), "the program's name is empty")
+    for index, word in enumerate(words):
+        if "\0" in word:
+            yield Problem((*path, index), "contains a NUL character")
+
+
+def _ports(spec: Spec) -> Iterator[Problem]:
+    if len(spec.ports) > PORTS_LIMIT:
+        yield Problem(("ports",), f"has {len(spec.ports)} entries; at most {PORTS_LIMIT} are taken")
+    seen: dict[int, str] = {}
+    for name, number in spec.ports.items():
+        if _PORT_NAME.fullmatch(name) is None:
+            yield Problem(
+                ("ports", name),
+                f"{shown(name)} is no port name: 1 to 32 lower-case letters, digits and '-'",
+                at_key=True,
+            )
+        if number == 0:
+            if spec.runtime is RuntimeKind.DOCKER:
+                yield Problem(
+                    ("ports", name),
+                    "auto is for processes; a container needs the number that it listens on "
+                    "(it is published on a free port of the server)",
+                    needs=frozenset({"runtime", "image"}),
+                )
+        elif not 1 <= number <= 65_535:
+            yield Problem(("ports", name), f"{number} is not between 1 and 65535")
+        elif number in seen:
+            yield Problem(("ports", name), f"{number} is the port {seen[number]!r} already")
+        else:
+            seen[number] = name
+
+
+def _env(spec: Spec) -> Iterator[Problem]:
+    if len(spec.env) > ENTRIES_LIMIT:
+        yield Problem(("env",), f"has {len(spec.env)} entries; at most {ENTRIES_LIMIT} are taken")
+    size = sum(len(name.encode()) + len(value.encode()) + 2 for name, value in spec.env.items())
+    if size > TEXT_BYTES_LIMIT:
+        yield Problem(("env",), f"is {size:,} bytes long; at most {TEXT_BYTES_LIMIT:,} are taken")
+    ours = _RESERVED_ENV | {f"PORT_{name.upper().replace('-', '_')}" for name in spec.ports}
+    for name, value in spec.env.items():
+        if _ENV_NAME.fullmatch(name) is None:
+            yield Problem(
+                ("env", name),
+                f"{shown(name)} is no variable name: letters, digits and '_', not beginning with a digit",
+                at_key=True,
+            )
+        elif name in ours:
+            yield Problem(("env", name), f"{name} is set by the agent; choose another name", at_key=True)
+        if "\0" in value:
+            yield Problem(("env", name), "contains a NUL character")
+
+
+def _placeholders(spec: Spec) -> Iterator[Problem]:
+    texts: list[tuple[Path, str]] = [(("command", index), word) for index, word in enumerate(spec.command)]
+    texts += [(("env", name), value) for name, value in spec.env.items()]
+    for path, text in texts:
+        for match in _PLACEHOLDER.finditer(text):
+            if match[1] not in spec.ports:
+                yield Problem(
+                    path,
+                    f"{match[0]} names no port{_known_ports(match[1], spec)}",
+                    needs=frozenset({"ports"}),
+                )
+
+
+def _known_ports(name: str, spec: Spec) -> str:
+    names = ", ".join(sorted(spec.ports))
+    return did_you_mean(name, spec.ports) or (
+        f"; the ports are: {names}" if names else "; there are no ports"
+    )
+
+
+def _resources(spec: Spec) -> Iterator[Problem]:
+    limits = spec.resources
+    if not 0 <= limits.cpu_millis <= CPU_MILLIS_LIMIT:
+        yield Problem(("resources", "cpu"), f"is not between 0.001 and {CPU_MILLIS_LIMIT // 1_000} cores")
+    if not 0 <= limits.memory_bytes <= MEMORY_BYTES_LIMIT:
+        yield Problem(("resources", "memory"), "is more than 1024 TiB")
+    elif spec.runtime is RuntimeKind.DOCKER and 0 < limits.memory_bytes < DOCKER_MEMORY_BYTES_LEAST:
+        yield Problem(
+            ("resources", "memory"),
+            "a container needs at least 6MiB",
+            needs=frozenset({"runtime", "image"}),
+        )
+    if not 0 <= limits.pids <= PIDS_LIMIT:
+        yield Problem(("resources", "pids"), f"{limits.pids} is not between 1 and {PIDS_LIMIT:,}")
+
+
+def _health(spec: Spec) -> Iterator[Problem]:
+    health = spec.health
+    if health.probe is not None:
+        yield from _probe(health.probe, spec)
+    # A timeout above `every` is fine: probes of a cell never overlap, they only come less often.
+    yield from duration_problems(("health", "every"), health.every_seconds, 0.01, 3_600.0)
+    yield from duration_problems(("health", "timeout"), health.timeout_seconds, 0.001, 3_600.0)
+    yield from duration_problems(("health", "boot_within"), health.boot_within_seconds, 0.001, DAY_SECONDS)
+    if not 1 <= health.sick_after <= SICK_AFTER_LIMIT:
+        yield Problem(
+            ("health", "sick_after"),
+            f"{health.sick_after} is not between 1 and {SICK_AFTER_LIMIT:,} failures",
+        )
+
+
+def _probe(probe: Probe, spec: Spec) -> Iterator[Problem]:
+    match probe:
+        case HttpProbe(port=port, path=path):
+            yield from _probe_port("http", port, spec)
+            if not path.startswith("/") or len(path) > PATH_LIMIT or CONTROL.search(path) or " " in path:
+                yield Problem(
+                    ("health", "http", "path"),
+                    f"{shown(path)} is no path: it begins with '/' and has no blanks",
+                )
+        case TcpProbe(port=port):
+            yield from _probe_port("tcp", port, spec)
+        case GrpcProbe(port=port, service=service):
+            yield from _probe_port("grpc", port, spec)
+            if len(service) > 256 or CONTROL.search(service):
+                yield Problem(("health", "grpc", "service"), f"{shown(service)} is no service name")
+        case ExecProbe(command=command):
+            if not command:
+                yield Problem(("health", "exec", "command"), 'is missing; write ["program", "argument"]')
+            yield from _words(("health", "exec", "command"), command)
+
+
+def _probe_port(kind: str, port: str, spec: Spec) -> Iterator[Problem]:
+    path = ("health", kind, "port")
+    if not port:
+        yield Problem(path, "is missing; name one of the service's ports")
+    elif port not in spec.ports:
+        yield Problem(
+            path, f"{shown(port)} names no port{_known_ports(port, spec)}", needs=frozenset({"ports"})
+        )
+
+
+def _stop(spec: Spec) -> Iterator[Problem]:
+    name = spec.stop.signal
+    if name not in _SIGNALS:
+        meant = f"; did you mean 'SIG{name.upper()}'?" if f"SIG{name.upper()}" in _SIGNALS else ""
+        hint = meant or did_you_mean(name.upper(), _SIGNALS) or "; write SIGTERM, SIGINT or SIGQUIT"
+        yield Problem(("stop", "signal"), f"{shown(name)} is no signal that ends a program{hint}")
+    yield from duration_problems(("stop", "grace"), spec.stop.grace_seconds, 0.0, 3_600.0)
+
+
+def _placement(spec: Spec) -> Iterator[Problem]:
+    if spec.placement.spread not in SPREADS:
+        hint = did_you_mean(spec.placement.spread, SPREADS) or "; write server or none"
+        yield Problem(("placement", "spread"), f"{shown(spec.placement.spread)} is not known{hint}")
+    yield from label_problems(("placement", "require"), spec.placement.require)
+
+
+def _writable(spec: Spec) -> Iterator[Problem]:
+    if spec.writable and spec.runtime is RuntimeKind.PROCESS:
+        yield Problem(
+            ("writable",),
+            "is for containers; a process writes below its own directory ($CELL_DIRECTORY)",
+            needs=frozenset({"runtime", "image"}),
+        )
+    if len(spec.writable) > WRITABLE_LIMIT:
+        yield Problem(("writable",), f"has {len(spec.writable)} paths; at most {WRITABLE_LIMIT} are taken")
+    for index, path in enumerate(spec.writable):
+        if not _is_plain_path(path):
+            yield Problem(
+                ("writable", index), f"{shown(path)} is no absolute path below '/' (nor may it hold '..')"
+            )
+        elif path in spec.writable[:index]:
+            yield Problem(("writable", index), f"{shown(path)} is there twice")
+
+
+def _is_plain_path(path: str) -> bool:
+    if not path.startswith("/") or path.startswith("//") or len(path) > PATH_LIMIT or CONTROL.search(path):
+        return False
+    return posixpath.normpath(path) == path.removesuffix("/") != ""

@@ -1,0 +1,177 @@
+"""Verdicts: what the evidence says of a cell or a server at one moment.
+
+Each verdict is an ordered table: the first rule that matches wins, and its name is what ``galactica why`` prints.
+Nothing here is stored, and nothing here acts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from galactica.scheduler.core.model.fleet import Cell, Phase, Server
+from galactica.scheduler.core.model.policy import Policy
+from galactica.scheduler.core.model.spec import Spec
+from galactica.scheduler.core.model.verdict import Evidence, Health, Verdict
+from galactica.scheduler.core.sight.observations import CellReport, CellState
+from galactica.scheduler.core.sight.state import ServerSight, Sight
+
+
+class _Case(NamedTuple):
+    """All that the rules on a cell may look at."""
+
+    cell: Cell
+    spec: Spec
+    server: Server | None
+    seen: ServerSight | None
+    report: CellReport | None
+    now: float
+    policy: Policy
+    trusted_since: float
+    silent: bool
+
+    @property
+    def source(self) -> str:
+        return f"agent {self.cell.server}"
+
+
+def cell_verdict(
+    cell: Cell, spec: Spec, server: Server | None, sight: Sight, now: float, policy: Policy
+) -> Verdict:
+    """What the evidence says of a cell. ``server``: the one that carries it, None where it is unknown."""
+    seen = sight.servers.get(cell.server)
+    report = None if seen is None else seen.reports.get(cell.id)
+    silent = seen is None or not seen.is_open
+    case = _Case(cell, spec, server, seen, report, now, policy, sight.trusted_since, silent)
+    for rule in CELL_RULES:
+        verdict = rule(case)
+        if verdict is not None:
+            return verdict
+    return Verdict(Health.HEALTHY, "running", "it runs" if cell.was_ready else "it boots")
+
+
+# --- rules on cells, in order ------------------------------------------------------------------------------------
+
+
+def _server_lost(case: _Case) -> Verdict | None:
+    server = case.server
+    if server is not None and not server.is_lost:
+        return None
+    says = "it is gone" if server is None else f"it was condemned as dead by rule {server.condemned_by}"
+    at = case.now if server is None or server.condemned_at is None else server.condemned_at
+    fact = Evidence(f"server {case.cell.server}", says, at)
+    return Verdict(Health.DEAD, "server_lost", f"its server {case.cell.server} is lost", (fact,))
+
+
+def _fenced(case: _Case) -> Verdict | None:
+    report = case.report
+    if (
+        report is None
+        or report.state is not CellState.EXITED
+        or not (report.autopsy and report.autopsy.fenced)
+    ):
+        return None
+    return Verdict(Health.DEAD, "fenced", report.autopsy.reason, (_fact(case, report.autopsy.reason),))
+
+
+def _ended(case: _Case) -> Verdict | None:
+    report = case.report
+    if report is None or report.state not in (CellState.EXITED, CellState.FAILED):
+        return None
+    rule = "exited" if report.state is CellState.EXITED else "start_failed"
+    reason = report.autopsy.reason if report.autopsy else rule
+    return Verdict(Health.DEAD, rule, reason, (_fact(case, reason),))
+
+
+def _vanished(case: _Case) -> Verdict | None:
+    """The agent answers but no longer has a cell that it had taken."""
+    if case.silent or case.cell.phase is Phase.ORDERED:
+        return None
+    if case.report is not None and case.report.state is not CellState.GONE:
+        return None
+    reason = "its agent does not have it any more"
+    return Verdict(Health.DEAD, "vanished", reason, (_fact(case, reason),))
+
+
+def _boot_timeout(case: _Case) -> Verdict | None:
+    """Time during which its agent could not be heard does not count."""
+    if case.cell.was_ready or case.seen is None or case.silent:
+        return None
+    since = max(case.cell.ordered_at, case.trusted_since, case.seen.attached_at)
+    deadline = since + case.spec.health.boot_within_seconds
+    if case.now < deadline:
+        return None
+    reason = f"not ready within {case.spec.health.boot_within_seconds:g} s of its order{_last_error(case)}"
+    return Verdict(Health.SICK, "boot_timeout", reason, (_fact(case, reason),))
+
+
+def _probe_failed(case: _Case) -> Verdict | None:
+    failures = _failures(case)
+    if failures < case.spec.health.sick_after:
+        return None
+    reason = f"its probe failed {failures} times in a row{_last_error(case)}"
+    return Verdict(Health.SICK, "probe_failed", reason, (_fact(case, reason),))
+
+
+def _server_silent(case: _Case) -> Verdict | None:
+    if not case.silent:
+        return None
+    reason = f"nothing is heard from its server {case.cell.server}"
+    return Verdict(Health.SUSPECT, "server_silent", reason, (Evidence("scheduler", reason, case.now),))
+
+
+def _probe_failing(case: _Case) -> Verdict | None:
+    failures = _failures(case)
+    if failures == 0:
+        return None
+    reason = f"its probe failed {failures} of {case.spec.health.sick_after} times{_last_error(case)}"
+    return Verdict(Health.SUSPECT, "probe_failing", reason, (_fact(case, reason),))
+
+
+def _booting(case: _Case) -> Verdict | None:
+    if case.cell.was_ready or case.seen is None:
+        return None
+    since = max(case.cell.ordered_at, case.trusted_since, case.seen.attached_at)
+    progress = case.report.progress if case.report and case.report.progress else "it boots"
+    deadline = since + case.spec.health.boot_within_seconds
+    return Verdict(Health.HEALTHY, "booting", progress, next_look_at=deadline)
+
+
+CELL_RULES: tuple[Callable[[_Case], Verdict | None], ...] = (
+    _server_lost,
+    _fenced,
+    _ended,
+    _vanished,
+    _boot_timeout,
+    _probe_failed,
+    _server_silent,
+    _probe_failing,
+    _booting,
+)
+
+
+def _failures(case: _Case) -> int:
+    """Failures in a row that count: until its first success a cell boots, and booting has its own rule."""
+    probe = case.report.probe if case.report else None
+    if probe is None or not (probe.has_passed or case.cell.was_ready):
+        return 0
+    return probe.consecutive_failures
+
+
+def _last_error(case: _Case) -> str:
+    probe = case.report.probe if case.report else None
+    return f": {probe.last_error}" if probe and probe.last_error else ""
+
+
+def _fact(case: _Case, says: str) -> Evidence:
+    return Evidence(case.source, says, case.seen.heard_at if case.seen else case.now)
+
+
+def is_serving(cell: Cell, spec: Spec, sight: Sight) -> bool:
+    """Whether the agent's word is enough for READY: it runs, and its probe (if it has one) passes."""
+    report = sight.report_of(cell.server, cell.id)
+    if report is None or report.state is not CellState.RUNNING:
+        return False
+    if spec.health.probe is None:
+        return True
+    return report.probe is not None and report.probe.has_passed and report.probe.consecutive_failures == 0

@@ -1,0 +1,132 @@
+"""The facts about a server: when it was heard, what its neighbours and its provider say, how long silence is
+tolerated.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from galactica.scheduler.core.model.fleet import Fleet, Server
+from galactica.scheduler.core.model.policy import Policy, Tempo
+from galactica.scheduler.core.model.verdict import Evidence
+from galactica.scheduler.core.sight.observations import (
+    Answer,
+    ProviderServer,
+    Testimony,
+)
+from galactica.scheduler.core.sight.state import ProviderSight, ServerSight, Sight
+
+BEATS_MISSED = 2.5
+"""Silence of this many beats makes a server suspect: one beat may be lost and the next late."""
+
+SILENT_BEATS = 2.0
+"""Silence of this many beats may be more than a beat that is late."""
+
+TEMPO_WORTH_TELLING = 0.1
+"""A beat or lease that changed by this fraction is told to agents whose session has begun."""
+
+
+class Terms(NamedTuple):
+    """What a server's pool says about silence. Seconds."""
+
+    tempo: Tempo
+    lease_seconds: float
+    cut_off_after_seconds: float
+
+
+def terms_of(fleet: Fleet, server: Server, policy: Policy) -> Terms:
+    tempo = policy.tempo(len(fleet.servers))
+    state = fleet.groups.get(server.pool) if server.pool else None
+    if state is None:
+        return Terms(tempo, tempo.lease_seconds, policy.cut_off_after_seconds)
+    return Terms(tempo, state.group.lease_seconds or tempo.lease_seconds, state.group.cut_off_after_seconds)
+
+
+class Witnesses(NamedTuple):
+    """What those neighbours say that can themselves be heard."""
+
+    answers: int
+    refused: int
+    silent: int
+    facts: tuple[Evidence, ...]
+    silent_since: float
+    """When the last of the neighbours that hear nothing began to; 0 where there is none."""
+
+    @property
+    def total(self) -> int:
+        return self.answers + self.refused + self.silent
+
+    def mostly(self, answer: Answer) -> bool:
+        said = {Answer.ANSWERS: self.answers, Answer.REFUSED: self.refused, Answer.SILENT: self.silent}
+        return said[answer] * 2 > self.total
+
+
+def last_heard_at(server: Server, sight: Sight) -> float:
+    """From when on its silence counts."""
+    seen = sight.servers.get(server.id)
+    return max(seen.heard_at if seen else server.joined_at, trusted_since_of(server, sight))
+
+
+def trusted_since_of(server: Server, sight: Sight) -> float:
+    """What was silence before that was our own blindness."""
+    return max(sight.trusted_since, sight.calm_since.get(server.pool) or 0.0)
+
+
+def made_by(fleet: Fleet, server: Server, sight: Sight) -> ProviderServer | None:
+    """Its own provider's word on a pool's server."""
+    known = _provider_of(fleet, server, sight)
+    return known.servers.get(server.id) if known else None
+
+
+def _provider_of(fleet: Fleet, server: Server, sight: Sight) -> ProviderSight | None:
+    state = fleet.groups.get(server.pool) if server.pool else None
+    if state is None:
+        return None
+    cell = fleet.cell(server.id)
+    body = (state.spec_for(cell) if cell else state.group.spec).server
+    return sight.providers.get(body.provider) if body else None
+
+
+def missing_at_of(fleet: Fleet, server: Server, sight: Sight) -> float | None:
+    """When its provider was asked for the list that leaves it out; None where it is listed, or where nothing can be
+    concluded: from a list of before it joined, or from one that names nobody."""
+    known = _provider_of(fleet, server, sight)
+    if known is None or not len(known.servers) or server.id in known.servers:
+        return None
+    if known.listed_at <= server.joined_at:
+        return None
+    return known.listed_at
+
+
+def witnesses_of(server: Server, sight: Sight, now: float, silence_limit: float) -> Witnesses:
+    """Neighbours that can themselves reach us; the bus counts as one that hears nothing."""
+    counts = dict.fromkeys(Answer, 0)
+    facts = []
+    silent_since = 0.0
+    for watcher, testimony in sorted((sight.about.get(server.id) or {}).items()):
+        if not _is_heard(sight.servers.get(watcher), now, silence_limit):
+            continue
+        counts[testimony.answer] += 1
+        facts.append(_fact(watcher, testimony))
+        if testimony.answer is Answer.SILENT:
+            silent_since = max(silent_since, testimony.since)
+    will_at = sight.wills.get(server.id)
+    seen = sight.servers.get(server.id)
+    if will_at is not None and (seen is None or will_at >= seen.heard_at):
+        counts[Answer.SILENT] += 1
+        facts.append(Evidence("bus", "its last will was published", will_at))
+    answers, refused, silent = (counts[one] for one in (Answer.ANSWERS, Answer.REFUSED, Answer.SILENT))
+    return Witnesses(answers, refused, silent, tuple(facts), silent_since)
+
+
+def _is_heard(seen: ServerSight | None, now: float, silence_limit: float) -> bool:
+    return seen is not None and seen.is_open and now - seen.heard_at <= silence_limit
+
+
+def _fact(watcher: str, testimony: Testimony) -> Evidence:
+    words = {
+        Answer.ANSWERS: "its agent answers",
+        Answer.REFUSED: "its kernel answers, its agent does not",
+        Answer.SILENT: "nothing comes back from it",
+    }
+    return Evidence(f"neighbour {watcher}", words[testimony.answer], testimony.since)

@@ -1,0 +1,284 @@
+"""Verdicts on servers: death by evidence, not by time-out.
+
+Silence alone is weak: it may be the server, its agent, the network between, or ourselves. What neighbours, provider and
+bus say makes it strong. The first matching rule wins, and the certificate carries the whole table that it rests on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from msgspec.structs import replace
+
+from galactica.scheduler.core.model.fleet import Fleet, Phase, Server
+from galactica.scheduler.core.model.policy import Policy
+from galactica.scheduler.core.model.verdict import CUT_OFF, Evidence, Health, Verdict
+from galactica.scheduler.core.sight.observations import Answer, ProviderServer, ProviderState
+from galactica.scheduler.core.sight.state import ServerSight, Sight
+from galactica.scheduler.core.verdicts.blame import blame_server
+from galactica.scheduler.core.verdicts.evidence import (
+    BEATS_MISSED,
+    SILENT_BEATS,
+    Terms,
+    Witnesses,
+    last_heard_at,
+    made_by,
+    missing_at_of,
+    terms_of,
+    trusted_since_of,
+    witnesses_of,
+)
+from galactica.scheduler.core.verdicts.vitals import vitals_verdict
+
+STALL_SECONDS = 1.95
+"""An agent may be held up for two seconds (swapped out, frozen, on a host too busy) and is not dead. Its neighbours'
+silence must have lasted so long, and the scheduler's own a beat longer, since nobody knows how long before the stall
+it spoke last. A little less than two, so that with beats of a second a real death is known within three."""
+
+
+class _Case(NamedTuple):
+    fleet: Fleet
+    server: Server
+    seen: ServerSight | None
+    made: ProviderServer | None
+    missing_at: float | None
+    """When its provider's newest list was asked for, where that list leaves it out."""
+    witnesses: Witnesses
+    heard_at: float
+    trusted_since: float
+    terms: Terms
+    now: float
+    blame_window_seconds: float
+    by_vitals: Verdict | None
+
+    @property
+    def silence_seconds(self) -> float:
+        return self.now - self.heard_at
+
+    @property
+    def is_silent(self) -> bool:
+        """Nothing is heard: not one beat late, and not a stream that the agent closed a moment ago."""
+        return self.silence_seconds > SILENT_BEATS * self.terms.tempo.beat_seconds
+
+    @property
+    def grace_until(self) -> float:
+        """One full lease for everyone, from when on the scheduler hears at all."""
+        return self.trusted_since + self.terms.lease_seconds
+
+    @property
+    def stalled_until(self) -> float:
+        """Until then all the silence may be one stall that is over before anybody has to act."""
+        spoke_until = self.heard_at + self.terms.tempo.beat_seconds
+        return max(spoke_until, self.witnesses.silent_since) + STALL_SECONDS
+
+    def facts(self) -> tuple[Evidence, ...]:
+        last = Evidence(f"agent {self.server.id}", "last heard", self.heard_at)
+        if self.seen is None:
+            link = Evidence("scheduler", "no session since this scheduler started", self.now)
+        elif self.seen.closed_at is not None:
+            link = Evidence("link", "its stream was closed", self.seen.closed_at)
+        else:
+            link = Evidence("link", "its stream is open and silent", self.now)
+        return (last, link, *self.witnesses.facts)
+
+
+def server_verdict(fleet: Fleet, server: Server, sight: Sight, now: float, policy: Policy) -> Verdict:
+    """What the evidence says of a server."""
+    terms = terms_of(fleet, server, policy)
+    seen = sight.servers.get(server.id)
+    heard_at = last_heard_at(server, sight)
+    silence_limit = BEATS_MISSED * terms.tempo.beat_seconds
+    witnesses = witnesses_of(server, sight, now, silence_limit)
+    case = _Case(
+        fleet,
+        server,
+        seen,
+        made_by(fleet, server, sight),
+        missing_at_of(fleet, server, sight),
+        witnesses,
+        heard_at,
+        trusted_since_of(server, sight),
+        terms,
+        now,
+        policy.blame_window_seconds,
+        vitals_verdict(fleet, server, sight, now, policy.vitals),
+    )
+    for rule in SERVER_RULES:
+        verdict = rule(case)
+        if verdict is not None:
+            return verdict
+    return Verdict(Health.HEALTHY, "beating", "it beats", next_look_at=heard_at + _first_look(terms))
+
+
+def _first_look(terms: Terms) -> float:
+    """When silence from now on would first say something."""
+    return min(terms.lease_seconds, SILENT_BEATS * terms.tempo.beat_seconds + 0.01)
+
+
+# --- the rules, in order -------------------------------------------------------------------------------------------
+
+
+def _condemned(case: _Case) -> Verdict | None:
+    server = case.server
+    if server.condemned_health is None or not (server.is_lost or server.phase is Phase.DECOMMISSIONED):
+        return None
+    fact = Evidence("scheduler", f"condemned by rule {server.condemned_by}", server.condemned_at or case.now)
+    return Verdict(server.condemned_health, server.condemned_by, f"condemned: {server.condemned_by}", (fact,))
+
+
+def _enrolled(case: _Case) -> Verdict | None:
+    if case.server.phase is not Phase.ORDERED:
+        return None
+    return Verdict(Health.HEALTHY, "enrolled", "it enrolled and has not attached yet")
+
+
+def _provider_gone(case: _Case) -> Verdict | None:
+    """Believed at once where nothing speaks against it. What beats on is not gone, whoever says so."""
+    made = case.made
+    if made is None or made.state is not ProviderState.GONE:
+        return None
+    reason = f"its provider says that it is gone{': ' + made.reason if made.reason else ''}"
+    facts = (Evidence("provider", reason, case.now), *case.facts())
+    if case.seen is not None and case.seen.is_open and not case.is_silent:
+        until = case.heard_at + _first_look(case.terms)
+        return Verdict(Health.SUSPECT, "provider_contradicted", f"{reason}, but it beats", facts, until)
+    return Verdict(Health.DEAD, "provider_gone", reason, facts)
+
+
+def _left(case: _Case) -> Verdict | None:
+    """No silence: it said so itself."""
+    if case.seen is None or not case.seen.has_left:
+        return None
+    return Verdict(Health.DEAD, "left", "its agent ended its cells and left, as it had said", case.facts())
+
+
+def _leaving(case: _Case) -> Verdict | None:
+    if case.seen is None or not case.seen.is_leaving:
+        return None
+    return Verdict(Health.SUSPECT, "leaving", "its agent ends its cells, and will leave", case.facts())
+
+
+def _neighbours_silent(case: _Case) -> Verdict | None:
+    if not case.is_silent or not case.witnesses.mostly(Answer.SILENT):
+        return None
+    until = case.grace_until
+    if case.now < until:
+        reason = "the scheduler itself has just begun to hear: everyone has one full lease"
+        return Verdict(Health.SUSPECT, "grace", reason, case.facts(), next_look_at=until)
+    reason = (
+        f"nothing heard for {case.silence_seconds:.1f} s, and {case.witnesses.silent} of "
+        f"{case.witnesses.total} witnesses hear nothing either"
+    )
+    until = case.stalled_until
+    if case.now < until:
+        reason = f"{reason}; for a moment more it may only be held up"
+        return Verdict(Health.SUSPECT, "falling_silent", reason, case.facts(), next_look_at=until)
+    return Verdict(Health.DEAD, "neighbours_silent", reason, case.facts())
+
+
+def _blamed(case: _Case) -> Verdict | None:
+    """It beats, but what lives on it dies."""
+    blame = blame_server(case.server, case.fleet, case.now, case.blame_window_seconds)
+    if blame is None:
+        return None
+    return Verdict(Health.SICK, "blamed", blame.reason, blame.evidence)
+
+
+def _cut_off(case: _Case) -> Verdict | None:
+    if not case.is_silent or not case.witnesses.mostly(Answer.ANSWERS):
+        return None
+    until = case.heard_at + case.terms.cut_off_after_seconds
+    count = f"{case.witnesses.answers} of {case.witnesses.total} neighbours reach it"
+    if case.now >= until:
+        reason = f"cut off from the scheduler for {case.silence_seconds:.0f} s, although {count}"
+        return Verdict(Health.DEAD, "cut_off_too_long", reason, case.facts())
+    reason = f"the scheduler hears nothing, but {count}: it is cut off and keeps its cells"
+    return Verdict(Health.SUSPECT, CUT_OFF, reason, case.facts(), next_look_at=until)
+
+
+def _agent_gone(case: _Case) -> Verdict | None:
+    if not case.witnesses.mostly(Answer.REFUSED):
+        return None
+    until = case.heard_at + case.terms.lease_seconds
+    count = f"{case.witnesses.refused} of {case.witnesses.total} neighbours reach its kernel"
+    if case.now >= until:
+        reason = f"its agent is gone for longer than its lease of {case.terms.lease_seconds:g} s; {count}"
+        return Verdict(Health.DEAD, "agent_gone", reason, case.facts())
+    if not case.is_silent and case.seen is not None and case.seen.is_open:
+        return None
+    reason = f"its agent is gone, the host lives ({count}); it keeps its cells until the lease ends"
+    return Verdict(Health.SUSPECT, "agent_away", reason, case.facts(), next_look_at=until)
+
+
+def _unlisted(case: _Case) -> Verdict | None:
+    """A list that leaves it out is no proof, as lists may be late or incomplete; together with silence it is."""
+    if case.missing_at is None or not case.is_silent:
+        return None
+    reason = f"its provider does not list it any more, and nothing is heard for {case.silence_seconds:.1f} s"
+    until = max(case.grace_until, case.stalled_until)
+    if case.now < until:
+        reason = f"{reason}; for a moment more it may only be held up"
+        return Verdict(Health.SUSPECT, "falling_silent", reason, case.facts(), next_look_at=until)
+    fact = Evidence("provider", "its list leaves it out", case.missing_at)
+    return Verdict(Health.DEAD, "unlisted", reason, (fact, *case.facts()))
+
+
+def _lease_expired(case: _Case) -> Verdict | None:
+    """Where nobody can testify, or those who can contradict each other, the lease alone decides."""
+    if case.silence_seconds < case.terms.lease_seconds:
+        return None
+    why = "no neighbour can testify" if not case.witnesses.total else "its neighbours contradict each other"
+    reason = (
+        f"nothing heard for {case.silence_seconds:.1f} s, longer than its lease of "
+        f"{case.terms.lease_seconds:g} s; {why}, so the lease alone decides"
+    )
+    return Verdict(Health.DEAD, "lease_expired", reason, case.facts())
+
+
+def _stream_closed(case: _Case) -> Verdict | None:
+    if case.seen is not None and case.seen.is_open:
+        return None
+    reason = "its stream is closed; it keeps its cells until the lease ends"
+    return Verdict(Health.SUSPECT, "stream_closed", reason, case.facts(), next_look_at=_next(case))
+
+
+def _beats_missed(case: _Case) -> Verdict | None:
+    if not case.is_silent:
+        return None
+    reason = f"nothing heard for {case.silence_seconds:.1f} s; it keeps its cells until the lease ends"
+    return Verdict(Health.SUSPECT, "beats_missed", reason, case.facts(), next_look_at=_next(case))
+
+
+def _ailing(case: _Case) -> Verdict | None:
+    """It is heard, and what it says of itself is bad."""
+    verdict = case.by_vitals
+    if verdict is None or verdict.health is Health.SICK:
+        return verdict
+    silent_at = case.heard_at + _first_look(case.terms)  # that it ails does not mean that it cannot die
+    return replace(verdict, next_look_at=min(silent_at, verdict.next_look_at or silent_at))
+
+
+def _next(case: _Case) -> float:
+    """Neighbours may speak sooner; that is news, and needs no look of its own, but their witnesses' standing may change
+    with time alone."""
+    lease_end = case.heard_at + case.terms.lease_seconds
+    return min(lease_end, case.now + case.terms.tempo.beat_seconds)
+
+
+SERVER_RULES: tuple[Callable[[_Case], Verdict | None], ...] = (
+    _condemned,
+    _enrolled,
+    _provider_gone,
+    _left,
+    _neighbours_silent,
+    _cut_off,
+    _agent_gone,
+    _unlisted,
+    _lease_expired,
+    _blamed,
+    _stream_closed,
+    _beats_missed,
+    _leaving,
+    _ailing,
+)

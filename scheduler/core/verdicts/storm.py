@@ -1,0 +1,118 @@
+"""The guard against our own blindness: when many fall silent together, it is our sight that is to blame.
+
+Absolute number, share and time window together, so that small pools can still lose one, and nothing large is lost
+because a switch, a scheduler or a network had a bad minute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from galactica.scheduler.core.model.fleet import Fleet, Phase, Server, Silence
+from galactica.scheduler.core.model.keys import Storm
+from galactica.scheduler.core.model.policy import Policy
+from galactica.scheduler.core.sight.state import Sight
+from galactica.scheduler.core.verdicts.evidence import SILENT_BEATS, last_heard_at
+
+
+def storm_of(fleet: Fleet, sight: Sight, pool: str, now: float, policy: Policy) -> Storm | None:
+    """The pool's storm, if there is one that neither expired nor was released. While nobody at all is heard, of any
+    pool, it does not expire."""
+    silence = _silence_in(fleet, sight, pool, now, policy)
+    is_blind = _is_blind(fleet, sight, now, policy)
+    if not silence.silent or not (silence.is_storm or is_blind):
+        return None
+    since = silence.since
+    expires_at = (now if is_blind else since) + policy.storm_hold_seconds
+    if now >= expires_at:
+        return None
+    where = f"pool {pool}" if pool else "the joined servers"
+    count = len(silence.silent)
+    doubt = "the scheduler doubts its own sight and condemns none of them for silence"
+    if is_blind:
+        doubt += "; it hears nobody at all, so that only an operator can end this"
+    within = f"within {policy.storm_window_seconds:g} s, more than {silence.believed}"
+    reason = (
+        f"{count} of {silence.of} of {where} fell silent{f' {within}' if silence.is_storm else ''}: {doubt}"
+    )
+    return Storm(f"{pool or 'joined'}-{int(since)}", pool, count, silence.of, since, expires_at, reason)
+
+
+def is_released(fleet: Fleet, sight: Sight, server: Server, now: float, policy: Policy) -> bool:
+    """Whether an operator said that this silence is real. Who falls silent after that may be out of sight all the same:
+    nobody spoke of those."""
+    until = fleet.released.get(server.pool)
+    if until is None or now >= until:
+        return False
+    released_at = until - policy.storm_hold_seconds
+    return _silent_since(server, sight, released_at, _silence_limit(fleet, policy)) is not None
+
+
+def _silence_limit(fleet: Fleet, policy: Policy) -> float:
+    return SILENT_BEATS * policy.tempo(len(fleet.servers)).beat_seconds
+
+
+def is_calm(fleet: Fleet, sight: Sight, pool: str, now: float, policy: Policy) -> bool:
+    """No more of the pool are silent than is believed, and somebody is heard."""
+    silence = _silence_in(fleet, sight, pool, now, policy)
+    return not silence.is_storm and not _is_blind(fleet, sight, now, policy)
+
+
+class _Silence(NamedTuple):
+    """``silent``: server to since when. ``of``: so many could be. ``believed``: so many may be at once."""
+
+    silent: Mapping[str, float]
+    of: int
+    believed: int
+
+    @property
+    def is_storm(self) -> bool:
+        return len(self.silent) > self.believed
+
+    @property
+    def since(self) -> float:
+        """From when on more were silent than is believed: one that was so long before says nothing about the others."""
+        return sorted(self.silent.values())[self.believed if self.is_storm else 0]
+
+
+def _silence_in(fleet: Fleet, sight: Sight, pool: str, now: float, policy: Policy) -> _Silence:
+    limit_seconds = _silence_limit(fleet, policy)
+    condemned = {one.server: one.at for one in _recent(fleet.silences.get(pool) or (), now, policy)}
+    there = [server for server in fleet.servers.values() if server.pool == pool and _counts(server)]
+    silent = dict(condemned)
+    for server in there:
+        since = _silent_since(server, sight, now, limit_seconds)
+        if since is not None and not is_released(fleet, sight, server, now, policy):
+            silent[server.id] = since
+    of = len(condemned.keys() | {server.id for server in there})
+    return _Silence(silent, of, max(1, int(of * policy.storm_fraction)))
+
+
+def hears_anybody(fleet: Fleet, sight: Sight, now: float, policy: Policy) -> bool:
+    """One that is cut off from everybody must not replace a healthy fleet however long that lasts."""
+    limit_seconds = _silence_limit(fleet, policy)
+    return any(now - seen.heard_at <= limit_seconds for seen in sight.servers.values())
+
+
+def _is_blind(fleet: Fleet, sight: Sight, now: float, policy: Policy) -> bool:
+    """Nobody at all is heard, and there are several who could be, or could a moment ago: then it does not matter how
+    small their pools are. One alone may well have died."""
+    if hears_anybody(fleet, sight, now, policy):
+        return False
+    there = {server.id for server in fleet.servers.values() if _counts(server)}
+    lost = {one.server for silences in fleet.silences.values() for one in _recent(silences, now, policy)}
+    return bool(there) and len(there | lost) > 1
+
+
+def _recent(silences: Iterable[Silence], now: float, policy: Policy) -> Iterable[Silence]:
+    return (one for one in silences if now - one.at < policy.storm_window_seconds)
+
+
+def _counts(server: Server) -> bool:
+    return server.phase in (Phase.READY, Phase.CONDEMNED) and not server.is_lost
+
+
+def _silent_since(server: Server, sight: Sight, now: float, limit_seconds: float) -> float | None:
+    heard_at = last_heard_at(server, sight)
+    return heard_at if now - heard_at > limit_seconds else None

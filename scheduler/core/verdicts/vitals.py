@@ -1,0 +1,55 @@
+"""What a server's own vitals mean for it: suspect while they are bad, sick once they stay bad.
+
+A server that beats is judged here with care: what many share is hardly each one's fault, and the last one that works
+is better than none.
+"""
+
+from __future__ import annotations
+
+from galactica.scheduler.core.model.fleet import Fleet, Phase, Server
+from galactica.scheduler.core.model.policy import VitalLimits
+from galactica.scheduler.core.model.verdict import Evidence, Health, Verdict
+from galactica.scheduler.core.sight.state import Sight
+from galactica.scheduler.core.sight.vitals import Ailment
+
+
+def vitals_verdict(
+    fleet: Fleet, server: Server, sight: Sight, now: float, limits: VitalLimits
+) -> Verdict | None:
+    """The verdict by its vitals; None where they are good."""
+    seen = sight.servers.get(server.id)
+    if seen is None or not seen.ailing:
+        return None
+    facts = tuple(Evidence(f"vitals {server.id}", one.says, one.since) for one in seen.ailing)
+    lasting = [one for one in seen.ailing if one.lasts(now, limits)]
+    if not lasting:
+        first = seen.ailing[0]
+        due_at = first.since + limits.ailing_seconds
+        reason = f"{first.says}; it gets no new cells while others can take them"
+        return Verdict(Health.SUSPECT, first.rule, reason, facts, due_at if due_at > now else None)
+    ailment = next((one for one in lasting if not _is_ours(one, fleet, sight, limits)), None)
+    look_at = now + limits.ailing_seconds
+    if ailment is None:
+        count = len(sight.ailing.get(lasting[0].rule) or ())
+        reason = (
+            f"{lasting[0].says}, but so are those of {count} of {len(fleet.servers)} servers: "
+            "the scheduler doubts its own clock and condemns none of them"
+        )
+        return Verdict(Health.SUSPECT, lasting[0].rule, reason, facts, look_at)
+    reason = f"{ailment.says}, for {now - ailment.since:.0f} s"
+    if not server.pool and not _can_be_spared(fleet, server, sight):
+        reason += "; no other server that is well could take its cells, so that it stays"
+        return Verdict(Health.SUSPECT, ailment.rule, reason, facts, look_at)
+    return Verdict(Health.SICK, ailment.rule, reason, facts)
+
+
+def _is_ours(ailment: Ailment, fleet: Fleet, sight: Sight, limits: VitalLimits) -> bool:
+    """Clocks are compared with our own: where many are wrong, it is ours."""
+    sharing = len(sight.ailing.get(ailment.rule) or ())
+    return ailment.rule == "clock_off" and sharing > max(1, int(len(fleet.servers) * limits.clock_fraction))
+
+
+def _can_be_spared(fleet: Fleet, server: Server, sight: Sight) -> bool:
+    """Whether another server that is well could take what runs on it. Nobody orders one in place of a joined one."""
+    others = (fleet.servers.get(name) for name in sight.well if name != server.id)
+    return any(other is not None and other.phase is Phase.READY for other in others)

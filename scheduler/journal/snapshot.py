@@ -1,0 +1,407 @@
+"""A fleet as bytes and back, exactly. Pure.
+
+The form on disk has structs of its own, flat and without field names, so that the model may change without
+changing what is written. Fields may be added at a struct's end with a default, never renamed, reordered or removed;
+whatever needs more than that is a new VERSION.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import astuple
+from rpds import HashTrieMap, HashTrieSet
+
+from galactica.scheduler.core.model.fleet import (
+    Backoff,
+    Cell,
+    CellKind,
+    Death,
+    Fleet,
+    GroupState,
+    Phase,
+    Revision,
+    Server,
+    Silence,
+    Slot,
+    Tally,
+    Token,
+)
+from galactica.scheduler.core.model.spec import Group, Resources, RuntimeKind
+from galactica.scheduler.core.model.verdict import Health
+
+VERSION = 1
+_MAGIC = b"GALFLEET"
+_VERSION_BYTES = 4
+_HEADER_BYTES = len(_MAGIC) + _VERSION_BYTES
+_COMPRESSION_LEVEL = 1
+"""The fastest: a fleet says the same things over and over, so that even this takes most of them away."""
+
+
+class SnapshotDamaged(ValueError):
+    """These bytes are no snapshot, or not all of one."""
+
+
+class SnapshotTooNew(ValueError):
+    """A newer program wrote it."""
+
+
+class _Cell(Struct, frozen=True, array_like=True, gc=False):
+    """``group``, ``digest``, ``server`` and ``condemned_by`` are places in the snapshot's ``words``."""
+
+    id: str
+    group: int
+    slot: int
+    generation: int
+    phase: Phase
+    digest: int
+    revision: int
+    server: int
+    ordered_at: float
+    cpu_millis: int
+    memory_bytes: int
+    pids: int
+    kind: CellKind
+    ready_at: float | None
+    condemned_at: float | None
+    decommissioned_at: float | None
+    condemned_by: int
+    condemned_health: Health | None
+    replaces: str
+    replaced_by: str
+    endpoints: dict[str, str]
+    runtime_id: str
+    last_position: int
+    dies_at: float | None = None
+
+
+class _Slot(Struct, frozen=True, array_like=True, gc=False):
+    number: int
+    next_generation: int
+    cells: list[_Cell]
+
+
+class _Tally(Struct, frozen=True, array_like=True):
+    ready: int
+    booting: int
+    condemned: int
+    replacing: int
+    surging: int
+    outdated: int
+    extra: int = 0
+
+
+class _Backoff(Struct, frozen=True, array_like=True):
+    digest: str
+    early_deaths: int
+    level: int
+    last_at: float
+    not_before: float
+
+
+class _Group(Struct, frozen=True, array_like=True):
+    """``group`` and ``revisions`` are the model's own, with field names: they are few, and events hold them too."""
+
+    group: Group
+    digest: str
+    revision: int
+    revisions: tuple[Revision, ...]
+    first_generation: int
+    slots: list[_Slot]
+    tally: _Tally
+    backoff: _Backoff
+    per_server: dict[str, int]
+    deleted: bool
+    last_position: int
+    deaths: tuple[Death, ...] = ()
+    longest_lease_seconds: float = 0.0
+    replaced_at: tuple[float, ...] = ()
+
+
+class _Server(Struct, frozen=True, array_like=True):
+    id: str
+    generation: int
+    phase: Phase
+    labels: dict[str, str]
+    capacity: Resources
+    disk_bytes: int
+    runtimes: tuple[RuntimeKind, ...]
+    agent_version: str
+    joined_at: float
+    condemned_at: float | None
+    condemned_by: str
+    condemned_health: Health | None
+    used: Resources
+    cells: list[str]
+    last_position: int
+    pool: str = ""
+    deaths: tuple[Death, ...] = ()
+
+
+class _Token(Struct, frozen=True, array_like=True):
+    id: str
+    secret_sha256: str
+    uses_left: int
+    expires_at: float
+    server: str = ""
+
+
+class _Fleet(Struct, frozen=True, array_like=True):
+    """``words``: names that many cells share, each once. ``groups``: each a _Group, made and read one at a time,
+    so that a fleet's worth of cells is never there twice (measured: encoding takes 40 % less time)."""
+
+    position: int
+    at: float
+    epoch: int
+    groups: dict[str, msgspec.Raw]
+    servers: dict[str, _Server]
+    tokens: dict[str, _Token]
+    generations: dict[str, int]
+    graves: list[tuple[int, _Cell]]
+    burials: int
+    words: list[str]
+    released: dict[str, float] = {}
+    silences: dict[str, tuple[Silence, ...]] = {}
+
+
+def encode(fleet: Fleet) -> bytes:
+    """Header (magic, version) and the compressed fleet. The same for equal fleets up to the order of maps."""
+    words = _Words()
+    write = msgspec.msgpack.Encoder().encode
+    disk = _Fleet(
+        position=fleet.position,
+        at=fleet.at,
+        epoch=fleet.epoch,
+        groups={
+            name: msgspec.Raw(write(_group_to_disk(state, words))) for name, state in fleet.groups.items()
+        },
+        servers={name: _server_to_disk(server) for name, server in fleet.servers.items()},
+        tokens={name: _Token(*astuple(token)) for name, token in fleet.tokens.items()},
+        generations=dict(fleet.generations.items()),
+        graves=[(number, _cell_to_disk(cell, words)) for number, cell in fleet.graves.items()],
+        burials=fleet.burials,
+        words=words.in_order,
+        released=dict(fleet.released.items()),
+        silences=dict(fleet.silences.items()),
+    )
+    body = zlib.compress(write(disk), _COMPRESSION_LEVEL)
+    return _MAGIC + VERSION.to_bytes(_VERSION_BYTES, "big") + body
+
+
+def decode(data: bytes) -> Fleet:
+    """The fleet that ``encode`` was given. Raises SnapshotTooNew, SnapshotDamaged."""
+    _check_header(data)
+    try:
+        disk = msgspec.msgpack.decode(zlib.decompress(data[_HEADER_BYTES:]), type=_Fleet)
+        return _fleet_from_disk(disk)
+    except (zlib.error, msgspec.DecodeError, IndexError) as error:
+        raise SnapshotDamaged(
+            f"the snapshot is damaged ({error}). Put a backup of the data directory in its place."
+        ) from error
+
+
+def _check_header(data: bytes) -> None:
+    if len(data) < _HEADER_BYTES or not data.startswith(_MAGIC):
+        raise SnapshotDamaged("these bytes are no snapshot of a fleet: they do not begin as one does")
+    version = int.from_bytes(data[len(_MAGIC) : _HEADER_BYTES], "big")
+    if version > VERSION:
+        raise SnapshotTooNew(
+            f"the snapshot has version {version} and this program knows up to {VERSION}: a newer galactica wrote "
+            f"it. Use that version or a later one."
+        )
+    if version < VERSION:
+        raise SnapshotDamaged(f"the snapshot says version {version}, which never was")
+
+
+# --- to disk ----------------------------------------------------------------------------------------------------
+
+
+class _Words:
+    """Gives each word its number."""
+
+    def __init__(self) -> None:
+        self.in_order: list[str] = []
+        self._numbers: dict[str, int] = {}
+
+    def number(self, word: str) -> int:
+        number = self._numbers.get(word)
+        if number is None:
+            number = self._numbers[word] = len(self.in_order)
+            self.in_order.append(word)
+        return number
+
+
+def _cell_to_disk(cell: Cell, words: _Words) -> _Cell:
+    """By position, since this runs for every cell of the fleet."""
+    resources = cell.resources
+    return _Cell(
+        cell.id,
+        words.number(cell.group),
+        cell.slot,
+        cell.generation,
+        cell.phase,
+        words.number(cell.digest),
+        cell.revision,
+        words.number(cell.server),
+        cell.ordered_at,
+        resources.cpu_millis,
+        resources.memory_bytes,
+        resources.pids,
+        cell.kind,
+        cell.ready_at,
+        cell.condemned_at,
+        cell.decommissioned_at,
+        words.number(cell.condemned_by),
+        cell.condemned_health,
+        cell.replaces,
+        cell.replaced_by,
+        cell.endpoints,
+        cell.runtime_id,
+        cell.last_position,
+        cell.dies_at,
+    )
+
+
+def _group_to_disk(state: GroupState, words: _Words) -> _Group:
+    return _Group(
+        group=state.group,
+        digest=state.digest,
+        revision=state.revision,
+        revisions=state.revisions,
+        first_generation=state.first_generation,
+        slots=[
+            _Slot(number, slot.next_generation, [_cell_to_disk(cell, words) for cell in slot.cells])
+            for number, slot in state.slots.items()
+        ],
+        tally=_Tally(*astuple(state.tally)),
+        backoff=_Backoff(*astuple(state.backoff)),
+        per_server=dict(state.per_server.items()),
+        deleted=state.deleted,
+        last_position=state.last_position,
+        deaths=state.deaths,
+        longest_lease_seconds=state.longest_lease_seconds,
+        replaced_at=state.replaced_at,
+    )
+
+
+def _server_to_disk(server: Server) -> _Server:
+    return _Server(
+        id=server.id,
+        generation=server.generation,
+        phase=server.phase,
+        labels=server.labels,
+        capacity=server.capacity,
+        disk_bytes=server.disk_bytes,
+        runtimes=server.runtimes,
+        agent_version=server.agent_version,
+        joined_at=server.joined_at,
+        condemned_at=server.condemned_at,
+        condemned_by=server.condemned_by,
+        condemned_health=server.condemned_health,
+        used=server.used,
+        cells=list(server.cells),
+        last_position=server.last_position,
+        pool=server.pool,
+        deaths=server.deaths,
+    )
+
+
+# --- from disk --------------------------------------------------------------------------------------------------
+
+
+def _fleet_from_disk(disk: _Fleet) -> Fleet:
+    words = disk.words
+    read = msgspec.msgpack.Decoder(_Group).decode
+    return Fleet(
+        position=disk.position,
+        at=disk.at,
+        epoch=disk.epoch,
+        groups=HashTrieMap(
+            (name, _group_from_disk(read(group), words)) for name, group in disk.groups.items()
+        ),
+        servers=HashTrieMap((name, _server_from_disk(server)) for name, server in disk.servers.items()),
+        tokens=HashTrieMap((name, Token(*astuple(token))) for name, token in disk.tokens.items()),
+        generations=HashTrieMap(disk.generations),
+        graves=HashTrieMap((number, _cell_from_disk(cell, words)) for number, cell in disk.graves),
+        burials=disk.burials,
+        released=HashTrieMap(disk.released),
+        silences=HashTrieMap(disk.silences),
+    )
+
+
+def _cell_from_disk(cell: _Cell, words: list[str]) -> Cell:
+    """By position, since this runs for every cell of the fleet."""
+    return Cell(
+        cell.id,
+        words[cell.group],
+        cell.slot,
+        cell.generation,
+        cell.phase,
+        words[cell.digest],
+        cell.revision,
+        words[cell.server],
+        cell.ordered_at,
+        Resources(cell.cpu_millis, cell.memory_bytes, cell.pids),
+        cell.kind,
+        cell.ready_at,
+        cell.condemned_at,
+        cell.decommissioned_at,
+        words[cell.condemned_by],
+        cell.condemned_health,
+        cell.replaces,
+        cell.replaced_by,
+        cell.endpoints,
+        cell.runtime_id,
+        cell.last_position,
+        cell.dies_at,
+    )
+
+
+def _group_from_disk(group: _Group, words: list[str]) -> GroupState:
+    slots = (
+        (
+            slot.number,
+            Slot(tuple([_cell_from_disk(cell, words) for cell in slot.cells]), slot.next_generation),
+        )
+        for slot in group.slots
+    )
+    return GroupState(
+        group=group.group,
+        digest=group.digest,
+        revision=group.revision,
+        revisions=group.revisions,
+        first_generation=group.first_generation,
+        slots=HashTrieMap(slots),
+        tally=Tally(*astuple(group.tally)),
+        backoff=Backoff(*astuple(group.backoff)),
+        per_server=HashTrieMap(group.per_server),
+        deleted=group.deleted,
+        deaths=group.deaths,
+        longest_lease_seconds=group.longest_lease_seconds,
+        replaced_at=group.replaced_at,
+        last_position=group.last_position,
+    )
+
+
+def _server_from_disk(server: _Server) -> Server:
+    return Server(
+        id=server.id,
+        generation=server.generation,
+        phase=server.phase,
+        labels=server.labels,
+        capacity=server.capacity,
+        disk_bytes=server.disk_bytes,
+        runtimes=server.runtimes,
+        agent_version=server.agent_version,
+        joined_at=server.joined_at,
+        condemned_at=server.condemned_at,
+        condemned_by=server.condemned_by,
+        condemned_health=server.condemned_health,
+        used=server.used,
+        cells=HashTrieSet(server.cells),
+        pool=server.pool,
+        deaths=server.deaths,
+        last_position=server.last_position,
+    )

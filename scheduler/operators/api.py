@@ -1,0 +1,391 @@
+"""The gRPC side of the operators: reads from the controller's view and the journal, asks the controller for the rest.
+
+Who may call what is the gate's business (``authorisation``), which also turns what is raised here into a status.
+Long answers are made in a thread, since views are immutable and agents' beats should not wait for a list of all cells.
+"""
+
+# ruff: noqa: ARG002, N802 - the contract's names and arguments
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from typing import Protocol
+
+from galactica.scheduler.core.model import requests
+from galactica.scheduler.core.model.events import Record
+from galactica.scheduler.core.model.fleet import CellKind, parse_cell_id
+from galactica.scheduler.core.model.requests import Refused
+from galactica.scheduler.core.model.spec import Group
+from galactica.scheduler.core.ports import Mind
+from galactica.scheduler.core.preview import Preview, preview
+from galactica.scheduler.operators import shell as operator_shell
+from galactica.scheduler.security.ca import AuthorityError, CertificateAuthority, CsrError
+from galactica.scheduler.security.gate import Context, InvalidRequest, operator_of
+from galactica.scheduler.security.identities import Role
+from galactica.scheduler.security.tokens import new_token
+from galactica.scheduler.views import cells as views
+from galactica.scheduler.views import certificates as history
+from galactica.scheduler.views import events as events_views
+from galactica.scheduler.views import servers as server_views
+from galactica.scheduler.views import status as status_views
+from galactica.scheduler.wire.link import WIRE_VERSION
+from galactica.scheduler.wire.operator import KINDS, group_from_proto
+from galactica.v1 import operator_pb2, operator_pb2_grpc
+
+GROUPS_LIMIT = 1_000
+"""In one apply or plan."""
+TAIL_EVENTS_LIMIT = 10_000
+EVENTS_BATCH = 500
+TAKEN_IN_SECONDS = 0.002
+TAIL_LINES_LIMIT = 10_000
+TEXT_CHARACTERS = 500
+TOKEN_USES_LIMIT = 10_000
+TOKEN_SECONDS_LIMIT = 30 * 86_400
+OPERATOR_SECONDS_LIMIT = 3 * 365 * 86_400
+
+
+class History(Protocol):
+    """As much of the journal as operators read."""
+
+    async def read(self, from_position: int, limit: int) -> tuple[Record, ...]: ...
+
+    async def records_of(self, cell_id: str) -> tuple[Record, ...]: ...
+
+    async def tail(self, count: int) -> tuple[Record, ...]: ...
+
+
+class Logs(operator_shell.ShellOpener, Protocol):
+    """Who can fetch what a cell wrote, and open a shell in it: the dispatcher."""
+
+    def open_logs(self, server: str, cell: str, tail: int, *, follow: bool) -> AsyncIterator[bytes]: ...
+
+
+class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
+    """One per scheduler. ``advertised`` tells HOST:PORT where agents find this scheduler; with each token.
+    ``providers`` tells the names of those that are configured: a pool of another would order servers for ever."""
+
+    def __init__(
+        self,
+        mind: Mind,
+        journal: History,
+        logs: Logs,
+        ca: CertificateAuthority,
+        *,
+        fleet: str,
+        version: str,
+        advertised: Callable[[], str],
+        providers: Callable[[], Collection[str]],
+    ) -> None:
+        self._mind = mind
+        self._journal = journal
+        self._logs = logs
+        self._ca = ca
+        self._fleet = fleet
+        self._version = version
+        self._advertised = advertised
+        self._providers = providers
+
+    # --- reading --------------------------------------------------------------------------------------------------
+
+    async def GetStatus(
+        self, request: operator_pb2.GetStatusRequest, context: Context
+    ) -> operator_pb2.GetStatusResponse:
+        return await asyncio.to_thread(status_views.status, self._mind.view(), self._fleet)
+
+    async def ListCells(
+        self, request: operator_pb2.ListCellsRequest, context: Context
+    ) -> operator_pb2.ListCellsResponse:
+        view = self._mind.view()
+        if request.group:
+            self._check_group_known(request.group)
+
+        def make() -> operator_pb2.ListCellsResponse:
+            rows = views.cells(view, request.group, with_graves=request.all)
+            return operator_pb2.ListCellsResponse(cells=rows)
+
+        return await asyncio.to_thread(make)
+
+    async def ListServers(
+        self, request: operator_pb2.ListServersRequest, context: Context
+    ) -> operator_pb2.ListServersResponse:
+        view = self._mind.view()
+        return await asyncio.to_thread(
+            lambda: operator_pb2.ListServersResponse(servers=server_views.servers(view))
+        )
+
+    async def ListProviders(
+        self, request: operator_pb2.ListProvidersRequest, context: Context
+    ) -> operator_pb2.ListProvidersResponse:
+        return operator_pb2.ListProvidersResponse(providers=server_views.providers(self._mind.view()))
+
+    async def GetVersion(
+        self, request: operator_pb2.GetVersionRequest, context: Context
+    ) -> operator_pb2.GetVersionResponse:
+        return operator_pb2.GetVersionResponse(
+            version=self._version, wire_version=WIRE_VERSION, fleet=self._fleet
+        )
+
+    async def GetCertificate(
+        self, request: operator_pb2.GetCertificateRequest, context: Context
+    ) -> operator_pb2.GetCertificateResponse:
+        parsed = parse_cell_id(request.cell_id)
+        if parsed is None:
+            return await self._server_certificate(request.cell_id)
+        successor = f"{parsed.group}/{parsed.slot}.{parsed.generation + 1}"
+        records = await self._journal.records_of(request.cell_id)
+        followers = await self._journal.records_of(successor)
+        answer = history.certificate(self._mind.view(), request.cell_id, records, followers)
+        if answer is None:
+            raise Refused("no_such_cell", f"there is and was no cell {request.cell_id}", missing=True)
+        return answer
+
+    async def _server_certificate(self, server_id: str) -> operator_pb2.GetCertificateResponse:
+        view = self._mind.view()
+        server = view.fleet.servers.get(server_id)
+        if server is None:
+            raise InvalidRequest(
+                f"{server_id[:100]!r} is no cell and no server; write GROUP/SLOT.GENERATION, such as web/2.7"
+            )
+        records = await self._journal.tail(TAIL_EVENTS_LIMIT) if server.condemned_at is not None else ()
+        return history.server_certificate(view, server, records)
+
+    async def WatchEvents(  # type: ignore[override]  # a coroutine that writes
+        self, request: operator_pb2.WatchEventsRequest, context: Context
+    ) -> None:
+        position = request.from_position
+        head = self._mind.fleet().position
+        if not position:
+            count = min(request.tail, TAIL_EVENTS_LIMIT)
+            records = await self._journal.tail(count) if count else ()
+            await _write_events(context, records)
+            position = records[-1].position + 1 if records else head + 1
+        if request.follow:
+            async for records in self._mind.feed(position):
+                await _write_events(context, records)
+            return
+        while position <= head:
+            records = await self._journal.read(position, EVENTS_BATCH)
+            if not records:
+                return
+            await _write_events(context, records)
+            position = records[-1].position + 1
+
+    async def ReadLogs(  # type: ignore[override]  # a coroutine that writes
+        self, request: operator_pb2.ReadLogsRequest, context: Context
+    ) -> None:
+        cell = views.find_cell(self._mind.view(), request.cell_id)
+        if cell is None:
+            raise Refused("no_such_cell", f"there is no cell {request.cell_id[:100]}", missing=True)
+        if cell.kind is CellKind.SERVER:
+            raise Refused("is_server", f"{cell.id} is a server; logs are those of cells that run on one")
+        if cell.decommissioned_at is not None:
+            raise Refused(
+                "decommissioned",
+                f"{cell.id} is decommissioned, and its logs went with it; its last lines: galactica why {cell.id}",
+            )
+        tail = min(request.tail, TAIL_LINES_LIMIT)
+        async for data in self._logs.open_logs(cell.server, cell.id, tail, follow=request.follow):
+            await context.write(operator_pb2.ReadLogsResponse(data=data))
+
+    async def PlanGroups(
+        self, request: operator_pb2.PlanGroupsRequest, context: Context
+    ) -> operator_pb2.PlanGroupsResponse:
+        groups = _groups(request.groups)
+        _check_providers(groups, self._providers())
+        return _plan(await asyncio.to_thread(preview, self._mind.view(), groups))
+
+    async def WaitReady(
+        self, request: operator_pb2.WaitReadyRequest, context: Context
+    ) -> operator_pb2.WaitReadyResponse:
+        """Wakes on records about the group, and then looks at its tally alone."""
+        name = request.group
+        position = self._check_group_known(name, request.kind) + 1
+        if not self._is_ready(name):
+            async for records in self._mind.feed(position):
+                if not any(events_views.group_of(record.event) == name for record in records):
+                    continue
+                await self._has_seen(records[-1].position)
+                if self._is_ready(name):
+                    break
+        view = self._mind.view()
+        return operator_pb2.WaitReadyResponse(group=status_views.group_status(view, view.fleet.groups[name]))
+
+    async def _has_seen(self, position: int) -> None:
+        """A record can be read a moment before the controller has taken it in."""
+        while self._mind.fleet().position < position:  # noqa: ASYNC110 - a moment, and no port tells its end
+            await asyncio.sleep(TAKEN_IN_SECONDS)
+
+    def _is_ready(self, name: str) -> bool:
+        state = self._mind.fleet().groups.get(name)
+        if state is None or state.deleted:
+            raise Refused("no_such_group", f"{name} was deleted", missing=True)
+        return status_views.is_ready(state)
+
+    def _check_group_known(self, name: str, sent_kind: int = operator_pb2.GROUP_KIND_UNSPECIFIED) -> int:
+        """The view's position. Raises Refused, also where the group is of another kind."""
+        fleet = self._mind.fleet()
+        kind = KINDS.get(operator_pb2.GroupKind.ValueType(sent_kind))
+        state = fleet.groups.get(name)
+        if state is None:
+            raise Refused("no_such_group", f"there is no {kind or 'group'} {name[:100]}", missing=True)
+        if kind is not None and state.group.kind is not kind:
+            own = state.group.kind
+            message = f"there is no {kind} {name}; {name} is a {own}: write {own}/{name}"
+            raise Refused("no_such_group", message, missing=True)
+        return fleet.position
+
+    # --- asking ---------------------------------------------------------------------------------------------------
+
+    async def ApplyGroups(
+        self, request: operator_pb2.ApplyGroupsRequest, context: Context
+    ) -> operator_pb2.ApplyGroupsResponse:
+        groups = _groups(request.groups)
+        _check_providers(groups, self._providers())
+        accepted = await self._ask(requests.ApplyGroups(groups), context)
+        changes = map(_change, accepted.changes)
+        return operator_pb2.ApplyGroupsResponse(changes=changes, position=accepted.position)
+
+    async def DeleteGroup(
+        self, request: operator_pb2.DeleteGroupRequest, context: Context
+    ) -> operator_pb2.DeleteGroupResponse:
+        self._check_group_known(request.group, request.kind)
+        accepted = await self._ask(requests.DeleteGroup(request.group), context)
+        return operator_pb2.DeleteGroupResponse(cells=accepted.cells, position=accepted.position)
+
+    async def CondemnCell(
+        self, request: operator_pb2.CondemnCellRequest, context: Context
+    ) -> operator_pb2.CondemnCellResponse:
+        if len(request.reason) > TEXT_CHARACTERS:
+            raise InvalidRequest(f"the reason is longer than {TEXT_CHARACTERS} characters")
+        accepted = await self._ask(requests.CondemnCell(request.cell_id, request.reason), context)
+        return operator_pb2.CondemnCellResponse(position=accepted.position)
+
+    async def OpenShell(  # type: ignore[override]  # a coroutine that reads and writes
+        self, request_iterator: object, context: Context
+    ) -> None:
+        await operator_shell.serve(context, self._mind, self._logs, lambda asked: self._ask(asked, context))
+
+    async def DrainServer(
+        self, request: operator_pb2.DrainServerRequest, context: Context
+    ) -> operator_pb2.DrainServerResponse:
+        accepted = await self._ask(requests.DrainServer(request.server_id), context)
+        return operator_pb2.DrainServerResponse(cells=accepted.cells, position=accepted.position)
+
+    async def ReleaseStorm(
+        self, request: operator_pb2.ReleaseStormRequest, context: Context
+    ) -> operator_pb2.ReleaseStormResponse:
+        accepted = await self._ask(requests.ReleaseStorm(request.storm_id), context)
+        return operator_pb2.ReleaseStormResponse(servers=accepted.cells, position=accepted.position)
+
+    async def CreateToken(
+        self, request: operator_pb2.CreateTokenRequest, context: Context
+    ) -> operator_pb2.CreateTokenResponse:
+        """The secret goes to the operator and nowhere else."""
+        _check_range(
+            ("uses", request.uses, TOKEN_USES_LIMIT),
+            ("ttl_seconds", request.ttl_seconds, TOKEN_SECONDS_LIMIT),
+        )
+        text, token_id, secret_sha256 = new_token(self._ca.digest)
+        expires_at = self._mind.now() + request.ttl_seconds
+        await self._ask(requests.CreateToken(token_id, secret_sha256, request.uses, expires_at), context)
+        return operator_pb2.CreateTokenResponse(
+            token=text, expires_at=expires_at, uses=request.uses, scheduler=self._advertised()
+        )
+
+    async def CreateOperator(
+        self, request: operator_pb2.CreateOperatorRequest, context: Context
+    ) -> operator_pb2.CreateOperatorResponse:
+        """The certificate leaves here only when it is on record."""
+        _check_range(("ttl_seconds", request.ttl_seconds, OPERATOR_SECONDS_LIMIT))
+        if request.role not in set(Role):
+            raise InvalidRequest(f"{request.role[:100]!r} is no role; roles are {', '.join(Role)}")
+        role = Role(request.role)
+        try:
+            issued = self._ca.issue_operator(request.csr_pem, request.name, role, request.ttl_seconds)
+        except (CsrError, AuthorityError) as error:
+            raise InvalidRequest(str(error)) from error
+        await self._ask(requests.EnrolOperator(request.name, role.value, issued.expires_at), context)
+        return operator_pb2.CreateOperatorResponse(
+            certificate_pem=issued.certificate_pem,
+            ca_pem=self._ca.certificate_pem,
+            expires_at=issued.expires_at,
+        )
+
+    async def _ask(self, request: requests.Request, context: Context) -> requests.Accepted:
+        return await self._mind.ask(request, by=str(operator_of(context)))
+
+
+def _groups(messages: Sequence[operator_pb2.Group]) -> tuple[Group, ...]:
+    """Raises InvalidRequest with every problem of every group."""
+    problems: list[str] = []
+    groups: dict[str, Group] = {}
+    if not messages:
+        problems.append("there is no group in it")
+    if len(messages) > GROUPS_LIMIT:
+        raise InvalidRequest(f"{len(messages)} groups at once are more than {GROUPS_LIMIT}")
+    for message in messages:
+        try:
+            group = group_from_proto(message)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        if group.name in groups:
+            problems.append(f"{group.name}: it is there twice")
+        groups[group.name] = group
+    if problems:
+        raise InvalidRequest("\n".join(problems))
+    return tuple(groups.values())
+
+
+def _check_providers(groups: Sequence[Group], known: Collection[str]) -> None:
+    """Raises InvalidRequest with every pool whose provider is not configured."""
+    configured = ", ".join(sorted(known)) or "none"
+    problems = [
+        f"{group.name}: no provider '{group.spec.server.provider}' is configured (configured: {configured})"
+        for group in groups
+        if group.spec.server is not None and group.spec.server.provider not in known
+    ]
+    if problems:
+        raise InvalidRequest("\n".join(problems))
+
+
+def _check_range(*fields: tuple[str, int, int]) -> None:
+    problems = [
+        f"{name}: {value} is not within 1 and {limit}"
+        for name, value, limit in fields
+        if not 1 <= value <= limit
+    ]
+    if problems:
+        raise InvalidRequest("\n".join(problems))
+
+
+async def _write_events(context: Context, records: Sequence[Record]) -> None:
+    for start in range(0, len(records), EVENTS_BATCH):
+        rows = map(events_views.event_row, records[start : start + EVENTS_BATCH])
+        await context.write(operator_pb2.WatchEventsResponse(events=rows))
+
+
+def _change(change: requests.GroupChange) -> operator_pb2.GroupChange:
+    return operator_pb2.GroupChange(
+        group=change.group,
+        change=change.change,
+        revision=change.revision,
+        digest=change.digest,
+        differences=change.differences,
+    )
+
+
+def _plan(planned: Preview) -> operator_pb2.PlanGroupsResponse:
+    return operator_pb2.PlanGroupsResponse(
+        changes=map(_change, planned.changes),
+        births=(
+            operator_pb2.Birth(cell_id=birth.cell, server=birth.server, replaces=birth.replaces)
+            for birth in planned.births
+        ),
+        deaths=(
+            operator_pb2.Death(cell_id=death.cell, server=death.server, rule=death.rule)
+            for death in planned.deaths
+        ),
+        held=status_views.hold_rows(planned.held),
+    )

@@ -1,0 +1,158 @@
+"""OpenShell: an operator's look inside a cell, between the operator's stream and the agent's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Protocol, cast
+
+import grpc
+
+from galactica.scheduler.core.model import requests
+from galactica.scheduler.core.model.fleet import Cell, CellKind, parse_cell_id
+from galactica.scheduler.core.model.requests import Refused
+from galactica.scheduler.core.ports import Mind
+from galactica.scheduler.core.sight.observations import CellState
+from galactica.scheduler.security.gate import Context, InvalidRequest
+from galactica.scheduler.views import cells as views
+from galactica.scheduler.wire.link import WINDOW_BYTES
+from galactica.v1 import cell_pb2, link_pb2, operator_pb2
+
+WORDS_LIMIT = 256
+COMMAND_BYTES_LIMIT = 65_536
+TERM_CHARACTERS = 64
+
+Ask = Callable[[requests.Request], Awaitable[requests.Accepted]]
+
+
+class ShellStream(Protocol):
+    """One shell in a cell, as this side uses it. Both directions are bounded by a window."""
+
+    def start(self, start: link_pb2.ShellStart) -> None: ...
+
+    async def type(self, data: bytes) -> None:
+        """Waits until there is room in the window."""
+
+    def end_input(self) -> None: ...
+
+    def resize(self, size: cell_pb2.WindowSize) -> None: ...
+
+    async def read(self) -> link_pb2.ShellOutput:
+        """The next piece of output, or the end with its exit code. Raises Refused where there is none."""
+
+    def close(self) -> None:
+        """Nobody reads or types any more."""
+
+    def lose(self, reason: str) -> None:
+        """It is over, and whoever reads is told why."""
+
+
+class ShellOpener(Protocol):
+    """Who can reach a cell's agent: the dispatcher."""
+
+    def open_shell(self, server: str) -> ShellStream:
+        """Raises Refused where the agent is not attached or serves too many."""
+
+
+async def serve(context: Context, mind: Mind, opener: ShellOpener, ask: Ask) -> None:
+    """One call, from its start to the exit code. The cell is touched only when everything else is in order."""
+    start = await _start(context)
+    cell = _running_cell(mind, start.cell_id)
+    shell = opener.open_shell(cell.server)
+    try:
+        await ask(requests.OpenShell(cell.id))
+        touched = mind.fleet().cell(cell.id)
+        if touched is None or touched.dies_at is None:
+            raise Refused("decommissioned", f"{cell.id} went in this very moment")
+        await context.write(operator_pb2.OpenShellResponse(dies_at=touched.dies_at))
+        size = start.size if start.HasField("size") else None
+        shell.start(link_pb2.ShellStart(cell_id=cell.id, command=start.command, size=size, term=start.term))
+        await _converse(context, shell)
+    finally:
+        shell.close()
+
+
+async def _start(context: Context) -> operator_pb2.OpenShellStart:
+    first = cast("operator_pb2.OpenShellRequest", await context.read())
+    if not isinstance(first, operator_pb2.OpenShellRequest) or first.WhichOneof("what") != "start":
+        raise InvalidRequest("the first message of a shell is its start")
+    start = first.start
+    if parse_cell_id(start.cell_id) is None:
+        raise InvalidRequest(
+            f"{start.cell_id[:100]!r} is no cell; write GROUP/SLOT.GENERATION, such as web/2.7"
+        )
+    size = sum(len(word.encode()) for word in start.command)
+    if len(start.command) > WORDS_LIMIT or size > COMMAND_BYTES_LIMIT:
+        raise InvalidRequest(
+            f"the command is longer than {WORDS_LIMIT} words or {COMMAND_BYTES_LIMIT:,} bytes"
+        )
+    if start.command and not start.command[0]:
+        raise InvalidRequest("the program's name is empty")
+    if any("\0" in word for word in (*start.command, start.term)) or len(start.term) > TERM_CHARACTERS:
+        raise InvalidRequest("the command or the terminal's type cannot be")
+    return start
+
+
+def _running_cell(mind: Mind, cell_id: str) -> Cell:
+    """Raises Refused. A look at what does not run would touch it for nothing."""
+    view = mind.view()
+    cell = views.find_cell(view, cell_id)
+    if cell is None:
+        raise Refused("no_such_cell", f"there is no cell {cell_id}", missing=True)
+    if cell.kind is CellKind.SERVER:
+        raise Refused("is_server", f"{cell.id} is a server; a shell is opened in a cell that runs on one")
+    if cell.decommissioned_at is not None:
+        raise Refused(
+            "decommissioned", f"{cell_id} is decommissioned; its last lines: galactica why {cell_id}"
+        )
+    report = view.sight.report_of(cell.server, cell_id)
+    if report is None or report.state is not CellState.RUNNING:
+        raise Refused(
+            "not_running",
+            f"{cell_id} does not run on {cell.server or 'any server'} at the moment; "
+            f"how it is: galactica why {cell_id}",
+        )
+    return cell
+
+
+async def _converse(context: Context, shell: ShellStream) -> None:
+    """Ends with the shell; an operator who leaves cancels the call."""
+    typing = asyncio.ensure_future(_type(context, shell))
+    try:
+        while True:
+            output = await shell.read()
+            if typing.done() and not typing.cancelled() and (wrong := typing.exception()) is not None:
+                raise wrong
+            if output.data:
+                await context.write(_response(output))
+            if output.end:
+                await context.write(operator_pb2.OpenShellResponse(exit_code=output.exit_code))
+                return
+    finally:
+        typing.cancel()
+        await asyncio.gather(typing, return_exceptions=True)
+
+
+def _response(output: link_pb2.ShellOutput) -> operator_pb2.OpenShellResponse:
+    if output.is_error:
+        return operator_pb2.OpenShellResponse(error_output=output.data)
+    return operator_pb2.OpenShellResponse(output=output.data)
+
+
+async def _type(context: Context, shell: ShellStream) -> None:
+    """What the operator types. A request that cannot be ends the shell."""
+    try:
+        while isinstance(request := await context.read(), operator_pb2.OpenShellRequest):
+            match request.WhichOneof("what"):
+                case "data" if len(request.data) <= WINDOW_BYTES:
+                    await shell.type(request.data)
+                case "input_ended":
+                    shell.end_input()
+                case "size":
+                    shell.resize(request.size)
+                case _:
+                    shell.lose("a message of the shell cannot be: it starts anew, is empty or too long")
+                    return
+    except grpc.aio.BaseError:
+        return  # the operator is gone, and the call with it
+    shell.end_input()

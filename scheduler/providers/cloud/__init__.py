@@ -1,0 +1,1 @@
+"""Servers from any cloud that Apache Libcloud knows."""

@@ -1,0 +1,1 @@
+"""Servers out of processes of this machine: for trying things out and for tests."""

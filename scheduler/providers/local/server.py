@@ -1,0 +1,116 @@
+"""One server of the local provider, and its record on disk. Files are read and written here: call it in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+
+import msgspec
+import structlog
+from msgspec import Struct
+from msgspec.structs import replace
+
+from galactica.scheduler.core.model.fleet import parse_cell_id
+from galactica.scheduler.core.sight.observations import ProviderServer, ProviderState
+from galactica.scheduler.providers.local import processes
+
+RECORD = "server.json"
+LOG = "agent.log"
+LOG_TAIL_BYTES = 2_048
+
+log = structlog.get_logger("scheduler.providers")
+
+
+class Record(Struct, frozen=True):
+    """``process`` None: the agent is about to begin, or was when the scheduler ended. ``runtime`` empty: unknown.
+    ``ended``: how its agent ended; empty while it lives."""
+
+    cell: str
+    runtime: str = ""
+    process: processes.Process | None = None
+    ended: str = ""
+
+
+class LocalServer:
+    """``pidfd``: there while the agent's process lives. ``is_cleared``: nothing of the server is left."""
+
+    def __init__(self, record: Record, directory: Path) -> None:
+        self.record = record
+        self.directory = directory
+        self.pidfd: int | None = None
+        self.has_ended = asyncio.Event()
+        self.is_cleared = False
+        self.trouble = ""
+        self.lock = asyncio.Lock()
+
+    @property
+    def ref(self) -> str:
+        return f"pid:{self.record.process.pid}" if self.record.process else "pid:unknown"
+
+    @property
+    def seen(self) -> ProviderServer:
+        """RUNNING until nothing of it runs any more."""
+        if self.is_cleared:
+            return ProviderServer(
+                self.record.cell, self.ref, ProviderState.GONE, f"its agent {self.record.ended}"
+            )
+        return ProviderServer(self.record.cell, self.ref, ProviderState.RUNNING, self.trouble)
+
+    def bury(self, how: str) -> None:
+        """Its agent has ended."""
+        if not self.record.ended:
+            self.record = replace(self.record, ended=how + _last_words(self.directory / LOG))
+        self.has_ended.set()
+
+
+def write(directory: Path, record: Record) -> None:
+    """Whole or not at all. Raises OSError."""
+    draft = directory / f"{RECORD}.new"
+    draft.write_bytes(msgspec.json.encode(record))
+    draft.replace(directory / RECORD)
+
+
+def read_all(data: Path) -> list[LocalServer]:
+    """Every server that is on record. One that never began is forgotten. Raises OSError, StubbornProcesses."""
+    if not data.is_dir():
+        return []
+    servers = (_read(directory) for directory in sorted(data.iterdir()) if directory.is_dir())
+    return [server for server in servers if server is not None]
+
+
+def _read(directory: Path) -> LocalServer | None:
+    cell = _cell_of(directory)
+    if cell is None:
+        log.warning("foreign_directory", path=str(directory))
+        return None
+    try:
+        record = msgspec.json.decode((directory / RECORD).read_bytes(), type=Record)
+    except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        log.warning("record_unreadable", path=str(directory), reason=str(error))
+        record = Record(cell)
+    if record.process is None:
+        record = replace(record, process=processes.find(directory))
+    if record.process is None:
+        processes.kill_all_of(directory)
+        shutil.rmtree(directory, ignore_errors=True)
+        return None
+    return LocalServer(record, directory)
+
+
+def _cell_of(directory: Path) -> str | None:
+    """``pool.0.1`` is of pool/0.1: a group's name has no dot."""
+    cell = directory.name.replace(".", "/", 1)
+    return cell if parse_cell_id(cell) is not None else None
+
+
+def _last_words(path: Path) -> str:
+    """Its log's last line, with a colon before it; empty where there is none."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - LOG_TAIL_BYTES))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
+    return f": {lines[-1]}" if lines else ""

@@ -1,0 +1,376 @@
+"""The fleet's certificate authority.
+
+One CA per fleet, made at the first start. It hands out three kinds of certificates, none of which can stand
+in for another: the scheduler's serves only as a server of TLS (EKU serverAuth), those of servers and
+operators only as its clients (clientAuth). Who a client is stands in one SAN URI (``identities``); subjects are
+for people and mean nothing. Of a request (CSR) only the public key is used: the identity comes from the
+caller of this module, never from the request.
+
+Times are Unix seconds; certificates hold whole ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import os
+import re
+import stat
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from msgspec import Struct
+
+from galactica.scheduler.core.model.fleet import SERVER_ID
+from galactica.scheduler.security.identities import (
+    OPERATOR_NAME,
+    OperatorIdentity,
+    Role,
+    ServerIdentity,
+    uri_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
+
+SCHEDULER_NAME = "scheduler.galactica"
+"""The DNS name in every scheduler certificate. Clients expect it (``grpc.ssl_target_name_override``) whatever
+address they dial, so that a scheduler can be reached by any name and can move."""
+
+AUTHORITY_FILE = "authority.pem"
+"""Key and certificate in one file: it is there as a whole or not at all, and it is all to back up."""
+
+SERVER_TTL_SECONDS = 3_600.0
+
+_CA_TTL_SECONDS = 10 * 365 * 86_400.0
+_SKEW_SECONDS = 300.0
+"""Certificates are valid from a little before they were made, for clocks that are a little behind."""
+
+_CSR_BYTES_LIMIT = 16_384
+_RSA_BITS = range(2_048, 8_193)
+"""Weaker keys can be broken; longer ones make a cheap way to keep the scheduler busy."""
+_FLEET_NAME = re.compile(r"[^\x00-\x1f\x7f]{1,64}")
+"""64 is X.520's limit of an organisation name (ub-organization-name)."""
+_CERTIFICATE_BEGINS = b"-----BEGIN CERTIFICATE-----"
+
+
+class AuthorityError(Exception):
+    """The CA cannot be opened or cannot issue; the message says what to do."""
+
+
+class CsrError(AuthorityError):
+    """The certificate request is malformed, its signature does not hold or its key is too weak."""
+
+
+class Issued(Struct, frozen=True):
+    certificate_pem: bytes
+    expires_at: float
+
+
+class CertificateAuthority:
+    """Signs with the fleet's key. Made by ``open_or_create``; keeps the key in memory."""
+
+    def __init__(
+        self, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate, now: Callable[[], float]
+    ) -> None:
+        self._key = key
+        self._certificate = certificate
+        self._now = now
+        self.certificate_pem = certificate.public_bytes(serialization.Encoding.PEM)
+        self.digest = hashlib.sha256(certificate.public_bytes(serialization.Encoding.DER)).hexdigest()
+        """SHA-256 (hex) of the certificate's DER form: what join tokens are pinned to."""
+        self.expires_at = certificate.not_valid_after_utc.timestamp()
+
+    @classmethod
+    def open_or_create(cls, directory: Path, fleet: str, now: Callable[[], float] = time.time) -> Self:
+        """The CA of ``fleet`` that is kept in ``directory``; made where there is none. Blocks on the disk.
+
+        Raises AuthorityError: the key can be read by others or does not belong to its certificate, the CA has
+        expired or is another fleet's, the file is damaged or the directory cannot be written."""
+        path = directory / AUTHORITY_FILE
+        try:
+            if not path.exists():
+                _create(path, fleet, now())
+            key, certificate = _read(path)
+        except OSError as error:
+            raise AuthorityError(
+                f"the CA in {directory} cannot be opened: {error.strerror or error}"
+            ) from error
+        _check(path, key, certificate, fleet, now())
+        return cls(key, certificate, now)
+
+    def secret_for(self, purpose: str) -> bytes:
+        """32 bytes that only those know who have the fleet's key; the same for whichever scheduler has it."""
+        encoding, form = serialization.Encoding.DER, serialization.PrivateFormat.PKCS8
+        key = self._key.private_bytes(encoding, form, serialization.NoEncryption())
+        return hmac.digest(key, purpose.encode(), "sha256")
+
+    def check(self, csr_pem: bytes) -> None:
+        """Raises what issuing a certificate for this request would raise, and does nothing else."""
+        public_key_of(csr_pem)
+        self._validity(1.0)
+
+    def has_issued(self, certificate: x509.Certificate) -> bool:
+        """Whether this CA's key made that certificate; of whether it is still valid this says nothing."""
+        try:
+            certificate.verify_directly_issued_by(self._certificate)
+        except (InvalidSignature, ValueError, TypeError):  # another name, signature or kind of key
+            return False
+        return True
+
+    def issue_server(self, csr_pem: bytes, server_id: str, ttl_seconds: float = SERVER_TTL_SECONDS) -> Issued:
+        """A client certificate that speaks for ``server_id`` alone. Raises CsrError, AuthorityError."""
+        if SERVER_ID.fullmatch(server_id) is None:
+            raise AuthorityError("no certificate can be issued: that is no server id")
+        return self._issue_client(csr_pem, "server", uri_of(ServerIdentity(server_id)), ttl_seconds)
+
+    def issue_operator(self, csr_pem: bytes, name: str, role: Role, ttl_seconds: float) -> Issued:
+        """A client certificate for an operator. Raises CsrError, AuthorityError."""
+        if OPERATOR_NAME.fullmatch(name) is None:
+            raise AuthorityError(
+                "an operator's name has 1 to 64 letters, digits or any of - . _ @ + "
+                "and begins with a letter or digit"
+            )
+        return self._issue_client(csr_pem, "operator", uri_of(OperatorIdentity(name, role)), ttl_seconds)
+
+    def issue_scheduler(self, hosts: Iterable[str] = ()) -> tuple[bytes, bytes]:
+        """A new key and certificate (PEM) for the scheduler's own ports, valid as long as the CA.
+
+        It is made anew at each start and its key stays in memory, so it needs no short life. ``hosts``: names
+        and addresses by which clients may verify it, besides SCHEDULER_NAME and localhost's."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        names = dict.fromkeys([SCHEDULER_NAME, "localhost", "127.0.0.1", "::1", *hosts])
+        certificate = self._issue(
+            key.public_key(),
+            "scheduler",
+            [_general_name(name) for name in names],
+            ExtendedKeyUsageOID.SERVER_AUTH,
+            self.expires_at - self._now(),
+        )
+        return _key_pem(key), certificate.certificate_pem
+
+    def _issue_client(self, csr_pem: bytes, kind: str, uri: str, ttl_seconds: float) -> Issued:
+        names = [x509.UniformResourceIdentifier(uri)]
+        return self._issue(public_key_of(csr_pem), kind, names, ExtendedKeyUsageOID.CLIENT_AUTH, ttl_seconds)
+
+    def _issue(
+        self,
+        public_key: PublicKey,
+        kind: str,
+        names: Sequence[x509.GeneralName],
+        usage: x509.ObjectIdentifier,
+        ttl_seconds: float,
+    ) -> Issued:
+        not_before, not_after = self._validity(ttl_seconds)
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(_name(_fleet_of(self._certificate), kind))
+            .issuer_name(self._certificate.subject)
+            .public_key(public_key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(not_before)
+            .not_valid_after(not_after)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_key_usage(is_ca=False), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([usage]), critical=True)
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False
+            )
+            .sign(self._key, hashes.SHA256())
+        )
+        return Issued(certificate.public_bytes(serialization.Encoding.PEM), not_after.timestamp())
+
+    def _validity(self, ttl_seconds: float) -> tuple[datetime, datetime]:
+        now = self._now()
+        if now >= self.expires_at:
+            raise AuthorityError(f"the CA expired at {_text(self.expires_at)} and can issue nothing")
+        return _moment(now - _SKEW_SECONDS), _moment(min(now + ttl_seconds, self.expires_at))
+
+
+def new_key_and_csr() -> tuple[bytes, bytes]:
+    """A new private key and a request for it, both PEM. The request says nothing but the key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
+    return _key_pem(key), request.public_bytes(serialization.Encoding.PEM)
+
+
+def public_key_of(csr_pem: bytes) -> PublicKey:
+    """The key of a request that is signed with it. Raises CsrError."""
+    if len(csr_pem) > _CSR_BYTES_LIMIT:
+        raise CsrError(f"the certificate request is longer than {_CSR_BYTES_LIMIT} bytes")
+    try:
+        request = x509.load_pem_x509_csr(csr_pem)
+        key = request.public_key()
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise CsrError("the certificate request is not a readable PKCS#10 request in PEM form") from error
+    match key:
+        case ec.EllipticCurvePublicKey(curve=ec.SECP256R1() | ec.SECP384R1()):
+            pass
+        case rsa.RSAPublicKey(key_size=bits) if bits in _RSA_BITS:
+            pass
+        case _:
+            raise CsrError(
+                "the certificate request's key is neither EC P-256, EC P-384 nor RSA of 2048 to 8192 bits"
+            )
+    try:
+        holds = request.is_signature_valid
+    except (InvalidSignature, ValueError, UnsupportedAlgorithm):
+        holds = False
+    if not holds:
+        raise CsrError("the certificate request's signature does not hold: it was not made with its own key")
+    return key
+
+
+def _create(path: Path, fleet: str, now: float) -> None:
+    """Make the CA. Two that try at once: the first one's stays, since a link never replaces a file."""
+    if _FLEET_NAME.fullmatch(fleet) is None:
+        raise AuthorityError("a fleet's name has 1 to 64 printable characters")
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.parent.chmod(0o700)
+    key = ec.generate_private_key(ec.SECP256R1())
+    certificate = _self_signed(key, fleet, now).public_bytes(serialization.Encoding.PEM)
+    descriptor, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)  # 0600 from the start
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(_key_pem(key) + certificate)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return
+    finally:
+        Path(temporary).unlink()
+    _sync_directory(path.parent)
+
+
+def _self_signed(key: ec.EllipticCurvePrivateKey, fleet: str, now: float) -> x509.Certificate:
+    name = _name(fleet, "Galactica CA")
+    identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    return (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(_moment(now - _SKEW_SECONDS))
+        .not_valid_after(_moment(now + _CA_TTL_SECONDS))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_key_usage(is_ca=True), critical=True)
+        .add_extension(identifier, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+
+
+def _read(path: Path) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise AuthorityError(
+                f"{path} holds the CA's private key and others than its owner can read it; "
+                f"if nobody did, 'chmod 600 {path}', else make a new CA"
+            )
+        key_pem, begins, certificate_pem = file.read().partition(_CERTIFICATE_BEGINS)
+    try:
+        key = serialization.load_pem_private_key(key_pem, password=None)
+        certificate = x509.load_pem_x509_certificate(begins + certificate_pem)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise AuthorityError(
+            f"{path} is damaged: it holds no key and certificate; bring back its backup"
+        ) from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise AuthorityError(f"{path} holds a key that is not an elliptic curve key; bring back its backup")
+    return key, certificate
+
+
+def _check(
+    path: Path, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate, fleet: str, now: float
+) -> None:
+    if certificate.public_key() != key.public_key():
+        raise AuthorityError(
+            f"the private key in {path} does not belong to the certificate there; bring back its backup"
+        )
+    if now >= certificate.not_valid_after_utc.timestamp():
+        ended = _text(certificate.not_valid_after_utc.timestamp())
+        raise AuthorityError(
+            f"the CA in {path} expired at {ended}; move the file away to make a new CA, "
+            "then let every agent enrol anew"
+        )
+    if _fleet_of(certificate) != fleet:
+        raise AuthorityError(
+            f"the CA in {path} is that of the fleet '{_fleet_of(certificate)}' and not of '{fleet}'; "
+            "name the right fleet or another directory"
+        )
+
+
+def _fleet_of(certificate: x509.Certificate) -> str:
+    names = certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
+    return str(names[0].value) if names else ""
+
+
+def _name(fleet: str, common_name: str) -> x509.Name:
+    return x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, fleet),
+            x509.NameAttribute(NameOID.COMMON_NAME, common_name),
+        ]
+    )
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        pass
+    try:
+        return x509.DNSName(host.encode("idna").decode("ascii"))
+    except ValueError as error:
+        raise AuthorityError(f"'{host}' is neither an address nor a host's name") from error
+
+
+def _key_usage(*, is_ca: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not is_ca,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=is_ca,
+        crl_sign=is_ca,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def _moment(at: float) -> datetime:
+    return datetime.fromtimestamp(int(at), UTC)
+
+
+def _text(at: float) -> str:
+    return _moment(at).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

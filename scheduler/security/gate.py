@@ -1,0 +1,192 @@
+"""Who may call what on the port of agents and operators, and how a refusal is told.
+
+TLS has let in only holders of the CA's client certificates. ``Gate`` stands before every call: an operator needs
+the role that ``OPERATOR_CALLS`` names, an agent's link takes servers only, and a call of ours that stands in
+neither table is refused. Each refusal is recorded. What a handler raises becomes a status here, so that handlers
+say what is wrong and not how gRPC spells it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Never
+
+import grpc
+import structlog
+
+from galactica.scheduler.core.model.requests import JournalRefuses, RecordRefusal, Refused
+from galactica.scheduler.core.ports import Mind
+from galactica.scheduler.journal.port import JournalCorrupt, JournalError
+from galactica.scheduler.security.identities import (
+    IdentityError,
+    OperatorIdentity,
+    Role,
+    ServerIdentity,
+    identity_of,
+)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Behaviour = Callable[[Any, Context], Awaitable[Any]]
+if TYPE_CHECKING:
+    Handler = grpc.RpcMethodHandler[Any, Any]
+
+OPERATOR_PREFIX = "/galactica.v1.OperatorService/"
+LINK_PREFIX = "/galactica.v1.AgentLinkService/"
+_OURS = "/galactica."
+
+OPERATOR_CALLS: Mapping[str, Role] = {
+    "GetStatus": Role.VIEWER,
+    "ListCells": Role.VIEWER,
+    "ListServers": Role.VIEWER,
+    "ListProviders": Role.VIEWER,
+    "WatchEvents": Role.VIEWER,
+    "GetCertificate": Role.VIEWER,
+    "ReadLogs": Role.VIEWER,
+    "GetVersion": Role.VIEWER,
+    "PlanGroups": Role.VIEWER,
+    "WaitReady": Role.VIEWER,
+    "ApplyGroups": Role.DEPLOYER,
+    "DeleteGroup": Role.DEPLOYER,
+    "CondemnCell": Role.DEPLOYER,
+    "OpenShell": Role.DEPLOYER,
+    "DrainServer": Role.ADMIN,
+    "ReleaseStorm": Role.ADMIN,
+    "CreateToken": Role.ADMIN,
+    "CreateOperator": Role.ADMIN,
+}
+"""The one table of who may do what."""
+
+LINK_CALLS = frozenset({"Attach", "RenewCertificate"})
+
+REFUSAL_KEY = "galactica-refusal"
+"""Trailing metadata that carries the name of the rule that refused."""
+
+DETAILS_BYTES_LIMIT = 5_000
+"""A status travels in headers, and clients take 8 KiB of those by default."""
+
+log = structlog.get_logger("scheduler.authorisation")
+
+
+class InvalidRequest(ValueError):
+    """The request itself is wrong; says everything that is."""
+
+
+class Gate(grpc.aio.ServerInterceptor):
+    """Authorises each call before its handler runs, and turns what the handler raises into a status.
+
+    Handlers of ours are coroutines (streams use ``context.read`` and ``context.write``), never generators."""
+
+    def __init__(self, mind: Mind) -> None:
+        self._mind = mind
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or not method.startswith(_OURS):
+            return handler  # health and reflection: any member of the fleet
+
+        def guard(inner: Behaviour) -> Behaviour:
+            async def guarded(request: Any, context: Context) -> Any:
+                await self._authorise(method, context)
+                return await _told(inner, request, context, method)
+
+            return guarded
+
+        return _around(handler, guard)
+
+    async def _authorise(self, method: str, context: Context) -> None:
+        call = method.rpartition("/")[2]
+        try:
+            who = identity_of(context.auth_context())
+        except IdentityError as error:
+            await self._refuse(context, RecordRefusal("unknown", "", call), str(error))
+        if isinstance(who, ServerIdentity):
+            if method.removeprefix(LINK_PREFIX) in LINK_CALLS:
+                return
+            message = f"server {who.server_id} may not call {call}: that needs an operator's certificate"
+            await self._refuse(context, RecordRefusal(str(who), "server", call), message)
+        needed = OPERATOR_CALLS.get(method.removeprefix(OPERATOR_PREFIX))
+        if needed is not None and who.role.allows(needed):
+            return
+        wants = f"the role {needed}" if needed else "a server's certificate"
+        message = f"operator {who.name} has the role {who.role}, and {call} needs {wants}"
+        await self._refuse(context, RecordRefusal(str(who), who.role, call), message)
+
+    async def _refuse(self, context: Context, refusal: RecordRefusal, message: str) -> Never:
+        log.warning("call_refused", caller=refusal.caller, call=refusal.call, peer=context.peer())
+        with suppress(Refused):  # no journal: the log has it
+            await self._mind.ask(refusal, by=refusal.caller)
+        await abort(context, grpc.StatusCode.PERMISSION_DENIED, message, "not_authorised")
+
+
+def operator_of(context: Context) -> OperatorIdentity:
+    """The operator who calls. The gate has let nobody else through."""
+    who = identity_of(context.auth_context())
+    if not isinstance(who, OperatorIdentity):
+        raise IdentityError("the caller is no operator")
+    return who
+
+
+def server_of(context: Context) -> str:
+    """The id of the server that calls. The gate has let nobody else through."""
+    who = identity_of(context.auth_context())
+    if not isinstance(who, ServerIdentity):
+        raise IdentityError("the caller is no server")
+    return who.server_id
+
+
+async def abort(context: Context, code: grpc.StatusCode, message: str, rule: str = "") -> Never:
+    """End the call; ``rule`` names what refused it, for programs."""
+    await context.abort(code, _fitting(message), ((REFUSAL_KEY, rule),) if rule else ())
+
+
+def _fitting(message: str) -> str:
+    """gRPC percent-encodes what is no printable ASCII: three bytes for one."""
+    left = DETAILS_BYTES_LIMIT
+    for index, character in enumerate(message):
+        left -= 1 if " " <= character <= "~" and character != "%" else 3 * len(character.encode())
+        if left < 0:
+            return message[:index] + " ..."
+    return message
+
+
+async def _told(inner: Behaviour, request: Any, context: Context, method: str) -> Any:
+    try:
+        return await inner(request, context)
+    except grpc.aio.AbortError:
+        raise
+    except InvalidRequest as wrong:
+        await abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(wrong), "invalid")
+    except JournalRefuses as refusal:
+        await abort(context, grpc.StatusCode.UNAVAILABLE, str(refusal), refusal.rule)
+    except Refused as refusal:
+        code = grpc.StatusCode.NOT_FOUND if refusal.missing else grpc.StatusCode.FAILED_PRECONDITION
+        await abort(context, code, str(refusal), refusal.rule)
+    except JournalCorrupt as error:
+        await abort(context, grpc.StatusCode.DATA_LOSS, str(error), "journal")
+    except JournalError as error:
+        await abort(context, grpc.StatusCode.UNAVAILABLE, str(error), "journal")
+    except Exception:
+        if context.cancelled():
+            raise  # the caller went away in the middle of a write
+        log.exception("call_failed", method=method)
+        await abort(context, grpc.StatusCode.INTERNAL, "the scheduler failed on this call; its log says why")
+
+
+def _around(handler: Handler, wrap: Callable[[Behaviour], Behaviour]) -> Handler:
+    """The same handler with its behaviour wrapped."""
+    shape = ("stream" if handler.request_streaming else "unary") + (
+        "_stream" if handler.response_streaming else "_unary"
+    )
+    make = getattr(grpc, f"{shape}_rpc_method_handler")
+    wrapped: Handler = make(
+        wrap(getattr(handler, shape)),
+        request_deserializer=handler.request_deserializer,
+        response_serializer=handler.response_serializer,
+    )
+    return wrapped

@@ -1,0 +1,174 @@
+"""Runs one scheduler until a signal ends it: ``galactica scheduler``, and ``galactica up`` with an agent beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+
+import structlog
+
+from galactica.scheduler.journal.port import JournalError
+from galactica.scheduler.serve.local_agent import AgentPlan, LocalAgent
+from galactica.scheduler.serve.scheduler import Scheduler, Setup
+from galactica.scheduler.settings.broker import BusOptions
+from galactica.scheduler.settings.errors import CommandFailed, ExitCode
+from galactica.scheduler.settings.options import SchedulerOptions, UpOptions, next_port
+
+FLEET = "galactica"
+
+
+def run_scheduler(options: SchedulerOptions) -> None:
+    """``galactica scheduler``: until SIGINT or SIGTERM. Raises CommandFailed."""
+    setup = Setup(
+        options.data,
+        options.context,
+        options.fleet,
+        options.listen,
+        options.enrol_listen,
+        options.bus,
+        options.providers,
+    )
+    _run(setup, None)
+
+
+def run_up(options: UpOptions) -> None:
+    """``galactica up``: a scheduler and one agent, until SIGINT or SIGTERM. Raises CommandFailed."""
+    try:
+        enrol_listen = next_port(options.listen)
+    except ValueError as error:
+        raise CommandFailed(str(error), ExitCode.USAGE) from error
+    _run(Setup(options.data, options.context, FLEET, options.listen, enrol_listen, options.bus), options)
+
+
+def configure_logging() -> None:
+    """For people on a terminal, one JSON object per line otherwise; always on standard error."""
+    is_terminal = sys.stderr.isatty()
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *([] if is_terminal else [structlog.processors.format_exc_info]),
+            structlog.dev.ConsoleRenderer(colors=not os.environ.get("NO_COLOR"))
+            if is_terminal
+            else structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+    )
+
+
+def _run(setup: Setup, up: UpOptions | None) -> None:
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines say less than ours
+    configure_logging()
+    try:
+        asyncio.run(_serve(setup, up))
+    except BaseExceptionGroup as group:
+        error = _first(group)
+        if isinstance(error, JournalError):
+            raise CommandFailed(str(error)) from error
+        raise error from None
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What ended the task groups."""
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+
+
+async def _serve(setup: Setup, up: UpOptions | None) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    scheduler = await Scheduler.open(setup)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            bus = tasks.create_task(_run_bus(setup, scheduler), name="bus")
+            living = [
+                tasks.create_task(
+                    scheduler.controller.run(scheduler.dispatcher, scheduler.provisioner), name="controller"
+                ),
+                tasks.create_task(scheduler.provisioner.run(), name="provisioner"),
+                tasks.create_task(scheduler.providers.run(), name="providers"),
+            ]
+            await scheduler.begin()
+            say(_greeting(setup, scheduler, up))
+            if up is None:
+                await stop.wait()
+            else:
+                await _run_agent_until(stop, scheduler, _plan(setup, scheduler, up))
+            await scheduler.end()
+            bus.cancel()
+            for task in living:
+                task.cancel()
+    finally:
+        await scheduler.close()
+
+
+async def _run_bus(setup: Setup, scheduler: Scheduler) -> None:
+    if setup.bus is None:
+        return
+    from galactica.scheduler.bus.bus import Bus  # noqa: PLC0415 - only what is used is loaded
+
+    await Bus(setup.bus, scheduler.controller, setup.fleet).run()
+
+
+async def _run_agent_until(stop: asyncio.Event, scheduler: Scheduler, plan: AgentPlan) -> None:
+    agent = LocalAgent(plan, scheduler.controller, scheduler.ca)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            living = tasks.create_task(agent.run(), name="agent")
+            await stop.wait()
+            living.cancel()
+    finally:
+        if plan.stop_cells:
+            say("The agent ends its cells and then itself.\n")
+        await agent.end()
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _plan(setup: Setup, scheduler: Scheduler, up: UpOptions) -> AgentPlan:
+    return AgentPlan(
+        data=setup.data / "agent",
+        scheduler=scheduler.address,
+        enrolment=scheduler.enrol_address,
+        runtime=up.runtime.value if up.runtime else "",
+        labels=up.labels,
+        stop_cells=up.stop_cells,
+        bus=_bus_words(setup.bus),
+    )
+
+
+def _bus_words(bus: BusOptions | None) -> tuple[str, ...]:
+    """The agent's options for the same broker; a password of the environment it has from there."""
+    if bus is None:
+        return ()
+    files = (("--bus-ca", bus.ca_file), ("--bus-password-file", bus.password_file))
+    return "--bus", bus.address.url, *(word for name, file in files if file for word in (name, str(file)))
+
+
+def _greeting(setup: Setup, scheduler: Scheduler, up: UpOptions | None) -> str:
+    lines = [
+        f"Fleet {setup.fleet} is up. Data: {setup.data}",
+        f"  agents and operators: {scheduler.address}",
+        f"  enrolment:            {scheduler.enrol_address}",
+        f"  admin's context file: {setup.context}",
+    ]
+    if up is None:
+        lines += [
+            "Let a server join: galactica token create, then there galactica-agent --scheduler HOST:PORT",
+            "Ctrl-C ends the scheduler; agents and cells live on.",
+        ]
+    else:
+        lines += [
+            "In another terminal: galactica status, galactica apply FILE",
+            "Ctrl-C ends scheduler, agent and cells."
+            if up.stop_cells
+            else "Ctrl-C ends scheduler and agent; the cells live on.",
+        ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,236 @@
+"""One scheduler: owns its journal, CA, controller, providers and ports, from opening to closing.
+
+data/journal.db   the journal, and the lock that keeps a second scheduler out
+data/ca/          the CA's key and certificate (mode 0600)
+data/agent/       the local agent's, with ``up`` alone
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from pathlib import Path
+
+import grpc
+import structlog
+from msgspec import Struct
+
+from galactica import __version__
+from galactica.scheduler.controller import Controller, load
+from galactica.scheduler.core.model.requests import EnrolOperator, Refused
+from galactica.scheduler.core.turns import Start
+from galactica.scheduler.journal.port import Journal, JournalError
+from galactica.scheduler.journal.sqlite import SqliteJournal
+from galactica.scheduler.link.dispatcher import Dispatcher
+from galactica.scheduler.operators.api import OperatorApi
+from galactica.scheduler.providers.configuration import ConfigurationError, make_suppliers, read_providers
+from galactica.scheduler.providers.provisioning import Provisioner
+from galactica.scheduler.providers.runner import ProviderRunner
+from galactica.scheduler.security.ca import (
+    SERVER_TTL_SECONDS,
+    AuthorityError,
+    CertificateAuthority,
+    new_key_and_csr,
+)
+from galactica.scheduler.security.enrolment import EnrolmentService
+from galactica.scheduler.security.identities import Role
+from galactica.scheduler.serve.clock import DisciplinedClock
+from galactica.scheduler.serve.listeners import enrolment_credentials, make_enrolment_server, make_server
+from galactica.scheduler.settings.broker import BusOptions
+from galactica.scheduler.settings.context import Context, write_context
+from galactica.scheduler.settings.errors import CommandFailed, ExitCode
+from galactica.scheduler.settings.options import Address
+
+ADMIN = "admin"
+ADMIN_TTL_SECONDS = 365 * 86_400.0
+"""Of the certificate in the context file; each start writes a fresh one."""
+GRACE_SECONDS = 1.0
+_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+
+log = structlog.get_logger("scheduler.serve")
+
+
+class Setup(Struct, frozen=True):
+    """What one scheduler needs to know."""
+
+    data: Path
+    context: Path
+    fleet: str
+    listen: Address
+    enrol_listen: Address
+    bus: BusOptions | None = None
+    providers: Path | None = None
+
+
+class Scheduler:
+    """Owns journal, CA, controller and ports of one scheduler, in this order: ``open``, ``begin`` while the
+    controller runs, ``end``, ``close``. ``address`` and ``enrol_address``: HOST:PORT for those on this machine."""
+
+    def __init__(self, setup: Setup, journal: Journal, ca: CertificateAuthority) -> None:
+        self._setup = setup
+        self._journal = journal
+        self.ca = ca
+        fleet = load(journal)
+        version = __version__
+        epoch = journal.claim_epoch()
+        clock = DisciplinedClock(fleet.at)
+        self.controller = Controller(journal, fleet, clock, Start(epoch, version))
+        self.dispatcher = Dispatcher(self.controller, ca, fleet=setup.fleet, epoch=epoch)
+        self.providers: ProviderRunner
+        self.provisioner: Provisioner
+        self._version = version
+        self._servers: list[grpc.aio.Server] = []
+        self.address = ""
+        self.enrol_address = ""
+
+    @classmethod
+    async def open(cls, setup: Setup) -> Scheduler:
+        """Everything that can be refused before anything is heard outside. Raises CommandFailed."""
+        journal = open_journal(setup.data)
+        try:
+            ca = CertificateAuthority.open_or_create(setup.data / "ca", setup.fleet)
+            scheduler = cls(setup, journal, ca)
+            await scheduler._bind()
+        except AuthorityError as error:
+            await journal.close()
+            raise CommandFailed(str(error)) from error
+        except JournalError as error:
+            await journal.close()
+            raise CommandFailed(str(error)) from error
+        except BaseException:
+            await journal.close()
+            raise
+        return scheduler
+
+    async def _bind(self) -> None:
+        setup = self._setup
+        for address in (setup.listen, setup.enrol_listen):
+            check_free(address)
+        key, certificate = self.ca.issue_scheduler(_hosts(setup.listen.host, setup.enrol_listen.host))
+        enrolment = EnrolmentService(self.ca, self.controller, setup.fleet, SERVER_TTL_SECONDS)
+        enrol_server, enrol_port = make_enrolment_server(
+            enrolment, str(setup.enrol_listen), enrolment_credentials(self.ca, key, certificate)
+        )
+        self._servers = [enrol_server]
+        api = OperatorApi(
+            self.controller,
+            self._journal,
+            self.dispatcher,
+            self.ca,
+            fleet=setup.fleet,
+            version=self._version,
+            advertised=self._advertised,
+            providers=lambda: self.providers.names,
+        )
+        server, port = await make_server(
+            self.controller, self.ca, self.dispatcher, api, str(setup.listen), key, certificate
+        )
+        self._servers.append(server)
+        self.address = _near(setup.listen, port)
+        self.enrol_address = _near(setup.enrol_listen, enrol_port)
+        self._connect_providers()
+
+    def _connect_providers(self) -> None:
+        """Raises CommandFailed where the providers' file is wrong."""
+        setup = self._setup
+        try:
+            entries = read_providers(setup.providers, setup.data)
+            suppliers = make_suppliers(entries, setup.fleet, setup.data)
+        except ConfigurationError as error:
+            raise CommandFailed(str(error), ExitCode.USAGE) from error
+        self.providers = ProviderRunner(
+            suppliers,
+            self.controller,
+            fleet=setup.fleet,
+            scheduler=self.address,
+            enrolment=self.enrol_address,
+        )
+        self.provisioner = Provisioner(self.controller, self.providers, self.ca.digest)
+
+    def _advertised(self) -> str:
+        """Where others find it: a wildcard is told as this machine's name."""
+        host = self._setup.listen.host
+        port = int(self.address.rpartition(":")[2])
+        return str(Address(socket.gethostname() if host in _WILDCARDS else host, port))
+
+    async def begin(self) -> None:
+        """Open the ports and write the admin's context file; the controller has to run. Raises CommandFailed."""
+        await self._write_admin_context()
+        for server in self._servers:
+            await server.start()
+        log.info("listening", address=self.address, enrolment=self.enrol_address, fleet=self._setup.fleet)
+
+    async def _write_admin_context(self) -> None:
+        key, csr = new_key_and_csr()
+        issued = self.ca.issue_operator(csr, ADMIN, Role.ADMIN, ADMIN_TTL_SECONDS)
+        context = Context(
+            scheduler=self.address,
+            ca_pem=self.ca.certificate_pem.decode(),
+            cert_pem=issued.certificate_pem.decode(),
+            key_pem=key.decode(),
+            fleet=self._setup.fleet,
+            operator=ADMIN,
+            role=Role.ADMIN.value,
+        )
+        try:
+            await self.controller.ask(EnrolOperator(ADMIN, Role.ADMIN.value, issued.expires_at), by="start")
+            await asyncio.to_thread(write_context, self._setup.context, context)
+        except Refused as refusal:
+            raise CommandFailed(str(refusal)) from refusal
+        except OSError as error:
+            raise CommandFailed(
+                f"the context file {self._setup.context} cannot be written: {error.strerror or error}",
+                hint="Set GALACTICA_CONTEXT to a path that can be.",
+            ) from error
+
+    async def end(self) -> None:
+        """Close the ports; agents keep their cells."""
+        self.dispatcher.close()
+        await asyncio.gather(*(server.stop(GRACE_SECONDS) for server in self._servers))
+        log.info("ended")
+
+    async def close(self) -> None:
+        """Whatever is still open. Fine after ``end``."""
+        await asyncio.gather(*(server.stop(None) for server in self._servers))
+        await self._journal.close()
+
+
+def open_journal(data: Path) -> Journal:
+    """The data directory's journal. Raises CommandFailed."""
+    try:
+        return SqliteJournal.open(data)
+    except JournalError as error:
+        raise CommandFailed(str(error)) from error
+    except OSError as error:
+        raise CommandFailed(
+            f"the data directory {data} cannot be used: {error.strerror or error}",
+            hint="Name another one: --data DIR",
+        ) from error
+
+
+def check_free(address: Address) -> None:
+    """What the port's own error would say less clearly. Raises CommandFailed."""
+    try:
+        found = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        family, kind, protocol, _, name = found[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(name)
+    except OSError as error:
+        why = "it is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
+        raise CommandFailed(
+            f"cannot listen on {address}: {why}",
+            hint="Does a scheduler run here already? Try galactica status, or another address: --listen HOST:PORT",
+        ) from error
+
+
+def _hosts(*hosts: str) -> list[str]:
+    return [socket.gethostname(), *(host for host in hosts if host not in _WILDCARDS)]
+
+
+def _near(address: Address, port: int) -> str:
+    """How this machine itself reaches it."""
+    return str(Address(_WILDCARDS.get(address.host, address.host), port))

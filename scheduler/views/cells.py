@@ -1,0 +1,120 @@
+"""What readers see: rows of the operators' contract, made from one ``View``. Pure, and safe to run in a thread,
+since everything in a view is immutable.
+
+A cell or server shows the verdict of this very moment, except that a condemned one shows the verdict that condemned it:
+it never comes back, whatever its probe says now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from galactica.scheduler.core.model.fleet import Cell, CellKind, GroupState
+from galactica.scheduler.core.model.verdict import Evidence, Health, Verdict
+from galactica.scheduler.core.ports import View
+from galactica.scheduler.core.sight.observations import CellReport
+from galactica.scheduler.core.verdicts.cells import cell_verdict
+from galactica.scheduler.core.verdicts.pools import pool_cell_verdict
+from galactica.scheduler.units import format_duration
+from galactica.v1 import operator_pb2
+
+# --- cells --------------------------------------------------------------------------------------------------------
+
+
+def cells(view: View, group: str = "", *, with_graves: bool = False) -> Iterator[operator_pb2.Cell]:
+    """Rows by group, slot and generation. ``with_graves``: decommissioned ones that are remembered too."""
+    found = [
+        cell
+        for name, state in view.fleet.groups.items()
+        if not group or name == group
+        for cell in cells_of_group(state)
+    ]
+    if with_graves:
+        found += [cell for cell in view.fleet.graves.values() if not group or cell.group == group]
+    found.sort(key=lambda cell: (cell.group, cell.slot, cell.generation))
+    return (cell_row(view, cell) for cell in found)
+
+
+def find_cell(view: View, cell_id: str) -> Cell | None:
+    """The cell, alive or in its grave, as far back as the fleet remembers."""
+    living = view.fleet.cell(cell_id)
+    if living is not None:
+        return living
+    return next((cell for cell in view.fleet.graves.values() if cell.id == cell_id), None)
+
+
+def cell_row(view: View, cell: Cell) -> operator_pb2.Cell:
+    report = view.sight.report_of(cell.server, cell.id)
+    health, reason = verdict_words(cell, None if cell.is_condemned else verdict_of(view, cell))
+    return operator_pb2.Cell(
+        id=cell.id,
+        group=cell.group,
+        slot=cell.slot,
+        generation=cell.generation,
+        kind=cell.kind.value,
+        phase=cell.phase.value,
+        verdict=health,
+        reason=reason,
+        server=cell.server,
+        digest=cell.digest,
+        revision=cell.revision,
+        ordered_at=cell.ordered_at,
+        ready_at=cell.ready_at,
+        condemned_at=cell.condemned_at,
+        decommissioned_at=cell.decommissioned_at,
+        replaces=cell.replaces,
+        replaced_by=cell.replaced_by,
+        endpoints=_endpoints(cell, report),
+        runtime_id=cell.runtime_id or (report.runtime_id if report else ""),
+        progress=_progress(cell, report),
+    )
+
+
+def _endpoints(cell: Cell, report: CellReport | None) -> Mapping[str, str]:
+    """None of a cell in which a shell was opened: whoever looks here for where to send traffic sends it none."""
+    if cell.dies_at is not None:
+        return {}
+    return cell.endpoints or (report.endpoints if report else {})
+
+
+def verdict_words(cell: Cell, verdict: Verdict | None) -> tuple[str, str]:
+    """Health and reason to show. A condemned cell keeps what condemned it, whatever is seen now."""
+    if cell.is_condemned or verdict is None:
+        return str(cell.condemned_health or ""), cell.condemned_by
+    return str(verdict.health), verdict.reason
+
+
+def verdict_of(view: View, cell: Cell) -> Verdict:
+    """What the evidence says of a living cell now."""
+    state = view.fleet.groups[cell.group]
+    if cell.kind is CellKind.SERVER:
+        return pool_cell_verdict(view.fleet, state, cell, view.sight, view.now, view.policy)
+    spec = state.spec_for(cell)
+    server = view.fleet.servers.get(cell.server)
+    verdict = cell_verdict(cell, spec, server, view.sight, view.now, view.policy)
+    return (_touched(view, cell) or verdict) if verdict.health is Health.HEALTHY else verdict
+
+
+def _touched(view: View, cell: Cell) -> Verdict | None:
+    """It runs, and is not what was ordered any more. It goes for that, or stays and is told (``drift: report``)."""
+    if cell.dies_at is not None:
+        fact = Evidence("scheduler", "a shell was opened in it", cell.dies_at - view.policy.shell_seconds)
+        left = format_duration(max(0.0, cell.dies_at - view.now))
+        return Verdict(Health.SUSPECT, "touched", f"a shell was opened in it; it goes in {left}", (fact,))
+    report = view.sight.report_of(cell.server, cell.id)
+    if report is None or not report.touched:
+        return None
+    seen = view.sight.servers[cell.server]
+    facts = tuple(Evidence(f"agent {cell.server}", one, seen.heard_at) for one in report.touched)
+    return Verdict(Health.SUSPECT, "touched", f"touched: {'; '.join(report.touched)}", facts)
+
+
+def cells_of_group(state: GroupState) -> Iterator[Cell]:
+    for slot in state.slots.values():
+        yield from slot.cells
+
+
+def _progress(cell: Cell, report: CellReport | None) -> str:
+    if report is None or cell.was_ready or cell.is_condemned:
+        return ""
+    return report.progress

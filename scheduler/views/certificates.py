@@ -1,0 +1,146 @@
+"""What the journal tells operators: events as rows, and the death certificate of a cell. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec.structs import replace
+
+from galactica.scheduler.core.model import events as e
+from galactica.scheduler.core.model.fleet import Cell, CellKind, Phase, Server, parse_cell_id
+from galactica.scheduler.core.model.keys import SlotKey
+from galactica.scheduler.core.ports import View
+from galactica.scheduler.views import cells as views
+from galactica.scheduler.views import servers as server_views
+from galactica.scheduler.views import status as status_views
+from galactica.scheduler.wire.cell import autopsy_to_proto
+from galactica.v1 import operator_pb2
+
+
+def certificate(
+    view: View, cell_id: str, records: Sequence[e.Record], successor: Sequence[e.Record]
+) -> operator_pb2.GetCertificateResponse | None:
+    """All that is known of a cell's end; while it lives, how it is. None where nobody ever ordered it.
+
+    ``records`` are those of the cell, ``successor`` those of the slot's next generation, oldest first."""
+    cell = views.find_cell(view, cell_id) or _from_records(records)
+    if cell is None:
+        return None
+    if not cell.replaced_by:
+        cell = replace(cell, replaced_by=_replaced_by(cell_id, successor))
+    if not cell.is_condemned:
+        return _of_living(view, cell)
+    return _of_condemned(view, cell, records)
+
+
+def _of_living(view: View, cell: Cell) -> operator_pb2.GetCertificateResponse:
+    """A pool's server that is well has its evidence too: that it beats, and what its neighbours say."""
+    verdict = views.verdict_of(view, cell)
+    server = view.fleet.servers.get(cell.id) if cell.kind is CellKind.SERVER else None
+    evidence = (
+        server_views.server_row(view, server).evidence
+        if server is not None
+        else map(server_views.evidence_row, verdict.evidence)
+    )
+    return operator_pb2.GetCertificateResponse(
+        cell=views.cell_row(view, cell), verdict=verdict.health.value, evidence=evidence
+    )
+
+
+def _of_condemned(view: View, cell: Cell, records: Sequence[e.Record]) -> operator_pb2.GetCertificateResponse:
+    answer = operator_pb2.GetCertificateResponse(
+        cell=views.cell_row(view, cell),
+        verdict=str(cell.condemned_health or ""),
+        rule=cell.condemned_by,
+        condemned_at=cell.condemned_at,
+        replaces=cell.replaces,
+        replaced_by=cell.replaced_by,
+        held=status_views.holds(view, SlotKey(cell.group, cell.slot)),
+    )
+    for record in records:
+        match record.event:
+            case e.CellCondemned() as condemned:
+                answer.evidence.extend(map(server_views.evidence_row, condemned.evidence))
+                answer.budget = condemned.budget
+                answer.cause = record.cause
+                answer.cell.reason = condemned.reason
+                if condemned.autopsy is not None:
+                    answer.autopsy.CopyFrom(autopsy_to_proto(condemned.autopsy))
+            case e.CellDecommissioned(autopsy=autopsy) if autopsy is not None:
+                if not answer.HasField("autopsy"):
+                    answer.autopsy.CopyFrom(autopsy_to_proto(autopsy))
+    return answer
+
+
+def server_certificate(
+    view: View, server: Server, records: Sequence[e.Record]
+) -> operator_pb2.GetCertificateResponse:
+    """The same of a server that joined by itself, which is no cell. ``records``: the newest of the journal; where
+    its condemnation is older than these, its evidence is not told."""
+    cell = server_views.server_as_cell(view, server)
+    if server.condemned_at is None:
+        row = server_views.server_row(view, server)
+        return operator_pb2.GetCertificateResponse(cell=cell, verdict=row.verdict, evidence=row.evidence)
+    answer = operator_pb2.GetCertificateResponse(
+        cell=cell,
+        verdict=str(server.condemned_health or ""),
+        rule=server.condemned_by,
+        condemned_at=server.condemned_at,
+    )
+    for record in records:
+        match record.event:
+            case e.ServerCondemned(server=name) as condemned if name == server.id:
+                del answer.evidence[:]
+                answer.evidence.extend(map(server_views.evidence_row, condemned.evidence))
+                answer.cause = record.cause
+                answer.cell.reason = condemned.reason
+    return answer
+
+
+def _replaced_by(cell_id: str, successor: Sequence[e.Record]) -> str:
+    for record in successor:
+        if isinstance(record.event, e.CellOrdered) and record.event.replaces == cell_id:
+            return record.event.cell
+    return ""
+
+
+def _from_records(records: Sequence[e.Record]) -> Cell | None:
+    """A cell that the fleet has forgotten, as its records tell it."""
+    cell: Cell | None = None
+    for record in records:
+        match record.event:
+            case e.CellOrdered() as ordered:
+                cell = _ordered(ordered, record.at)
+            case e.CellReady() as ready if cell:
+                cell = replace(
+                    cell, ready_at=record.at, endpoints=ready.endpoints, runtime_id=ready.runtime_id
+                )
+            case e.CellCondemned() as condemned if cell:
+                cell = replace(
+                    cell,
+                    condemned_at=record.at,
+                    condemned_by=condemned.rule,
+                    condemned_health=condemned.health,
+                )
+            case e.CellDecommissioned() if cell:
+                cell = replace(cell, phase=Phase.DECOMMISSIONED, decommissioned_at=record.at)
+    return cell if cell is not None and cell.phase is Phase.DECOMMISSIONED else None
+
+
+def _ordered(ordered: e.CellOrdered, at: float) -> Cell | None:
+    parsed = parse_cell_id(ordered.cell)
+    if parsed is None:
+        return None
+    return Cell(
+        id=ordered.cell,
+        group=parsed.group,
+        slot=parsed.slot,
+        generation=parsed.generation,
+        phase=Phase.ORDERED,
+        digest=ordered.digest,
+        revision=ordered.revision,
+        server=ordered.server,
+        ordered_at=at,
+        resources=ordered.resources,
+        replaces=ordered.replaces,
+    )

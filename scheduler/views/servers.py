@@ -1,0 +1,158 @@
+"""What readers see of servers and of those who make them: rows of the operators' contract. Pure, as ``views``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from galactica.scheduler.core.model.fleet import Cell, CellKind, Phase, Server, parse_cell_id
+from galactica.scheduler.core.model.spec import GroupKind, Resources
+from galactica.scheduler.core.model.verdict import Evidence, Verdict
+from galactica.scheduler.core.ports import View
+from galactica.scheduler.core.sight.observations import ProviderState
+from galactica.scheduler.core.verdicts.evidence import BEATS_MISSED, witnesses_of
+from galactica.scheduler.core.verdicts.servers import server_verdict
+from galactica.scheduler.views.cells import verdict_of, verdict_words
+from galactica.scheduler.wire.cell import vitals_to_proto
+from galactica.v1 import cell_pb2, operator_pb2
+
+
+def servers(view: View) -> Iterator[operator_pb2.Server]:
+    """By id: those that enrolled, and those of pools that are ordered and did not enrol yet."""
+    rows = {server.id: server_row(view, server) for server in view.fleet.servers.values()}
+    for state in view.fleet.groups.values():
+        if state.group.kind is GroupKind.POOL:
+            cells = (cell for slot in state.slots.values() for cell in slot.cells)
+            rows.update((cell.id, _ordered_row(view, cell)) for cell in cells if cell.id not in rows)
+    return (rows[name] for name in sorted(rows, key=_order))
+
+
+def _order(server_id: str) -> tuple[str, int, int]:
+    """``rack/10.1`` comes after ``rack/2.1``."""
+    parsed = parse_cell_id(server_id)
+    return (parsed.group, parsed.slot, parsed.generation) if parsed else (server_id, -1, 0)
+
+
+def server_row(view: View, server: Server) -> operator_pb2.Server:
+    seen = view.sight.servers.get(server.id)
+    cell = view.fleet.cell(server.id) if server.pool else None
+    verdict = (
+        verdict_of(view, cell)
+        if cell
+        else server_verdict(view.fleet, server, view.sight, view.now, view.policy)
+    )
+    row = operator_pb2.Server(
+        id=server.id,
+        phase=server.phase.value,
+        verdict=verdict.health.value,
+        reason=verdict.reason,
+        labels=server.labels,
+        runtimes=[kind.value for kind in server.runtimes],
+        capacity=_capacity(server.capacity, server.disk_bytes),
+        used=_capacity(server.used, 0),
+        cells=sorted(server.cells),
+        agent_version=server.agent_version,
+        last_beat_at=seen.heard_at if seen else None,
+        vitals=vitals_to_proto(seen.vitals) if seen and seen.vitals else None,
+        evidence=map(evidence_row, verdict.evidence or _what_is_heard(view, server)),
+        neighbours=_neighbours(view, server.id),
+    )
+    if cell is not None:
+        _add_cell(view, row, cell, verdict)
+    return row
+
+
+def _ordered_row(view: View, cell: Cell) -> operator_pb2.Server:
+    verdict = verdict_of(view, cell)
+    row = operator_pb2.Server(id=cell.id, evidence=map(evidence_row, verdict.evidence))
+    state = view.fleet.groups[cell.group]
+    spec = state.spec_for(cell)
+    row.labels.update(spec.server.labels if spec.server else {})
+    _add_cell(view, row, cell, verdict)
+    return row
+
+
+def _add_cell(view: View, row: operator_pb2.Server, cell: Cell, verdict: Verdict) -> None:
+    """What a server is as a cell of its pool; its own phase as a place for cells says less."""
+    row.phase = cell.phase.value
+    row.verdict, row.reason = verdict_words(cell, verdict)
+    row.pool, row.slot, row.generation = cell.group, cell.slot, cell.generation
+    row.provider_ref = cell.runtime_id or _ref_of(view, cell)
+
+
+def _ref_of(view: View, cell: Cell) -> str:
+    found = (known.servers.get(cell.id) for known in view.sight.providers.values())
+    return next((made.ref for made in found if made is not None), "")
+
+
+def evidence_row(fact: Evidence) -> operator_pb2.Evidence:
+    return operator_pb2.Evidence(source=fact.source, says=fact.says, at=fact.at)
+
+
+def _what_is_heard(view: View, server: Server) -> tuple[Evidence, ...]:
+    """What a good verdict rests on, and all that is known of one that was condemned."""
+    seen = view.sight.servers.get(server.id)
+    if seen is None or server.phase is Phase.ORDERED:
+        return ()
+    tempo = view.policy.tempo(len(view.fleet.servers))
+    silence_limit = BEATS_MISSED * tempo.beat_seconds
+    witnesses = witnesses_of(server, view.sight, view.now, silence_limit)
+    says = "it beats" if view.now - seen.heard_at <= silence_limit else "last heard"
+    return (Evidence(f"agent {server.id}", says, seen.heard_at), *witnesses.facts)
+
+
+def _neighbours(view: View, server_id: str) -> Iterator[operator_pb2.NeighbourAnswer]:
+    """What those say that still have a session; who went away is no neighbour any more."""
+    about = view.sight.about.get(server_id)
+    for watcher, testimony in sorted(about.items()) if about else ():
+        seen = view.sight.servers.get(watcher)
+        if seen is None or not seen.is_open:
+            continue
+        yield operator_pb2.NeighbourAnswer(server_id=watcher, answer=testimony.answer.value)
+
+
+def _capacity(resources: Resources, disk_bytes: int) -> cell_pb2.Capacity:
+    return cell_pb2.Capacity(
+        cpu_millis=resources.cpu_millis, memory_bytes=resources.memory_bytes, disk_bytes=disk_bytes
+    )
+
+
+# --- providers ----------------------------------------------------------------------------------------------------
+
+
+def providers(view: View) -> list[operator_pb2.Provider]:
+    """Those that were heard of, and those that a pool names."""
+    names = set(view.sight.providers)
+    for state in view.fleet.groups.values():
+        if state.group.spec.server is not None:
+            names.add(state.group.spec.server.provider)
+    return [_provider_row(view, name) for name in sorted(names)]
+
+
+def _provider_row(view: View, name: str) -> operator_pb2.Provider:
+    known = view.sight.providers.get(name)
+    if known is None:
+        return operator_pb2.Provider(
+            name=name, trouble="nothing was heard of it since this scheduler started"
+        )
+    there = sum(1 for made in known.servers.values() if made.state is not ProviderState.GONE)
+    return operator_pb2.Provider(
+        name=name, servers=there, trouble=known.trouble, listed_at=known.listed_at or None
+    )
+
+
+# --- the death certificate of a server that is no cell ------------------------------------------------------------
+
+
+def server_as_cell(view: View, server: Server) -> operator_pb2.Cell:
+    """A server that joined by itself, in the words for cells."""
+    row = server_row(view, server)
+    return operator_pb2.Cell(
+        id=server.id,
+        generation=server.generation,
+        kind=CellKind.SERVER.value,
+        phase=row.phase,
+        verdict=row.verdict,
+        reason=row.reason,
+        ready_at=server.joined_at or None,
+        condemned_at=server.condemned_at,
+    )

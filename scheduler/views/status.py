@@ -1,0 +1,123 @@
+"""The fleet on one page: groups, what is held back and why, storms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from galactica.scheduler.core.model.fleet import Cell, GroupState, Phase
+from galactica.scheduler.core.model.keys import Hold, SlotKey, Storm
+from galactica.scheduler.core.model.spec import Group
+from galactica.scheduler.core.model.verdict import Health
+from galactica.scheduler.core.ports import View
+from galactica.scheduler.core.sight.observations import CellState
+from galactica.scheduler.views.cells import cells_of_group, verdict_of
+from galactica.v1 import operator_pb2
+
+_ILL = (Health.SICK, Health.DEAD)
+
+
+def status(view: View, fleet_name: str) -> operator_pb2.GetStatusResponse:
+    """The fleet on one page. In proportion to the number of cells."""
+    groups = [group_status(view, state) for _, state in sorted(view.fleet.groups.items())]
+    held = holds(view)
+    return operator_pb2.GetStatusResponse(
+        fleet=fleet_name,
+        healthy=not held and not view.storms and all(map(_is_whole, view.fleet.groups.values(), groups)),
+        groups=groups,
+        held=held,
+        position=view.fleet.position,
+        epoch=view.fleet.epoch,
+        storms=map(_storm_row, view.storms),
+    )
+
+
+def _storm_row(storm: Storm) -> operator_pb2.Storm:
+    return operator_pb2.Storm(
+        id=storm.id,
+        pool=storm.pool,
+        silent=storm.silent,
+        of=storm.of,
+        since=storm.since,
+        expires_at=storm.expires_at,
+        reason=storm.reason,
+    )
+
+
+def group_status(view: View, state: GroupState) -> operator_pb2.GroupStatus:
+    """``ready`` and ``booting`` leave out what is judged sick or dead and not yet condemned."""
+    ill_ready = ill_booting = 0
+    for cell in cells_of_group(state):
+        if cell.is_condemned or _is_plainly_well(view, cell):
+            continue
+        if verdict_of(view, cell).health in _ILL:
+            if cell.phase is Phase.READY:
+                ill_ready += 1
+            else:
+                ill_booting += 1
+    return operator_pb2.GroupStatus(
+        kind=state.group.kind.value,
+        name=state.group.name,
+        wanted=state.wanted_slots,
+        ready=state.tally.ready - ill_ready,
+        booting=state.tally.booting - ill_booting,
+        sick=state.tally.condemned + ill_ready + ill_booting,
+        revision=state.revision,
+        provider=_provider_of(state.group),
+    )
+
+
+def _provider_of(group: Group) -> str:
+    return group.spec.server.provider if group.spec.server else ""
+
+
+def is_ready(state: GroupState) -> bool:
+    """Every slot READY with the newest revision, as recorded. Takes no longer for a larger group."""
+    return state.tally.ready == state.wanted_slots and not state.tally.outdated and not state.tally.booting
+
+
+def _is_whole(state: GroupState, row: operator_pb2.GroupStatus) -> bool:
+    return row.ready == row.wanted and not state.tally.outdated
+
+
+def holds(view: View, key: SlotKey | None = None) -> list[operator_pb2.Hold]:
+    """What is held back, one row per group and rule with the first slot's reason; or that of one slot."""
+    rows: dict[tuple[str, str], operator_pb2.Hold] = {}
+    if view.trouble:
+        rows["", "journal"] = operator_pb2.Hold(rule="journal", reason=view.trouble)
+    for hold in view.holds:
+        if key is None or hold.key == key:
+            _add_hold(rows, hold)
+    return [rows[name] for name in sorted(rows)]
+
+
+def hold_rows(held: Iterable[Hold]) -> list[operator_pb2.Hold]:
+    """The same for holds that are given, as those of a plan."""
+    rows: dict[tuple[str, str], operator_pb2.Hold] = {}
+    for hold in held:
+        _add_hold(rows, hold)
+    return [rows[name] for name in sorted(rows)]
+
+
+def _add_hold(rows: dict[tuple[str, str], operator_pb2.Hold], hold: Hold) -> None:
+    is_slot = isinstance(hold.key, SlotKey)
+    group = hold.key.group if isinstance(hold.key, SlotKey) else ""
+    row = rows.get((group, hold.rule))
+    if row is None:
+        row = rows[group, hold.rule] = operator_pb2.Hold(group=group, rule=hold.rule, reason=hold.reason)
+    row.slots += is_slot
+    at = hold.next_look_at
+    if at is not None and (not row.HasField("next_look_at") or at < row.next_look_at):
+        row.next_look_at = at
+
+
+def _is_plainly_well(view: View, cell: Cell) -> bool:
+    """What most cells are, told without asking every rule."""
+    if cell.phase is not Phase.READY:
+        return False
+    server = view.fleet.servers.get(cell.server)
+    if server is None or server.is_lost:
+        return False  # nor is a pool's cell, which is on no server
+    report = view.sight.report_of(cell.server, cell.id)
+    if report is None or report.state is not CellState.RUNNING:
+        return False
+    return report.probe is None or report.probe.consecutive_failures == 0

@@ -1,0 +1,174 @@
+"""The only place that turns the link's messages into the model's values and back.
+
+No agent is trusted: whatever comes in is checked and bounded here. Names, counts and numbers that cannot be are a
+``WireError``, which ends the session that sent them; texts that are for people only are cut, since a long
+complaint is no reason to lose a server.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from galactica.scheduler.core.model.commands import Command, Decommission, Order, Resync
+from galactica.scheduler.core.model.policy import Tempo
+from galactica.scheduler.core.model.spec import Resources, RuntimeKind
+from galactica.scheduler.core.sight.observations import (
+    Answer,
+    Attached,
+    Reported,
+    ServerFacts,
+    Testimony,
+)
+from galactica.scheduler.wire.cell import (
+    ID_CHARACTERS,
+    LABEL_CHARACTERS,
+    WireError,
+    bounded,
+    bounded_text,
+    cell_reports,
+    spec_to_proto,
+    vitals_from_proto,
+)
+from galactica.v1 import cell_pb2, link_pb2
+
+WINDOW_BYTES = 64 * 1024
+"""As ``link.proto`` says; agents use the same."""
+
+WIRE_VERSION = 1
+LABELS_LIMIT = 64
+LARGEST_INTEGER = 2**63 - 1
+CHUNK_BYTES_LIMIT = 1024 * 1024
+TESTIMONIES_LIMIT = 256
+"""In one message; an agent watches three others, and those who were absent when pairs were drawn anew."""
+
+_RUNTIMES: Mapping[int, RuntimeKind] = {
+    cell_pb2.RUNTIME_KIND_PROCESS: RuntimeKind.PROCESS,
+    cell_pb2.RUNTIME_KIND_DOCKER: RuntimeKind.DOCKER,
+}
+_ANSWERS: Mapping[int, Answer] = {
+    link_pb2.ANSWER_ANSWERS: Answer.ANSWERS,
+    link_pb2.ANSWER_REFUSED: Answer.REFUSED,
+    link_pb2.ANSWER_SILENT: Answer.SILENT,
+}
+
+
+class WatchedServer(NamedTuple):
+    """Whom an agent watches, as a scheduler once told it."""
+
+    server: str
+    address: str
+    key: bytes
+
+
+# --- in -----------------------------------------------------------------------------------------------------------
+
+
+def attached(hello: link_pb2.Hello, server: str, session: str, at: float) -> Attached:
+    """Raises WireError. The wire version is the dispatcher's to judge, before this."""
+    return Attached(server, session, at, _facts(hello), cell_reports(hello.inventory))
+
+
+def reported(report: link_pb2.Report, server: str, at: float) -> Reported:
+    """Raises WireError."""
+    if report.sequence == 0:
+        raise WireError("report: its sequence is 0; the first one is 1")
+    return Reported(
+        server=server,
+        session=report.session,
+        sequence=report.sequence,
+        at=at,
+        cells=cell_reports(report.cells) if report.cells else (),
+        vitals=vitals_from_proto(report.vitals) if report.HasField("vitals") else None,
+        complete=report.complete,
+        testimonies=_testimonies(report.testimonies, at) if report.testimonies else (),
+        is_leaving=report.leaving,
+    )
+
+
+def watch_address(hello: link_pb2.Hello) -> str:
+    """Where neighbours reach the agent, as "address:port" with a numeric address; empty where it takes no part.
+
+    Raises WireError. Others will send there, so it must be one host's address, and no name that somebody else resolves.
+    """
+    return _host_address("hello.watch_address", hello.watch_address) if hello.watch_address else ""
+
+
+def watching(hello: link_pb2.Hello) -> tuple[WatchedServer, ...]:
+    """Whom the agent watches, as it says. Raises WireError."""
+    bounded("hello.watching", len(hello.watching), TESTIMONIES_LIMIT)
+    return tuple(
+        WatchedServer(
+            bounded_text("hello.watching", one.server_id, ID_CHARACTERS),
+            _host_address("hello.watching", one.address),
+            one.key,
+        )
+        for one in hello.watching
+    )
+
+
+def _host_address(field: str, given: str) -> str:
+    """Raises WireError."""
+    host, _, port = given[:LABEL_CHARACTERS].rpartition(":")
+    try:
+        address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        raise WireError(f"{field}: not a numeric ADDRESS:PORT") from None
+    is_one_host = not (address.is_unspecified or address.is_multicast or str(address) == "255.255.255.255")
+    if not is_one_host or not port.isdecimal() or not 0 < int(port) < 65_536:
+        raise WireError(f"{field}: nobody can be reached at {given[:LABEL_CHARACTERS]}")
+    return given
+
+
+def _testimonies(messages: Sequence[link_pb2.Testimony], at: float) -> tuple[Testimony, ...]:
+    bounded("testimonies", len(messages), TESTIMONIES_LIMIT)
+    return tuple(_testimony(message, at) for message in messages)
+
+
+def _testimony(message: link_pb2.Testimony, at: float) -> Testimony:
+    server = bounded_text("testimonies", message.server_id, ID_CHARACTERS)
+    answer = _ANSWERS.get(message.answer)
+    if answer is None:
+        raise WireError(f"testimonies: the answer {int(message.answer)} about {server} is not known here")
+    return Testimony(server, answer, since=at - message.for_ms / 1_000)
+
+
+def _facts(hello: link_pb2.Hello) -> ServerFacts:
+    bounded("hello.labels", len(hello.labels), LABELS_LIMIT)
+    for name, value in hello.labels.items():
+        bounded_text("hello.labels", name, LABEL_CHARACTERS)
+        bounded_text(f"hello.labels[{name}]", value, LABEL_CHARACTERS)
+    bounded("hello.runtimes", len(hello.runtimes), len(_RUNTIMES))
+    unknown = [kind for kind in hello.runtimes if kind not in _RUNTIMES]
+    if unknown:
+        raise WireError(f"hello.runtimes: {unknown[0]} is not known here")
+    bounded("hello.capacity.memory_bytes", hello.capacity.memory_bytes, LARGEST_INTEGER)
+    bounded("hello.capacity.disk_bytes", hello.capacity.disk_bytes, LARGEST_INTEGER)
+    return ServerFacts(
+        labels=dict(sorted(hello.labels.items())),
+        capacity=Resources(hello.capacity.cpu_millis, hello.capacity.memory_bytes),
+        disk_bytes=hello.capacity.disk_bytes,
+        runtimes=tuple(sorted({_RUNTIMES[kind] for kind in hello.runtimes})),
+        agent_version=bounded_text("hello.agent_version", hello.agent_version, LABEL_CHARACTERS),
+    )
+
+
+# --- out ----------------------------------------------------------------------------------------------------------
+
+
+def instruction(command: Command) -> link_pb2.Instruction:
+    match command:
+        case Order(cell=cell, digest=digest, spec=spec):
+            order = link_pb2.Order(cell_id=cell, digest=digest, spec=spec_to_proto(spec))
+            return link_pb2.Instruction(order=order)
+        case Decommission(cell=cell, reason=reason):
+            return link_pb2.Instruction(decommission=link_pb2.Decommission(cell_id=cell, reason=reason))
+        case Resync():
+            return link_pb2.Instruction(resync=link_pb2.Resync())
+
+
+def tempo_to_proto(tempo: Tempo) -> link_pb2.Tempo:
+    return link_pb2.Tempo(
+        beat_ms=max(1, round(tempo.beat_seconds * 1_000)), lease_ms=max(1, round(tempo.lease_seconds * 1_000))
+    )
