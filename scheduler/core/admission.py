@@ -28,6 +28,7 @@ from galactica.scheduler.core.model.requests import (
     ReleaseStorm,
     Request,
 )
+from galactica.scheduler.core.model.rules import Rule
 from galactica.scheduler.core.model.spec import Group, digest_of
 from galactica.scheduler.core.model.verdict import Health
 from galactica.scheduler.core.reconcile.draft import Draft
@@ -176,7 +177,7 @@ def _condemn_by_word(draft: Draft, cell: Cell, reason: str, by: str) -> Admitted
     if cell.is_condemned:
         raise Refused("condemned", f"{cell.id} was condemned before, by rule {cell.condemned_by}")
     budget = "an operator's word needs none; replaced before it goes"
-    draft.emit(e.CellCondemned(cell.id, Health.HEALTHY, "operator", reason, budget=budget), by)
+    draft.emit(e.CellCondemned(cell.id, Health.HEALTHY, Rule.OPERATOR, reason, budget=budget), by)
     return Admitted(Accepted(draft.fleet.position, 1), {SlotKey(cell.group, cell.slot): by})
 
 
@@ -209,7 +210,7 @@ def _drain_server(draft: Draft, request: DrainServer, by: str) -> Admitted:
     if cell is not None:
         admitted = _condemn_by_word(draft, cell, reason, by)
         return Admitted(Accepted(admitted.accepted.position, len(server.cells)), admitted.dirty)
-    draft.emit(e.ServerCondemned(server.id, Health.HEALTHY, "operator", reason), by)
+    draft.emit(e.ServerCondemned(server.id, Health.HEALTHY, Rule.OPERATOR, reason), by)
     dirty = cells_of(server, by)
     return Admitted(Accepted(draft.fleet.position, len(dirty)), {ServerKey(server.id): by, **dirty})
 

@@ -15,10 +15,10 @@ from galactica.scheduler.core.model.fleet import (
     Server,
     Slot,
     Tally,
+    is_there,
     still_waits,
 )
 from galactica.scheduler.core.model.spec import Resources
-from galactica.scheduler.core.model.verdict import Health
 
 
 def put_group(fleet: Fleet, state: GroupState) -> Fleet:
@@ -54,7 +54,7 @@ def _tally(slot: Slot, digest: str) -> Tally:
         else:
             booting += 1
         outdated += cell.digest != digest
-    there = sum(c.is_condemned and c.condemned_health is not Health.DEAD for c in slot.cells)
+    there = sum(map(is_there, slot.cells))
     extra = max(0, there - (0 if ready or booting else 1))
     return Tally(ready, booting, condemned, int(waiting), int(waiting and booting > 0), outdated, extra)
 

@@ -33,8 +33,9 @@ from galactica.scheduler.core.model.fleet import (
     parse_cell_id,
     was_lost,
 )
+from galactica.scheduler.core.model.rules import OWN_DEATHS, SILENCE_RULES
 from galactica.scheduler.core.model.spec import GroupKind
-from galactica.scheduler.core.model.verdict import OWN_DEATHS, SILENCE_RULES, Health
+from galactica.scheduler.core.model.verdict import Health
 from galactica.scheduler.core.tallies import placed, put_group, put_server, put_slot, recount
 
 ALIVE = (Phase.ORDERED, Phase.BOOTING, Phase.READY)

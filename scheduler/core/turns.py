@@ -30,6 +30,7 @@ from galactica.scheduler.core.model.keys import (
 )
 from galactica.scheduler.core.model.policy import Policy
 from galactica.scheduler.core.model.requests import Accepted, Refused, Request
+from galactica.scheduler.core.model.rules import HoldRule
 from galactica.scheduler.core.placement import Placer
 from galactica.scheduler.core.ports import View
 from galactica.scheduler.core.reconcile.draft import Draft
@@ -203,7 +204,7 @@ class Core:
         for server_id in plan.roomier:
             self._placer.touch(server_id)
         self._stormy.update(
-            pool_of(key, self.fleet) for key, hold in plan.holds.items() if hold.rule == "storm"
+            pool_of(key, self.fleet) for key, hold in plan.holds.items() if hold.rule == HoldRule.STORM
         )
         self._agenda.commit(plan)
 
@@ -227,6 +228,6 @@ class Core:
 
     def _storms(self, holds: tuple[Hold, ...], now: float) -> tuple[Storm, ...]:
         """The storms behind what is held."""
-        pools = {pool_of(hold.key, self.fleet) for hold in holds if hold.rule == "storm"}
+        pools = {pool_of(hold.key, self.fleet) for hold in holds if hold.rule == HoldRule.STORM}
         found = (storm_of(self.fleet, self.sight, pool, now, self.policy) for pool in sorted(pools))
         return tuple(storm for storm in found if storm is not None)

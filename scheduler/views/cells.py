@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from galactica.scheduler.core.model.fleet import Cell, CellKind, GroupState
-from galactica.scheduler.core.model.verdict import Evidence, Health, Verdict
+from galactica.scheduler.core.model.rules import Rule
+from galactica.scheduler.core.model.verdict import Health, Verdict
 from galactica.scheduler.core.ports import View
 from galactica.scheduler.core.sight.observations import CellReport
 from galactica.scheduler.core.verdicts.cells import cell_verdict
+from galactica.scheduler.core.verdicts.due import A_SHELL_WAS_OPENED, shell_fact, touched_facts, touched_words
 from galactica.scheduler.core.verdicts.pools import pool_cell_verdict
 from galactica.scheduler.units import format_duration
 from galactica.v1 import operator_pb2
@@ -98,15 +100,11 @@ def verdict_of(view: View, cell: Cell) -> Verdict:
 def _touched(view: View, cell: Cell) -> Verdict | None:
     """It runs, and is not what was ordered any more. It goes for that, or stays and is told (``drift: report``)."""
     if cell.dies_at is not None:
-        fact = Evidence("scheduler", "a shell was opened in it", cell.dies_at - view.policy.shell_seconds)
         left = format_duration(max(0.0, cell.dies_at - view.now))
-        return Verdict(Health.SUSPECT, "touched", f"a shell was opened in it; it goes in {left}", (fact,))
-    report = view.sight.report_of(cell.server, cell.id)
-    if report is None or not report.touched:
-        return None
-    seen = view.sight.servers[cell.server]
-    facts = tuple(Evidence(f"agent {cell.server}", one, seen.heard_at) for one in report.touched)
-    return Verdict(Health.SUSPECT, "touched", f"touched: {'; '.join(report.touched)}", facts)
+        fact = shell_fact(cell.dies_at, view.policy)
+        return Verdict(Health.SUSPECT, Rule.TOUCHED, f"{A_SHELL_WAS_OPENED}; it goes in {left}", (fact,))
+    facts = touched_facts(cell, view.sight, view.now)
+    return Verdict(Health.SUSPECT, Rule.TOUCHED, touched_words(facts), facts) if facts else None
 
 
 def cells_of_group(state: GroupState) -> Iterator[Cell]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from galactica.scheduler.core.model.fleet import Cell, GroupState, Phase
 from galactica.scheduler.core.model.keys import Hold, SlotKey, Storm
+from galactica.scheduler.core.model.rules import HoldRule
 from galactica.scheduler.core.model.spec import Group
 from galactica.scheduler.core.model.verdict import Health
 from galactica.scheduler.core.ports import View
@@ -83,7 +84,7 @@ def holds(view: View, key: SlotKey | None = None) -> list[operator_pb2.Hold]:
     """What is held back, one row per group and rule with the first slot's reason; or that of one slot."""
     rows: dict[tuple[str, str], operator_pb2.Hold] = {}
     if view.trouble:
-        rows["", "journal"] = operator_pb2.Hold(rule="journal", reason=view.trouble)
+        rows["", HoldRule.JOURNAL] = operator_pb2.Hold(rule=HoldRule.JOURNAL, reason=view.trouble)
     for hold in view.holds:
         if key is None or hold.key == key:
             _add_hold(rows, hold)

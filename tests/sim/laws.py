@@ -10,7 +10,8 @@ from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.commands import Command, Decommission, Order
 from galactica.scheduler.core.model.events import Record
 from galactica.scheduler.core.model.fleet import parse_cell_id
-from galactica.scheduler.core.model.verdict import SILENCE_RULES, Health
+from galactica.scheduler.core.model.rules import SILENCE_RULES
+from galactica.scheduler.core.model.verdict import Health
 
 RANK = {
     e.CellOrdered: 0,

@@ -10,8 +10,8 @@ A dead server needs no surge, for it is gone already. As in ``budget`` nothing h
 from __future__ import annotations
 
 from galactica.scheduler.core.budgets.services import Allowed, Held
-from galactica.scheduler.core.model.fleet import Cell, GroupState, Slot
-from galactica.scheduler.core.model.verdict import Health
+from galactica.scheduler.core.model.fleet import GroupState, Slot, is_there
+from galactica.scheduler.core.model.rules import HoldRule
 
 
 def may_order_beside(state: GroupState, slot: Slot) -> Allowed | Held:
@@ -21,8 +21,8 @@ def may_order_beside(state: GroupState, slot: Slot) -> Allowed | Held:
     if not there or state.tally.extra < limit:
         return Allowed(f"surge: {state.tally.extra} of {limit} servers extra")
     if not limit:
-        return Held("surge", f"no server may be extra, and {there[-1].id} is still there")
-    return Held("surge", f"{state.tally.extra} of at most {limit} servers are extra already")
+        return Held(HoldRule.SURGE, f"no server may be extra, and {there[-1].id} is still there")
+    return Held(HoldRule.SURGE, f"{state.tally.extra} of at most {limit} servers are extra already")
 
 
 def may_order_another(state: GroupState, now: float) -> Allowed | Held:
@@ -41,7 +41,7 @@ def may_condemn_server(state: GroupState, now: float) -> Allowed | Held:
         return may_go_first(state)
     used = max(state.tally.replacing, state.tally.extra)
     if used >= replace.surge:
-        return Held("surge", f"{used} of at most {replace.surge} servers at once are being replaced")
+        return Held(HoldRule.SURGE, f"{used} of at most {replace.surge} servers at once are being replaced")
     return Allowed(f"surge: {used} of {replace.surge} servers being replaced")
 
 
@@ -50,7 +50,8 @@ def may_condemn_due_server(state: GroupState, now: float) -> Allowed | Held:
     missing, limit = missing_servers(state), state.group.replace.unavailable
     if state.group.replace.surge and missing > limit:
         return Held(
-            "unavailable", f"{missing} of {state.wanted_slots} servers are missing, at most {limit} may be"
+            HoldRule.UNAVAILABLE,
+            f"{missing} of {state.wanted_slots} servers are missing, at most {limit} may be",
         )
     return may_condemn_server(state, now)
 
@@ -60,7 +61,7 @@ def may_go_first(state: GroupState) -> Allowed | Held:
     missing, limit = missing_servers(state), state.group.replace.unavailable
     if missing >= limit:
         reason = f"{missing} of at most {limit} servers that may be missing at once are so already"
-        return Held("unavailable", reason)
+        return Held(HoldRule.UNAVAILABLE, reason)
     return Allowed(f"unavailable: {missing} of {limit} servers missing")
 
 
@@ -74,11 +75,6 @@ def missing_servers(state: GroupState) -> int:
     return max(0, state.wanted_slots - state.tally.ready - state.tally.replacing)
 
 
-def is_there(cell: Cell) -> bool:
-    """Condemned, and not known to be dead."""
-    return cell.is_condemned and cell.condemned_health is not Health.DEAD
-
-
 def _within_rate(state: GroupState, now: float, owed: int) -> Allowed | Held:
     """``owed``: servers that are condemned and whose successors are not ordered yet."""
     replace = state.group.replace
@@ -89,4 +85,4 @@ def _within_rate(state: GroupState, now: float, owed: int) -> Allowed | Held:
         return Allowed(f"per: {len(recent)} of {replace.count} replacements in {replace.window_seconds:g} s")
     reason = f"{len(recent)} of at most {replace.count} servers in {replace.window_seconds:g} s were replaced"
     over_at = recent[-replace.count] if len(recent) >= replace.count else recent[0] if recent else None
-    return Held("per", reason, None if over_at is None else over_at + replace.window_seconds)
+    return Held(HoldRule.PER, reason, None if over_at is None else over_at + replace.window_seconds)

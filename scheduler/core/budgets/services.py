@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from galactica.scheduler.core.model.fleet import Backoff, GroupState
 from galactica.scheduler.core.model.policy import Policy
+from galactica.scheduler.core.model.rules import HoldRule
 
 MAX_DOUBLINGS = 32
 
@@ -37,7 +38,7 @@ def may_surge(state: GroupState, policy: Policy) -> Allowed | Held:
     used = state.tally.surging
     if used < limit:
         return Allowed(f"surge: {used} of {limit} cells being replaced beside running ones")
-    return Held("surge", f"{used} of at most {limit} replacements are booting already")
+    return Held(HoldRule.SURGE, f"{used} of at most {limit} replacements are booting already")
 
 
 def may_condemn_outdated(state: GroupState, policy: Policy) -> Allowed | Held:
@@ -45,10 +46,12 @@ def may_condemn_outdated(state: GroupState, policy: Policy) -> Allowed | Held:
     limit = policy.outdated_surge
     tally = state.tally
     if tally.replacing >= limit:
-        return Held("slot_by_slot", f"{tally.replacing} of at most {limit} cells at once are being replaced")
+        return Held(
+            HoldRule.SLOT_BY_SLOT, f"{tally.replacing} of at most {limit} cells at once are being replaced"
+        )
     serving = tally.ready + tally.replacing
     if serving < state.wanted_slots:
-        return Held("unavailable", f"only {serving} of {state.wanted_slots} cells are ready")
+        return Held(HoldRule.UNAVAILABLE, f"only {serving} of {state.wanted_slots} cells are ready")
     return Allowed(f"slot by slot: {tally.replacing} of {limit} cells being replaced")
 
 
@@ -56,7 +59,9 @@ def may_condemn_drained(state: GroupState, policy: Policy) -> Allowed | Held:
     """May one more READY cell be condemned because its server is drained?"""
     limit = sick_surge(state, policy)
     if state.tally.replacing >= limit:
-        return Held("surge", f"{state.tally.replacing} of at most {limit} cells at once are being replaced")
+        return Held(
+            HoldRule.SURGE, f"{state.tally.replacing} of at most {limit} cells at once are being replaced"
+        )
     return Allowed(f"surge: {state.tally.replacing} of {limit} cells being replaced")
 
 
@@ -66,7 +71,7 @@ def backoff_hold(state: GroupState, now: float) -> Held | None:
     if backoff.digest != state.digest or now >= backoff.not_before:
         return None
     reason = f"{backoff.early_deaths} cells of revision {state.revision} died early"
-    return Held("backoff", reason, backoff.not_before)
+    return Held(HoldRule.BACKOFF, reason, backoff.not_before)
 
 
 def next_backoff(state: GroupState, digest: str, now: float, policy: Policy) -> Backoff:

@@ -15,8 +15,9 @@ from enum import StrEnum
 from msgspec import Struct
 from rpds import HashTrieMap, HashTrieSet
 
+from galactica.scheduler.core.model.rules import UNWANTED, Rule
 from galactica.scheduler.core.model.spec import Group, Resources, RuntimeKind, Spec
-from galactica.scheduler.core.model.verdict import UNWANTED, Health
+from galactica.scheduler.core.model.verdict import Health
 
 SERVER_ID = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9._/]{0,126}[A-Za-z0-9])?")
 
@@ -255,7 +256,7 @@ class Server(Struct, frozen=True):
     @property
     def is_drained(self) -> bool:
         """Drained by an operator: it may come back only by enrolling anew."""
-        return self.condemned_by == "operator"
+        return self.condemned_by == Rule.OPERATOR
 
 
 class Token(Struct, frozen=True):
@@ -306,6 +307,20 @@ class Fleet(Struct, frozen=True):
 def still_waits(cell: Cell) -> bool:
     """Condemned while it served, alive, and kept until its successor is READY."""
     return cell.phase is Phase.CONDEMNED and cell.condemned_health is not Health.DEAD and cell.was_ready
+
+
+def is_there(cell: Cell) -> bool:
+    """Condemned, and not known to be dead."""
+    return cell.is_condemned and cell.condemned_health is not Health.DEAD
+
+
+def predecessor_of(state: GroupState, number: int) -> str:
+    """The cell that had the slot before, though it may be gone by now: a backoff outlives the dead."""
+    slot = state.slots.get(number)
+    generation = slot.next_generation if slot else state.first_generation
+    if generation <= state.first_generation:
+        return ""
+    return str(CellId(state.group.name, number, generation - 1))
 
 
 def was_lost(fleet: Fleet, slot: Slot, cell_id: str) -> bool:

@@ -1,15 +1,10 @@
-"""Judgements: the health of a cell, the evidence it rests on, and the sets of rules that others ask for by name."""
+"""Judgements: the health of a cell, the evidence for it, and the autopsy of a dead one."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 
 from msgspec import Struct
-
-SILENCE_RULES = frozenset(
-    {"neighbours_silent", "agent_gone", "unlisted", "cut_off_too_long", "lease_expired"}
-)
-"""Verdicts that rest on hearing nothing: those that the scheduler's own blindness could bring about."""
 
 
 class Health(StrEnum):
@@ -47,21 +42,7 @@ class Verdict(Struct, frozen=True):
 
     health: Health
     rule: str
+    """A ``Rule``; of a cell that was condemned long ago perhaps one that this version does not know."""
     reason: str
     evidence: tuple[Evidence, ...] = ()
     next_look_at: float | None = None
-
-
-CUT_OFF = "cut_off"
-"""The rule of a server that is silent and that its neighbours reach."""
-
-
-OWN_DEATHS = frozenset({"exited", "start_failed", "vanished", "boot_timeout", "probe_failed"})
-"""Rules that speak about a container's spec and about its server's fitness; all others are somebody's decision, or the
-fate of the whole server."""
-
-UNWANTED = frozenset({"scaled_down", "deleted"})
-"""Rules by which a cell goes that nothing replaces."""
-
-NOT_ITS_OWN = frozenset({"server_lost", "touched", "fenced"})
-"""Rules that speak neither about a cell's spec nor about its server's fitness."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from galactica.scheduler.core.model.fleet import Cell, CellKind, GroupState
+from galactica.scheduler.core.budgets.services import Allowed, Held
+from galactica.scheduler.core.model.fleet import Cell, CellKind, GroupState, Slot
 from galactica.scheduler.core.model.keys import SlotKey
 from galactica.scheduler.core.model.spec import Group, GroupKind
-from galactica.scheduler.core.model.verdict import Verdict
+from galactica.scheduler.core.model.verdict import Health, Verdict
 from galactica.scheduler.core.placement import Unplaceable
 from galactica.scheduler.core.reconcile.containers import ByAgent
 from galactica.scheduler.core.reconcile.draft import Draft
@@ -24,6 +25,30 @@ class Carrier(Protocol):
     def deliver(self, draft: Draft, key: SlotKey, cell: Cell) -> None:
         """Hand over the order until it shows that it was taken."""
 
+    def is_doubted(self, draft: Draft, key: SlotKey, cell: Cell, verdict: Verdict) -> bool:
+        """Whether the guard against our own blindness keeps this verdict from counting; then the hold says so."""
+
+    def may_condemn_ill(self, draft: Draft, state: GroupState, cell: Cell, health: Health) -> Allowed | Held:
+        """May one go that is dead or sick?"""
+
+    def may_condemn_touched(self, draft: Draft, state: GroupState) -> Allowed | Held:
+        """May one go that is touched, or whose server is drained?"""
+
+    def may_condemn_due(self, draft: Draft, state: GroupState) -> Allowed | Held:
+        """May one go that is well, but outdated or old?"""
+
+    def condemned(self, draft: Draft, cell: Cell, verdict: Verdict) -> None:
+        """What else follows from a condemnation by health."""
+
+    def may_order(self, draft: Draft, state: GroupState, number: int, slot: Slot) -> Allowed | Held:
+        """May a cell be ordered for the slot, beside those that are still in it?"""
+
+    def held_by_rival(self, draft: Draft, state: GroupState, cell: Cell) -> Held:
+        """Why no successor of an exclusive cell is ordered yet, and until when."""
+
+    def may_go_first(self, draft: Draft, key: SlotKey, state: GroupState, cell: Cell) -> bool:
+        """May a cell that serves go before its successor is there? A budget that forbids it is shown as a hold."""
+
     def advance(self, draft: Draft, key: SlotKey, state: GroupState, cell: Cell) -> None:
         """Record BOOTING and READY when they are so."""
 
@@ -35,6 +60,9 @@ class Carrier(Protocol):
 
     def provider_of(self, draft: Draft, cell: Cell) -> str:
         """The provider that carries the cell; empty where an agent does."""
+
+    def forget(self, draft: Draft, cell: Cell, provider: str, proof: str) -> None:
+        """Drop what was seen and told of a cell that is decommissioned now."""
 
 
 def carrier_of(what: Cell | Group) -> Carrier:

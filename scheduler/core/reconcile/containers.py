@@ -4,13 +4,22 @@
 
 from __future__ import annotations
 
+from galactica.scheduler.core.budgets.services import (
+    Allowed,
+    Held,
+    may_condemn_drained,
+    may_condemn_outdated,
+    may_surge,
+)
 from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.commands import Decommission, Order
-from galactica.scheduler.core.model.fleet import Cell, GroupState, Phase
-from galactica.scheduler.core.model.keys import SlotKey
-from galactica.scheduler.core.model.verdict import Verdict
+from galactica.scheduler.core.model.fleet import Cell, GroupState, Phase, Slot, still_waits
+from galactica.scheduler.core.model.keys import ServerKey, SlotKey
+from galactica.scheduler.core.model.rules import HoldRule
+from galactica.scheduler.core.model.verdict import Health, Verdict
 from galactica.scheduler.core.placement import Unplaceable
 from galactica.scheduler.core.reconcile.draft import Draft, send_when_due
+from galactica.scheduler.core.reconcile.servers import bury_server
 from galactica.scheduler.core.sight.observations import CellState, ProviderState
 from galactica.scheduler.core.verdicts.cells import cell_verdict, is_serving
 from galactica.scheduler.core.verdicts.evidence import made_by
@@ -34,6 +43,40 @@ class ByAgent:
             return
         send_when_due(draft, key, Order(cell.server, cell.id, cell.digest, spec))
 
+    def is_doubted(self, draft: Draft, key: SlotKey, cell: Cell, verdict: Verdict) -> bool:
+        return False
+
+    def may_condemn_ill(self, draft: Draft, state: GroupState, cell: Cell, health: Health) -> Allowed | Held:
+        """Only the orders of successors are held."""
+        return Allowed("a dead cell needs none" if health is Health.DEAD else "replaced before it goes")
+
+    def may_condemn_touched(self, draft: Draft, state: GroupState) -> Allowed | Held:
+        return may_condemn_drained(state, draft.policy)
+
+    def may_condemn_due(self, draft: Draft, state: GroupState) -> Allowed | Held:
+        return may_condemn_outdated(state, draft.policy)
+
+    def condemned(self, draft: Draft, cell: Cell, verdict: Verdict) -> None:
+        if cell.server:
+            draft.dirty({ServerKey(cell.server): f"event:{draft.fleet.position}"})
+
+    def may_order(self, draft: Draft, state: GroupState, number: int, slot: Slot) -> Allowed | Held:
+        if any(still_waits(cell) for cell in slot.cells):
+            return may_surge(state, draft.policy)
+        return Allowed("nothing runs beside it")
+
+    def held_by_rival(self, draft: Draft, state: GroupState, cell: Cell) -> Held:
+        reason = f"{cell.id} may still run, and there must never be two"
+        at = _fenced_at(draft, state, cell)
+        if at is None:
+            return Held(HoldRule.EXCLUSIVE, reason)
+        wait_seconds = max(0.0, at - draft.now)
+        wait = f"its agent or the watchdog there ends it, within {wait_seconds:.1f} s at the latest"
+        return Held(HoldRule.EXCLUSIVE, f"{reason}; its server {cell.server} is lost: {wait}", at)
+
+    def may_go_first(self, draft: Draft, key: SlotKey, state: GroupState, cell: Cell) -> bool:
+        return False
+
     def advance(self, draft: Draft, key: SlotKey, state: GroupState, cell: Cell) -> None:
         report = draft.sight.report_of(cell.server, cell.id)
         if cell.phase is Phase.READY or report is None:
@@ -55,7 +98,7 @@ class ByAgent:
         made = made_by(draft.fleet, server, draft.sight)
         if made is not None and made.state is ProviderState.GONE:
             return "provider"
-        at = fenced_at(draft, state, cell)
+        at = _fenced_at(draft, state, cell)
         if at is None or draft.now < at:
             draft.look(key, at)
             return ""
@@ -71,8 +114,17 @@ class ByAgent:
     def provider_of(self, draft: Draft, cell: Cell) -> str:
         return ""
 
+    def forget(self, draft: Draft, cell: Cell, provider: str, proof: str) -> None:
+        if (
+            proof == "agent"
+        ):  # what a lost server showed last is where its orphans are looked for when it returns
+            draft.forget(cell.server, cell.id)
+        if cell.server:
+            draft.freed_servers.add(cell.server)
+            bury_server(draft, cell.server)
 
-def fenced_at(draft: Draft, state: GroupState, cell: Cell) -> float | None:
+
+def _fenced_at(draft: Draft, state: GroupState, cell: Cell) -> float | None:
     """When a cell on a lost server has ended by itself; None where only somebody's word proves its end: it was ordered
     as one that may live on, or its server is not lost."""
     server = draft.fleet.servers.get(cell.server)

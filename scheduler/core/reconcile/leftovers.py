@@ -8,6 +8,7 @@ from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.commands import Decommission, DecommissionServer
 from galactica.scheduler.core.model.fleet import Fleet, parse_cell_id
 from galactica.scheduler.core.model.keys import LeakKey, OrphanKey
+from galactica.scheduler.core.model.rules import HoldRule
 from galactica.scheduler.core.reconcile.draft import Draft, send_when_due, tell_provider_when_due
 from galactica.scheduler.core.sight.observations import CellState, ProviderState
 
@@ -54,7 +55,7 @@ def look_leak(draft: Draft, key: LeakKey) -> None:
         return
     if not was_ordered(draft.fleet, key.cell):
         reason = f"provider {key.provider} has {key.cell}, which this journal never ordered, so it is let be"
-        draft.hold(key, "unknown_server", f"{reason}; is the journal the newest one of this fleet?")
+        draft.hold(key, HoldRule.UNKNOWN_SERVER, f"{reason}; is the journal the newest one of this fleet?")
         return
     if draft.provider_was_told(key.provider, key.cell, DecommissionServer.__name__) is None:
         draft.emit(e.LeakRemoved(key.cell, key.provider, made.ref))

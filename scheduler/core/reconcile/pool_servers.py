@@ -4,14 +4,34 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
+from galactica.scheduler.core.budgets.pools import (
+    goes_first,
+    may_condemn_due_server,
+    may_condemn_server,
+    may_go_first,
+    may_order_another,
+    may_order_beside,
+)
+from galactica.scheduler.core.budgets.services import Allowed, Held
 from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.commands import DecommissionServer, OrderServer
-from galactica.scheduler.core.model.fleet import Cell, GroupState, Phase, Server
+from galactica.scheduler.core.model.fleet import (
+    Cell,
+    GroupState,
+    Phase,
+    Server,
+    Slot,
+    predecessor_of,
+    was_lost,
+)
 from galactica.scheduler.core.model.keys import ServerKey, SlotKey, cells_of
+from galactica.scheduler.core.model.rules import HoldRule
 from galactica.scheduler.core.model.verdict import Health, Verdict
 from galactica.scheduler.core.placement import Unplaceable
 from galactica.scheduler.core.reconcile.draft import Draft, tell_provider_when_due
-from galactica.scheduler.core.reconcile.servers import condemn_server, verdict_on
+from galactica.scheduler.core.reconcile.servers import condemn_server, doubted_in, held_by_storm, verdict_on
 from galactica.scheduler.core.sight.observations import ProviderServer, ProviderState
 from galactica.scheduler.core.verdicts.pools import pool_cell_verdict
 
@@ -20,7 +40,11 @@ class ByProvider:
     """Servers: made and deleted by a provider, and a place for containers in between."""
 
     def verdict(self, draft: Draft, state: GroupState, cell: Cell) -> Verdict:
-        return pool_cell_verdict(draft.fleet, state, cell, draft.sight, draft.now, draft.policy)
+        verdict = pool_cell_verdict(draft.fleet, state, cell, draft.sight, draft.now, draft.policy)
+        server = draft.fleet.servers.get(cell.id)
+        if server is not None and cell.slot >= state.wanted_slots and doubted_in(draft, server, verdict):
+            return replace(verdict, health=Health.SUSPECT)  # not wanted: it goes, as one that may be alive
+        return verdict
 
     def place(self, draft: Draft, state: GroupState) -> str | Unplaceable:
         return ""
@@ -31,6 +55,48 @@ class ByProvider:
         if spec is None or made is not None:
             return
         tell_provider_when_due(draft, key, OrderServer(self.provider_of(draft, cell), cell.id, spec))
+
+    def is_doubted(self, draft: Draft, key: SlotKey, cell: Cell, verdict: Verdict) -> bool:
+        server = draft.fleet.servers.get(cell.id)
+        return server is not None and held_by_storm(draft, key, server, verdict)
+
+    def may_condemn_ill(self, draft: Draft, state: GroupState, cell: Cell, health: Health) -> Allowed | Held:
+        if health is Health.DEAD:
+            return Allowed("a dead cell needs none")
+        if not cell.was_ready or cell.slot >= state.wanted_slots:
+            return Allowed("none needed: nobody misses it")
+        return may_condemn_server(state, draft.now)
+
+    def may_condemn_touched(self, draft: Draft, state: GroupState) -> Allowed | Held:
+        return may_condemn_server(state, draft.now)
+
+    def may_condemn_due(self, draft: Draft, state: GroupState) -> Allowed | Held:
+        return may_condemn_due_server(state, draft.now)
+
+    def condemned(self, draft: Draft, cell: Cell, verdict: Verdict) -> None:
+        server = draft.fleet.servers.get(cell.id)
+        if server is not None and server.phase is Phase.READY and verdict.health is Health.DEAD:
+            condemn_server(draft, server, verdict)
+
+    def may_order(self, draft: Draft, state: GroupState, number: int, slot: Slot) -> Allowed | Held:
+        beside = may_order_beside(state, slot)
+        if isinstance(beside, Held):
+            return beside
+        before = predecessor_of(state, number)
+        if before and was_lost(draft.fleet, slot, before):
+            return may_order_another(state, draft.now)
+        return beside
+
+    def held_by_rival(self, draft: Draft, state: GroupState, cell: Cell) -> Held:
+        return Held(HoldRule.EXCLUSIVE, f"{cell.id} may still be there, and there must never be two")
+
+    def may_go_first(self, draft: Draft, key: SlotKey, state: GroupState, cell: Cell) -> bool:
+        if not goes_first(state):
+            return False
+        allowed = may_go_first(state)
+        if isinstance(allowed, Held):
+            draft.hold(key, allowed.rule, f"{cell.id} is to go: {allowed.reason}", allowed.next_look_at)
+        return isinstance(allowed, Allowed)
 
     def advance(self, draft: Draft, key: SlotKey, state: GroupState, cell: Cell) -> None:
         made = self._made(draft, cell)
@@ -89,6 +155,10 @@ class ByProvider:
     def provider_of(self, draft: Draft, cell: Cell) -> str:
         body = draft.fleet.groups[cell.group].spec_for(cell).server
         return body.provider if body else ""
+
+    def forget(self, draft: Draft, cell: Cell, provider: str, proof: str) -> None:
+        draft.forget_server(provider, cell.id)
+        draft.look(ServerKey(cell.id), draft.now)  # nothing that was seen of it is of use any more
 
     def _made(self, draft: Draft, cell: Cell) -> ProviderServer | None:
         """The provider's word on the cell."""

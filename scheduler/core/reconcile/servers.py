@@ -17,7 +17,8 @@ from galactica.scheduler.core.model.keys import (
     cells_of,
     own_slot,
 )
-from galactica.scheduler.core.model.verdict import CUT_OFF, SILENCE_RULES, Health, Verdict
+from galactica.scheduler.core.model.rules import SILENCE_RULES, HoldRule, Rule
+from galactica.scheduler.core.model.verdict import Health, Verdict
 from galactica.scheduler.core.reconcile.draft import Draft, send_when_due
 from galactica.scheduler.core.verdicts.evidence import SILENT_BEATS
 from galactica.scheduler.core.verdicts.servers import server_verdict
@@ -108,8 +109,8 @@ def _judge(draft: Draft, server: Server, key: ServerKey) -> None:
 
 def show_cut_off(draft: Draft, key: Key, server_id: str, verdict: Verdict) -> None:
     """Its silence is held against it when that has lasted for too long: until then ``status`` has to say so."""
-    if verdict.rule == CUT_OFF:
-        draft.hold(key, CUT_OFF, f"{server_id}: {verdict.reason}", verdict.next_look_at)
+    if verdict.rule == Rule.CUT_OFF:
+        draft.hold(key, Rule.CUT_OFF, f"{server_id}: {verdict.reason}", verdict.next_look_at)
 
 
 def verdict_on(draft: Draft, server: Server) -> Verdict:
@@ -130,7 +131,9 @@ def held_by_storm(draft: Draft, key: Key, server: Server, verdict: Verdict) -> b
     storm = doubted_in(draft, server, verdict)
     if storm is None:
         return False
-    draft.hold(key, "storm", storm.reason, min(storm.expires_at, draft.now + draft.policy.beat_seconds))
+    draft.hold(
+        key, HoldRule.STORM, storm.reason, min(storm.expires_at, draft.now + draft.policy.beat_seconds)
+    )
     return True
 
 
@@ -142,7 +145,7 @@ def _held_by_others(draft: Draft, key: Key, server: Server, verdict: Verdict) ->
     if not going:
         return False
     reason = f"{server.id} is sick ({verdict.reason}), and {going[0]} is drained as a sick one already"
-    draft.hold(key, "one_by_one", reason)
+    draft.hold(key, HoldRule.ONE_BY_ONE, reason)
     return True
 
 

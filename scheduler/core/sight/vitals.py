@@ -11,6 +11,7 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from galactica.scheduler.core.model.policy import VitalLimits
+from galactica.scheduler.core.model.rules import Rule
 
 OUT_OF_SPACE = frozenset({"ENOSPC", "EDQUOT"})
 """Errors of a disk that is full in a way that its fraction does not tell: of inodes, or of a quota."""
@@ -102,12 +103,12 @@ def _kernel_errors(vitals: Vitals, limits: VitalLimits) -> str:
 
 
 AILMENT_RULES: dict[str, Callable[[Vitals, VitalLimits], str]] = {
-    "disk_full": _disk_full,
-    "disk_read_only": _disk_read_only,
-    "engine_hung": _engine_hung,
-    "clock_off": _clock_off,
-    "memory_pressure": _memory_pressure,
-    "kernel_errors": _kernel_errors,
+    Rule.DISK_FULL: _disk_full,
+    Rule.DISK_READ_ONLY: _disk_read_only,
+    Rule.ENGINE_HUNG: _engine_hung,
+    Rule.CLOCK_OFF: _clock_off,
+    Rule.MEMORY_PRESSURE: _memory_pressure,
+    Rule.KERNEL_ERRORS: _kernel_errors,
 }
 """In the order in which they are told: rule to the words for a bad value, empty where it is good."""
 

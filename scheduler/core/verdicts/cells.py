@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from galactica.scheduler.core.model.fleet import Cell, Phase, Server
 from galactica.scheduler.core.model.policy import Policy
+from galactica.scheduler.core.model.rules import Rule
 from galactica.scheduler.core.model.spec import Spec
 from galactica.scheduler.core.model.verdict import Evidence, Health, Verdict
 from galactica.scheduler.core.sight.observations import CellReport, CellState
@@ -47,7 +48,7 @@ def cell_verdict(
         verdict = rule(case)
         if verdict is not None:
             return verdict
-    return Verdict(Health.HEALTHY, "running", "it runs" if cell.was_ready else "it boots")
+    return Verdict(Health.HEALTHY, Rule.RUNNING, "it runs" if cell.was_ready else "it boots")
 
 
 # --- rules on cells, in order ------------------------------------------------------------------------------------
@@ -60,7 +61,7 @@ def _server_lost(case: _Case) -> Verdict | None:
     says = "it is gone" if server is None else f"it was condemned as dead by rule {server.condemned_by}"
     at = case.now if server is None or server.condemned_at is None else server.condemned_at
     fact = Evidence(f"server {case.cell.server}", says, at)
-    return Verdict(Health.DEAD, "server_lost", f"its server {case.cell.server} is lost", (fact,))
+    return Verdict(Health.DEAD, Rule.SERVER_LOST, f"its server {case.cell.server} is lost", (fact,))
 
 
 def _fenced(case: _Case) -> Verdict | None:
@@ -71,14 +72,14 @@ def _fenced(case: _Case) -> Verdict | None:
         or not (report.autopsy and report.autopsy.fenced)
     ):
         return None
-    return Verdict(Health.DEAD, "fenced", report.autopsy.reason, (_fact(case, report.autopsy.reason),))
+    return Verdict(Health.DEAD, Rule.FENCED, report.autopsy.reason, (_fact(case, report.autopsy.reason),))
 
 
 def _ended(case: _Case) -> Verdict | None:
     report = case.report
     if report is None or report.state not in (CellState.EXITED, CellState.FAILED):
         return None
-    rule = "exited" if report.state is CellState.EXITED else "start_failed"
+    rule = Rule.EXITED if report.state is CellState.EXITED else Rule.START_FAILED
     reason = report.autopsy.reason if report.autopsy else rule
     return Verdict(Health.DEAD, rule, reason, (_fact(case, reason),))
 
@@ -90,7 +91,7 @@ def _vanished(case: _Case) -> Verdict | None:
     if case.report is not None and case.report.state is not CellState.GONE:
         return None
     reason = "its agent does not have it any more"
-    return Verdict(Health.DEAD, "vanished", reason, (_fact(case, reason),))
+    return Verdict(Health.DEAD, Rule.VANISHED, reason, (_fact(case, reason),))
 
 
 def _boot_timeout(case: _Case) -> Verdict | None:
@@ -102,7 +103,7 @@ def _boot_timeout(case: _Case) -> Verdict | None:
     if case.now < deadline:
         return None
     reason = f"not ready within {case.spec.health.boot_within_seconds:g} s of its order{_last_error(case)}"
-    return Verdict(Health.SICK, "boot_timeout", reason, (_fact(case, reason),))
+    return Verdict(Health.SICK, Rule.BOOT_TIMEOUT, reason, (_fact(case, reason),))
 
 
 def _probe_failed(case: _Case) -> Verdict | None:
@@ -110,14 +111,14 @@ def _probe_failed(case: _Case) -> Verdict | None:
     if failures < case.spec.health.sick_after:
         return None
     reason = f"its probe failed {failures} times in a row{_last_error(case)}"
-    return Verdict(Health.SICK, "probe_failed", reason, (_fact(case, reason),))
+    return Verdict(Health.SICK, Rule.PROBE_FAILED, reason, (_fact(case, reason),))
 
 
 def _server_silent(case: _Case) -> Verdict | None:
     if not case.silent:
         return None
     reason = f"nothing is heard from its server {case.cell.server}"
-    return Verdict(Health.SUSPECT, "server_silent", reason, (Evidence("scheduler", reason, case.now),))
+    return Verdict(Health.SUSPECT, Rule.SERVER_SILENT, reason, (Evidence("scheduler", reason, case.now),))
 
 
 def _probe_failing(case: _Case) -> Verdict | None:
@@ -125,7 +126,7 @@ def _probe_failing(case: _Case) -> Verdict | None:
     if failures == 0:
         return None
     reason = f"its probe failed {failures} of {case.spec.health.sick_after} times{_last_error(case)}"
-    return Verdict(Health.SUSPECT, "probe_failing", reason, (_fact(case, reason),))
+    return Verdict(Health.SUSPECT, Rule.PROBE_FAILING, reason, (_fact(case, reason),))
 
 
 def _booting(case: _Case) -> Verdict | None:
@@ -134,7 +135,7 @@ def _booting(case: _Case) -> Verdict | None:
     since = max(case.cell.ordered_at, case.trusted_since, case.seen.attached_at)
     progress = case.report.progress if case.report and case.report.progress else "it boots"
     deadline = since + case.spec.health.boot_within_seconds
-    return Verdict(Health.HEALTHY, "booting", progress, next_look_at=deadline)
+    return Verdict(Health.HEALTHY, Rule.BOOTING, progress, next_look_at=deadline)
 
 
 CELL_RULES: tuple[Callable[[_Case], Verdict | None], ...] = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from galactica.scheduler.core.model.fleet import Cell, Fleet, GroupState, Phase
 from galactica.scheduler.core.model.policy import Policy
+from galactica.scheduler.core.model.rules import Rule
 from galactica.scheduler.core.model.spec import Spec
 from galactica.scheduler.core.model.verdict import Evidence, Health, Verdict
 from galactica.scheduler.core.sight.observations import (
@@ -28,22 +29,22 @@ def server_cell_verdict(
     """What the evidence says of a server as a cell. ``of_place``: the verdict on it as a place for cells, where its
     agent ever attached; ``made``, ``refused``: its provider's word."""
     if refused:
-        return Verdict(Health.DEAD, "start_failed", refused, (Evidence("provider", refused, now),))
+        return Verdict(Health.DEAD, Rule.START_FAILED, refused, (Evidence("provider", refused, now),))
     if made is not None and made.state is ProviderState.GONE:
-        if of_place is not None and of_place.rule.startswith("provider_"):
+        if of_place is not None and of_place.rule in (Rule.PROVIDER_GONE, Rule.PROVIDER_CONTRADICTED):
             return of_place  # it has weighed the same word
         reason = f"its provider says that it is gone{': ' + made.reason if made.reason else ''}"
         facts = (Evidence("provider", reason, now), *(of_place.evidence if of_place else ()))
-        return Verdict(Health.DEAD, "provider_gone", reason, facts)
+        return Verdict(Health.DEAD, Rule.PROVIDER_GONE, reason, facts)
     deadline = max(cell.ordered_at, trusted_since) + spec.health.boot_within_seconds
     if not cell.was_ready and now >= deadline:
         reason = f"not ready within {spec.health.boot_within_seconds:g} s of its order"
-        return Verdict(Health.SICK, "boot_timeout", reason, (Evidence("scheduler", reason, now),))
+        return Verdict(Health.SICK, Rule.BOOT_TIMEOUT, reason, (Evidence("scheduler", reason, now),))
     if of_place is not None:
         return of_place
     if made is None:
-        return Verdict(Health.HEALTHY, "ordered", "its provider makes it", next_look_at=deadline)
-    return Verdict(Health.HEALTHY, "booting", "its agent has not attached yet", next_look_at=deadline)
+        return Verdict(Health.HEALTHY, Rule.ORDERED, "its provider makes it", next_look_at=deadline)
+    return Verdict(Health.HEALTHY, Rule.BOOTING, "its agent has not attached yet", next_look_at=deadline)
 
 
 def pool_cell_verdict(

@@ -13,7 +13,8 @@ from msgspec.structs import replace
 
 from galactica.scheduler.core.model.fleet import Fleet, Phase, Server
 from galactica.scheduler.core.model.policy import Policy
-from galactica.scheduler.core.model.verdict import CUT_OFF, Evidence, Health, Verdict
+from galactica.scheduler.core.model.rules import Rule
+from galactica.scheduler.core.model.verdict import Evidence, Health, Verdict
 from galactica.scheduler.core.sight.observations import Answer, ProviderServer, ProviderState
 from galactica.scheduler.core.sight.state import ServerSight, Sight
 from galactica.scheduler.core.verdicts.blame import blame_server
@@ -108,7 +109,7 @@ def server_verdict(fleet: Fleet, server: Server, sight: Sight, now: float, polic
         verdict = rule(case)
         if verdict is not None:
             return verdict
-    return Verdict(Health.HEALTHY, "beating", "it beats", next_look_at=heard_at + _first_look(terms))
+    return Verdict(Health.HEALTHY, Rule.BEATING, "it beats", next_look_at=heard_at + _first_look(terms))
 
 
 def _first_look(terms: Terms) -> float:
@@ -130,7 +131,7 @@ def _condemned(case: _Case) -> Verdict | None:
 def _enrolled(case: _Case) -> Verdict | None:
     if case.server.phase is not Phase.ORDERED:
         return None
-    return Verdict(Health.HEALTHY, "enrolled", "it enrolled and has not attached yet")
+    return Verdict(Health.HEALTHY, Rule.ENROLLED, "it enrolled and has not attached yet")
 
 
 def _provider_gone(case: _Case) -> Verdict | None:
@@ -142,21 +143,21 @@ def _provider_gone(case: _Case) -> Verdict | None:
     facts = (Evidence("provider", reason, case.now), *case.facts())
     if case.seen is not None and case.seen.is_open and not case.is_silent:
         until = case.heard_at + _first_look(case.terms)
-        return Verdict(Health.SUSPECT, "provider_contradicted", f"{reason}, but it beats", facts, until)
-    return Verdict(Health.DEAD, "provider_gone", reason, facts)
+        return Verdict(Health.SUSPECT, Rule.PROVIDER_CONTRADICTED, f"{reason}, but it beats", facts, until)
+    return Verdict(Health.DEAD, Rule.PROVIDER_GONE, reason, facts)
 
 
 def _left(case: _Case) -> Verdict | None:
     """No silence: it said so itself."""
     if case.seen is None or not case.seen.has_left:
         return None
-    return Verdict(Health.DEAD, "left", "its agent ended its cells and left, as it had said", case.facts())
+    return Verdict(Health.DEAD, Rule.LEFT, "its agent ended its cells and left, as it had said", case.facts())
 
 
 def _leaving(case: _Case) -> Verdict | None:
     if case.seen is None or not case.seen.is_leaving:
         return None
-    return Verdict(Health.SUSPECT, "leaving", "its agent ends its cells, and will leave", case.facts())
+    return Verdict(Health.SUSPECT, Rule.LEAVING, "its agent ends its cells, and will leave", case.facts())
 
 
 def _neighbours_silent(case: _Case) -> Verdict | None:
@@ -165,7 +166,7 @@ def _neighbours_silent(case: _Case) -> Verdict | None:
     until = case.grace_until
     if case.now < until:
         reason = "the scheduler itself has just begun to hear: everyone has one full lease"
-        return Verdict(Health.SUSPECT, "grace", reason, case.facts(), next_look_at=until)
+        return Verdict(Health.SUSPECT, Rule.GRACE, reason, case.facts(), next_look_at=until)
     reason = (
         f"nothing heard for {case.silence_seconds:.1f} s, and {case.witnesses.silent} of "
         f"{case.witnesses.total} witnesses hear nothing either"
@@ -173,8 +174,8 @@ def _neighbours_silent(case: _Case) -> Verdict | None:
     until = case.stalled_until
     if case.now < until:
         reason = f"{reason}; for a moment more it may only be held up"
-        return Verdict(Health.SUSPECT, "falling_silent", reason, case.facts(), next_look_at=until)
-    return Verdict(Health.DEAD, "neighbours_silent", reason, case.facts())
+        return Verdict(Health.SUSPECT, Rule.FALLING_SILENT, reason, case.facts(), next_look_at=until)
+    return Verdict(Health.DEAD, Rule.NEIGHBOURS_SILENT, reason, case.facts())
 
 
 def _blamed(case: _Case) -> Verdict | None:
@@ -182,7 +183,7 @@ def _blamed(case: _Case) -> Verdict | None:
     blame = blame_server(case.server, case.fleet, case.now, case.blame_window_seconds)
     if blame is None:
         return None
-    return Verdict(Health.SICK, "blamed", blame.reason, blame.evidence)
+    return Verdict(Health.SICK, Rule.BLAMED, blame.reason, blame.evidence)
 
 
 def _cut_off(case: _Case) -> Verdict | None:
@@ -192,9 +193,9 @@ def _cut_off(case: _Case) -> Verdict | None:
     count = f"{case.witnesses.answers} of {case.witnesses.total} neighbours reach it"
     if case.now >= until:
         reason = f"cut off from the scheduler for {case.silence_seconds:.0f} s, although {count}"
-        return Verdict(Health.DEAD, "cut_off_too_long", reason, case.facts())
+        return Verdict(Health.DEAD, Rule.CUT_OFF_TOO_LONG, reason, case.facts())
     reason = f"the scheduler hears nothing, but {count}: it is cut off and keeps its cells"
-    return Verdict(Health.SUSPECT, CUT_OFF, reason, case.facts(), next_look_at=until)
+    return Verdict(Health.SUSPECT, Rule.CUT_OFF, reason, case.facts(), next_look_at=until)
 
 
 def _agent_gone(case: _Case) -> Verdict | None:
@@ -204,11 +205,11 @@ def _agent_gone(case: _Case) -> Verdict | None:
     count = f"{case.witnesses.refused} of {case.witnesses.total} neighbours reach its kernel"
     if case.now >= until:
         reason = f"its agent is gone for longer than its lease of {case.terms.lease_seconds:g} s; {count}"
-        return Verdict(Health.DEAD, "agent_gone", reason, case.facts())
+        return Verdict(Health.DEAD, Rule.AGENT_GONE, reason, case.facts())
     if not case.is_silent and case.seen is not None and case.seen.is_open:
         return None
     reason = f"its agent is gone, the host lives ({count}); it keeps its cells until the lease ends"
-    return Verdict(Health.SUSPECT, "agent_away", reason, case.facts(), next_look_at=until)
+    return Verdict(Health.SUSPECT, Rule.AGENT_AWAY, reason, case.facts(), next_look_at=until)
 
 
 def _unlisted(case: _Case) -> Verdict | None:
@@ -219,9 +220,9 @@ def _unlisted(case: _Case) -> Verdict | None:
     until = max(case.grace_until, case.stalled_until)
     if case.now < until:
         reason = f"{reason}; for a moment more it may only be held up"
-        return Verdict(Health.SUSPECT, "falling_silent", reason, case.facts(), next_look_at=until)
+        return Verdict(Health.SUSPECT, Rule.FALLING_SILENT, reason, case.facts(), next_look_at=until)
     fact = Evidence("provider", "its list leaves it out", case.missing_at)
-    return Verdict(Health.DEAD, "unlisted", reason, (fact, *case.facts()))
+    return Verdict(Health.DEAD, Rule.UNLISTED, reason, (fact, *case.facts()))
 
 
 def _lease_expired(case: _Case) -> Verdict | None:
@@ -233,21 +234,21 @@ def _lease_expired(case: _Case) -> Verdict | None:
         f"nothing heard for {case.silence_seconds:.1f} s, longer than its lease of "
         f"{case.terms.lease_seconds:g} s; {why}, so the lease alone decides"
     )
-    return Verdict(Health.DEAD, "lease_expired", reason, case.facts())
+    return Verdict(Health.DEAD, Rule.LEASE_EXPIRED, reason, case.facts())
 
 
 def _stream_closed(case: _Case) -> Verdict | None:
     if case.seen is not None and case.seen.is_open:
         return None
     reason = "its stream is closed; it keeps its cells until the lease ends"
-    return Verdict(Health.SUSPECT, "stream_closed", reason, case.facts(), next_look_at=_next(case))
+    return Verdict(Health.SUSPECT, Rule.STREAM_CLOSED, reason, case.facts(), next_look_at=_next(case))
 
 
 def _beats_missed(case: _Case) -> Verdict | None:
     if not case.is_silent:
         return None
     reason = f"nothing heard for {case.silence_seconds:.1f} s; it keeps its cells until the lease ends"
-    return Verdict(Health.SUSPECT, "beats_missed", reason, case.facts(), next_look_at=_next(case))
+    return Verdict(Health.SUSPECT, Rule.BEATS_MISSED, reason, case.facts(), next_look_at=_next(case))
 
 
 def _ailing(case: _Case) -> Verdict | None:

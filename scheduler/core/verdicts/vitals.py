@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from galactica.scheduler.core.model.fleet import Fleet, Phase, Server
 from galactica.scheduler.core.model.policy import VitalLimits
+from galactica.scheduler.core.model.rules import Rule
 from galactica.scheduler.core.model.verdict import Evidence, Health, Verdict
 from galactica.scheduler.core.sight.state import Sight
 from galactica.scheduler.core.sight.vitals import Ailment
@@ -46,7 +47,9 @@ def vitals_verdict(
 def _is_ours(ailment: Ailment, fleet: Fleet, sight: Sight, limits: VitalLimits) -> bool:
     """Clocks are compared with our own: where many are wrong, it is ours."""
     sharing = len(sight.ailing.get(ailment.rule) or ())
-    return ailment.rule == "clock_off" and sharing > max(1, int(len(fleet.servers) * limits.clock_fraction))
+    return ailment.rule == Rule.CLOCK_OFF and sharing > max(
+        1, int(len(fleet.servers) * limits.clock_fraction)
+    )
 
 
 def _can_be_spared(fleet: Fleet, server: Server, sight: Sight) -> bool:

@@ -1,0 +1,104 @@
+"""The names of rules: what ``why`` prints for a verdict, and ``status`` for what is held back.
+
+Events keep a rule as plain text: a journal may hold names that this version does not know.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Rule(StrEnum):
+    """Why a cell or server is judged as it is, or why it was condemned."""
+
+    # containers
+    SERVER_LOST = "server_lost"
+    FENCED = "fenced"
+    EXITED = "exited"
+    START_FAILED = "start_failed"
+    VANISHED = "vanished"
+    BOOT_TIMEOUT = "boot_timeout"
+    PROBE_FAILED = "probe_failed"
+    SERVER_SILENT = "server_silent"
+    PROBE_FAILING = "probe_failing"
+    BOOTING = "booting"
+    RUNNING = "running"
+
+    # servers
+    ENROLLED = "enrolled"
+    PROVIDER_GONE = "provider_gone"
+    PROVIDER_CONTRADICTED = "provider_contradicted"
+    LEFT = "left"
+    LEAVING = "leaving"
+    GRACE = "grace"
+    FALLING_SILENT = "falling_silent"
+    NEIGHBOURS_SILENT = "neighbours_silent"
+    CUT_OFF = "cut_off"
+    CUT_OFF_TOO_LONG = "cut_off_too_long"
+    AGENT_AWAY = "agent_away"
+    AGENT_GONE = "agent_gone"
+    UNLISTED = "unlisted"
+    LEASE_EXPIRED = "lease_expired"
+    BLAMED = "blamed"
+    STREAM_CLOSED = "stream_closed"
+    BEATS_MISSED = "beats_missed"
+    BEATING = "beating"
+    ORDERED = "ordered"
+
+    # vitals
+    DISK_FULL = "disk_full"
+    DISK_READ_ONLY = "disk_read_only"
+    ENGINE_HUNG = "engine_hung"
+    CLOCK_OFF = "clock_off"
+    MEMORY_PRESSURE = "memory_pressure"
+    KERNEL_ERRORS = "kernel_errors"
+
+    # healthy, and must go all the same
+    DELETED = "deleted"
+    SCALED_DOWN = "scaled_down"
+    OUTDATED = "outdated"
+    SERVER_DRAINED = "server_drained"
+    TOUCHED = "touched"
+    OLD = "old"
+    OPERATOR = "operator"
+
+
+class HoldRule(StrEnum):
+    """What holds something back. A bad vital that keeps a server from joining again is told by its ``Rule``."""
+
+    SURGE = "surge"
+    UNAVAILABLE = "unavailable"
+    SLOT_BY_SLOT = "slot_by_slot"
+    PER = "per"
+    BACKOFF = "backoff"
+    SPEC_BLAMED = "spec_blamed"
+    EXCLUSIVE = "exclusive"
+    NO_CAPACITY = "no_capacity"
+    STORM = "storm"
+    ONE_BY_ONE = "one_by_one"
+    UNKNOWN_SERVER = "unknown_server"
+    JOURNAL = "journal"
+
+
+SILENCE_RULES: frozenset[str] = frozenset(
+    {
+        Rule.NEIGHBOURS_SILENT,
+        Rule.AGENT_GONE,
+        Rule.UNLISTED,
+        Rule.CUT_OFF_TOO_LONG,
+        Rule.LEASE_EXPIRED,
+    }
+)
+"""Verdicts that rest on hearing nothing: those that the scheduler's own blindness could bring about."""
+
+OWN_DEATHS: frozenset[str] = frozenset(
+    {Rule.EXITED, Rule.START_FAILED, Rule.VANISHED, Rule.BOOT_TIMEOUT, Rule.PROBE_FAILED}
+)
+"""Rules that speak about a container's spec and about its server's fitness. All others are somebody's decision, or
+the fate of the whole server."""
+
+NOT_ITS_OWN: frozenset[str] = frozenset({Rule.SERVER_LOST, Rule.TOUCHED, Rule.FENCED})
+"""Rules that speak neither about a cell's spec nor about its server's fitness."""
+
+UNWANTED: frozenset[str] = frozenset({Rule.SCALED_DOWN, Rule.DELETED})
+"""Rules by which a cell goes that nothing replaces."""
