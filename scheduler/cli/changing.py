@@ -76,7 +76,8 @@ def plan(files: Files, scheduler: Scheduler = None, output: Output = Format.TABL
     ):
         line("Applying this changes nothing.")
         return
-    sums = f"{people.counted(len(answer.births), 'birth')}, {people.counted(len(answer.deaths), 'death')}"
+    births, deaths = len(answer.births) + answer.more_births, len(answer.deaths) + answer.more_deaths
+    sums = f"{people.counted(births, 'birth')}, {people.counted(deaths, 'death')}"
     line(f"{sums}. This was a plan and changed nothing. Do it: galactica apply {' '.join(files)}")
 
 

@@ -297,6 +297,9 @@ def plan_lines(plan: operator_pb2.PlanGroupsResponse, now: float) -> Iterator[li
         yield [Styled(f"  + {birth.cell_id}", GOOD), f"{_on(birth.server)}{replaces}"]
     for death in deaths.values():
         yield [Styled(f"  - {death.cell_id}", BAD), f"{_on(death.server)}  {death.rule}"]
+    if plan.more_births or plan.more_deaths:
+        births, deaths_more = counted(plan.more_births, "birth"), counted(plan.more_deaths, "death")
+        yield [Styled("  …     ", WARN), f"and {births} and {deaths_more} more that are not listed"]
     for hold in plan.held:
         yield [Styled("  held  ", WARN), hold_text(hold, now)]
 

@@ -186,6 +186,8 @@ def plan(message: operator_pb2.PlanGroupsResponse) -> Json:
             {"cell": one.cell_id, "server": one.server or None, "rule": one.rule} for one in message.deaths
         ],
         "held": [hold(held) for held in message.held],
+        "more_births": message.more_births,
+        "more_deaths": message.more_deaths,
     }
 
 

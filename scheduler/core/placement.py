@@ -19,7 +19,6 @@ from galactica.scheduler.core.model.policy import Policy
 from galactica.scheduler.core.model.spec import Resources, RuntimeKind, Spec
 from galactica.scheduler.core.sight.state import Sight
 from galactica.scheduler.core.verdicts.blame import is_suspect
-from galactica.scheduler.core.verdicts.evidence import BEATS_MISSED
 
 Rank = tuple[bool, int, float, int, str]
 
@@ -76,7 +75,7 @@ class Placer:
         self._sight = sight
         self._now = now
         self._blame_window_seconds = policy.blame_window_seconds
-        self._silence_limit = BEATS_MISSED * policy.tempo(len(fleet().servers)).beat_seconds
+        self._tempo = policy.tempo(len(fleet().servers))
 
     def touch(self, server_id: str) -> None:
         """The server has more room, other labels, or is heard again."""
@@ -176,7 +175,7 @@ class Placer:
         if not server.takes_cells:
             return "take no new cells (condemned or not attached)"
         seen = self._sight.servers.get(server.id)
-        if seen is None or not seen.is_open or self._now - seen.heard_at > self._silence_limit:
+        if seen is None or not self._sight.hears(server.id, self._now, self._tempo):
             return "are silent"
         if seen.is_leaving:
             return "are leaving"

@@ -34,7 +34,10 @@ from galactica.scheduler.core.sight.vitals import Vitals
 from galactica.scheduler.core.turns import Asked, Core, Start, Turn
 
 MAX_TURNS = 200_000
-MAX_BIRTHS = 20_000
+
+LISTED_LIMIT = 20_000
+"""So many births, and so many deaths, are listed; the rest is counted."""
+
 _SECRET = "0" * 64
 """The hash of the secret that imagined servers join with. No real one knows a secret of this hash."""
 
@@ -52,16 +55,18 @@ class Death(Struct, frozen=True):
 
 
 class Preview(Struct, frozen=True):
-    """``complete`` False: the list of births was cut off at MAX_BIRTHS."""
+    """What would happen, in order. ``more_births``, ``more_deaths``: how many more there are than are listed. Births
+    beyond the list are those that are wanted: whether there is room for them was not worked out."""
 
     changes: tuple[GroupChange, ...]
     births: tuple[Birth, ...]
     deaths: tuple[Death, ...]
     held: tuple[Hold, ...]
-    complete: bool = True
+    more_births: int = 0
+    more_deaths: int = 0
 
 
-def preview(view: View, groups: Sequence[Group]) -> Preview:
+def preview(view: View, groups: Sequence[Group], listed_limit: int = LISTED_LIMIT) -> Preview:
     """Births and deaths that applying the groups leads to, in order. Raises Refused as the apply would."""
     core = Core(view.fleet, view.policy, view.now, Start(view.fleet.epoch, "preview"), view.sight)
     names = {group.name for group in groups}
@@ -78,7 +83,7 @@ def preview(view: View, groups: Sequence[Group]) -> Preview:
         _note(before, turn, names, births, deaths)
         joined = [asked.request.server for asked in joining if isinstance(asked.request, Enrol)]
         _imagine_joined(core, joined, view.now)
-        if len(births) > MAX_BIRTHS:
+        if len(births) > listed_limit:
             break
         for command in turn.commands:
             _imagine(core, command, view.now)
@@ -92,7 +97,26 @@ def preview(view: View, groups: Sequence[Group]) -> Preview:
             break
         turn = core.turn(joining, view.now)
     held = tuple(h for h in core.view(view.now).holds if isinstance(h.key, SlotKey) and h.key.group in names)
-    return Preview(answer.changes, tuple(births[:MAX_BIRTHS]), tuple(deaths), held, len(births) <= MAX_BIRTHS)
+    births_to_come, deaths_to_come = _to_come(core.fleet, names)
+    return Preview(
+        answer.changes,
+        tuple(births[:listed_limit]),
+        tuple(deaths[:listed_limit]),
+        held,
+        max(0, len(births) - listed_limit) + (births_to_come if len(births) > listed_limit else 0),
+        max(0, len(deaths) - listed_limit) + (deaths_to_come if len(births) > listed_limit else 0),
+    )
+
+
+def _to_come(fleet: Fleet, names: set[str]) -> tuple[int, int]:
+    """Births and deaths that are still missing for what is wanted."""
+    births = deaths = 0
+    for name in names:
+        state = fleet.groups[name]
+        tally = state.tally
+        births += state.wanted_slots - (tally.ready + tally.booting - tally.outdated)
+        deaths += tally.outdated
+    return births, deaths
 
 
 def _note(before: Fleet, turn: Turn, names: set[str], births: list[Birth], deaths: list[Death]) -> None:

@@ -38,7 +38,6 @@ from galactica.scheduler.core.reconcile.plan import Plan, finish
 from galactica.scheduler.core.sight.observations import Attached, Observation, Reported
 from galactica.scheduler.core.sight.observe import observe
 from galactica.scheduler.core.sight.state import Sight
-from galactica.scheduler.core.verdicts.evidence import BEATS_MISSED
 from galactica.scheduler.core.verdicts.storm import hears_anybody, is_calm, storm_of
 
 ABANDONED_LOOK_SECONDS = 1.0
@@ -133,10 +132,11 @@ class Core:
         """The server that speaks, where placement passed it by until now: nothing was heard from it, or it ails."""
         if not isinstance(observation, Attached | Reported):
             return ""
-        seen = self.sight.servers.get(observation.server)
-        limit = BEATS_MISSED * self.policy.tempo(len(self.fleet.servers)).beat_seconds
-        is_silent = seen is None or not seen.is_open or observation.at - seen.heard_at > limit
-        return observation.server if is_silent or (seen and seen.ailing) else ""
+        server = observation.server
+        tempo = self.policy.tempo(len(self.fleet.servers))
+        if not self.sight.hears(server, observation.at, tempo):
+            return server
+        return server if self.sight.servers[server].ailing else ""
 
     def _key_of(self, server_id: str, cell_id: str) -> Key:
         cell = self.fleet.cell(cell_id)

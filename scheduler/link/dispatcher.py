@@ -46,7 +46,6 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         *,
         fleet: str,
         epoch: int,
-        server_ttl_seconds: float = SERVER_TTL_SECONDS,
         limits: LinkLimits | None = None,
     ) -> None:
         self._mind = mind
@@ -54,7 +53,6 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         self._ca = ca
         self._fleet = fleet
         self._epoch = epoch
-        self._server_ttl_seconds = server_ttl_seconds
         self._limits = limits or LinkLimits()
         self._sessions: dict[str, Session] = {}
         self._numbers = itertools.count(1)
@@ -109,7 +107,7 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         self._check_member(server)
         self._check_not_drained(server)
         try:
-            issued = self._ca.issue_server(request.csr_pem, server, self._server_ttl_seconds)
+            issued = self._ca.issue_server(request.csr_pem, server, SERVER_TTL_SECONDS)
         except CsrError as error:
             raise InvalidRequest(str(error)) from error
         except AuthorityError as error:

@@ -388,4 +388,6 @@ def _plan(planned: Preview) -> operator_pb2.PlanGroupsResponse:
             for death in planned.deaths
         ),
         held=status_views.hold_rows(planned.held),
+        more_births=planned.more_births,
+        more_deaths=planned.more_deaths,
     )

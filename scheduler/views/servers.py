@@ -9,7 +9,7 @@ from galactica.scheduler.core.model.spec import GroupKind, Resources
 from galactica.scheduler.core.model.verdict import Evidence, Verdict
 from galactica.scheduler.core.ports import View
 from galactica.scheduler.core.sight.observations import ProviderState
-from galactica.scheduler.core.verdicts.evidence import BEATS_MISSED, witnesses_of
+from galactica.scheduler.core.verdicts.evidence import witnesses_of
 from galactica.scheduler.core.verdicts.servers import server_verdict
 from galactica.scheduler.views.cells import verdict_of, verdict_words
 from galactica.scheduler.wire.cell import vitals_to_proto
@@ -94,9 +94,8 @@ def _what_is_heard(view: View, server: Server) -> tuple[Evidence, ...]:
     if seen is None or server.phase is Phase.ORDERED:
         return ()
     tempo = view.policy.tempo(len(view.fleet.servers))
-    silence_limit = BEATS_MISSED * tempo.beat_seconds
-    witnesses = witnesses_of(server, view.sight, view.now, silence_limit)
-    says = "it beats" if view.now - seen.heard_at <= silence_limit else "last heard"
+    witnesses = witnesses_of(server, view.sight, view.now, tempo)
+    says = "last heard" if tempo.has_missed(seen.heard_at, view.now) else "it beats"
     return (Evidence(f"agent {server.id}", says, seen.heard_at), *witnesses.facts)
 
 

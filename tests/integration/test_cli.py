@@ -221,7 +221,7 @@ def test_times_are_rfc_3339_with_microseconds(scheduler: Scheduler):
 
 
 def test_status_says_in_one_line_what_is_missing_and_what_holds_it(scheduler: Scheduler):
-    scheduler.answers.status.held[0].next_look_at = time.time() + 3_600.5
+    scheduler.answers.status.held[0].next_look_at = time.time() + 4.5 * 3_600 * 24
     assert said(run(scheduler, "status")) == [
         "fleet demo: NOT healthy - web has 1 of 3 ready; 1 held",
         "",
@@ -229,7 +229,7 @@ def test_status_says_in_one_line_what_is_missing_and_what_holds_it(scheduler: Sc
         "service/web  2         3       1      1        0",
         "",
         "Held",
-        "  web (1 cell): backoff: 2 early deaths of this spec; looks again in 1h",
+        "  web (1 cell): backoff: 2 early deaths of this spec; looks again in 4d 11h",
     ]
 
 
@@ -376,6 +376,18 @@ def test_plan_shows_births_beside_the_deaths_they_replace(scheduler: Scheduler):
         "  - web/0.1 on north  outdated",
         "  + web/0.2 on south  replaces web/0.1",
         "2 births, 1 death. This was a plan and changed nothing. Do it: galactica apply -",
+    ]
+
+
+def test_a_plan_says_how_much_more_there_is_than_it_lists(scheduler: Scheduler):
+    plan = operator_pb2.PlanGroupsResponse(more_births=30_000, more_deaths=1)
+    plan.changes.add(group="web", change="created", revision=1)
+    plan.births.add(cell_id="web/0.1", server="a")
+    scheduler.answers.plan = plan
+    assert said(run(scheduler, "plan", "-", stdin=MANIFEST))[1:] == [
+        "  + web/0.1 on a",
+        "  …     and 30,000 births and 1 death more that are not listed",
+        "30,001 births, 1 death. This was a plan and changed nothing. Do it: galactica apply -",
     ]
 
 

@@ -16,7 +16,7 @@ from galactica.scheduler.core.model.requests import (
     Refused,
 )
 from galactica.scheduler.core.model.spec import Group, Placement, Resources, digest_of
-from galactica.scheduler.core.preview import MAX_BIRTHS, Birth, Death, Preview, preview
+from galactica.scheduler.core.preview import Birth, Death, Preview, preview
 from tests.support.world import World, exited, pool, running, service, spec
 
 
@@ -213,10 +213,25 @@ def test_a_preview_of_a_change_while_cells_boot_ends_those_of_the_old_spec_at_on
     assert foretold.births == (Birth("web/1.2", "a", "web/1.1"), Birth("web/0.2", "a", "web/0.1"))
 
 
-def test_a_preview_of_very_many_births_is_cut_off_and_says_so() -> None:
+def test_a_preview_counts_the_births_that_it_does_not_list() -> None:
     world = three_servers()
-    foretold = preview(world.core.view(world.now), [service("web", MAX_BIRTHS + 1)])
-    assert (len(foretold.births), foretold.complete) == (MAX_BIRTHS, False)
+    foretold = preview(world.core.view(world.now), [service("web", 2_500)], listed_limit=100)
+    assert (len(foretold.births), foretold.more_births, foretold.more_deaths) == (100, 2_400, 0)
+
+
+def test_a_preview_counts_the_deaths_that_it_does_not_list() -> None:
+    world = nine_ready()
+    of_all = preview(world.core.view(world.now), [service("web", 6, spec("9"))])
+    of_few = preview(world.core.view(world.now), [service("web", 6, spec("9"))], listed_limit=2)
+    assert (len(of_all.births), len(of_all.deaths), of_all.more_births, of_all.more_deaths) == (6, 6, 0, 0)
+    assert (of_few.births, of_few.more_births) == (of_all.births[:2], 4)
+    assert (of_few.deaths, of_few.more_deaths) == (of_all.deaths[:2], 4)
+
+
+def test_a_preview_of_deaths_alone_lists_some_and_counts_the_rest() -> None:
+    world = nine_ready()
+    foretold = preview(world.core.view(world.now), [service("web", 0)], listed_limit=4)
+    assert (len(foretold.deaths), foretold.more_births, foretold.more_deaths) == (4, 0, 2)
 
 
 def test_a_held_slot_in_a_preview_is_the_hold_that_status_will_show() -> None:

@@ -4,6 +4,7 @@ import pytest
 from msgspec.structs import replace
 from rpds import HashTrieMap, HashTrieSet
 
+from galactica.scheduler.core.model.commands import Verb
 from galactica.scheduler.core.model.spec import Resources, RuntimeKind
 from galactica.scheduler.core.sight.observations import (
     Answer,
@@ -66,7 +67,9 @@ def test_an_attachment_shows_the_whole_inventory_and_everything_is_news() -> Non
 
 
 def test_a_new_session_starts_from_nothing_that_the_old_one_showed_or_was_told() -> None:
-    old = tell(doubt(sight_of(replace(BASE, sequence=9, vitals=VITALS)), "a"), "a", "web/0.1", "Order", 100.5)
+    old = tell(
+        doubt(sight_of(replace(BASE, sequence=9, vitals=VITALS)), "a"), "a", "web/0.1", Verb.ORDER, 100.5
+    )
     again = Attached("a", "s2", 110.0, FACTS, (TWO,))
     fresh = ServerSight("s2", 110.0, 110.0, facts=FACTS, reports=HashTrieMap({"web/1.1": TWO}))
     assert observe(old, again) == Observed(
@@ -182,14 +185,16 @@ def test_reports_are_of_one_server_alone() -> None:
 
 
 def test_the_newest_thing_told_about_a_cell_is_remembered() -> None:
-    sight = tell(tell(sight_of(BASE), "a", "web/0.1", "Order", 101.0), "a", "web/0.1", "Decommission", 102.0)
-    assert sight == sight_of(replace(BASE, told=HashTrieMap({"web/0.1": Told("Decommission", 102.0)})))
+    sight = tell(
+        tell(sight_of(BASE), "a", "web/0.1", Verb.ORDER, 101.0), "a", "web/0.1", Verb.DECOMMISSION, 102.0
+    )
+    assert sight == sight_of(replace(BASE, told=HashTrieMap({"web/0.1": Told(Verb.DECOMMISSION, 102.0)})))
 
 
 def test_a_cell_that_is_forgotten_leaves_nothing_behind() -> None:
-    sight = tell(sight_of(BASE), "a", "web/0.1", "Order", 101.0)
+    sight = tell(sight_of(BASE), "a", "web/0.1", Verb.ORDER, 101.0)
     assert forget(sight, "a", "web/0.1") == sight_of(replace(BASE, reports=HashTrieMap({"web/1.1": TWO})))
-    only_told = tell(sight_of(BASE), "a", "web/5.1", "Order", 101.0)
+    only_told = tell(sight_of(BASE), "a", "web/5.1", Verb.ORDER, 101.0)
     assert forget(only_told, "a", "web/5.1") == sight_of(BASE)
 
 
@@ -199,7 +204,7 @@ def test_doubt_is_about_one_server() -> None:
 
 def test_what_is_not_seen_is_not_told_forgotten_or_doubted() -> None:
     sight = sight_of(BASE)
-    assert tell(sight, "b", "web/0.1", "Order", 1.0) is sight
+    assert tell(sight, "b", "web/0.1", Verb.ORDER, 1.0) is sight
     assert doubt(sight, "b") is sight
     assert forget(sight, "b", "web/0.1") is sight
     assert forget(sight, "a", "web/9.1") is sight
@@ -302,8 +307,8 @@ def test_a_provider_that_answers_again_is_in_trouble_no_more() -> None:
 
 
 def test_a_server_cell_that_is_forgotten_leaves_nothing_behind() -> None:
-    told = tell_provider(provided(KNOWN), "p", "rack/0.1", "OrderServer", 60.0)
-    assert told == provided(replace(KNOWN, told=HashTrieMap({"rack/0.1": Told("OrderServer", 60.0)})))
+    told = tell_provider(provided(KNOWN), "p", "rack/0.1", Verb.ORDER, 60.0)
+    assert told == provided(replace(KNOWN, told=HashTrieMap({"rack/0.1": Told(Verb.ORDER, 60.0)})))
     told = replace(told, about=HashTrieMap({"rack/0.1": HashTrieMap({"a": SILENT})}))
     assert forget_server(told, "p", "rack/0.1") == provided(ProviderSight(listed_at=50.0))
     assert forget_server(told, "q", "rack/0.1") is told

@@ -1031,6 +1031,11 @@ class PlanGroupsResponse(_message.Message):
     BIRTHS_FIELD_NUMBER: _builtins.int
     DEATHS_FIELD_NUMBER: _builtins.int
     HELD_FIELD_NUMBER: _builtins.int
+    MORE_BIRTHS_FIELD_NUMBER: _builtins.int
+    MORE_DEATHS_FIELD_NUMBER: _builtins.int
+    more_births: _builtins.int
+    """How many more births and deaths there are than the lists above hold."""
+    more_deaths: _builtins.int
     @_builtins.property
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupChange]: ...
     @_builtins.property
@@ -1046,10 +1051,12 @@ class PlanGroupsResponse(_message.Message):
         births: _abc.Iterable[Global___Birth] | None = ...,
         deaths: _abc.Iterable[Global___Death] | None = ...,
         held: _abc.Iterable[Global___Hold] | None = ...,
+        more_births: _builtins.int = ...,
+        more_deaths: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["births", b"births", "changes", b"changes", "deaths", b"deaths", "held", b"held"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["births", b"births", "changes", b"changes", "deaths", b"deaths", "held", b"held", "more_births", b"more_births", "more_deaths", b"more_deaths"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -178,12 +178,11 @@ class OperatorEnrolled(Event, frozen=True):
 
 
 class CallRefused(Event, frozen=True):
-    """Somebody asked for what they may not have. Recorded at a bounded rate: ``times`` since the last record."""
+    """Somebody asked for what they may not have. Recorded at a bounded rate."""
 
     caller: str
     role: str
     call: str
-    times: int = 1
 
 
 class JournalResumed(Event, frozen=True):

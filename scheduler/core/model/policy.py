@@ -25,11 +25,32 @@ class VitalLimits(Struct, frozen=True):
 USUAL_LIMITS = VitalLimits()
 
 
+SILENT_BEATS = 2.0
+MISSED_BEATS = 2.5
+
+
 class Tempo(Struct, frozen=True):
     """How often agents beat, and how long their silence is tolerated."""
 
     beat_seconds: float
     lease_seconds: float
+
+    @property
+    def silent_seconds(self) -> float:
+        """Longer silence is more than one late beat. It may condemn, with evidence beside it."""
+        return SILENT_BEATS * self.beat_seconds
+
+    @property
+    def missed_seconds(self) -> float:
+        """Longer silence makes a server suspect: one beat may be lost and the next one late. Until the server is heard
+        again it gets no new cells, and its word about others does not count."""
+        return MISSED_BEATS * self.beat_seconds
+
+    def is_silent(self, heard_at: float, now: float) -> bool:
+        return now - heard_at > self.silent_seconds
+
+    def has_missed(self, heard_at: float, now: float) -> bool:
+        return now - heard_at > self.missed_seconds
 
 
 class Policy(Struct, frozen=True):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from galactica.scheduler.core.model.commands import Command, ProviderCommand
+from galactica.scheduler.core.model.commands import Command, ProviderCommand, Verb
 from galactica.scheduler.core.model.events import AnyEvent, Record
 from galactica.scheduler.core.model.fleet import Fleet
 from galactica.scheduler.core.model.keys import Hold, Key, Storm
@@ -63,14 +63,13 @@ class Draft:
     def command(self, command: Command) -> None:
         """Send, and remember when, so that it is not sent again at once."""
         self.commands.append(command)
-        self.sight = tell(self.sight, command.server, command.cell, type(command).__name__, self.now)
+        self.sight = tell(self.sight, command.server, command.cell, command.verb, self.now)
 
     def command_provider(self, command: ProviderCommand) -> None:
         self.provider_commands.append(command)
-        verb = type(command).__name__
-        self.sight = tell_provider(self.sight, command.provider, command.cell, verb, self.now)
+        self.sight = tell_provider(self.sight, command.provider, command.cell, command.verb, self.now)
 
-    def provider_was_told(self, provider: str, cell: str, verb: str) -> float | None:
+    def provider_was_told(self, provider: str, cell: str, verb: Verb) -> float | None:
         known = self.sight.providers.get(provider)
         told = known.told.get(cell) if known else None
         return told.at if told is not None and told.verb == verb else None
@@ -92,7 +91,7 @@ class Draft:
     def doubt(self, server: str) -> None:
         self.sight = doubt(self.sight, server)
 
-    def was_told(self, server: str, cell: str, verb: str) -> float | None:
+    def was_told(self, server: str, cell: str, verb: Verb) -> float | None:
         """When the agent was told this in the running session, if it was."""
         seen = self.sight.servers.get(server)
         told = seen.told.get(cell) if seen else None
@@ -120,7 +119,7 @@ def send_when_due(draft: Draft, key: Key, command: Command) -> None:
     seen = draft.sight.servers.get(command.server)
     if seen is None or not seen.is_open:
         return
-    told_at = draft.was_told(command.server, command.cell, type(command).__name__)
+    told_at = draft.was_told(command.server, command.cell, command.verb)
     if told_at is None or draft.now >= told_at + draft.policy.resend_seconds:
         draft.command(command)
         told_at = draft.now
@@ -128,7 +127,7 @@ def send_when_due(draft: Draft, key: Key, command: Command) -> None:
 
 
 def tell_provider_when_due(draft: Draft, key: Key, command: ProviderCommand) -> None:
-    told_at = draft.provider_was_told(command.provider, command.cell, type(command).__name__)
+    told_at = draft.provider_was_told(command.provider, command.cell, command.verb)
     if told_at is None or draft.now >= told_at + draft.policy.provider_resend_seconds:
         draft.command_provider(command)
         told_at = draft.now

@@ -5,7 +5,7 @@ should not.
 from __future__ import annotations
 
 from galactica.scheduler.core.model import events as e
-from galactica.scheduler.core.model.commands import Decommission, DecommissionServer
+from galactica.scheduler.core.model.commands import Decommission, DecommissionServer, Verb
 from galactica.scheduler.core.model.fleet import Fleet, parse_cell_id
 from galactica.scheduler.core.model.keys import LeakKey, OrphanKey
 from galactica.scheduler.core.model.rules import HoldRule
@@ -24,7 +24,7 @@ def look_orphan(draft: Draft, key: OrphanKey) -> None:
     if report.state is CellState.GONE:
         draft.forget(key.server, key.cell)
         return
-    if draft.was_told(key.server, key.cell, Decommission.__name__) is None:
+    if draft.was_told(key.server, key.cell, Verb.DECOMMISSION) is None:
         reason = "nobody ordered it here" if cell is not None else "it is decommissioned or was never ordered"
         draft.emit(e.OrphanRemoved(key.cell, key.server, reason))
     send_when_due(draft, key, Decommission(key.server, key.cell, "orphan"))
@@ -57,6 +57,6 @@ def look_leak(draft: Draft, key: LeakKey) -> None:
         reason = f"provider {key.provider} has {key.cell}, which this journal never ordered, so it is let be"
         draft.hold(key, HoldRule.UNKNOWN_SERVER, f"{reason}; is the journal the newest one of this fleet?")
         return
-    if draft.provider_was_told(key.provider, key.cell, DecommissionServer.__name__) is None:
+    if draft.provider_was_told(key.provider, key.cell, Verb.DECOMMISSION) is None:
         draft.emit(e.LeakRemoved(key.cell, key.provider, made.ref))
     tell_provider_when_due(draft, key, DecommissionServer(key.provider, key.cell, made.ref, "leaked"))

@@ -20,7 +20,6 @@ from galactica.scheduler.core.model.keys import (
 from galactica.scheduler.core.model.rules import SILENCE_RULES, HoldRule, Rule
 from galactica.scheduler.core.model.verdict import Health, Verdict
 from galactica.scheduler.core.reconcile.draft import Draft, send_when_due
-from galactica.scheduler.core.verdicts.evidence import SILENT_BEATS
 from galactica.scheduler.core.verdicts.servers import server_verdict
 from galactica.scheduler.core.verdicts.storm import is_released
 
@@ -52,9 +51,9 @@ def _admit(draft: Draft, server: Server, key: ServerKey) -> None:
     seen = draft.sight.servers.get(server.id)
     if seen is None or not seen.is_open or not _may_join(draft, server):
         return
-    beat_seconds = draft.policy.tempo(len(draft.fleet.servers)).beat_seconds
-    if draft.now - seen.heard_at > SILENT_BEATS * beat_seconds:  # silence that may condemn lets nobody in
-        draft.look(key, draft.now + beat_seconds)
+    tempo = draft.policy.tempo(len(draft.fleet.servers))
+    if tempo.is_silent(seen.heard_at, draft.now):  # silence that may condemn lets nobody in
+        draft.look(key, draft.now + tempo.beat_seconds)
         return
     if seen.ailing and server.phase is Phase.DECOMMISSIONED:  # what it was drained for is not over
         draft.hold(key, seen.ailing[0].rule, f"{server.id} may not join again yet: {seen.ailing[0].says}")

@@ -8,6 +8,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 from rpds import HashTrieMap, HashTrieSet
 
+from galactica.scheduler.core.model.commands import Verb
+from galactica.scheduler.core.model.policy import Tempo
 from galactica.scheduler.core.sight.observations import (
     CellReport,
     CellState,
@@ -21,7 +23,7 @@ from galactica.scheduler.core.sight.vitals import Ailment, Vitals
 class Told(Struct, frozen=True):
     """The newest command about a cell in this session."""
 
-    verb: str
+    verb: Verb
     at: float
 
 
@@ -87,13 +89,18 @@ class Sight(Struct, frozen=True):
     well: HashTrieSet[str] = HashTrieSet()
     """Servers whose stream is open and that ail by nothing: whether there is one decides whether another can go."""
 
+    def hears(self, server: str, now: float, tempo: Tempo) -> bool:
+        """Whether its stream is open and none of its beats is missing."""
+        seen = self.servers.get(server)
+        return seen is not None and seen.is_open and not tempo.has_missed(seen.heard_at, now)
+
     def report_of(self, server: str, cell: str) -> CellReport | None:
         """What that server's agent said last of the cell. No agent is heard about another server's cells."""
         seen = self.servers.get(server)
         return None if seen is None else seen.reports.get(cell)
 
 
-def tell(sight: Sight, server: str, cell: str, verb: str, now: float) -> Sight:
+def tell(sight: Sight, server: str, cell: str, verb: Verb, now: float) -> Sight:
     """Remember that the cell's agent was told something, so that it is not told again at once."""
     seen = sight.servers.get(server)
     if seen is None:
@@ -101,7 +108,7 @@ def tell(sight: Sight, server: str, cell: str, verb: str, now: float) -> Sight:
     return with_server(sight, server, replace(seen, told=seen.told.insert(cell, Told(verb, now))))
 
 
-def tell_provider(sight: Sight, provider: str, cell: str, verb: str, now: float) -> Sight:
+def tell_provider(sight: Sight, provider: str, cell: str, verb: Verb, now: float) -> Sight:
     """The same for a provider."""
     known = sight.providers.get(provider) or ProviderSight()
     known = replace(known, told=known.told.insert(cell, Told(verb, now)))

@@ -14,13 +14,7 @@ from galactica.scheduler.core.sight.observations import (
     ProviderServer,
     Testimony,
 )
-from galactica.scheduler.core.sight.state import ProviderSight, ServerSight, Sight
-
-BEATS_MISSED = 2.5
-"""Silence of this many beats makes a server suspect: one beat may be lost and the next late."""
-
-SILENT_BEATS = 2.0
-"""Silence of this many beats may be more than a beat that is late."""
+from galactica.scheduler.core.sight.state import ProviderSight, Sight
 
 TEMPO_WORTH_TELLING = 0.1
 """A beat or lease that changed by this fraction is told to agents whose session has begun."""
@@ -98,13 +92,13 @@ def missing_at_of(fleet: Fleet, server: Server, sight: Sight) -> float | None:
     return known.listed_at
 
 
-def witnesses_of(server: Server, sight: Sight, now: float, silence_limit: float) -> Witnesses:
+def witnesses_of(server: Server, sight: Sight, now: float, tempo: Tempo) -> Witnesses:
     """Neighbours that can themselves reach us; the bus counts as one that hears nothing."""
     counts = dict.fromkeys(Answer, 0)
     facts = []
     silent_since = 0.0
     for watcher, testimony in sorted((sight.about.get(server.id) or {}).items()):
-        if not _is_heard(sight.servers.get(watcher), now, silence_limit):
+        if not sight.hears(watcher, now, tempo):
             continue
         counts[testimony.answer] += 1
         facts.append(_fact(watcher, testimony))
@@ -117,10 +111,6 @@ def witnesses_of(server: Server, sight: Sight, now: float, silence_limit: float)
         facts.append(Evidence("bus", "its last will was published", will_at))
     answers, refused, silent = (counts[one] for one in (Answer.ANSWERS, Answer.REFUSED, Answer.SILENT))
     return Witnesses(answers, refused, silent, tuple(facts), silent_since)
-
-
-def _is_heard(seen: ServerSight | None, now: float, silence_limit: float) -> bool:
-    return seen is not None and seen.is_open and now - seen.heard_at <= silence_limit
 
 
 def _fact(watcher: str, testimony: Testimony) -> Evidence:

@@ -7,7 +7,7 @@ bus say makes it strong. The first matching rule wins, and the certificate carri
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import cached_property
 
 from msgspec.structs import replace
 
@@ -16,11 +16,9 @@ from galactica.scheduler.core.model.policy import Policy
 from galactica.scheduler.core.model.rules import Rule
 from galactica.scheduler.core.model.verdict import Evidence, Health, Verdict
 from galactica.scheduler.core.sight.observations import Answer, ProviderServer, ProviderState
-from galactica.scheduler.core.sight.state import ServerSight, Sight
+from galactica.scheduler.core.sight.state import Sight
 from galactica.scheduler.core.verdicts.blame import blame_server
 from galactica.scheduler.core.verdicts.evidence import (
-    BEATS_MISSED,
-    SILENT_BEATS,
     Terms,
     Witnesses,
     last_heard_at,
@@ -38,20 +36,31 @@ silence must have lasted so long, and the scheduler's own a beat longer, since n
 it spoke last. A little less than two, so that with beats of a second a real death is known within three."""
 
 
-class _Case(NamedTuple):
-    fleet: Fleet
-    server: Server
-    seen: ServerSight | None
-    made: ProviderServer | None
-    missing_at: float | None
-    """When its provider's newest list was asked for, where that list leaves it out."""
-    witnesses: Witnesses
-    heard_at: float
-    trusted_since: float
-    terms: Terms
-    now: float
-    blame_window_seconds: float
-    by_vitals: Verdict | None
+class _Case:
+    """What the rules on one server may look at. A fact is worked out when the first rule asks for it."""
+
+    def __init__(self, fleet: Fleet, server: Server, sight: Sight, now: float, policy: Policy) -> None:
+        self.fleet = fleet
+        self.server = server
+        self.sight = sight
+        self.now = now
+        self.policy = policy
+        self.seen = sight.servers.get(server.id)
+        self.heard_at = last_heard_at(server, sight)
+        self.terms = terms_of(fleet, server, policy)
+
+    @cached_property
+    def made(self) -> ProviderServer | None:
+        return made_by(self.fleet, self.server, self.sight)
+
+    @cached_property
+    def missing_at(self) -> float | None:
+        """When its provider's newest list was asked for, where that list leaves it out."""
+        return missing_at_of(self.fleet, self.server, self.sight)
+
+    @cached_property
+    def witnesses(self) -> Witnesses:
+        return witnesses_of(self.server, self.sight, self.now, self.terms.tempo)
 
     @property
     def silence_seconds(self) -> float:
@@ -60,12 +69,12 @@ class _Case(NamedTuple):
     @property
     def is_silent(self) -> bool:
         """Nothing is heard: not one beat late, and not a stream that the agent closed a moment ago."""
-        return self.silence_seconds > SILENT_BEATS * self.terms.tempo.beat_seconds
+        return self.terms.tempo.is_silent(self.heard_at, self.now)
 
     @property
     def grace_until(self) -> float:
         """One full lease for everyone, from when on the scheduler hears at all."""
-        return self.trusted_since + self.terms.lease_seconds
+        return trusted_since_of(self.server, self.sight) + self.terms.lease_seconds
 
     @property
     def stalled_until(self) -> float:
@@ -86,35 +95,18 @@ class _Case(NamedTuple):
 
 def server_verdict(fleet: Fleet, server: Server, sight: Sight, now: float, policy: Policy) -> Verdict:
     """What the evidence says of a server."""
-    terms = terms_of(fleet, server, policy)
-    seen = sight.servers.get(server.id)
-    heard_at = last_heard_at(server, sight)
-    silence_limit = BEATS_MISSED * terms.tempo.beat_seconds
-    witnesses = witnesses_of(server, sight, now, silence_limit)
-    case = _Case(
-        fleet,
-        server,
-        seen,
-        made_by(fleet, server, sight),
-        missing_at_of(fleet, server, sight),
-        witnesses,
-        heard_at,
-        trusted_since_of(server, sight),
-        terms,
-        now,
-        policy.blame_window_seconds,
-        vitals_verdict(fleet, server, sight, now, policy.vitals),
-    )
+    case = _Case(fleet, server, sight, now, policy)
     for rule in SERVER_RULES:
         verdict = rule(case)
         if verdict is not None:
             return verdict
-    return Verdict(Health.HEALTHY, Rule.BEATING, "it beats", next_look_at=heard_at + _first_look(terms))
+    next_look_at = case.heard_at + _first_look(case.terms)
+    return Verdict(Health.HEALTHY, Rule.BEATING, "it beats", next_look_at=next_look_at)
 
 
 def _first_look(terms: Terms) -> float:
     """When silence from now on would first say something."""
-    return min(terms.lease_seconds, SILENT_BEATS * terms.tempo.beat_seconds + 0.01)
+    return min(terms.lease_seconds, terms.tempo.silent_seconds + 0.01)
 
 
 # --- the rules, in order -------------------------------------------------------------------------------------------
@@ -180,7 +172,7 @@ def _neighbours_silent(case: _Case) -> Verdict | None:
 
 def _blamed(case: _Case) -> Verdict | None:
     """It beats, but what lives on it dies."""
-    blame = blame_server(case.server, case.fleet, case.now, case.blame_window_seconds)
+    blame = blame_server(case.server, case.fleet, case.now, case.policy.blame_window_seconds)
     if blame is None:
         return None
     return Verdict(Health.SICK, Rule.BLAMED, blame.reason, blame.evidence)
@@ -253,7 +245,7 @@ def _beats_missed(case: _Case) -> Verdict | None:
 
 def _ailing(case: _Case) -> Verdict | None:
     """It is heard, and what it says of itself is bad."""
-    verdict = case.by_vitals
+    verdict = vitals_verdict(case.fleet, case.server, case.sight, case.now, case.policy.vitals)
     if verdict is None or verdict.health is Health.SICK:
         return verdict
     silent_at = case.heard_at + _first_look(case.terms)  # that it ails does not mean that it cannot die

@@ -13,7 +13,7 @@ from galactica.scheduler.core.model.fleet import Fleet, Phase, Server, Silence
 from galactica.scheduler.core.model.keys import Storm
 from galactica.scheduler.core.model.policy import Policy
 from galactica.scheduler.core.sight.state import Sight
-from galactica.scheduler.core.verdicts.evidence import SILENT_BEATS, last_heard_at
+from galactica.scheduler.core.verdicts.evidence import last_heard_at
 
 
 def storm_of(fleet: Fleet, sight: Sight, pool: str, now: float, policy: Policy) -> Storm | None:
@@ -46,11 +46,7 @@ def is_released(fleet: Fleet, sight: Sight, server: Server, now: float, policy: 
     if until is None or now >= until:
         return False
     released_at = until - policy.storm_hold_seconds
-    return _silent_since(server, sight, released_at, _silence_limit(fleet, policy)) is not None
-
-
-def _silence_limit(fleet: Fleet, policy: Policy) -> float:
-    return SILENT_BEATS * policy.tempo(len(fleet.servers)).beat_seconds
+    return policy.tempo(len(fleet.servers)).is_silent(last_heard_at(server, sight), released_at)
 
 
 def is_calm(fleet: Fleet, sight: Sight, pool: str, now: float, policy: Policy) -> bool:
@@ -72,27 +68,27 @@ class _Silence(NamedTuple):
 
     @property
     def since(self) -> float:
-        """From when on more were silent than is believed: one that was so long before says nothing about the others."""
+        """Start of the storm: when the first server beyond the tolerated number fell silent."""
         return sorted(self.silent.values())[self.believed if self.is_storm else 0]
 
 
 def _silence_in(fleet: Fleet, sight: Sight, pool: str, now: float, policy: Policy) -> _Silence:
-    limit_seconds = _silence_limit(fleet, policy)
+    tempo = policy.tempo(len(fleet.servers))
     condemned = {one.server: one.at for one in _recent(fleet.silences.get(pool) or (), now, policy)}
     there = [server for server in fleet.servers.values() if server.pool == pool and _counts(server)]
     silent = dict(condemned)
     for server in there:
-        since = _silent_since(server, sight, now, limit_seconds)
-        if since is not None and not is_released(fleet, sight, server, now, policy):
-            silent[server.id] = since
+        heard_at = last_heard_at(server, sight)
+        if tempo.is_silent(heard_at, now) and not is_released(fleet, sight, server, now, policy):
+            silent[server.id] = heard_at
     of = len(condemned.keys() | {server.id for server in there})
     return _Silence(silent, of, max(1, int(of * policy.storm_fraction)))
 
 
 def hears_anybody(fleet: Fleet, sight: Sight, now: float, policy: Policy) -> bool:
     """One that is cut off from everybody must not replace a healthy fleet however long that lasts."""
-    limit_seconds = _silence_limit(fleet, policy)
-    return any(now - seen.heard_at <= limit_seconds for seen in sight.servers.values())
+    tempo = policy.tempo(len(fleet.servers))
+    return not all(tempo.is_silent(seen.heard_at, now) for seen in sight.servers.values())
 
 
 def _is_blind(fleet: Fleet, sight: Sight, now: float, policy: Policy) -> bool:
@@ -111,8 +107,3 @@ def _recent(silences: Iterable[Silence], now: float, policy: Policy) -> Iterable
 
 def _counts(server: Server) -> bool:
     return server.phase in (Phase.READY, Phase.CONDEMNED) and not server.is_lost
-
-
-def _silent_since(server: Server, sight: Sight, now: float, limit_seconds: float) -> float | None:
-    heard_at = last_heard_at(server, sight)
-    return heard_at if now - heard_at > limit_seconds else None
