@@ -31,6 +31,7 @@ from galactica.scheduler.core.model.fleet import (
     Slot,
     Token,
     parse_cell_id,
+    server_facts,
     was_lost,
 )
 from galactica.scheduler.core.model.rules import OWN_DEATHS, SILENCE_RULES
@@ -296,29 +297,17 @@ def _server_joined(fleet: Fleet, record: e.Record, event: e.ServerJoined) -> Fle
         id=event.server,
         generation=event.generation,
         phase=Phase.READY,
-        labels=event.labels,
-        capacity=event.capacity,
-        disk_bytes=event.disk_bytes,
-        runtimes=event.runtimes,
-        agent_version=event.agent_version,
         joined_at=record.at,
         pool=before.pool,
         last_position=record.position,
+        **server_facts(event),
     )
     return put_server(fleet, joined)
 
 
 def _server_changed(fleet: Fleet, record: e.Record, event: e.ServerChanged) -> Fleet:
     before = _server(fleet, event.server, record, Phase.READY)
-    changed = replace(
-        before,
-        labels=event.labels,
-        capacity=event.capacity,
-        disk_bytes=event.disk_bytes,
-        runtimes=event.runtimes,
-        agent_version=event.agent_version,
-        last_position=record.position,
-    )
+    changed = replace(before, last_position=record.position, **server_facts(event))
     return put_server(fleet, changed)
 
 

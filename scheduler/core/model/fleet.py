@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
+from typing import Any
 
 from msgspec import Struct
 from rpds import HashTrieMap, HashTrieSet
@@ -257,6 +258,14 @@ class Server(Struct, frozen=True):
     def is_drained(self) -> bool:
         """Drained by an operator: it may come back only by enrolling anew."""
         return self.condemned_by == Rule.OPERATOR
+
+
+_FACTS = ("labels", "capacity", "disk_bytes", "runtimes", "agent_version")
+
+
+def server_facts(source: Struct) -> dict[str, Any]:
+    """What an agent says of its server, by field: the same fields in its greeting, in events and in ``Server``."""
+    return {name: getattr(source, name) for name in _FACTS}
 
 
 class Token(Struct, frozen=True):

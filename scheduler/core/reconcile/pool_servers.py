@@ -33,6 +33,7 @@ from galactica.scheduler.core.placement import Unplaceable
 from galactica.scheduler.core.reconcile.draft import Draft, tell_provider_when_due
 from galactica.scheduler.core.reconcile.servers import condemn_server, doubted_in, held_by_storm, verdict_on
 from galactica.scheduler.core.sight.observations import ProviderServer, ProviderState
+from galactica.scheduler.core.verdicts.evidence import provider_of, provider_server
 from galactica.scheduler.core.verdicts.pools import pool_cell_verdict
 
 
@@ -51,7 +52,7 @@ class ByProvider:
 
     def deliver(self, draft: Draft, key: SlotKey, cell: Cell) -> None:
         spec = draft.fleet.groups[key.group].spec_of(cell.digest)
-        made = self._made(draft, cell)
+        made = _made(draft, cell)
         if spec is None or made is not None:
             return
         tell_provider_when_due(draft, key, OrderServer(self.provider_of(draft, cell), cell.id, spec))
@@ -99,7 +100,7 @@ class ByProvider:
         return isinstance(allowed, Allowed)
 
     def advance(self, draft: Draft, key: SlotKey, state: GroupState, cell: Cell) -> None:
-        made = self._made(draft, cell)
+        made = _made(draft, cell)
         if cell.phase is Phase.ORDERED and made is not None and made.state is not ProviderState.GONE:
             draft.emit(e.CellBooting(cell.id, made.ref))
         server = draft.fleet.servers.get(cell.id)
@@ -123,7 +124,7 @@ class ByProvider:
         has_cells = server is not None and bool(len(server.cells))
         if server is not None and has_cells and not server.is_lost and not self._waited(draft, key, server):
             return ""
-        made = self._made(draft, cell)
+        made = _made(draft, cell)
         if made is not None and made.state is ProviderState.GONE:
             if server is not None and has_cells:  # those that waited for this proof go first
                 draft.dirty({ServerKey(server.id): f"provider:{self.provider_of(draft, cell)}"})
@@ -153,14 +154,13 @@ class ByProvider:
         return True
 
     def provider_of(self, draft: Draft, cell: Cell) -> str:
-        body = draft.fleet.groups[cell.group].spec_for(cell).server
-        return body.provider if body else ""
+        return provider_of(draft.fleet.groups[cell.group].spec_for(cell))
 
     def forget(self, draft: Draft, cell: Cell, provider: str, proof: str) -> None:
         draft.forget_server(provider, cell.id)
         draft.look(ServerKey(cell.id), draft.now)  # nothing that was seen of it is of use any more
 
-    def _made(self, draft: Draft, cell: Cell) -> ProviderServer | None:
-        """The provider's word on the cell."""
-        known = draft.sight.providers.get(self.provider_of(draft, cell))
-        return known.servers.get(cell.id) if known else None
+
+def _made(draft: Draft, cell: Cell) -> ProviderServer | None:
+    """The provider's word on the cell."""
+    return provider_server(draft.sight, draft.fleet.groups[cell.group].spec_for(cell), cell.id)

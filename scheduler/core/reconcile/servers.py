@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.commands import Resync
-from galactica.scheduler.core.model.fleet import Phase, Server
+from galactica.scheduler.core.model.fleet import Phase, Server, server_facts
 from galactica.scheduler.core.model.keys import (
     Key,
     OrphanKey,
@@ -58,18 +58,7 @@ def _admit(draft: Draft, server: Server, key: ServerKey) -> None:
     if seen.ailing and server.phase is Phase.DECOMMISSIONED:  # what it was drained for is not over
         draft.hold(key, seen.ailing[0].rule, f"{server.id} may not join again yet: {seen.ailing[0].says}")
         return
-    facts = seen.facts
-    draft.emit(
-        e.ServerJoined(
-            server.id,
-            server.generation + 1,
-            facts.labels,
-            facts.capacity,
-            facts.disk_bytes,
-            facts.runtimes,
-            facts.agent_version,
-        )
-    )
+    draft.emit(e.ServerJoined(server.id, server.generation + 1, **server_facts(seen.facts)))
     draft.freed_servers.add(server.id)
     if seen.sequence:  # it went on in its old session, so what it showed may be old too
         draft.doubt(server.id)
@@ -166,11 +155,9 @@ def _take_facts(draft: Draft, server: Server) -> None:
     seen = draft.sight.servers.get(server.id)
     if seen is None:
         return
-    facts = seen.facts
-    said = (facts.labels, facts.capacity, facts.disk_bytes, facts.runtimes, facts.agent_version)
-    known = (server.labels, server.capacity, server.disk_bytes, server.runtimes, server.agent_version)
-    if said != known:
-        draft.emit(e.ServerChanged(server.id, *said))
+    facts = server_facts(seen.facts)
+    if facts != server_facts(server):
+        draft.emit(e.ServerChanged(server.id, **facts))
         draft.freed_servers.add(server.id)
 
 

@@ -8,13 +8,14 @@ from typing import NamedTuple
 
 from galactica.scheduler.core.model.fleet import Fleet, Server
 from galactica.scheduler.core.model.policy import Policy, Tempo
+from galactica.scheduler.core.model.spec import Spec
 from galactica.scheduler.core.model.verdict import Evidence
 from galactica.scheduler.core.sight.observations import (
     Answer,
     ProviderServer,
     Testimony,
 )
-from galactica.scheduler.core.sight.state import ProviderSight, Sight
+from galactica.scheduler.core.sight.state import Sight
 
 TEMPO_WORTH_TELLING = 0.1
 """A beat or lease that changed by this fraction is told to agents whose session has begun."""
@@ -66,30 +67,39 @@ def trusted_since_of(server: Server, sight: Sight) -> float:
     return max(sight.trusted_since, sight.calm_since.get(server.pool) or 0.0)
 
 
+def provider_of(spec: Spec) -> str:
+    """Who makes servers of that spec; empty where it is a container's."""
+    return spec.server.provider if spec.server else ""
+
+
+def provider_server(sight: Sight, spec: Spec, cell_id: str) -> ProviderServer | None:
+    """The word of the spec's provider on the server that is that cell."""
+    provider = sight.providers.get(provider_of(spec))
+    return provider.servers.get(cell_id) if provider else None
+
+
 def made_by(fleet: Fleet, server: Server, sight: Sight) -> ProviderServer | None:
     """Its own provider's word on a pool's server."""
-    known = _provider_of(fleet, server, sight)
-    return known.servers.get(server.id) if known else None
+    spec = _pool_spec(fleet, server)
+    return provider_server(sight, spec, server.id) if spec else None
 
 
-def _provider_of(fleet: Fleet, server: Server, sight: Sight) -> ProviderSight | None:
+def _pool_spec(fleet: Fleet, server: Server) -> Spec | None:
     state = fleet.groups.get(server.pool) if server.pool else None
     if state is None:
         return None
     cell = fleet.cell(server.id)
-    body = (state.spec_for(cell) if cell else state.group.spec).server
-    return sight.providers.get(body.provider) if body else None
+    return state.spec_for(cell) if cell else state.group.spec
 
 
 def missing_at_of(fleet: Fleet, server: Server, sight: Sight) -> float | None:
     """When its provider was asked for the list that leaves it out; None where it is listed, or where nothing can be
     concluded: from a list of before it joined, or from one that names nobody."""
-    known = _provider_of(fleet, server, sight)
-    if known is None or not len(known.servers) or server.id in known.servers:
+    spec = _pool_spec(fleet, server)
+    provider = sight.providers.get(provider_of(spec)) if spec else None
+    if provider is None or not len(provider.servers) or server.id in provider.servers:
         return None
-    if known.listed_at <= server.joined_at:
-        return None
-    return known.listed_at
+    return provider.listed_at if provider.listed_at > server.joined_at else None
 
 
 def witnesses_of(server: Server, sight: Sight, now: float, tempo: Tempo) -> Witnesses:

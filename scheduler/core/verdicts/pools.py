@@ -12,6 +12,7 @@ from galactica.scheduler.core.sight.observations import (
     ProviderState,
 )
 from galactica.scheduler.core.sight.state import Sight
+from galactica.scheduler.core.verdicts.evidence import provider_of, provider_server
 from galactica.scheduler.core.verdicts.servers import server_verdict
 
 # --- servers as cells of a pool ------------------------------------------------------------------------------------
@@ -56,7 +57,7 @@ def pool_cell_verdict(
     if server is not None and server.phase in (Phase.READY, Phase.CONDEMNED):
         of_place = server_verdict(fleet, server, sight, now, policy)
     spec = state.spec_for(cell)
-    known = sight.providers.get(spec.server.provider) if spec.server else None
-    made = known.servers.get(cell.id) if known else None
-    refused = (known.refused.get(cell.id) if known else None) or ""
+    made = provider_server(sight, spec, cell.id)
+    provider = sight.providers.get(provider_of(spec))
+    refused = (provider.refused.get(cell.id) if provider else None) or ""
     return server_cell_verdict(cell, spec, of_place, made, refused, sight.trusted_since, now)
