@@ -1,7 +1,7 @@
 """What to look at, and when: the keys with news, the looks that are planned, and what is held back.
 
-Work is in proportion to what changed. A key is looked at because something said about it is new, because its planned
-look is due, or because a hold that kept it may be over.
+Work is in proportion to what changed. A key is looked at because there is news about it, because its
+planned look is due, or because a hold on it may be over.
 """
 
 from __future__ import annotations

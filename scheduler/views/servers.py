@@ -95,7 +95,7 @@ def _what_is_heard(view: View, server: Server) -> tuple[Evidence, ...]:
         return ()
     tempo = view.policy.tempo(len(view.fleet.servers))
     witnesses = witnesses_of(server, view.sight, view.now, tempo)
-    says = "last heard" if tempo.has_missed(seen.heard_at, view.now) else "it beats"
+    says = "last heard" if tempo.has_missed(seen.heard_at, view.now) else "it sends heartbeats"
     return (Evidence(f"agent {server.id}", says, seen.heard_at), *witnesses.facts)
 
 

@@ -51,7 +51,7 @@ async def test_a_disk_that_is_full_is_told_and_well_again_when_there_is_room(sma
         while True:
             hog.write(b"x" * 4_096)
     assert (await taker.take()).disk_fraction == 1.0
-    assert await _ailing_by(taker) == {"disk_full": "no file can be written on its disk any more (ENOSPC)"}
+    assert await _ailing_by(taker) == {"disk_full": "its disk takes no new files (ENOSPC)"}
     (small_disk / "hog").unlink()
     assert await _ailing_by(taker) == {}
 
@@ -75,7 +75,7 @@ async def test_a_disk_that_turned_read_only_is_told(small_disk):
     taker = _taker(small_disk)
     assert await _ailing_by(taker) == {}
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    assert await _ailing_by(taker) == {"disk_read_only": "nothing can be written to its disk (EROFS)"}
+    assert await _ailing_by(taker) == {"disk_read_only": "its disk is not writable (EROFS)"}
 
 
 async def test_a_disk_that_does_not_answer_is_told_and_holds_nobody_up(tmp_path):

@@ -197,7 +197,7 @@ def test_a_death_certificate_as_json_has_the_promised_shape(scheduler: Scheduler
         "verdict": "dead",
         "condemned_at": text_of(NOW - 4),
         "rule": "exited",
-        "budget": "a dead cell needs none",
+        "budget": "none: the cell is dead",
         "replaces": None,
         "replaced_by": "web/1.2",
         "autopsy": {
@@ -254,7 +254,7 @@ def test_why_reads_like_a_certificate_and_cannot_steer_the_terminal(scheduler: S
         "  reason         killed by SIGKILL",
         "  rule           exited",
         "  cause          report:north",
-        "  budget         a dead cell needs none",
+        "  budget         none: the cell is dead",
         "  spec           revision 2, digest 3f3f3f3f3f3f",
         "  ordered        2027-01-15 07:58:30.250",
         "  ready          2027-01-15 07:58:31.250",

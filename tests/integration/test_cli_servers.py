@@ -106,11 +106,11 @@ def test_servers_that_are_not_well_are_told_with_their_evidence(scheduler: Sched
     ]  # fmt: skip
     assert below == [
         "",
-        "rack/0.3: suspect, nothing heard for 10.0 s",
+        "rack/0.3: suspect, no heartbeat for 10.0 s",
         "  2027-01-15 07:59:50.250  agent rack/0.3: last heard",
         "  2027-01-15 07:59:51.250  neighbour rack/1.1: nothing comes back \N{REPLACEMENT CHARACTER}[2J",
     ]
-    assert row.endswith("  2 silent, 1 answering  nothing heard for 10.0 s")
+    assert row.endswith("  2 silent, 1 answering  no heartbeat for 10.0 s")
 
 
 def test_pools_are_a_table(scheduler: Scheduler) -> None:

@@ -414,7 +414,7 @@ class TestCertificates:
         answer = await operator.GetCertificate(operator_pb2.GetCertificateRequest(cell_id="web/0.1"))
         condemned = next(r for r in world.mind.records if type(r.event).__name__ == "CellCondemned")
         assert answer.cell.phase == "DECOMMISSIONED"
-        assert (answer.verdict, answer.rule, answer.budget) == ("dead", "exited", "a dead cell needs none")
+        assert (answer.verdict, answer.rule, answer.budget) == ("dead", "exited", "none: the cell is dead")
         assert (answer.cause, answer.condemned_at) == ("report:web-1", condemned.at)
         assert [(one.source, one.says) for one in answer.evidence] == [("agent web-1", "killed by SIGKILL")]
         assert answer.autopsy == autopsy

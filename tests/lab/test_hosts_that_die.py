@@ -7,7 +7,7 @@ import pytest
 from tests.support.fleet import pids
 from tests.support.lab import Lab, seconds, split
 
-KERNEL_ALONE = "its kernel answers, its agent does not"
+KERNEL_ALONE = "its kernel answers, but its agent does not"
 
 
 def test_a_killed_agent_that_returns_within_its_lease_has_the_same_cells(lab: Lab) -> None:

@@ -1,4 +1,4 @@
-"""A scheduler that is cut off from all hosts at once doubts its own sight, and not them."""
+"""A scheduler that is cut off from all hosts at once suspects its own network, and not them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_scheduler_that_hears_nobody_condemns_nobody(lab: Lab) -> None:
                 lab.begin_scheduler_anew()
             lab.fleet.until(lambda: storms(lab) >= {"blind", "bystander"}, "its blindness is seen")
             assert not lab.fleet.status()["healthy"]
-            assert "doubts its own sight" in lab.fleet.done("storms")
+            assert "suspects its own network" in lab.fleet.done("storms")
             lab.while_watching(BLIND_SECONDS, is_held, "the storm is held, and nothing is condemned")
         assert lab.alive(before) == list(pids(before))
     lab.until_well("blind", 2)

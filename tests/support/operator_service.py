@@ -288,7 +288,7 @@ def a_small_fleet(now: float) -> Answers:
         ],
     )
     certificate = operator_pb2.GetCertificateResponse(
-        cell=cells[1], verdict="dead", rule="exited", condemned_at=now - 4, budget="a dead cell needs none",
+        cell=cells[1], verdict="dead", rule="exited", condemned_at=now - 4, budget="none: the cell is dead",
         replaced_by="web/1.2", cause="report:north",
         evidence=[
             operator_pb2.Evidence(source="agent north", says="killed by SIGKILL", at=now - 4),
@@ -308,7 +308,7 @@ def a_pool_in_a_storm(now: float) -> Answers:
     answers = a_small_fleet(now)
     answers.servers = [
         operator_pb2.Server(
-            id="rack/0.3", phase="READY", verdict="suspect", reason="nothing heard for 10.0 s", labels={"zone": "a"},
+            id="rack/0.3", phase="READY", verdict="suspect", reason="no heartbeat for 10.0 s", labels={"zone": "a"},
             runtimes=["docker"], cells=["web/0.1"], last_beat_at=now - 10, pool="rack", slot=0, generation=3,
             provider_ref="i-0abc",
             evidence=[

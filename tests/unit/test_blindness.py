@@ -91,7 +91,7 @@ def test_pools_of_one_server_each_outlive_a_scheduler_that_hears_nobody_at_all()
     world.advance(10)
     world.advance(world.policy.storm_hold_seconds + 100, beating=False)
     assert condemned(world) == []
-    assert "hears nobody at all" in world.core.view(world.now).storms[0].reason
+    assert "hears no server at all" in world.core.view(world.now).storms[0].reason
     hear(world, 4, "pool0/0.1")
     hear(world, 4, *(f"pool{number}/0.1" for number in range(4)))
     assert condemned(world) == [("pool4/0.1", "lease_expired")]

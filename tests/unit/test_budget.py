@@ -226,7 +226,7 @@ def test_a_death_certificate_names_the_budget_that_allowed_it() -> None:
     budgets = {event.cell: event.budget for event in world.events(e.CellCondemned)}  # type: ignore[union-attr]
     assert budgets == {
         "web/0.1": "replaced before it goes",
-        "web/1.1": "a dead cell needs none",
+        "web/1.1": "none: the cell is dead",
         "web/0.2": "slot by slot: 0 of 1 cells being replaced",
         "web/1.2": "slot by slot: 0 of 1 cells being replaced",
     }

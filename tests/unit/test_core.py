@@ -40,7 +40,9 @@ def test_a_cell_that_lives_elsewhere_is_an_orphan_where_nobody_ordered_it() -> N
     world.sent.clear()
     world.report(other, running("web/0.1"))
     assert world.sent == [Decommission(other, "web/0.1", "orphan")]
-    assert world.events(e.OrphanRemoved) == [e.OrphanRemoved("web/0.1", other, "nobody ordered it here")]
+    assert world.events(e.OrphanRemoved) == [
+        e.OrphanRemoved("web/0.1", other, "it was not ordered on this server")
+    ]
     assert world.phases() == {"web/0.1": Phase.READY}
 
 

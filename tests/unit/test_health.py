@@ -77,8 +77,8 @@ BOOTING = Verdict(Health.HEALTHY, "booting", "it boots", next_look_at=DEADLINE)
 SILENT = Verdict(
     Health.SUSPECT,
     "server_silent",
-    "nothing is heard from its server a",
-    (Evidence("scheduler", "nothing is heard from its server a", NOW),),
+    "no heartbeat from its server a",
+    (Evidence("scheduler", "no heartbeat from its server a", NOW),),
 )
 SERVER_LOST = Verdict(
     Health.DEAD,
@@ -89,8 +89,8 @@ SERVER_LOST = Verdict(
 VANISHED = Verdict(
     Health.DEAD,
     "vanished",
-    "its agent does not have it any more",
-    agent_says("its agent does not have it any more"),
+    "its agent no longer has it",
+    agent_says("its agent no longer has it"),
 )
 
 

@@ -162,7 +162,7 @@ def test_a_server_that_neighbours_reach_is_cut_off_and_keeps_its_cells() -> None
     (hold,) = world.core.view(world.now).holds
     assert (hold.rule, hold.reason) == (
         "cut_off",
-        "rack/0.1: the scheduler hears nothing, but 4 of 4 neighbours reach it: it is cut off and keeps its cells",
+        "rack/0.1: no heartbeat, but 4 of 4 neighbours reach it: the server is cut off and keeps its cells",
     )
     silence(world, "rack/0.1", 245.0, Answer.ANSWERS)
     assert condemned(world) == [("rack/0.1", "cut_off_too_long")]
@@ -210,7 +210,7 @@ def test_where_nobody_can_testify_the_lease_decides_and_the_certificate_says_so(
     silence(world, "rack/0.1", 5.5)
     (event,) = world.events(e.ServerCondemned)
     assert event.rule == "lease_expired"
-    assert "no neighbour can testify, so the lease alone decides" in event.reason
+    assert "no neighbour can report on it; the lease alone decides" in event.reason
 
 
 def test_a_last_will_testifies_like_a_neighbour_that_hears_nothing() -> None:
@@ -353,7 +353,13 @@ def test_a_scheduler_that_starts_anew_condemns_no_server_because_of_it() -> None
         (("rack/0.1", "rack/1.1", "rack/2.1"), None, True, []),
         ((), None, True, []),
     ],
-    ids=["gone and silent", "it beats", "its neighbours reach it", "listed and silent", "an empty list"],
+    ids=[
+        "gone and silent",
+        "it sends heartbeats",
+        "its neighbours reach it",
+        "listed and silent",
+        "an empty list",
+    ],
 )
 def test_a_server_that_its_provider_does_not_list_is_dead_where_it_is_silent_too(
     listed: tuple[str, ...], said: Answer | None, is_silent: bool, rules: list[str]

@@ -50,8 +50,8 @@ RACK = GroupState(
 )
 SAYS = {
     "+": (Answer.ANSWERS, "its agent answers"),
-    "x": (Answer.REFUSED, "its kernel answers, its agent does not"),
-    "-": (Answer.SILENT, "nothing comes back from it"),
+    "x": (Answer.REFUSED, "its kernel answers, but its agent does not"),
+    "-": (Answer.SILENT, "no answer to pings"),
 }
 
 
@@ -102,7 +102,7 @@ def living(name: str, deaths: tuple[Death, ...]) -> GroupState:
 def facts(
     after: float, said: str = "", skip: int = 0, closed: bool = False, said_at: float = SAID_AT
 ) -> tuple[Evidence, ...]:
-    link = ("its stream was closed", 999.5) if closed else ("its stream is open and silent", HEARD_AT + after)
+    link = ("its stream was closed", 999.5) if closed else ("its stream is open but silent", HEARD_AT + after)
     heard = (Evidence("agent a", "last heard", HEARD_AT), Evidence("link", *link))
     told = tuple(Evidence(f"neighbour n{n}", SAYS[s][1], said_at) for n, s in enumerate(said) if n >= skip)
     return heard + told
@@ -117,37 +117,35 @@ def dead(rule: str, reason: str, *evidence: Evidence) -> Verdict:
 
 
 def missed(after: float, evidence: tuple[Evidence, ...], look_at: float) -> Verdict:
-    reason = f"nothing heard for {after:.1f} s; it keeps its cells until the lease ends"
+    reason = f"no heartbeat for {after:.1f} s; it keeps its cells until the lease ends"
     return suspect("beats_missed", reason, evidence, look_at)
 
 
 def expired(after: str, why: str, *evidence: Evidence, lease: int = 5) -> Verdict:
-    reason = (
-        f"nothing heard for {after} s, longer than its lease of {lease} s; {why}, so the lease alone decides"
-    )
+    reason = f"no heartbeat for {after} s, longer than its lease of {lease} s; {why}; the lease alone decides"
     return dead("lease_expired", reason, *evidence)
 
 
 def silent(after: float, count: str, *evidence: Evidence) -> Verdict:
-    reason = f"nothing heard for {after:.1f} s, and {count} witnesses hear nothing either"
+    reason = f"no heartbeat for {after:.1f} s, and {count} witnesses get no answer either"
     return dead("neighbours_silent", reason, *evidence)
 
 
 def falling(after: float, count: str, evidence: tuple[Evidence, ...], look_at: float) -> Verdict:
-    hears = f"nothing heard for {after:.1f} s, and {count} witnesses hear nothing either"
-    reason = f"{hears}; for a moment more it may only be held up"
+    hears = f"no heartbeat for {after:.1f} s, and {count} witnesses get no answer either"
+    reason = f"{hears}; it may only be stalled, so the verdict waits a moment"
     return suspect("falling_silent", reason, evidence, look_at)
 
 
-BEATS = Verdict(Health.HEALTHY, "beating", "it beats", next_look_at=HEARD_AT + 2.01)
-NOBODY = "no neighbour can testify"
-MIXED = "its neighbours contradict each other"
+BEATS = Verdict(Health.HEALTHY, "beating", "it sends heartbeats", next_look_at=HEARD_AT + 2.01)
+NOBODY = "no neighbour can report on it"
+MIXED = "its neighbours disagree"
 CLOSED_REASON = "its stream is closed; it keeps its cells until the lease ends"
-NO_SESSION = "no session since this scheduler started"
+NO_SESSION = "it has not connected since this scheduler started"
 WILL = Evidence("bus", "its last will was published", 1_000.0)
-CUT_OFF = "the scheduler hears nothing, but {}: it is cut off and keeps its cells"
-AWAY = "its agent is gone, the host lives ({}); it keeps its cells until the lease ends"
-GONE = "its provider says that it is gone: spot"
+CUT_OFF = "no heartbeat, but {}: the server is cut off and keeps its cells"
+AWAY = "its agent is gone, but the host is alive ({}); it keeps its cells until the lease ends"
+GONE = "its provider reports that it is gone: spot"
 DEATHS = tuple(Death(group, "d", "a", "exited", 990.0) for group in ("web", "api") * 4)
 BLAMED = Verdict(
     Health.SICK,
@@ -164,7 +162,7 @@ LEFT_A_CELL = replace(
     LEFT, reports=LEFT.reports.insert("web/1.1", CellReport("web/1.1", "d", CellState.STOPPING))
 )
 
-GRACE = "the scheduler itself has just begun to hear: everyone has one full lease"
+GRACE = "the scheduler has only just started to listen: every server gets one full lease"
 FULL = "its disk is 98.0% full, 97% is the limit"
 FULL_FACT = Evidence("vitals a", FULL, 980.0)
 
@@ -184,11 +182,11 @@ TABLE: dict[str, tuple[Case, Verdict]] = {
     ),
     "leaving": (
         Case(seen=LEAVING),
-        suspect("leaving", "its agent ends its cells, and will leave", facts(0.5), None),
+        suspect("leaving", "its agent is ending its cells and will leave", facts(0.5), None),
     ),
     "left": (
         Case(1.0, "xx", seen=LEFT),
-        dead("left", "its agent ended its cells and left, as it had said", *facts(1.0, "xx", closed=True)),
+        dead("left", "its agent ended its cells and left, as announced", *facts(1.0, "xx", closed=True)),
     ),
     "left, and a cell is still there": (
         Case(1.0, seen=LEFT_A_CELL),
@@ -247,7 +245,7 @@ TABLE: dict[str, tuple[Case, Verdict]] = {
         Case(300.0, "++"),
         dead(
             "cut_off_too_long",
-            "cut off from the scheduler for 300 s, although 2 of 2 neighbours reach it",
+            "no heartbeat for 300 s, although 2 of 2 neighbours reach it",
             *facts(300.0, "++"),
         ),
     ),
@@ -255,7 +253,7 @@ TABLE: dict[str, tuple[Case, Verdict]] = {
         Case(20.0, "+", server=MADE),
         dead(
             "cut_off_too_long",
-            "cut off from the scheduler for 20 s, although 1 of 1 neighbours reach it",
+            "no heartbeat for 20 s, although 1 of 1 neighbours reach it",
             *facts(20.0, "+"),
         ),
     ),
@@ -277,12 +275,12 @@ TABLE: dict[str, tuple[Case, Verdict]] = {
             HEARD_AT + 5.0,
         ),
     ),
-    "its port is refused but it beats": (Case(1.0, "xx"), BEATS),
+    "its port is refused but it sends heartbeats": (Case(1.0, "xx"), BEATS),
     "its agent is gone": (
         Case(5.0, "xx"),
         dead(
             "agent_gone",
-            "its agent is gone for longer than its lease of 5 s; 2 of 2 neighbours reach its kernel",
+            "its agent has been gone for longer than its lease of 5 s; 2 of 2 neighbours reach its kernel",
             *facts(5.0, "xx"),
         ),
     ),
@@ -328,7 +326,7 @@ TABLE: dict[str, tuple[Case, Verdict]] = {
         Case(1.0, "+", server=MADE, made=ProviderState.GONE),
         suspect(
             "provider_contradicted",
-            f"{GONE}, but it beats",
+            f"{GONE}, but it still sends heartbeats",
             (Evidence("provider", GONE, 1_000.0), *facts(1.0, "+")),
             HEARD_AT + 2.01,
         ),
@@ -349,7 +347,7 @@ TABLE: dict[str, tuple[Case, Verdict]] = {
         Case(server=MADE, seen=ailing(2)),
         suspect(
             "disk_full",
-            f"{FULL}; it gets no new cells while others can take them",
+            f"{FULL}; it gets no new cells while other servers can take them",
             (FULL_FACT,),
             HEARD_AT + 2.01,
         ),
@@ -358,7 +356,7 @@ TABLE: dict[str, tuple[Case, Verdict]] = {
         Case(server=MADE, seen=ailing(9, since=985.0)),
         suspect(
             "disk_full",
-            f"{FULL}; it gets no new cells while others can take them",
+            f"{FULL}; it gets no new cells while other servers can take them",
             (replace(FULL_FACT, at=985.0),),
             1_000.0,
         ),
@@ -367,14 +365,14 @@ TABLE: dict[str, tuple[Case, Verdict]] = {
         Case(seen=ailing(3)),
         suspect(
             "disk_full",
-            f"{FULL}, for 20 s; no other server that is well could take its cells, so that it stays",
+            f"{FULL}, for 20 s; no other healthy server could take its cells, so it stays",
             (FULL_FACT,),
             HEARD_AT + 2.01,
         ),
     ),
     "enrolled and not attached": (
         Case(60.0, "---", server=Server("a", 0, Phase.ORDERED), seen=None),
-        Verdict(Health.HEALTHY, "enrolled", "it enrolled and has not attached yet"),
+        Verdict(Health.HEALTHY, "enrolled", "enrolled; its agent has not attached yet"),
     ),
     "lost": (
         Case(server=LOST),

@@ -72,7 +72,7 @@ def test_a_pools_server_shows_its_place_in_the_pool_and_what_its_provider_calls_
     assert (shown.pool, shown.slot, shown.generation, shown.provider_ref, shown.phase, shown.verdict) == (
         "rack", 1, 1, "ref-rack/1.1", "READY", "healthy",
     )  # fmt: skip
-    assert facts(shown) == [("agent rack/1.1", "it beats", START)]
+    assert facts(shown) == [("agent rack/1.1", "it sends heartbeats", START)]
 
 
 def test_a_dead_server_that_its_provider_still_ends_is_not_said_to_beat() -> None:
@@ -100,7 +100,7 @@ def test_a_server_that_is_ordered_is_shown_before_it_enrols() -> None:
         id="rack/0.1",
         phase="ORDERED",
         verdict="healthy",
-        reason="its provider makes it",
+        reason="its provider is making it",
         labels={"zone": "a"},
         pool="rack",
         slot=0,
@@ -125,7 +125,7 @@ def test_what_neighbours_say_is_shown_and_is_evidence() -> None:
     assert (shown.verdict, shown.phase) == ("suspect", "READY")
     assert (
         shown.reason
-        == "the scheduler hears nothing, but 3 of 3 neighbours reach it: it is cut off and keeps its cells"
+        == "no heartbeat, but 3 of 3 neighbours reach it: the server is cut off and keeps its cells"
     )
     assert [(one.server_id, one.answer) for one in shown.neighbours] == [
         ("rack/1.1", "answers"),
@@ -134,7 +134,7 @@ def test_what_neighbours_say_is_shown_and_is_evidence() -> None:
     ]
     assert facts(shown) == [
         ("agent rack/0.1", "last heard", START),
-        ("link", "its stream is open and silent", world.now),
+        ("link", "its stream is open but silent", world.now),
         ("neighbour rack/1.1", "its agent answers", START),
         ("neighbour rack/2.1", "its agent answers", START),
         ("neighbour rack/3.1", "its agent answers", START),
@@ -188,7 +188,7 @@ def test_a_pool_is_a_group_of_the_status_and_its_servers_are_cells() -> None:
         kind="server",
         phase="READY",
         verdict="healthy",
-        reason="it beats",
+        reason="it sends heartbeats",
         digest=cell.digest,
         revision=1,
         ordered_at=START,
@@ -311,7 +311,7 @@ def test_a_silent_server_that_joined_by_itself_is_lost_once_and_has_a_death_cert
     assert (story.cell.id, story.cell.kind, story.verdict, story.rule, story.condemned_at) == (
         "a", "server", "dead", "neighbours_silent", server.condemned_at,
     )  # fmt: skip
-    assert story.cell.reason.startswith("nothing heard for ")
+    assert story.cell.reason.startswith("no heartbeat for ")
     assert [fact.source for fact in story.evidence] == [
         "agent a", "link", "neighbour b", "neighbour c", "neighbour d",
     ]  # fmt: skip
@@ -322,11 +322,11 @@ def test_a_server_that_lives_has_a_story_without_a_death() -> None:
     world.join("a")
     story = history.server_certificate(view(world), world.core.fleet.servers["a"], world.records)
     assert (story.verdict, story.rule, story.HasField("condemned_at")) == ("healthy", "", False)
-    assert facts(story) == [("agent a", "it beats", START)]
+    assert facts(story) == [("agent a", "it sends heartbeats", START)]
 
 
 def test_a_pools_server_that_lives_is_told_with_what_its_good_verdict_rests_on() -> None:
     story = history.certificate(view(rack(2)), "rack/0.1", (), ())
     assert story is not None
     assert (story.verdict, story.rule, story.HasField("condemned_at")) == ("healthy", "", False)
-    assert facts(story) == [("agent rack/0.1", "it beats", START)]
+    assert facts(story) == [("agent rack/0.1", "it sends heartbeats", START)]

@@ -58,7 +58,7 @@ def test_more_silence_than_a_fifth_of_the_pool_is_a_storm(size: int, silent: int
 def test_a_storm_says_what_it_holds_and_until_when(pool: str, name: str, where: str) -> None:
     reason = (
         f"3 of 10 of {where} fell silent within 60 s, more than 2: "
-        "the scheduler doubts its own sight and condemns none of them for silence"
+        "the scheduler suspects its own network and condemns none of them for silence"
     )
     expected = Storm(name, pool, 3, 10, 995.0, 995.0 + 900.0, reason)
     assert storm(fleet_of(10, pool=pool), sight_of(10, 3, 995.0), pool) == expected
@@ -108,7 +108,7 @@ def test_a_scheduler_that_hears_nobody_at_all_holds_for_as_long_as_that_lasts() 
     blind = storm(fleet_of(10), sight_of(10, 10, NOW), now=NOW + 90_000)
     assert blind is not None
     assert blind.expires_at == NOW + 90_000 + 900
-    assert blind.reason.endswith("it hears nobody at all, so that only an operator can end this")
+    assert blind.reason.endswith("it hears no server at all, so only an operator can end this")
 
 
 def test_a_server_of_another_pool_that_is_heard_shows_that_the_scheduler_is_not_blind() -> None:

@@ -39,7 +39,7 @@ READY = e.CellReady("web/0.1", {"http": "127.0.0.1:80"}, "pid 7")
 SICK = e.CellCondemned(
     "web/0.1", Health.SICK, "probe_failed", "ill", (Evidence("agent a", "ill", 5.0),), "one"
 )
-DEAD = e.CellCondemned("web/0.1", Health.DEAD, "exited", "died", budget="none needed")
+DEAD = e.CellCondemned("web/0.1", Health.DEAD, "exited", "died", budget="none: it is not wanted")
 DRAINING = e.CellDraining("web/0.1")
 GONE = e.CellDecommissioned("web/0.1", "agent")
 

@@ -201,14 +201,14 @@ class TestServers:
             id="a",
             phase="READY",
             verdict="healthy",
-            reason="it beats",
+            reason="it sends heartbeats",
             labels={"zone": "x"},
             runtimes=["process", "docker"],
             capacity=cell_pb2.Capacity(memory_bytes=100),
             used=cell_pb2.Capacity(),
             cells=["web/0.1", "web/1.1"],
             last_beat_at=START,
-            evidence=[operator_pb2.Evidence(source="agent a", says="it beats", at=START)],
+            evidence=[operator_pb2.Evidence(source="agent a", says="it sends heartbeats", at=START)],
         )
 
     def test_silent_server_is_suspect_and_then_dead(self):

@@ -23,7 +23,7 @@ GOOD = Vitals(
 
 BAD: dict[str, tuple[Vitals, str]] = {
     "disk_full": (Vitals(disk_fraction=0.985), "its disk is 98.5% full, 97% is the limit"),
-    "disk_read_only": (Vitals(disk_error="EROFS"), "nothing can be written to its disk (EROFS)"),
+    "disk_read_only": (Vitals(disk_error="EROFS"), "its disk is not writable (EROFS)"),
     "engine_hung": (Vitals(engine_latency_ms=-1.0), "its engine does not answer"),
     "clock_off": (Vitals(clock_offset_ms=-7_500.0), "its clock is off by -7.5 s, 5 s is the limit"),
     "memory_pressure": (
@@ -32,7 +32,7 @@ BAD: dict[str, tuple[Vitals, str]] = {
     ),
     "kernel_errors": (
         Vitals(kernel_errors=12),
-        "its kernel logged 12 errors of its hardware in a minute, 10 is the limit",
+        "its kernel logged 12 hardware errors within a minute, 10 is the limit",
     ),
 }
 
@@ -48,7 +48,7 @@ def test_each_vital_that_is_bad_says_its_value_and_the_limit(rule: str) -> None:
 
 
 def test_a_disk_that_has_no_room_for_a_file_is_full_whatever_its_fraction_says() -> None:
-    says = "no file can be written on its disk any more (ENOSPC)"
+    says = "its disk takes no new files (ENOSPC)"
     assert told(Vitals(disk_fraction=0.4, disk_error="ENOSPC")) == [("disk_full", says)]
 
 

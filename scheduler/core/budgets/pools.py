@@ -1,10 +1,10 @@
 """A pool's own budget for change (``replace`` in its manifest): what may go, what may be ordered, and how fast.
 
-- ``surge``: servers beyond what is wanted at once. Successors stand beside those that are to go.
-- ``unavailable``: wanted servers that may be missing at once. Where ``surge`` is 0 the old one goes first.
-- ``per``: replacements in each window, whatever they are for. It bounds a pool that loses servers again and again.
+- ``surge``: how many servers there may be beyond the wanted number. Successors stand beside their predecessors.
+- ``unavailable``: how many wanted servers may be missing at once. If ``surge`` is 0, the old server goes first.
+- ``per``: how many replacements each time window may have, for any reason. It limits a pool that keeps losing servers.
 
-A dead server needs no surge, for it is gone already. As in ``budget`` nothing here counts cells.
+A dead server needs no surge, since it is already gone. No function counts cells: ``tallies`` are kept current.
 """
 
 from __future__ import annotations

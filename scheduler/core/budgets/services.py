@@ -1,7 +1,7 @@
-"""Brakes: how many cells may be replaced at once, and how long to wait after repeated early deaths.
+"""Brakes for services: how many cells may be replaced at once, and how long to wait after repeated early deaths.
 
-Every function answers with an ``Allowed`` (whose text goes on the death certificate) or a ``Held`` (whose text the
-operator sees). None of them counts: the tallies that ``transitions`` keeps are enough.
+Every function answers with an ``Allowed``, whose text goes on the death certificate, or a ``Held``, whose text the
+operator sees. No function counts cells: ``tallies`` are kept current with every change.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def may_surge(state: GroupState, policy: Policy) -> Allowed | Held:
 
 
 def may_condemn_outdated(state: GroupState, policy: Policy) -> Allowed | Held:
-    """May one more READY cell of an older revision be condemned? Slot by slot, and never out of a thin group."""
+    """May one more READY cell of an older revision be condemned? Slot by slot, and only while no other cell is
+    missing."""
     limit = policy.outdated_surge
     tally = state.tally
     if tally.replacing >= limit:
@@ -77,8 +78,8 @@ def backoff_hold(state: GroupState, now: float) -> Held | None:
 def next_backoff(state: GroupState, digest: str, now: float, policy: Policy) -> Backoff:
     """The backoff after one more early death.
 
-    The first costs nothing; each further *round* doubles the wait. Deaths while a hold is on belong to the round
-    that caused it, else nine cells of one bad spec would reach the limit in their first second.
+    The first one costs nothing. Each further *round* doubles the wait. Deaths during a hold belong to the round that
+    caused the hold. Otherwise nine cells of one bad spec would reach the limit within their first second.
     """
     before = state.backoff
     if before.digest != digest or now - before.last_at > policy.backoff_reset_seconds:

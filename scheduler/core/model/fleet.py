@@ -1,8 +1,8 @@
-"""The values that the scheduler thinks with.
+"""The fleet: everything that was decided, as immutable values.
 
-Everything here is frozen. ``Fleet`` is the fold of the journal's events (``transitions.apply``) and holds what
-was *decided*; what is merely *observed* right now is in ``sight``. Maps are persistent (``rpds.HashTrieMap``),
-so that a new fleet shares all but the changed path with the one before it.
+``Fleet`` is the fold of the journal's events (``transitions.apply``). What is only *observed* at the moment is in
+``sight``. Maps are persistent (``rpds.HashTrieMap``), so that a new fleet shares all but the changed path with the one
+before it.
 
 Times are Unix seconds as floats on a clock that never goes back.
 """
@@ -25,16 +25,16 @@ SERVER_ID = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9._/]{0,126}[A-Za-z0-9])?")
 _CELL_ID = re.compile(r"(?P<group>[a-z0-9][-a-z0-9]{0,62})/(?P<slot>\d{1,9})\.(?P<generation>\d{1,9})")
 
 REVISIONS_KEPT = 100
-"""How many specs of a group are remembered; a cell of an older one is outdated whatever it says."""
+"""How many specs of a group are remembered. A cell of an older one is always outdated."""
 
 SILENCES_KEPT = 1_000
-"""How many condemnations for silence of a pool the storm guard looks back at."""
+"""How many condemnations for silence the storm guard remembers for each pool."""
 
 DEATHS_KEPT = 16
-"""How many deaths of a group, and of a server, diagnosis looks back at."""
+"""How many deaths are remembered for each group and each server, to compute blame."""
 
 GRAVES_KEPT = 2_000
-"""How many decommissioned cells stay in memory (and in snapshots); the journal knows more."""
+"""How many decommissioned cells stay in memory and in snapshots. The journal has more."""
 
 
 class CellKind(StrEnum):
@@ -104,7 +104,7 @@ class Cell(Struct, frozen=True):
     last_position: int = 0
     """Journal position of the newest event about it: the cause of what follows from it."""
     dies_at: float | None = None
-    """Somebody opened a shell in it: when it must go, as a touched one."""
+    """When it must go because somebody opened a shell in it; None if nobody did."""
 
     @property
     def is_condemned(self) -> bool:
@@ -116,7 +116,7 @@ class Cell(Struct, frozen=True):
 
 
 class Slot(Struct, frozen=True):
-    """The n-th place of a group: its cells that are not decommissioned, oldest first."""
+    """The n-th place of a group, with its cells that are not decommissioned, oldest first."""
 
     cells: tuple[Cell, ...] = ()
     next_generation: int = 1
@@ -146,7 +146,7 @@ class Tally(Struct, frozen=True):
     outdated: int = 0
     """Cells that are not condemned and whose digest is not the group's."""
     extra: int = 0
-    """Cells beyond what is wanted: those that are condemned and not dead, where another is in their slot."""
+    """Cells beyond what is wanted: condemned and not dead, with another cell in their slot."""
 
 
 class Revision(Struct, frozen=True):
@@ -156,7 +156,7 @@ class Revision(Struct, frozen=True):
 
 
 class Death(Struct, frozen=True):
-    """One death by health, as diagnosis remembers it. ``group``/``digest`` name the spec."""
+    """One death by health, kept to compute blame. ``group`` and ``digest`` name the spec."""
 
     group: str
     digest: str
@@ -166,7 +166,7 @@ class Death(Struct, frozen=True):
 
 
 class Silence(Struct, frozen=True):
-    """A server that was condemned because nothing was heard of it."""
+    """A server that was condemned for its silence."""
 
     server: str
     at: float
@@ -190,20 +190,20 @@ class GroupState(Struct, frozen=True):
     revision: int
     revisions: tuple[Revision, ...]
     first_generation: int = 1
-    """Generations of a name that was deleted and applied again go on above the old ones."""
+    """If a deleted name is applied again, its generations go on above the old ones."""
     slots: HashTrieMap[int, Slot] = HashTrieMap()
     tally: Tally = Tally()
     backoff: Backoff = Backoff()
     per_server: HashTrieMap[str, int] = HashTrieMap()
-    """How many cells of the group that are not decommissioned each server has; zeros are left out."""
+    """Server to the number of the group's cells on it that are not decommissioned; without zeros."""
     deleted: bool = False
     deaths: tuple[Death, ...] = ()
     """The newest deaths of its cells by their health, oldest first; at most DEATHS_KEPT."""
     longest_lease_seconds: float = 0.0
-    """Pools: the longest that it ever had. An agent that is cut off goes by what it was told last."""
+    """Pools: the longest lease that it ever had. A cut-off agent goes by the last lease that it was told."""
     last_position: int = 0
     replaced_at: tuple[float, ...] = ()
-    """Pools that limit their replacements in time: when the newest were ordered, oldest first; as many as count."""
+    """Pools with a rate limit: when the newest replacements were ordered, oldest first, as many as the limit counts."""
 
     @property
     def wanted_slots(self) -> int:
@@ -216,12 +216,12 @@ class GroupState(Struct, frozen=True):
         return None
 
     def spec_for(self, cell: Cell) -> Spec:
-        """The cell's spec; one that is too old to be remembered is judged by the newest."""
+        """The cell's spec. If that is too old to be remembered, the newest spec stands in."""
         return self.spec_of(cell.digest) or self.group.spec
 
 
 class Server(Struct, frozen=True):
-    """A host whose agent enrolled. A self-joined one that was lost may join again, empty, as its next generation."""
+    """A host whose agent enrolled. A lost server of no pool may join again, without cells, as its next generation."""
 
     id: str
     generation: int
@@ -235,12 +235,12 @@ class Server(Struct, frozen=True):
     condemned_at: float | None = None
     condemned_by: str = ""
     condemned_health: Health | None = None
-    """DEAD: its cells are dead with it. Else it is drained: they are replaced first."""
+    """DEAD: its cells are dead with it. Otherwise it is drained: its cells are replaced first."""
     used: Resources = Resources()
     cells: HashTrieSet[str] = HashTrieSet()
     """Ids of the cells that are not decommissioned and were placed here."""
     pool: str = ""
-    """The pool that it is a cell of; empty where it joined by itself. A pool's server never joins twice."""
+    """The pool that it is a cell of; empty if it joined by itself. A pool's server never joins twice."""
     deaths: tuple[Death, ...] = ()
     """The newest deaths on it by health, oldest first; at most DEATHS_KEPT."""
     last_position: int = 0
@@ -251,12 +251,12 @@ class Server(Struct, frozen=True):
 
     @property
     def is_lost(self) -> bool:
-        """Judged dead; what ran here is dead for the fleet, and an orphan should it ever show up again."""
+        """Judged dead. Its cells are dead for the fleet, and orphans if they ever show up again."""
         return self.condemned_health is Health.DEAD
 
     @property
     def is_drained(self) -> bool:
-        """Drained by an operator: it may come back only by enrolling anew."""
+        """Drained by an operator. It can return only if it enrols anew."""
         return self.condemned_by == Rule.OPERATOR
 
 
@@ -314,7 +314,7 @@ class Fleet(Struct, frozen=True):
 
 
 def still_waits(cell: Cell) -> bool:
-    """Condemned while it served, alive, and kept until its successor is READY."""
+    """Condemned while it served, not dead, and kept until its successor is READY."""
     return cell.phase is Phase.CONDEMNED and cell.condemned_health is not Health.DEAD and cell.was_ready
 
 
@@ -324,7 +324,7 @@ def is_there(cell: Cell) -> bool:
 
 
 def predecessor_of(state: GroupState, number: int) -> str:
-    """The cell that had the slot before, though it may be gone by now: a backoff outlives the dead."""
+    """The id of the cell that had the slot before; empty if there was none. The cell itself may be gone by now."""
     slot = state.slots.get(number)
     generation = slot.next_generation if slot else state.first_generation
     if generation <= state.first_generation:
@@ -333,7 +333,7 @@ def predecessor_of(state: GroupState, number: int) -> str:
 
 
 def was_lost(fleet: Fleet, slot: Slot, cell_id: str) -> bool:
-    """Whether a new cell replaces that one; where its slot was not wanted for a while, it does not."""
+    """Whether the cell was lost, so that a new one replaces it. It was not if its slot was unwanted for a while."""
     known = (*slot.cells, *fleet.graves.values())
     before = next((cell for cell in known if cell.id == cell_id), None)
     return before is None or before.condemned_by not in UNWANTED

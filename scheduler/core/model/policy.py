@@ -6,7 +6,7 @@ from msgspec import Struct
 
 
 class VitalLimits(Struct, frozen=True):
-    """From where on a vital is bad, and how long it must be so before it condemns."""
+    """From which value a vital is bad, and how long it must stay bad to make a server sick."""
 
     disk_fraction: float = 0.97
     memory_fraction: float = 0.98
@@ -15,11 +15,11 @@ class VitalLimits(Struct, frozen=True):
     kernel_errors_per_minute: int = 10
     ailing_seconds: float = 15.0
     ailing_reports: int = 3
-    """So many reports in a row, since one old reading may be all that there is for a while."""
+    """In how many reports in a row, since several reports may repeat one old reading."""
     stale_seconds: float = 60.0
-    """Bad readings further apart than this do not make one ailment."""
+    """Bad readings further apart than this are separate ailments."""
     clock_fraction: float = 0.2
-    """More servers than this share (and more than one) with a wrong clock: it is the scheduler's that is wrong."""
+    """If more than this share of servers (and more than one) have a wrong clock, the scheduler's own clock is wrong."""
 
 
 USUAL_LIMITS = VitalLimits()
@@ -59,36 +59,36 @@ class Policy(Struct, frozen=True):
     beat_seconds: float = 1.0
     lease_seconds: float = 5.0
     stall_seconds: float = 2.0
-    """A scheduler that did not look for so long was itself stalled and trusts no silence from before."""
+    """A scheduler that did not run a turn for this long was itself stalled. It ignores all silence from before."""
     servers_per_beat_second: int = 1_000
-    """The beat stretches so that no more than about this many beats come in each second."""
+    """The time between beats grows with the fleet, so that about this many beats come in each second at most."""
     early_seconds: float = 5.0
-    """A cell that dies before it was READY for so long died early."""
+    """A cell that dies before it was READY for this long died early."""
     backoff_first_seconds: float = 1.0
     backoff_limit_seconds: float = 60.0
     backoff_reset_seconds: float = 600.0
     resend_seconds: float = 3.0
-    """An order or decommission that an attached agent does not show is sent again after so long."""
+    """A command that an attached agent does not act on is sent again after this time."""
     shell_seconds: float = 900.0
-    """How long a cell lives on after somebody opened a shell in it."""
+    """How long a cell lives after somebody opened a shell in it."""
     relook_seconds: float = 60.0
-    """What is held until news comes is looked at again after so long all the same."""
+    """What is held until news comes is looked at again after this time in any case."""
     provider_resend_seconds: float = 60.0
-    """The same for providers, which take longer."""
+    """The same as ``resend_seconds`` for providers, which take longer."""
     storm_fraction: float = 0.2
-    """More than this share of a pool silent within the window (but never fewer than one) is a storm."""
+    """If more than this share of a pool (and more than one server) falls silent within the window, it is a storm."""
     storm_window_seconds: float = 60.0
     storm_hold_seconds: float = 900.0
-    """How long a storm is held where nobody releases it."""
+    """How long a storm is held if nobody releases it."""
     cut_off_after_seconds: float = 300.0
-    """For servers of no pool: how long one that only neighbours can reach keeps its cells."""
+    """How long a server of no pool keeps its cells while only its neighbours reach it."""
     fence_margin_seconds: float = 5.0
-    """What an exclusive cell gets beyond its lease and grace before it counts as ended: a stall of ours that we do not
-    notice (stall_seconds), then the second in which the watchdog looks and the one in which a kill takes effect."""
+    """How much longer than lease and grace an exclusive cell may take to end: an unnoticed stall of the scheduler
+    (stall_seconds), one second until the watchdog looks, and one until a kill takes effect."""
     blame_window_seconds: float = 60.0
     vitals: VitalLimits = VitalLimits()
     drain_margin_seconds: float = 30.0
-    """A server that goes waits so much longer than their grace for cells that do not end; then it goes with them."""
+    """How much longer than their grace a server waits for its cells to end. Then it goes together with them."""
     sick_surge_fraction: float = 0.25
     """Share of a group's replicas (at least 1) that may be replaced at once while the old cell still runs."""
     outdated_surge: int = 1

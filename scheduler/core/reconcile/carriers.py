@@ -1,4 +1,4 @@
-"""Who carries a cell: an agent (containers) or a provider (servers). The same questions are asked of both."""
+"""Who carries a cell: an agent carries containers, a provider carries servers. Both answer the same questions."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ class Carrier(Protocol):
         """What the evidence says of a cell."""
 
     def place(self, draft: Draft, state: GroupState) -> str | Unplaceable:
-        """Where a new cell of the group goes: a server's id; empty where a provider decides."""
+        """Where a new cell of the group goes: a server's id; empty if a provider decides."""
 
     def deliver(self, draft: Draft, key: SlotKey, cell: Cell) -> None:
-        """Hand over the order until it shows that it was taken."""
+        """Send the order until there is a sign that it was accepted."""
 
     def is_doubted(self, draft: Draft, key: SlotKey, cell: Cell, verdict: Verdict) -> bool:
-        """Whether the guard against our own blindness keeps this verdict from counting; then the hold says so."""
+        """Whether the storm guard stops this verdict. Then a hold says so."""
 
     def may_condemn_ill(self, draft: Draft, state: GroupState, cell: Cell, health: Health) -> Allowed | Held:
-        """May one go that is dead or sick?"""
+        """May a dead or sick cell be condemned now?"""
 
     def may_condemn_touched(self, draft: Draft, state: GroupState) -> Allowed | Held:
-        """May one go that is touched, or whose server is drained?"""
+        """May one more cell be condemned because it is touched, or because its server is drained?"""
 
     def may_condemn_due(self, draft: Draft, state: GroupState) -> Allowed | Held:
-        """May one go that is well, but outdated or old?"""
+        """May one more healthy cell be condemned because it is outdated or old?"""
 
     def condemned(self, draft: Draft, cell: Cell, verdict: Verdict) -> None:
         """What else follows from a condemnation by health."""
 
     def may_order(self, draft: Draft, state: GroupState, number: int, slot: Slot) -> Allowed | Held:
-        """May a cell be ordered for the slot, beside those that are still in it?"""
+        """May a cell be ordered for the slot, beside the cells that are still in it?"""
 
     def held_by_rival(self, draft: Draft, state: GroupState, cell: Cell) -> Held:
         """Why no successor of an exclusive cell is ordered yet, and until when."""
@@ -50,19 +50,19 @@ class Carrier(Protocol):
         """May a cell that serves go before its successor is there? A budget that forbids it is shown as a hold."""
 
     def advance(self, draft: Draft, key: SlotKey, state: GroupState, cell: Cell) -> None:
-        """Record BOOTING and READY when they are so."""
+        """Record BOOTING and READY when the evidence shows them."""
 
     def out_of_reach(self, draft: Draft, key: SlotKey, cell: Cell) -> str:
-        """The proof that a condemned cell is no more, although nobody can say so of it; empty where there is none."""
+        """The proof that a condemned cell is gone although its carrier cannot report it; empty if there is none."""
 
     def end(self, draft: Draft, key: SlotKey, cell: Cell) -> str:
-        """Have a draining cell ended; the proof that it is gone, or empty while it is not."""
+        """End a draining cell. Answers the proof that it is gone, or an empty text until then."""
 
     def provider_of(self, draft: Draft, cell: Cell) -> str:
-        """The provider that carries the cell; empty where an agent does."""
+        """The provider that carries the cell; empty if an agent does."""
 
     def forget(self, draft: Draft, cell: Cell, provider: str, proof: str) -> None:
-        """Drop what was seen and told of a cell that is decommissioned now."""
+        """Drop what was observed of a cell that is decommissioned now, and what its carrier was told about it."""
 
 
 def carrier_of(what: Cell | Group) -> Carrier:

@@ -18,7 +18,7 @@ from galactica.scheduler.core.model.keys import ServerKey, SlotKey
 from galactica.scheduler.core.model.rules import HoldRule
 from galactica.scheduler.core.model.verdict import Health, Verdict
 from galactica.scheduler.core.placement import Unplaceable
-from galactica.scheduler.core.reconcile.draft import Draft, send_when_due
+from galactica.scheduler.core.reconcile.draft import Draft, resend
 from galactica.scheduler.core.reconcile.servers import bury_server
 from galactica.scheduler.core.sight.observations import CellState, ProviderState
 from galactica.scheduler.core.verdicts.cells import cell_verdict, is_serving
@@ -41,14 +41,14 @@ class ByAgent:
         report = draft.sight.report_of(cell.server, cell.id)
         if spec is None or (report is not None and report.state is not CellState.GONE):
             return
-        send_when_due(draft, key, Order(cell.server, cell.id, cell.digest, spec))
+        resend(draft, key, Order(cell.server, cell.id, cell.digest, spec))
 
     def is_doubted(self, draft: Draft, key: SlotKey, cell: Cell, verdict: Verdict) -> bool:
         return False
 
     def may_condemn_ill(self, draft: Draft, state: GroupState, cell: Cell, health: Health) -> Allowed | Held:
         """Only the orders of successors are held."""
-        return Allowed("a dead cell needs none" if health is Health.DEAD else "replaced before it goes")
+        return Allowed("none: the cell is dead" if health is Health.DEAD else "replaced before it goes")
 
     def may_condemn_touched(self, draft: Draft, state: GroupState) -> Allowed | Held:
         return may_condemn_drained(state, draft.policy)
@@ -66,12 +66,12 @@ class ByAgent:
         return Allowed("nothing runs beside it")
 
     def held_by_rival(self, draft: Draft, state: GroupState, cell: Cell) -> Held:
-        reason = f"{cell.id} may still run, and there must never be two"
+        reason = f"{cell.id} may still run, and two must never run at once"
         at = _fenced_at(draft, state, cell)
         if at is None:
             return Held(HoldRule.EXCLUSIVE, reason)
         wait_seconds = max(0.0, at - draft.now)
-        wait = f"its agent or the watchdog there ends it, within {wait_seconds:.1f} s at the latest"
+        wait = f"its agent or watchdog ends it within {wait_seconds:.1f} s"
         return Held(HoldRule.EXCLUSIVE, f"{reason}; its server {cell.server} is lost: {wait}", at)
 
     def may_go_first(self, draft: Draft, key: SlotKey, state: GroupState, cell: Cell) -> bool:
@@ -94,7 +94,7 @@ class ByAgent:
         is_exclusive = state.group.spec.exclusive or state.spec_for(cell).exclusive
         if server is None or not is_exclusive:
             return "server_lost"
-        # There must never be two, and that nothing is heard proves nothing; that its provider deleted it does.
+        # Silence does not prove that it ended. That its provider deleted the server does.
         made = made_by(draft.fleet, server, draft.sight)
         if made is not None and made.state is ProviderState.GONE:
             return "provider"
@@ -108,7 +108,7 @@ class ByAgent:
         report = draft.sight.report_of(cell.server, cell.id)
         if report is not None and report.state is CellState.GONE:
             return "agent"
-        send_when_due(draft, key, Decommission(cell.server, cell.id, cell.condemned_by))
+        resend(draft, key, Decommission(cell.server, cell.id, cell.condemned_by))
         return ""
 
     def provider_of(self, draft: Draft, cell: Cell) -> str:
@@ -117,16 +117,16 @@ class ByAgent:
     def forget(self, draft: Draft, cell: Cell, provider: str, proof: str) -> None:
         if (
             proof == "agent"
-        ):  # what a lost server showed last is where its orphans are looked for when it returns
+        ):  # the last report of a lost server stays: it shows the orphans to look for if the server returns
             draft.forget(cell.server, cell.id)
         if cell.server:
-            draft.freed_servers.add(cell.server)
+            draft.servers_with_room.add(cell.server)
             bury_server(draft, cell.server)
 
 
 def _fenced_at(draft: Draft, state: GroupState, cell: Cell) -> float | None:
-    """When a cell on a lost server has ended by itself; None where only somebody's word proves its end: it was ordered
-    as one that may live on, or its server is not lost."""
+    """When a cell on a lost server has surely been ended by its agent. None if its agent does not do that: the cell was
+    not ordered as exclusive, or its server is not lost."""
     server = draft.fleet.servers.get(cell.server)
     spec = state.spec_of(cell.digest)
     if server is None or not server.is_lost or spec is None or not spec.exclusive:

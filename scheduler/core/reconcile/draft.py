@@ -1,6 +1,6 @@
-"""The working copy of one reconciliation: what is decided is applied at once, so that the next decision sees it.
+"""The working copy of one reconciliation. Each decision is applied at once, so that the next one sees it.
 
-Nothing leaves a draft before its records are durable; a draft that the journal refuses is simply dropped.
+Nothing leaves a draft before its records are durable. A draft that the journal refuses is dropped.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ class Draft:
         self.provider_commands: list[ProviderCommand] = []
         self.holds: dict[Key, Hold] = {}
         self.looks: list[tuple[float, Key]] = []
-        self.more: dict[Key, str] = {}
-        """Keys that became dirty while deciding, each with its cause."""
+        self.newly_dirty: dict[Key, str] = {}
+        """Keys that became dirty during this reconciliation, each with its cause."""
         self.freed: set[str] = set()
         """Groups in which something that was held may go on now."""
-        self.freed_servers: set[str] = set()
-        """Servers on which there is room again, or that are new."""
+        self.servers_with_room: set[str] = set()
+        """Servers that have room again, or that are new."""
         self._storms: dict[str, Storm | None] = {}
         self._released = fleet.released
         self.cause = "look"
@@ -54,14 +54,14 @@ class Draft:
         self.placer.begin(lambda: self.fleet, sight, now, policy)
 
     def emit(self, event: AnyEvent, cause: str = "") -> Record:
-        """Decide a fact. ``cause`` defaults to what made the current key dirty."""
+        """Record a decision. ``cause`` defaults to what made the current key dirty."""
         record = Record(self.fleet.position + 1, self.now, cause or self.cause, event)
         self.fleet = apply(self.fleet, record)
         self.records.append(record)
         return record
 
     def command(self, command: Command) -> None:
-        """Send, and remember when, so that it is not sent again at once."""
+        """Send a command, and remember when, so that it is not sent again at once."""
         self.commands.append(command)
         self.sight = tell(self.sight, command.server, command.cell, command.verb, self.now)
 
@@ -81,7 +81,7 @@ class Draft:
         self.sight = forget_place(self.sight, server)
 
     def storm(self, pool: str) -> Storm | None:
-        """Counted once a turn for each pool, since every silent server of it asks."""
+        """The pool's storm, computed once a turn, since every silent server of the pool asks for it."""
         if self.fleet.released is not self._released:
             self._storms, self._released = {}, self.fleet.released
         if pool not in self._storms:
@@ -92,7 +92,7 @@ class Draft:
         self.sight = doubt(self.sight, server)
 
     def was_told(self, server: str, cell: str, verb: Verb) -> float | None:
-        """When the agent was told this in the running session, if it was."""
+        """When the agent was sent this command in the current session; None if it was not."""
         seen = self.sight.servers.get(server)
         told = seen.told.get(cell) if seen else None
         return told.at if told is not None and told.verb == verb else None
@@ -111,11 +111,12 @@ class Draft:
 
     def dirty(self, keys: Mapping[Key, str]) -> None:
         for key, cause in keys.items():
-            self.more.setdefault(key, cause)
+            self.newly_dirty.setdefault(key, cause)
 
 
-def send_when_due(draft: Draft, key: Key, command: Command) -> None:
-    """Never into a closed session: what is wanted of an agent is derived anew when it attaches."""
+def resend(draft: Draft, key: Key, command: Command) -> None:
+    """Send a command, again after a while. Not into a closed session: when the agent attaches, commands are derived
+    anew."""
     seen = draft.sight.servers.get(command.server)
     if seen is None or not seen.is_open:
         return
@@ -126,7 +127,7 @@ def send_when_due(draft: Draft, key: Key, command: Command) -> None:
     draft.look(key, told_at + draft.policy.resend_seconds)
 
 
-def tell_provider_when_due(draft: Draft, key: Key, command: ProviderCommand) -> None:
+def resend_to_provider(draft: Draft, key: Key, command: ProviderCommand) -> None:
     told_at = draft.provider_was_told(command.provider, command.cell, command.verb)
     if told_at is None or draft.now >= told_at + draft.policy.provider_resend_seconds:
         draft.command_provider(command)

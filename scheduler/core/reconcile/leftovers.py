@@ -9,14 +9,12 @@ from galactica.scheduler.core.model.commands import Decommission, DecommissionSe
 from galactica.scheduler.core.model.fleet import Fleet, parse_cell_id
 from galactica.scheduler.core.model.keys import LeakKey, OrphanKey
 from galactica.scheduler.core.model.rules import HoldRule
-from galactica.scheduler.core.reconcile.draft import Draft, send_when_due, tell_provider_when_due
+from galactica.scheduler.core.reconcile.draft import Draft, resend, resend_to_provider
 from galactica.scheduler.core.sight.observations import CellState, ProviderState
-
-# --- what does not belong there -----------------------------------------------------------------------------------
 
 
 def look_orphan(draft: Draft, key: OrphanKey) -> None:
-    """A cell that is shown where none was ordered: tell the agent to remove it until it says that it is gone."""
+    """An agent shows a cell that nobody ordered there. Tell the agent to remove it until it says that it is gone."""
     report = draft.sight.report_of(key.server, key.cell)
     cell = draft.fleet.cell(key.cell)
     if report is None or (cell is not None and cell.server == key.server):
@@ -25,14 +23,18 @@ def look_orphan(draft: Draft, key: OrphanKey) -> None:
         draft.forget(key.server, key.cell)
         return
     if draft.was_told(key.server, key.cell, Verb.DECOMMISSION) is None:
-        reason = "nobody ordered it here" if cell is not None else "it is decommissioned or was never ordered"
+        reason = (
+            "it was not ordered on this server"
+            if cell is not None
+            else "it is decommissioned, or was never ordered"
+        )
         draft.emit(e.OrphanRemoved(key.cell, key.server, reason))
-    send_when_due(draft, key, Decommission(key.server, key.cell, "orphan"))
+    resend(draft, key, Decommission(key.server, key.cell, "orphan"))
 
 
 def was_ordered(fleet: Fleet, cell_id: str) -> bool:
-    """Whether a cell of that id ever was. A scheduler on an empty or an older journal knows nothing of what was
-    ordered since, and must not take a whole fleet for its leftovers."""
+    """Whether a cell of that id was ever ordered, by this journal. A scheduler on an empty or older journal does not
+    know the newer orders, and must not take a whole fleet for leftovers."""
     cell = parse_cell_id(cell_id)
     if cell is None:
         return False
@@ -45,7 +47,7 @@ def was_ordered(fleet: Fleet, cell_id: str) -> bool:
 
 
 def look_leak(draft: Draft, key: LeakKey) -> None:
-    """The same for a server that a provider has and nobody wants."""
+    """A provider has a server that nobody wants. Tell the provider to delete it."""
     known = draft.sight.providers.get(key.provider)
     made = known.servers.get(key.cell) if known else None
     if made is None or draft.fleet.cell(key.cell) is not None:
@@ -54,9 +56,11 @@ def look_leak(draft: Draft, key: LeakKey) -> None:
         draft.forget_server(key.provider, key.cell)
         return
     if not was_ordered(draft.fleet, key.cell):
-        reason = f"provider {key.provider} has {key.cell}, which this journal never ordered, so it is let be"
-        draft.hold(key, HoldRule.UNKNOWN_SERVER, f"{reason}; is the journal the newest one of this fleet?")
+        reason = (
+            f"provider {key.provider} has {key.cell}, which this journal never ordered, so it is left alone"
+        )
+        draft.hold(key, HoldRule.UNKNOWN_SERVER, f"{reason}; check that this journal is the fleet's newest")
         return
     if draft.provider_was_told(key.provider, key.cell, Verb.DECOMMISSION) is None:
         draft.emit(e.LeakRemoved(key.cell, key.provider, made.ref))
-    tell_provider_when_due(draft, key, DecommissionServer(key.provider, key.cell, made.ref, "leaked"))
+    resend_to_provider(draft, key, DecommissionServer(key.provider, key.cell, made.ref, "leaked"))

@@ -55,10 +55,10 @@ def finish(draft: Draft, dirty: Mapping[Key, str]) -> Plan:
             draft.cause = pending[key]
             look(draft, key)
             looked[key] = None
-        pending = {key: cause for key, cause in draft.more.items() if key not in looked}
-        for key in draft.more.keys() & looked.keys():
+        pending = {key: cause for key, cause in draft.newly_dirty.items() if key not in looked}
+        for key in draft.newly_dirty.keys() & looked.keys():
             draft.look(key, draft.now)  # news about what was dealt with already: the next turn's business
-        draft.more = {}
+        draft.newly_dirty = {}
     return Plan(
         draft.fleet,
         draft.sight,
@@ -69,7 +69,7 @@ def finish(draft: Draft, dirty: Mapping[Key, str]) -> Plan:
         tuple(draft.looks),
         tuple(looked),
         frozenset(draft.freed),
-        frozenset(draft.freed_servers),
+        frozenset(draft.servers_with_room),
     )
 
 

@@ -30,7 +30,7 @@ from galactica.scheduler.core.model.keys import ServerKey, SlotKey, cells_of
 from galactica.scheduler.core.model.rules import HoldRule
 from galactica.scheduler.core.model.verdict import Health, Verdict
 from galactica.scheduler.core.placement import Unplaceable
-from galactica.scheduler.core.reconcile.draft import Draft, tell_provider_when_due
+from galactica.scheduler.core.reconcile.draft import Draft, resend_to_provider
 from galactica.scheduler.core.reconcile.servers import condemn_server, doubted_in, held_by_storm, verdict_on
 from galactica.scheduler.core.sight.observations import ProviderServer, ProviderState
 from galactica.scheduler.core.verdicts.evidence import provider_of, provider_server
@@ -44,7 +44,9 @@ class ByProvider:
         verdict = pool_cell_verdict(draft.fleet, state, cell, draft.sight, draft.now, draft.policy)
         server = draft.fleet.servers.get(cell.id)
         if server is not None and cell.slot >= state.wanted_slots and doubted_in(draft, server, verdict):
-            return replace(verdict, health=Health.SUSPECT)  # not wanted: it goes, as one that may be alive
+            return replace(
+                verdict, health=Health.SUSPECT
+            )  # not wanted: it goes like a cell that may be alive
         return verdict
 
     def place(self, draft: Draft, state: GroupState) -> str | Unplaceable:
@@ -55,7 +57,7 @@ class ByProvider:
         made = _made(draft, cell)
         if spec is None or made is not None:
             return
-        tell_provider_when_due(draft, key, OrderServer(self.provider_of(draft, cell), cell.id, spec))
+        resend_to_provider(draft, key, OrderServer(self.provider_of(draft, cell), cell.id, spec))
 
     def is_doubted(self, draft: Draft, key: SlotKey, cell: Cell, verdict: Verdict) -> bool:
         server = draft.fleet.servers.get(cell.id)
@@ -63,9 +65,9 @@ class ByProvider:
 
     def may_condemn_ill(self, draft: Draft, state: GroupState, cell: Cell, health: Health) -> Allowed | Held:
         if health is Health.DEAD:
-            return Allowed("a dead cell needs none")
+            return Allowed("none: the cell is dead")
         if not cell.was_ready or cell.slot >= state.wanted_slots:
-            return Allowed("none needed: nobody misses it")
+            return Allowed("none: nothing depends on it")
         return may_condemn_server(state, draft.now)
 
     def may_condemn_touched(self, draft: Draft, state: GroupState) -> Allowed | Held:
@@ -89,7 +91,7 @@ class ByProvider:
         return beside
 
     def held_by_rival(self, draft: Draft, state: GroupState, cell: Cell) -> Held:
-        return Held(HoldRule.EXCLUSIVE, f"{cell.id} may still be there, and there must never be two")
+        return Held(HoldRule.EXCLUSIVE, f"{cell.id} may still exist, and two must never exist at once")
 
     def may_go_first(self, draft: Draft, key: SlotKey, state: GroupState, cell: Cell) -> bool:
         if not goes_first(state):
@@ -115,10 +117,10 @@ class ByProvider:
         return ""
 
     def end(self, draft: Draft, key: SlotKey, cell: Cell) -> str:
-        """First the place is emptied, then the provider deletes it."""
+        """First the server loses its cells, then its provider deletes it."""
         server = draft.fleet.servers.get(cell.id)
         if server is not None and server.phase is Phase.READY:
-            reason = f"its pool lets it go: {cell.condemned_by}"
+            reason = f"its pool decommissions it: {cell.condemned_by}"
             condemn_server(draft, server, Verdict(Health.HEALTHY, cell.condemned_by, reason))
             server = draft.fleet.servers[cell.id]
         has_cells = server is not None and bool(len(server.cells))
@@ -126,19 +128,19 @@ class ByProvider:
             return ""
         made = _made(draft, cell)
         if made is not None and made.state is ProviderState.GONE:
-            if server is not None and has_cells:  # those that waited for this proof go first
+            if server is not None and has_cells:  # its cells waited for this proof and go first
                 draft.dirty({ServerKey(server.id): f"provider:{self.provider_of(draft, cell)}"})
                 draft.dirty(cells_of(server, f"provider:{self.provider_of(draft, cell)}"))
                 return ""
             return "provider"
         ref = made.ref if made else cell.runtime_id
         provider = self.provider_of(draft, cell)
-        tell_provider_when_due(draft, key, DecommissionServer(provider, cell.id, ref, cell.condemned_by))
+        resend_to_provider(draft, key, DecommissionServer(provider, cell.id, ref, cell.condemned_by))
         return ""
 
     def _waited(self, draft: Draft, key: SlotKey, server: Server) -> bool:
-        """Whether none of its cells is needed any more, and each had its grace and more to end: where an engine hangs
-        they never do, and go with their server."""
+        """Whether all its cells are draining and each had its grace and a margin to end. If the engine hangs they never
+        end, and go together with their server."""
         due_at = 0.0
         for cell_id in server.cells:
             cell = draft.fleet.cell(cell_id)
@@ -158,7 +160,7 @@ class ByProvider:
 
     def forget(self, draft: Draft, cell: Cell, provider: str, proof: str) -> None:
         draft.forget_server(provider, cell.id)
-        draft.look(ServerKey(cell.id), draft.now)  # nothing that was seen of it is of use any more
+        draft.look(ServerKey(cell.id), draft.now)  # then everything else observed of it is dropped too
 
 
 def _made(draft: Draft, cell: Cell) -> ProviderServer | None:

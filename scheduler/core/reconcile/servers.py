@@ -1,7 +1,7 @@
-"""What is decided about servers as places: who joins, who is lost, what does not belong there.
+"""Decisions about servers as places for cells: which one joins, which one is lost.
 
-That a pool's server must go is decided where it is decided for every cell (``slots``); here it becomes true of the
-place: it takes no more cells, and those that it has are dead with it or replaced first.
+``slots`` decides that a pool's server must go, as for every cell. Here the decision takes effect on the place: it takes
+no more cells, and its cells are either dead with it or replaced first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from galactica.scheduler.core.model.keys import (
 )
 from galactica.scheduler.core.model.rules import SILENCE_RULES, HoldRule, Rule
 from galactica.scheduler.core.model.verdict import Health, Verdict
-from galactica.scheduler.core.reconcile.draft import Draft, send_when_due
+from galactica.scheduler.core.reconcile.draft import Draft, resend
 from galactica.scheduler.core.verdicts.servers import server_verdict
 from galactica.scheduler.core.verdicts.storm import is_released
 
@@ -36,31 +36,33 @@ def look_server(draft: Draft, key: ServerKey) -> None:
             _judge(draft, server, key)
     seen = draft.sight.servers.get(server.id)
     if seen is not None and seen.is_doubtful:
-        send_when_due(draft, key, Resync(server.id))
+        resend(draft, key, Resync(server.id))
 
 
 def _forget_stranger(draft: Draft, server_id: str) -> None:
-    """What is still said by and of a server that the fleet has no more; while its stream is open it may say more."""
+    """Drop what was observed of a server that is no longer in the fleet, once its stream is closed."""
     seen = draft.sight.servers.get(server_id)
     if seen is None or not seen.is_open:
         draft.forget_place(server_id)
 
 
 def _admit(draft: Draft, server: Server, key: ServerKey) -> None:
-    """An enrolled server joins when its agent attaches. A lost one that belongs to no pool joins again, empty."""
+    """An enrolled server joins when its agent attaches. A lost server of no pool may join again, without cells."""
     seen = draft.sight.servers.get(server.id)
     if seen is None or not seen.is_open or not _may_join(draft, server):
         return
     tempo = draft.policy.tempo(len(draft.fleet.servers))
-    if tempo.is_silent(seen.heard_at, draft.now):  # silence that may condemn lets nobody in
+    if tempo.is_silent(
+        seen.heard_at, draft.now
+    ):  # a server that could be condemned for silence does not join
         draft.look(key, draft.now + tempo.beat_seconds)
         return
-    if seen.ailing and server.phase is Phase.DECOMMISSIONED:  # what it was drained for is not over
-        draft.hold(key, seen.ailing[0].rule, f"{server.id} may not join again yet: {seen.ailing[0].says}")
+    if seen.ailing and server.phase is Phase.DECOMMISSIONED:  # it was drained for this, and still has it
+        draft.hold(key, seen.ailing[0].rule, f"{server.id} cannot join again yet: {seen.ailing[0].says}")
         return
     draft.emit(e.ServerJoined(server.id, server.generation + 1, **server_facts(seen.facts)))
-    draft.freed_servers.add(server.id)
-    if seen.sequence:  # it went on in its old session, so what it showed may be old too
+    draft.servers_with_room.add(server.id)
+    if seen.sequence:  # the session is older than the joining, so its reports may be outdated
         draft.doubt(server.id)
     draft.dirty({OrphanKey(server.id, cell): f"report:{server.id}" for cell in seen.reports})
     draft.dirty(own_slot(server, f"report:{server.id}"))
@@ -68,7 +70,7 @@ def _admit(draft: Draft, server: Server, key: ServerKey) -> None:
 
 
 def _may_join(draft: Draft, server: Server) -> bool:
-    """A pool's server is a cell: it joins once, and never when it is condemned."""
+    """A pool's server is a cell: it joins once, and not if it is condemned."""
     if server.pool:
         cell = draft.fleet.cell(server.id)
         return server.phase is Phase.ORDERED and cell is not None and not cell.is_condemned
@@ -80,7 +82,7 @@ def _judge(draft: Draft, server: Server, key: ServerKey) -> None:
         _take_facts(draft, server)
     cell = draft.fleet.cell(server.id) if server.pool else None
     if cell is not None and not cell.is_condemned and server.phase is Phase.READY:
-        draft.dirty(own_slot(server, draft.cause))  # whether it must go is decided where it is for every cell
+        draft.dirty(own_slot(server, draft.cause))  # its slot decides whether it must go
         return
     verdict = verdict_on(draft, server)
     if verdict.health is Health.DEAD and not server.is_lost:
@@ -96,7 +98,7 @@ def _judge(draft: Draft, server: Server, key: ServerKey) -> None:
 
 
 def show_cut_off(draft: Draft, key: Key, server_id: str, verdict: Verdict) -> None:
-    """Its silence is held against it when that has lasted for too long: until then ``status`` has to say so."""
+    """Shows in ``status`` that a cut-off server keeps its cells, and until when."""
     if verdict.rule == Rule.CUT_OFF:
         draft.hold(key, Rule.CUT_OFF, f"{server_id}: {verdict.reason}", verdict.next_look_at)
 
@@ -106,7 +108,7 @@ def verdict_on(draft: Draft, server: Server) -> Verdict:
 
 
 def doubted_in(draft: Draft, server: Server, verdict: Verdict) -> Storm | None:
-    """The storm in which this silence does not count: the guard against our own blindness."""
+    """The storm that keeps this verdict of silence from counting, if there is one."""
     if verdict.rule not in SILENCE_RULES:
         return None
     storm = draft.storm(server.pool)
@@ -126,13 +128,16 @@ def held_by_storm(draft: Draft, key: Key, server: Server, verdict: Verdict) -> b
 
 
 def _held_by_others(draft: Draft, key: Key, server: Server, verdict: Verdict) -> bool:
-    """One joined server at a time goes while it beats: what makes many ail, or their cells die, moves on with those."""
+    """Of servers that joined by themselves only one at a time is drained because it is sick. If the cause moves
+    along with the cells, it stops at the next server."""
     if server.pool:
-        return True  # its slot leads it: it is drained when its successor is READY
+        return True  # its slot decides: it is drained when its successor is READY
     going = [one.id for one in draft.fleet.servers.values() if not one.pool and _drains_as_sick(one)]
     if not going:
         return False
-    reason = f"{server.id} is sick ({verdict.reason}), and {going[0]} is drained as a sick one already"
+    reason = (
+        f"{server.id} is sick ({verdict.reason}), and {going[0]} is already being drained because it is sick"
+    )
     draft.hold(key, HoldRule.ONE_BY_ONE, reason)
     return True
 
@@ -142,7 +147,7 @@ def _drains_as_sick(server: Server) -> bool:
 
 
 def condemn_server(draft: Draft, server: Server, verdict: Verdict) -> None:
-    """From here on the place takes no cells. DEAD: those that it has are dead with it."""
+    """From here on the server takes no cells. If it is dead, its cells are dead with it."""
     record = draft.emit(
         e.ServerCondemned(server.id, verdict.health, verdict.rule, verdict.reason, verdict.evidence)
     )
@@ -158,13 +163,13 @@ def _take_facts(draft: Draft, server: Server) -> None:
     facts = server_facts(seen.facts)
     if facts != server_facts(server):
         draft.emit(e.ServerChanged(server.id, **facts))
-        draft.freed_servers.add(server.id)
+        draft.servers_with_room.add(server.id)
 
 
 def bury_server(draft: Draft, server_id: str) -> None:
     server = draft.fleet.servers.get(server_id)
     if server is not None and server.phase is Phase.CONDEMNED and not len(server.cells):
         draft.emit(e.ServerDecommissioned(server.id), f"event:{server.last_position}")
-        draft.look(ServerKey(server.id), draft.now)  # it may have come back meanwhile
+        draft.look(ServerKey(server.id), draft.now)  # it may have returned meanwhile
         for key in own_slot(server, draft.cause):
-            draft.look(key, draft.now)  # empty now: its provider may delete it
+            draft.look(key, draft.now)  # it is empty now, so its provider may delete it

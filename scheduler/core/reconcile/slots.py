@@ -1,6 +1,6 @@
-"""The one loop of order, watch, condemn, replace: for the cells of services and of pools alike.
+"""The one loop of order, watch, condemn and replace, for the cells of services and pools alike.
 
-Only who carries a cell differs (``carriers``): an agent carries containers, a provider carries servers.
+A ``Carrier`` answers what differs: agents carry containers, providers carry servers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def look_slot(draft: Draft, key: SlotKey) -> None:
     after = _tally(draft, key)
     fewer = (after.replacing < before.replacing, after.surging < before.surging, after.extra < before.extra)
     if after.ready > before.ready or any(fewer):
-        draft.freed.add(key.group)  # that is what budgets look at
+        draft.freed.add(key.group)  # budgets look at these counts
 
 
 def _tally(draft: Draft, key: SlotKey) -> Tally:
@@ -68,7 +68,7 @@ def _cells(draft: Draft, key: SlotKey) -> tuple[Cell, ...]:
 
 
 def _judge(draft: Draft, key: SlotKey, cell: Cell) -> None:
-    """Advance a living cell, or condemn it: by its health, or because it is not wanted any more."""
+    """Advance a living cell. Or condemn it: for its health, or because something else says that it must go."""
     state = draft.fleet.groups[key.group]
     carrier = carrier_of(cell)
     verdict = carrier.verdict(draft, state, cell)
@@ -90,7 +90,7 @@ def _condemn_by_health(draft: Draft, key: SlotKey, state: GroupState, cell: Cell
         return
     budget = carrier.may_condemn_ill(draft, state, cell, verdict.health)
     if isinstance(budget, Held):
-        reason = f"{cell.id} is to be replaced ({verdict.reason}): {budget.reason}"
+        reason = f"{cell.id} must be replaced ({verdict.reason}): {budget.reason}"
         draft.hold(key, budget.rule, reason, budget.next_look_at)
         return
     served = 0.0 if cell.ready_at is None else draft.now - cell.ready_at
@@ -114,17 +114,17 @@ def _condemn_by_health(draft: Draft, key: SlotKey, state: GroupState, cell: Cell
 def _carry_out(
     draft: Draft, key: SlotKey, state: GroupState, cell: Cell, verdict: Verdict, doom: Doom
 ) -> bool:
-    """True where the cell was condemned; else what holds that back is noted."""
+    """Answers True if the cell was condemned. Otherwise notes what holds it back."""
     allowed = _may_carry_out(draft, state, cell, doom)
     if isinstance(allowed, Held):
-        reason = f"{cell.id} is to be replaced ({doom.reason}): {allowed.reason}"
+        reason = f"{cell.id} must be replaced ({doom.reason}): {allowed.reason}"
         draft.hold(key, allowed.rule, reason, allowed.next_look_at)
         return False
     if doom.urgency is not Urgency.UNWANTED and cell.was_ready:
         place = carrier_of(cell).place(draft, state)
         if isinstance(place, Unplaceable):
             draft.hold(
-                key, HoldRule.NO_CAPACITY, f"{cell.id} is to be replaced ({doom.reason}): {place.explain()}"
+                key, HoldRule.NO_CAPACITY, f"{cell.id} must be replaced ({doom.reason}): {place.explain()}"
             )
             return False
     draft.emit(
@@ -143,9 +143,9 @@ def _carry_out(
 
 def _may_carry_out(draft: Draft, state: GroupState, cell: Cell, doom: Doom) -> Allowed | Held:
     if doom.urgency is Urgency.UNWANTED:
-        return Allowed("none needed")
+        return Allowed("none: it is not wanted")
     if not cell.was_ready:
-        return Allowed("none needed: it never served")
+        return Allowed("none: it never served")
     carrier = carrier_of(cell)
     if doom.urgency is Urgency.HIGH:
         return carrier.may_condemn_touched(draft, state)
@@ -156,7 +156,7 @@ def _may_carry_out(draft: Draft, state: GroupState, cell: Cell, doom: Doom) -> A
 
 
 def _fill(draft: Draft, key: SlotKey) -> None:
-    """Order a cell where the slot is wanted and nothing that stays is in it."""
+    """Order a cell if the slot is wanted and has no cell that stays."""
     state = draft.fleet.groups.get(key.group)
     if state is None or key.slot >= state.wanted_slots:
         return
@@ -200,7 +200,7 @@ def _order(draft: Draft, key: SlotKey, state: GroupState, server: str) -> None:
 
 
 def _retire(draft: Draft, key: SlotKey, cell: Cell) -> None:
-    """Lead a condemned cell to its end: wait for its successor, have it ended, note that it is gone."""
+    """Lead a condemned cell to its end: wait for its successor, end it, record that it is gone."""
     if not cell.is_condemned:
         return
     carrier = carrier_of(cell)
@@ -219,7 +219,7 @@ def _retire(draft: Draft, key: SlotKey, cell: Cell) -> None:
 
 
 def _may_go(draft: Draft, key: SlotKey, cell: Cell) -> bool:
-    """A cell that still serves goes when its successor is READY; anything else goes at once."""
+    """A cell that still serves goes when its successor is READY. Any other cell goes at once."""
     state = draft.fleet.groups[key.group]
     if key.slot >= state.wanted_slots or not still_waits(cell):
         return True

@@ -1,5 +1,7 @@
-"""What the scheduler sees right now: sessions, beats, reports. Never journaled, lost with the process, and
-rebuilt from what agents say when they attach. ``observe`` folds one observation into a sight.
+"""What the scheduler observes right now: sessions, beats, reports, providers' lists.
+
+It is never journaled. It is lost with the process, and rebuilt from what agents say when they attach. ``observe`` folds
+one observation into it.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from galactica.scheduler.core.sight.vitals import Ailment, Vitals
 
 
 class Told(Struct, frozen=True):
-    """The newest command about a cell in this session."""
+    """The newest command that was sent about a cell in this session."""
 
     verb: Verb
     at: float
@@ -37,16 +39,16 @@ class ServerSight(Struct, frozen=True):
     closed_at: float | None = None
     vitals: Vitals | None = None
     ailing: tuple[Ailment, ...] = ()
-    """What is bad of its vitals, and since when."""
+    """Which of its vitals are bad, and since when."""
     facts: ServerFacts = ServerFacts()
     reports: HashTrieMap[str, CellReport] = HashTrieMap()
-    """The newest report of each cell that it shows, orphans too."""
+    """The newest report of each cell on it, orphans too."""
     told: HashTrieMap[str, Told] = HashTrieMap()
-    """Cell id to the newest command about it; the empty id stands for the server as a whole."""
+    """Cell id to the newest command about it. The empty id stands for the whole server."""
     is_doubtful: bool = False
-    """Something that it sent is missing: it must report everything before its reports can be believed complete."""
+    """A report is missing. The agent must report everything before its reports count as complete."""
     is_leaving: bool = False
-    """It ends its cells and then itself."""
+    """Its agent is ending its cells, and then itself."""
 
     @property
     def is_open(self) -> bool:
@@ -54,40 +56,40 @@ class ServerSight(Struct, frozen=True):
 
     @property
     def has_left(self) -> bool:
-        """It said that it leaves, and that each of its cells is gone, before it closed its stream."""
+        """Whether its agent announced that it leaves, reported each cell gone, and then closed its stream."""
         all_gone = all(report.state is CellState.GONE for report in self.reports.values())
         return self.is_leaving and not self.is_open and all_gone
 
 
 class ProviderSight(Struct, frozen=True):
-    """What one provider says. ``servers``: cell id to the newest word about it."""
+    """What one provider says. ``servers``: cell id to the newest state of that server."""
 
     servers: HashTrieMap[str, ProviderServer] = HashTrieMap()
     refused: HashTrieMap[str, str] = HashTrieMap()
-    """Orders that it will not take, and why."""
+    """Orders that it refused for good, with the reason."""
     told: HashTrieMap[str, Told] = HashTrieMap()
     listed_at: float = 0.0
-    """When its newest list that can be believed was asked for."""
+    """When its newest trusted list was asked for."""
     trouble: str = ""
-    """Why it cannot be asked at the moment."""
+    """Why it does not answer at the moment; empty if it does."""
 
 
 class Sight(Struct, frozen=True):
-    """``trusted_since``: silence before this instant (start, a stall of the scheduler itself) counts for nothing."""
+    """``trusted_since``: silence before this time does not count, since the scheduler started or was itself stalled."""
 
     trusted_since: float = 0.0
     servers: HashTrieMap[str, ServerSight] = HashTrieMap()
     about: HashTrieMap[str, HashTrieMap[str, Testimony]] = HashTrieMap()
-    """Server to what each neighbour that watches it says of it."""
+    """Server to what each of its neighbours says of it."""
     wills: HashTrieMap[str, float] = HashTrieMap()
-    """Servers whose last will was read on the bus, and when."""
+    """Server to the time when its last will was read on the bus."""
     providers: HashTrieMap[str, ProviderSight] = HashTrieMap()
     calm_since: HashTrieMap[str, float] = HashTrieMap()
-    """Pool to the end of its last storm. What was silence before that was our own blindness."""
+    """Pool to the end of its last storm. Silence before that does not count: the scheduler could not hear."""
     ailing: HashTrieMap[str, HashTrieSet[str]] = HashTrieMap()
-    """Rule on vitals to the servers that ail by it: how many share it decides whose fault it is."""
+    """Rule to the servers whose vitals are bad by it. If many share it, it may not be their fault."""
     well: HashTrieSet[str] = HashTrieSet()
-    """Servers whose stream is open and that ail by nothing: whether there is one decides whether another can go."""
+    """Servers with an open stream and good vitals. A sick server can only go if there is another good one."""
 
     def hears(self, server: str, now: float, tempo: Tempo) -> bool:
         """Whether its stream is open and none of its beats is missing."""
@@ -95,13 +97,13 @@ class Sight(Struct, frozen=True):
         return seen is not None and seen.is_open and not tempo.has_missed(seen.heard_at, now)
 
     def report_of(self, server: str, cell: str) -> CellReport | None:
-        """What that server's agent said last of the cell. No agent is heard about another server's cells."""
+        """The newest report of the cell by that server's agent. No agent can report on another server's cells."""
         seen = self.servers.get(server)
         return None if seen is None else seen.reports.get(cell)
 
 
 def tell(sight: Sight, server: str, cell: str, verb: Verb, now: float) -> Sight:
-    """Remember that the cell's agent was told something, so that it is not told again at once."""
+    """Remember that a command was sent to the cell's agent, so that it is not sent again at once."""
     seen = sight.servers.get(server)
     if seen is None:
         return sight
@@ -109,14 +111,14 @@ def tell(sight: Sight, server: str, cell: str, verb: Verb, now: float) -> Sight:
 
 
 def tell_provider(sight: Sight, provider: str, cell: str, verb: Verb, now: float) -> Sight:
-    """The same for a provider."""
+    """Remember that a command was sent to a provider."""
     known = sight.providers.get(provider) or ProviderSight()
     known = replace(known, told=known.told.insert(cell, Told(verb, now)))
     return replace(sight, providers=sight.providers.insert(provider, known))
 
 
 def forget_server(sight: Sight, provider: str, cell: str) -> Sight:
-    """Drop what was seen and told of a server cell that is no more."""
+    """Drop what a provider said of a server cell that is gone, and what the provider was told about it."""
     known = sight.providers.get(provider)
     if known is None:
         return sight
@@ -130,7 +132,7 @@ def forget_server(sight: Sight, provider: str, cell: str) -> Sight:
 
 
 def forget_place(sight: Sight, server: str) -> Sight:
-    """Drop whatever was seen of a server that is gone for good, and what it said and others said of it."""
+    """Drop everything observed of a server that is gone for good, and all testimonies by it and about it."""
     seen = sight.servers.get(server)
     if seen is not None:
         sight = _recounted(sight, server, seen.ailing, ())
@@ -144,13 +146,13 @@ def forget_place(sight: Sight, server: str) -> Sight:
 
 
 def doubt(sight: Sight, server: str) -> Sight:
-    """What this server showed may be old; it has to report everything."""
+    """This server's reports may be outdated, so its agent has to report everything."""
     seen = sight.servers.get(server)
     return sight if seen is None else with_server(sight, server, replace(seen, is_doubtful=True))
 
 
 def forget(sight: Sight, server: str, cell: str) -> Sight:
-    """Drop what was seen and told of a cell that is no more."""
+    """Drop the report of a cell that is gone, and the command about it."""
     seen = sight.servers.get(server)
     if seen is None or (cell not in seen.reports and cell not in seen.told):
         return sight
@@ -170,7 +172,7 @@ def with_server(sight: Sight, server: str, seen: ServerSight) -> Sight:
 
 
 def _recounted(sight: Sight, server: str, before: tuple[Ailment, ...], after: tuple[Ailment, ...]) -> Sight:
-    """Keep count of who ails by what."""
+    """Keep the index of servers with bad vitals, by rule."""
     was, now = {one.rule for one in before}, {one.rule for one in after}
     ailing = sight.ailing
     for rule in sorted(was ^ now):

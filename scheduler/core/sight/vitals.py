@@ -55,7 +55,7 @@ class Ailment(Struct, frozen=True):
 
 def _disk_full(vitals: Vitals, limits: VitalLimits) -> str:
     if vitals.disk_error in OUT_OF_SPACE:
-        return f"no file can be written on its disk any more ({vitals.disk_error})"
+        return f"its disk takes no new files ({vitals.disk_error})"
     if vitals.disk_fraction < limits.disk_fraction:
         return ""
     return f"its disk is {vitals.disk_fraction:.1%} full, {limits.disk_fraction:.0%} is the limit"
@@ -64,7 +64,7 @@ def _disk_full(vitals: Vitals, limits: VitalLimits) -> str:
 def _disk_read_only(vitals: Vitals, _: VitalLimits) -> str:
     if not vitals.disk_error or vitals.disk_error in OUT_OF_SPACE:
         return ""
-    return f"nothing can be written to its disk ({vitals.disk_error})"
+    return f"its disk is not writable ({vitals.disk_error})"
 
 
 def _engine_hung(vitals: Vitals, _: VitalLimits) -> str:
@@ -97,7 +97,7 @@ def _kernel_errors(vitals: Vitals, limits: VitalLimits) -> str:
     if count is None or count < limits.kernel_errors_per_minute:
         return ""
     return (
-        f"its kernel logged {count} errors of its hardware in a minute, "
+        f"its kernel logged {count} hardware errors within a minute, "
         f"{limits.kernel_errors_per_minute} is the limit"
     )
 

@@ -1,7 +1,7 @@
-"""Blame is computed. Cells of one spec are identical, and cells of one server share its fate:
+"""Blame is computed from what deaths have in common.
 
-deaths that share a spec across servers blame the spec; deaths of different specs on one server blame the server;
-silence that many servers share blames the scheduler's own sight (``storm``).
+Deaths of one spec on several servers blame the spec. Deaths of several specs on one server blame the server. Silence
+of many servers at once blames the scheduler's own network (``storm``).
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from galactica.scheduler.core.model.verdict import Evidence
 
 SPEC_DEATHS = 3
 SPEC_SERVERS = 2
-"""So many deaths of one spec, on so many servers, and it is not the servers."""
+"""The spec is blamed from this many deaths, on this many servers."""
 
 SERVER_DEATHS = 3
 SERVER_GROUPS = 2
-"""Fewer deaths, or deaths of fewer groups, say nothing about their server."""
+"""A server is not blamed for fewer deaths, or for deaths of fewer groups."""
 
 CHANCE_LIMIT = 0.001
-"""Deaths that gather on one server by chance as rarely as this are no chance."""
+"""A server is blamed if the probability that so many deaths fell on it by chance is below this."""
 
 CHANCE_LIMIT_OF_ALL = 0.01
-"""The same for all servers that could be blamed together: among hundreds one is always unlucky."""
+"""The same for all compared servers together: among hundreds of servers one is always unlucky."""
 
 SUSPECT_DEATHS = 2
-"""So many deaths on one server, and it gets no new cells while others may take them."""
+"""From this many deaths on, a server gets no new cells while others can take them."""
 
 
 class Blame(Struct, frozen=True):
-    """``evidence``: the table that it rests on."""
+    """``evidence``: the deaths that it rests on."""
 
     reason: str
     evidence: tuple[Evidence, ...]
@@ -51,10 +51,11 @@ def blame_spec(deaths: Sequence[Death], digest: str, now: float, window_seconds:
 
 
 def blame_server(server: Server, fleet: Fleet, now: float, window_seconds: float) -> Blame | None:
-    """Whether the server is to blame for the deaths on it: they are of several groups, and of all deaths of these
-    groups more fell on it than chance would have it, given its share of their cells. So neither a spec that dies
-    everywhere nor whoever kills cells all over the fleet makes a server look bad, and one that has nobody beside it
-    to be compared with is never blamed."""
+    """Whether the server is to blame for the deaths on it.
+
+    It is if the deaths belong to several groups, and if more of these groups' deaths fell on it than chance explains,
+    given its share of their cells. So a spec that dies everywhere does not blame a server, nor does somebody who kills
+    cells all over the fleet. A server that cannot be compared with others is never blamed."""
     recent = [death for death in server.deaths if now - death.at <= window_seconds]
     groups = {death.group for death in recent if _is_known(death, fleet)}
     if len(recent) < SERVER_DEATHS or len(groups) < SERVER_GROUPS:
@@ -79,20 +80,20 @@ def blame_server(server: Server, fleet: Fleet, now: float, window_seconds: float
 
 
 def _is_known(death: Death, fleet: Fleet) -> bool:
-    """A group that was deleted, and perhaps applied again under its old name, does not speak any more."""
+    """Deaths of a deleted group do not count, even if a group of the same name was applied again."""
     state = fleet.groups.get(death.group)
     return state is not None and death in state.deaths
 
 
 def chance_of(here: int, everywhere: int, share: float) -> float:
-    """The probability that so many deaths or more fall on one server that has ``share`` of the cells, where each cell
-    is as likely to die as any other: the upper tail of the binomial distribution."""
+    """The probability that at least ``here`` of ``everywhere`` deaths fall on a server that has ``share`` of the
+    cells, if each cell is equally likely to die: the upper tail of the binomial distribution."""
     tail = range(here, everywhere + 1)
     return sum(comb(everywhere, k) * share**k * (1.0 - share) ** (everywhere - k) for k in tail)
 
 
 def is_suspect(deaths: Sequence[Death], now: float, window_seconds: float) -> bool:
-    """Whether a server had deaths enough to spare it new cells for a while."""
+    """Whether a server had enough deaths to get no new cells for a while."""
     return sum(now - death.at <= window_seconds for death in deaths) >= SUSPECT_DEATHS
 
 

@@ -1,7 +1,7 @@
-"""Verdicts: what the evidence says of a cell or a server at one moment.
+"""Verdicts on containers: what the evidence says at one moment.
 
-Each verdict is an ordered table: the first rule that matches wins, and its name is what ``galactica why`` prints.
-Nothing here is stored, and nothing here acts.
+The rules are an ordered table: the first match wins, and ``galactica why`` prints its name. Nothing here is stored, and
+nothing here acts.
 """
 
 from __future__ import annotations
@@ -85,17 +85,17 @@ def _ended(case: _Case) -> Verdict | None:
 
 
 def _vanished(case: _Case) -> Verdict | None:
-    """The agent answers but no longer has a cell that it had taken."""
+    """The agent answers, but no longer has a cell that it had accepted."""
     if case.silent or case.cell.phase is Phase.ORDERED:
         return None
     if case.report is not None and case.report.state is not CellState.GONE:
         return None
-    reason = "its agent does not have it any more"
+    reason = "its agent no longer has it"
     return Verdict(Health.DEAD, Rule.VANISHED, reason, (_fact(case, reason),))
 
 
 def _boot_timeout(case: _Case) -> Verdict | None:
-    """Time during which its agent could not be heard does not count."""
+    """Time without contact to its agent does not count."""
     if case.cell.was_ready or case.seen is None or case.silent:
         return None
     since = max(case.cell.ordered_at, case.trusted_since, case.seen.attached_at)
@@ -117,7 +117,7 @@ def _probe_failed(case: _Case) -> Verdict | None:
 def _server_silent(case: _Case) -> Verdict | None:
     if not case.silent:
         return None
-    reason = f"nothing is heard from its server {case.cell.server}"
+    reason = f"no heartbeat from its server {case.cell.server}"
     return Verdict(Health.SUSPECT, Rule.SERVER_SILENT, reason, (Evidence("scheduler", reason, case.now),))
 
 
@@ -152,7 +152,7 @@ CELL_RULES: tuple[Callable[[_Case], Verdict | None], ...] = (
 
 
 def _failures(case: _Case) -> int:
-    """Failures in a row that count: until its first success a cell boots, and booting has its own rule."""
+    """Failures in a row that count. Before its first success a cell is booting, which has a rule of its own."""
     probe = case.report.probe if case.report else None
     if probe is None or not (probe.has_passed or case.cell.was_ready):
         return 0
@@ -169,7 +169,7 @@ def _fact(case: _Case, says: str) -> Evidence:
 
 
 def is_serving(cell: Cell, spec: Spec, sight: Sight) -> bool:
-    """Whether the agent's word is enough for READY: it runs, and its probe (if it has one) passes."""
+    """Whether the agent reports enough for READY: the cell runs, and its probe (if it has one) passes."""
     report = sight.report_of(cell.server, cell.id)
     if report is None or report.state is not CellState.RUNNING:
         return False

@@ -1,6 +1,4 @@
-"""The facts about a server: when it was heard, what its neighbours and its provider say, how long silence is
-tolerated.
-"""
+"""The facts about a server: when it was last heard, what neighbours and provider say, how long silence is tolerated."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ from galactica.scheduler.core.sight.observations import (
 from galactica.scheduler.core.sight.state import Sight
 
 TEMPO_WORTH_TELLING = 0.1
-"""A beat or lease that changed by this fraction is told to agents whose session has begun."""
+"""Agents with an open session are told of a beat or lease that changed by this fraction."""
 
 
 class Terms(NamedTuple):
@@ -38,14 +36,14 @@ def terms_of(fleet: Fleet, server: Server, policy: Policy) -> Terms:
 
 
 class Witnesses(NamedTuple):
-    """What those neighbours say that can themselves be heard."""
+    """What a server's neighbours say. Only neighbours count that the scheduler itself hears."""
 
     answers: int
     refused: int
     silent: int
     facts: tuple[Evidence, ...]
     silent_since: float
-    """When the last of the neighbours that hear nothing began to; 0 where there is none."""
+    """When the last of the neighbours without an answer stopped getting one; 0 if there is none."""
 
     @property
     def total(self) -> int:
@@ -57,13 +55,13 @@ class Witnesses(NamedTuple):
 
 
 def last_heard_at(server: Server, sight: Sight) -> float:
-    """From when on its silence counts."""
+    """The time from which its silence counts."""
     seen = sight.servers.get(server.id)
     return max(seen.heard_at if seen else server.joined_at, trusted_since_of(server, sight))
 
 
 def trusted_since_of(server: Server, sight: Sight) -> float:
-    """What was silence before that was our own blindness."""
+    """Silence before this time does not count: the scheduler itself could not hear."""
     return max(sight.trusted_since, sight.calm_since.get(server.pool) or 0.0)
 
 
@@ -93,8 +91,8 @@ def _pool_spec(fleet: Fleet, server: Server) -> Spec | None:
 
 
 def missing_at_of(fleet: Fleet, server: Server, sight: Sight) -> float | None:
-    """When its provider was asked for the list that leaves it out; None where it is listed, or where nothing can be
-    concluded: from a list of before it joined, or from one that names nobody."""
+    """When its provider was asked for the newest list, if that list does not contain it. None if it is listed, or if
+    the list proves nothing: it is older than the server's joining, or it is empty."""
     spec = _pool_spec(fleet, server)
     provider = sight.providers.get(provider_of(spec)) if spec else None
     if provider is None or not len(provider.servers) or server.id in provider.servers:
@@ -103,7 +101,7 @@ def missing_at_of(fleet: Fleet, server: Server, sight: Sight) -> float | None:
 
 
 def witnesses_of(server: Server, sight: Sight, now: float, tempo: Tempo) -> Witnesses:
-    """Neighbours that can themselves reach us; the bus counts as one that hears nothing."""
+    """What the neighbours say that the scheduler hears. A last will on the bus counts as one more silent neighbour."""
     counts = dict.fromkeys(Answer, 0)
     facts = []
     silent_since = 0.0
@@ -126,7 +124,7 @@ def witnesses_of(server: Server, sight: Sight, now: float, tempo: Tempo) -> Witn
 def _fact(watcher: str, testimony: Testimony) -> Evidence:
     words = {
         Answer.ANSWERS: "its agent answers",
-        Answer.REFUSED: "its kernel answers, its agent does not",
-        Answer.SILENT: "nothing comes back from it",
+        Answer.REFUSED: "its kernel answers, but its agent does not",
+        Answer.SILENT: "no answer to pings",
     }
     return Evidence(f"neighbour {watcher}", words[testimony.answer], testimony.since)

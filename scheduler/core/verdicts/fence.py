@@ -1,8 +1,8 @@
-"""When an exclusive cell has ended although nobody can say so: its agent, or the watchdog beside it, has ended it.
+"""When an exclusive cell on a lost server has surely ended: its agent, or the agent's watchdog, has ended it by then.
 
-An agent ends such cells when the lease has passed since it sent the newest message that we are known to have heard
-(``agent.fence``). What we heard last was sent before we heard it, so here the same time is counted from a later start,
-and everything that may make it longer there is added.
+The agent ends such a cell one lease after it sent the newest message that the scheduler has acknowledged (the agent's
+``core.fence``). The scheduler heard that message later than it was sent. So it counts the same time from a later start,
+and adds everything that may make the agent's time longer.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from galactica.scheduler.core.sight.state import Sight
 from galactica.scheduler.core.verdicts.evidence import TEMPO_WORTH_TELLING, terms_of
 
 CLOCK_RATE = 0.002
-"""No two clocks tick alike. Ten times what NTP lets a clock drift, and its slewing on top (RFC 5905: 500 ppm)."""
+"""How much two clocks may differ in speed. NTP tolerates a drift of 500 ppm (RFC 5905); this is four times as much."""
 LEASE_BEATS_LEAST = 2.0
-"""Agents take no lease that is shorter."""
+"""Agents accept no shorter lease."""
 
 
 def ended_at(fleet: Fleet, server: Server, spec: Spec, sight: Sight, policy: Policy) -> float:
-    """From when on a cell of that spec on that server has ended, if nothing is heard of it until then.
+    """When a cell of that spec on that server has ended for sure, if the server stays silent until then.
 
-    A scheduler that starts anew does not know what was heard before it: for it all was heard until its start."""
+    A scheduler that has just started does not know when the server was last heard. It assumes its own start."""
     terms = terms_of(fleet, server, policy)
     beat_seconds = terms.tempo.beat_seconds
     pool = fleet.groups.get(server.pool) if server.pool else None
     longest = pool.longest_lease_seconds if pool else 0.0
-    # It may have been told a lease that was as long as any, and a little more than what we count with.
+    # The agent may go by the longest lease that the pool ever had, and by a lease slightly above the current one.
     lease = max(LEASE_BEATS_LEAST * beat_seconds, terms.lease_seconds, longest) * (1 + TEMPO_WORTH_TELLING)
     seen = sight.servers.get(server.id)
     heard_at = max(seen.heard_at if seen else 0.0, sight.trusted_since)

@@ -34,7 +34,7 @@ def server_cell_verdict(
     if made is not None and made.state is ProviderState.GONE:
         if of_place is not None and of_place.rule in (Rule.PROVIDER_GONE, Rule.PROVIDER_CONTRADICTED):
             return of_place  # it has weighed the same word
-        reason = f"its provider says that it is gone{': ' + made.reason if made.reason else ''}"
+        reason = f"its provider reports that it is gone{': ' + made.reason if made.reason else ''}"
         facts = (Evidence("provider", reason, now), *(of_place.evidence if of_place else ()))
         return Verdict(Health.DEAD, Rule.PROVIDER_GONE, reason, facts)
     deadline = max(cell.ordered_at, trusted_since) + spec.health.boot_within_seconds
@@ -44,7 +44,7 @@ def server_cell_verdict(
     if of_place is not None:
         return of_place
     if made is None:
-        return Verdict(Health.HEALTHY, Rule.ORDERED, "its provider makes it", next_look_at=deadline)
+        return Verdict(Health.HEALTHY, Rule.ORDERED, "its provider is making it", next_look_at=deadline)
     return Verdict(Health.HEALTHY, Rule.BOOTING, "its agent has not attached yet", next_look_at=deadline)
 
 

@@ -1,7 +1,7 @@
 """Verdicts on servers: death by evidence, not by time-out.
 
-Silence alone is weak: it may be the server, its agent, the network between, or ourselves. What neighbours, provider and
-bus say makes it strong. The first matching rule wins, and the certificate carries the whole table that it rests on.
+Silence alone is weak evidence: the cause may be the server, its agent, the network, or this scheduler. The words of
+neighbours, provider and bus make it strong. The first matching rule wins. The death certificate shows all the facts.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from galactica.scheduler.core.verdicts.evidence import (
 from galactica.scheduler.core.verdicts.vitals import vitals_verdict
 
 STALL_SECONDS = 1.95
-"""An agent may be held up for two seconds (swapped out, frozen, on a host too busy) and is not dead. Its neighbours'
-silence must have lasted so long, and the scheduler's own a beat longer, since nobody knows how long before the stall
-it spoke last. A little less than two, so that with beats of a second a real death is known within three."""
+"""An agent may stall for two seconds (swapped out, frozen, on a busy host) and be alive. So neighbours must have had no
+answer for this long. The scheduler must have heard nothing for one beat longer, since nobody knows how long before
+the stall the last beat was sent. A little less than two seconds, so that a real death is known within three."""
 
 
 class _Case:
@@ -68,28 +68,28 @@ class _Case:
 
     @property
     def is_silent(self) -> bool:
-        """Nothing is heard: not one beat late, and not a stream that the agent closed a moment ago."""
+        """More than one late beat is missing, and more than a moment has passed since a closed stream."""
         return self.terms.tempo.is_silent(self.heard_at, self.now)
 
     @property
     def grace_until(self) -> float:
-        """One full lease for everyone, from when on the scheduler hears at all."""
+        """Every server gets one full lease from the moment when the scheduler starts to listen."""
         return trusted_since_of(self.server, self.sight) + self.terms.lease_seconds
 
     @property
     def stalled_until(self) -> float:
-        """Until then all the silence may be one stall that is over before anybody has to act."""
+        """Until then a single stall could explain the whole silence."""
         spoke_until = self.heard_at + self.terms.tempo.beat_seconds
         return max(spoke_until, self.witnesses.silent_since) + STALL_SECONDS
 
     def facts(self) -> tuple[Evidence, ...]:
         last = Evidence(f"agent {self.server.id}", "last heard", self.heard_at)
         if self.seen is None:
-            link = Evidence("scheduler", "no session since this scheduler started", self.now)
+            link = Evidence("scheduler", "it has not connected since this scheduler started", self.now)
         elif self.seen.closed_at is not None:
             link = Evidence("link", "its stream was closed", self.seen.closed_at)
         else:
-            link = Evidence("link", "its stream is open and silent", self.now)
+            link = Evidence("link", "its stream is open but silent", self.now)
         return (last, link, *self.witnesses.facts)
 
 
@@ -101,11 +101,11 @@ def server_verdict(fleet: Fleet, server: Server, sight: Sight, now: float, polic
         if verdict is not None:
             return verdict
     next_look_at = case.heard_at + _first_look(case.terms)
-    return Verdict(Health.HEALTHY, Rule.BEATING, "it beats", next_look_at=next_look_at)
+    return Verdict(Health.HEALTHY, Rule.BEATING, "it sends heartbeats", next_look_at=next_look_at)
 
 
 def _first_look(terms: Terms) -> float:
-    """When silence from now on would first say something."""
+    """The earliest moment at which silence from now on would matter."""
     return min(terms.lease_seconds, terms.tempo.silent_seconds + 0.01)
 
 
@@ -123,33 +123,40 @@ def _condemned(case: _Case) -> Verdict | None:
 def _enrolled(case: _Case) -> Verdict | None:
     if case.server.phase is not Phase.ORDERED:
         return None
-    return Verdict(Health.HEALTHY, Rule.ENROLLED, "it enrolled and has not attached yet")
+    return Verdict(Health.HEALTHY, Rule.ENROLLED, "enrolled; its agent has not attached yet")
 
 
 def _provider_gone(case: _Case) -> Verdict | None:
-    """Believed at once where nothing speaks against it. What beats on is not gone, whoever says so."""
+    """The provider is believed at once if nothing contradicts it. A server that still sends heartbeats is never treated
+    as gone, whatever its provider says."""
     made = case.made
     if made is None or made.state is not ProviderState.GONE:
         return None
-    reason = f"its provider says that it is gone{': ' + made.reason if made.reason else ''}"
+    reason = f"its provider reports that it is gone{': ' + made.reason if made.reason else ''}"
     facts = (Evidence("provider", reason, case.now), *case.facts())
     if case.seen is not None and case.seen.is_open and not case.is_silent:
         until = case.heard_at + _first_look(case.terms)
-        return Verdict(Health.SUSPECT, Rule.PROVIDER_CONTRADICTED, f"{reason}, but it beats", facts, until)
+        return Verdict(
+            Health.SUSPECT,
+            Rule.PROVIDER_CONTRADICTED,
+            f"{reason}, but it still sends heartbeats",
+            facts,
+            until,
+        )
     return Verdict(Health.DEAD, Rule.PROVIDER_GONE, reason, facts)
 
 
 def _left(case: _Case) -> Verdict | None:
-    """No silence: it said so itself."""
+    """This is not silence: the agent announced it."""
     if case.seen is None or not case.seen.has_left:
         return None
-    return Verdict(Health.DEAD, Rule.LEFT, "its agent ended its cells and left, as it had said", case.facts())
+    return Verdict(Health.DEAD, Rule.LEFT, "its agent ended its cells and left, as announced", case.facts())
 
 
 def _leaving(case: _Case) -> Verdict | None:
     if case.seen is None or not case.seen.is_leaving:
         return None
-    return Verdict(Health.SUSPECT, Rule.LEAVING, "its agent ends its cells, and will leave", case.facts())
+    return Verdict(Health.SUSPECT, Rule.LEAVING, "its agent is ending its cells and will leave", case.facts())
 
 
 def _neighbours_silent(case: _Case) -> Verdict | None:
@@ -157,21 +164,21 @@ def _neighbours_silent(case: _Case) -> Verdict | None:
         return None
     until = case.grace_until
     if case.now < until:
-        reason = "the scheduler itself has just begun to hear: everyone has one full lease"
+        reason = "the scheduler has only just started to listen: every server gets one full lease"
         return Verdict(Health.SUSPECT, Rule.GRACE, reason, case.facts(), next_look_at=until)
     reason = (
-        f"nothing heard for {case.silence_seconds:.1f} s, and {case.witnesses.silent} of "
-        f"{case.witnesses.total} witnesses hear nothing either"
+        f"no heartbeat for {case.silence_seconds:.1f} s, and {case.witnesses.silent} of "
+        f"{case.witnesses.total} witnesses get no answer either"
     )
     until = case.stalled_until
     if case.now < until:
-        reason = f"{reason}; for a moment more it may only be held up"
+        reason = f"{reason}; it may only be stalled, so the verdict waits a moment"
         return Verdict(Health.SUSPECT, Rule.FALLING_SILENT, reason, case.facts(), next_look_at=until)
     return Verdict(Health.DEAD, Rule.NEIGHBOURS_SILENT, reason, case.facts())
 
 
 def _blamed(case: _Case) -> Verdict | None:
-    """It beats, but what lives on it dies."""
+    """It sends heartbeats, but its cells die."""
     blame = blame_server(case.server, case.fleet, case.now, case.policy.blame_window_seconds)
     if blame is None:
         return None
@@ -184,9 +191,9 @@ def _cut_off(case: _Case) -> Verdict | None:
     until = case.heard_at + case.terms.cut_off_after_seconds
     count = f"{case.witnesses.answers} of {case.witnesses.total} neighbours reach it"
     if case.now >= until:
-        reason = f"cut off from the scheduler for {case.silence_seconds:.0f} s, although {count}"
+        reason = f"no heartbeat for {case.silence_seconds:.0f} s, although {count}"
         return Verdict(Health.DEAD, Rule.CUT_OFF_TOO_LONG, reason, case.facts())
-    reason = f"the scheduler hears nothing, but {count}: it is cut off and keeps its cells"
+    reason = f"no heartbeat, but {count}: the server is cut off and keeps its cells"
     return Verdict(Health.SUSPECT, Rule.CUT_OFF, reason, case.facts(), next_look_at=until)
 
 
@@ -196,35 +203,38 @@ def _agent_gone(case: _Case) -> Verdict | None:
     until = case.heard_at + case.terms.lease_seconds
     count = f"{case.witnesses.refused} of {case.witnesses.total} neighbours reach its kernel"
     if case.now >= until:
-        reason = f"its agent is gone for longer than its lease of {case.terms.lease_seconds:g} s; {count}"
+        reason = (
+            f"its agent has been gone for longer than its lease of {case.terms.lease_seconds:g} s; {count}"
+        )
         return Verdict(Health.DEAD, Rule.AGENT_GONE, reason, case.facts())
     if not case.is_silent and case.seen is not None and case.seen.is_open:
         return None
-    reason = f"its agent is gone, the host lives ({count}); it keeps its cells until the lease ends"
+    reason = f"its agent is gone, but the host is alive ({count}); it keeps its cells until the lease ends"
     return Verdict(Health.SUSPECT, Rule.AGENT_AWAY, reason, case.facts(), next_look_at=until)
 
 
 def _unlisted(case: _Case) -> Verdict | None:
-    """A list that leaves it out is no proof, as lists may be late or incomplete; together with silence it is."""
+    """A list without the server is not proof, since lists may be late or incomplete. A list and silence together
+    are."""
     if case.missing_at is None or not case.is_silent:
         return None
-    reason = f"its provider does not list it any more, and nothing is heard for {case.silence_seconds:.1f} s"
+    reason = f"its provider no longer lists it, and no heartbeat came for {case.silence_seconds:.1f} s"
     until = max(case.grace_until, case.stalled_until)
     if case.now < until:
-        reason = f"{reason}; for a moment more it may only be held up"
+        reason = f"{reason}; it may only be stalled, so the verdict waits a moment"
         return Verdict(Health.SUSPECT, Rule.FALLING_SILENT, reason, case.facts(), next_look_at=until)
-    fact = Evidence("provider", "its list leaves it out", case.missing_at)
+    fact = Evidence("provider", "its list does not contain it", case.missing_at)
     return Verdict(Health.DEAD, Rule.UNLISTED, reason, (fact, *case.facts()))
 
 
 def _lease_expired(case: _Case) -> Verdict | None:
-    """Where nobody can testify, or those who can contradict each other, the lease alone decides."""
+    """If no neighbour can report, or the neighbours disagree, the lease alone decides."""
     if case.silence_seconds < case.terms.lease_seconds:
         return None
-    why = "no neighbour can testify" if not case.witnesses.total else "its neighbours contradict each other"
+    why = "no neighbour can report on it" if not case.witnesses.total else "its neighbours disagree"
     reason = (
-        f"nothing heard for {case.silence_seconds:.1f} s, longer than its lease of "
-        f"{case.terms.lease_seconds:g} s; {why}, so the lease alone decides"
+        f"no heartbeat for {case.silence_seconds:.1f} s, longer than its lease of "
+        f"{case.terms.lease_seconds:g} s; {why}; the lease alone decides"
     )
     return Verdict(Health.DEAD, Rule.LEASE_EXPIRED, reason, case.facts())
 
@@ -239,22 +249,22 @@ def _stream_closed(case: _Case) -> Verdict | None:
 def _beats_missed(case: _Case) -> Verdict | None:
     if not case.is_silent:
         return None
-    reason = f"nothing heard for {case.silence_seconds:.1f} s; it keeps its cells until the lease ends"
+    reason = f"no heartbeat for {case.silence_seconds:.1f} s; it keeps its cells until the lease ends"
     return Verdict(Health.SUSPECT, Rule.BEATS_MISSED, reason, case.facts(), next_look_at=_next(case))
 
 
 def _ailing(case: _Case) -> Verdict | None:
-    """It is heard, and what it says of itself is bad."""
+    """It sends heartbeats, and its vitals are bad."""
     verdict = vitals_verdict(case.fleet, case.server, case.sight, case.now, case.policy.vitals)
     if verdict is None or verdict.health is Health.SICK:
         return verdict
-    silent_at = case.heard_at + _first_look(case.terms)  # that it ails does not mean that it cannot die
+    silent_at = case.heard_at + _first_look(case.terms)  # a server with bad vitals can fall silent too
     return replace(verdict, next_look_at=min(silent_at, verdict.next_look_at or silent_at))
 
 
 def _next(case: _Case) -> float:
-    """Neighbours may speak sooner; that is news, and needs no look of its own, but their witnesses' standing may change
-    with time alone."""
+    """A neighbour's report is news and needs no planned look. But a neighbour may itself fall silent, which only the
+    passing of time shows."""
     lease_end = case.heard_at + case.terms.lease_seconds
     return min(lease_end, case.now + case.terms.tempo.beat_seconds)
 

@@ -1,7 +1,7 @@
-"""The guard against our own blindness: when many fall silent together, it is our sight that is to blame.
+"""The storm guard: when many servers fall silent together, the scheduler suspects its own network.
 
-Absolute number, share and time window together, so that small pools can still lose one, and nothing large is lost
-because a switch, a scheduler or a network had a bad minute.
+The guard combines a number, a share and a time window. So a small pool can still lose one server, and a large pool
+loses none because a switch, a network or the scheduler had a bad minute.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from galactica.scheduler.core.verdicts.evidence import last_heard_at
 
 
 def storm_of(fleet: Fleet, sight: Sight, pool: str, now: float, policy: Policy) -> Storm | None:
-    """The pool's storm, if there is one that neither expired nor was released. While nobody at all is heard, of any
-    pool, it does not expire."""
+    """The pool's storm, unless it has expired or was released. It does not expire while the scheduler hears no
+    server of any pool."""
     silence = _silence_in(fleet, sight, pool, now, policy)
     is_blind = _is_blind(fleet, sight, now, policy)
     if not silence.silent or not (silence.is_storm or is_blind):
@@ -29,10 +29,10 @@ def storm_of(fleet: Fleet, sight: Sight, pool: str, now: float, policy: Policy) 
         return None
     where = f"pool {pool}" if pool else "the joined servers"
     count = len(silence.silent)
-    doubt = "the scheduler doubts its own sight and condemns none of them for silence"
+    doubt = "the scheduler suspects its own network and condemns none of them for silence"
     if is_blind:
-        doubt += "; it hears nobody at all, so that only an operator can end this"
-    within = f"within {policy.storm_window_seconds:g} s, more than {silence.believed}"
+        doubt += "; it hears no server at all, so only an operator can end this"
+    within = f"within {policy.storm_window_seconds:g} s, more than {silence.tolerated}"
     reason = (
         f"{count} of {silence.of} of {where} fell silent{f' {within}' if silence.is_storm else ''}: {doubt}"
     )
@@ -40,8 +40,8 @@ def storm_of(fleet: Fleet, sight: Sight, pool: str, now: float, policy: Policy) 
 
 
 def is_released(fleet: Fleet, sight: Sight, server: Server, now: float, policy: Policy) -> bool:
-    """Whether an operator said that this silence is real. Who falls silent after that may be out of sight all the same:
-    nobody spoke of those."""
+    """Whether an operator confirmed that this server's silence is real. The release covers only servers that were
+    silent at that moment. Those that fall silent later are guarded again."""
     until = fleet.released.get(server.pool)
     if until is None or now >= until:
         return False
@@ -50,26 +50,27 @@ def is_released(fleet: Fleet, sight: Sight, server: Server, now: float, policy: 
 
 
 def is_calm(fleet: Fleet, sight: Sight, pool: str, now: float, policy: Policy) -> bool:
-    """No more of the pool are silent than is believed, and somebody is heard."""
+    """Whether the pool has no more silent servers than tolerated, and the scheduler hears some server."""
     silence = _silence_in(fleet, sight, pool, now, policy)
     return not silence.is_storm and not _is_blind(fleet, sight, now, policy)
 
 
 class _Silence(NamedTuple):
-    """``silent``: server to since when. ``of``: so many could be. ``believed``: so many may be at once."""
+    """``silent``: server to the time it was last heard. ``of``: how many servers count. ``tolerated``: how many may be
+    silent at once before it is a storm."""
 
     silent: Mapping[str, float]
     of: int
-    believed: int
+    tolerated: int
 
     @property
     def is_storm(self) -> bool:
-        return len(self.silent) > self.believed
+        return len(self.silent) > self.tolerated
 
     @property
     def since(self) -> float:
         """Start of the storm: when the first server beyond the tolerated number fell silent."""
-        return sorted(self.silent.values())[self.believed if self.is_storm else 0]
+        return sorted(self.silent.values())[self.tolerated if self.is_storm else 0]
 
 
 def _silence_in(fleet: Fleet, sight: Sight, pool: str, now: float, policy: Policy) -> _Silence:
@@ -86,14 +87,14 @@ def _silence_in(fleet: Fleet, sight: Sight, pool: str, now: float, policy: Polic
 
 
 def hears_anybody(fleet: Fleet, sight: Sight, now: float, policy: Policy) -> bool:
-    """One that is cut off from everybody must not replace a healthy fleet however long that lasts."""
+    """Whether any server was heard lately. A scheduler that is cut off from all servers must never replace them."""
     tempo = policy.tempo(len(fleet.servers))
     return not all(tempo.is_silent(seen.heard_at, now) for seen in sight.servers.values())
 
 
 def _is_blind(fleet: Fleet, sight: Sight, now: float, policy: Policy) -> bool:
-    """Nobody at all is heard, and there are several who could be, or could a moment ago: then it does not matter how
-    small their pools are. One alone may well have died."""
+    """No server is heard, although there are several now or were a moment ago. Then the guard holds for pools of any
+    size. A single server may really have died."""
     if hears_anybody(fleet, sight, now, policy):
         return False
     there = {server.id for server in fleet.servers.values() if _counts(server)}

@@ -1,7 +1,7 @@
-"""What a server's own vitals mean for it: suspect while they are bad, sick once they stay bad.
+"""Verdicts by a server's own vitals: suspect while they are bad, sick once they stay bad.
 
-A server that beats is judged here with care: what many share is hardly each one's fault, and the last one that works
-is better than none.
+Such a server still sends heartbeats, so these rules are careful. A trouble that many servers share is hardly the fault
+of each. The last working server is better than none.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def vitals_verdict(
     if not lasting:
         first = seen.ailing[0]
         due_at = first.since + limits.ailing_seconds
-        reason = f"{first.says}; it gets no new cells while others can take them"
+        reason = f"{first.says}; it gets no new cells while other servers can take them"
         return Verdict(Health.SUSPECT, first.rule, reason, facts, due_at if due_at > now else None)
     ailment = next((one for one in lasting if not _is_ours(one, fleet, sight, limits)), None)
     look_at = now + limits.ailing_seconds
@@ -34,18 +34,18 @@ def vitals_verdict(
         count = len(sight.ailing.get(lasting[0].rule) or ())
         reason = (
             f"{lasting[0].says}, but so are those of {count} of {len(fleet.servers)} servers: "
-            "the scheduler doubts its own clock and condemns none of them"
+            "the scheduler suspects its own clock and condemns none of them"
         )
         return Verdict(Health.SUSPECT, lasting[0].rule, reason, facts, look_at)
     reason = f"{ailment.says}, for {now - ailment.since:.0f} s"
     if not server.pool and not _can_be_spared(fleet, server, sight):
-        reason += "; no other server that is well could take its cells, so that it stays"
+        reason += "; no other healthy server could take its cells, so it stays"
         return Verdict(Health.SUSPECT, ailment.rule, reason, facts, look_at)
     return Verdict(Health.SICK, ailment.rule, reason, facts)
 
 
 def _is_ours(ailment: Ailment, fleet: Fleet, sight: Sight, limits: VitalLimits) -> bool:
-    """Clocks are compared with our own: where many are wrong, it is ours."""
+    """Clocks are compared with the scheduler's. If many seem wrong, the scheduler's is wrong."""
     sharing = len(sight.ailing.get(ailment.rule) or ())
     return ailment.rule == Rule.CLOCK_OFF and sharing > max(
         1, int(len(fleet.servers) * limits.clock_fraction)
@@ -53,6 +53,6 @@ def _is_ours(ailment: Ailment, fleet: Fleet, sight: Sight, limits: VitalLimits) 
 
 
 def _can_be_spared(fleet: Fleet, server: Server, sight: Sight) -> bool:
-    """Whether another server that is well could take what runs on it. Nobody orders one in place of a joined one."""
+    """Whether another healthy server could take its cells. No provider replaces a server that joined by itself."""
     others = (fleet.servers.get(name) for name in sight.well if name != server.id)
     return any(other is not None and other.phase is Phase.READY for other in others)
