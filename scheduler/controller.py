@@ -17,7 +17,14 @@ import structlog
 from galactica.scheduler.core.model.events import Record
 from galactica.scheduler.core.model.fleet import Fleet
 from galactica.scheduler.core.model.policy import Policy
-from galactica.scheduler.core.model.requests import Accepted, JournalRefuses, RecordRefusal, Refused, Request
+from galactica.scheduler.core.model.requests import (
+    Accepted,
+    Asker,
+    JournalRefuses,
+    RecordRefusal,
+    Refused,
+    Request,
+)
 from galactica.scheduler.core.ports import Clock, Outbox, ProviderOutbox, View
 from galactica.scheduler.core.sight.observations import Observation
 from galactica.scheduler.core.transitions import apply
@@ -79,7 +86,7 @@ class Controller:
     async def observe(self, observation: Observation) -> None:
         await self._inbox.put(observation)
 
-    async def ask(self, request: Request, by: str) -> Accepted:
+    async def ask(self, request: Request, by: Asker) -> Accepted:
         if isinstance(request, RecordRefusal) and not self._worth_recording(request):
             return Accepted(self._core.fleet.position)
         ticket = next(self._tickets)

@@ -15,6 +15,7 @@ from galactica.scheduler.core.model.keys import Key, ServerKey, SlotKey, cells_o
 from galactica.scheduler.core.model.requests import (
     Accepted,
     ApplyGroups,
+    Asker,
     CondemnCell,
     CreateToken,
     DeleteGroup,
@@ -43,33 +44,34 @@ class Admitted(Struct, frozen=True):
     dirty: Mapping[Key, str] = {}
 
 
-def admit(draft: Draft, request: Request, by: str) -> Admitted:
+def admit(draft: Draft, request: Request, by: Asker) -> Admitted:
     """Decide a request on top of the draft. Raises Refused, and then has decided nothing."""
+    draft.cause = str(by)
     match request:
         case ApplyGroups():
-            return _apply_groups(draft, request, by)
+            return _apply_groups(draft, request)
         case DeleteGroup():
-            return _delete_group(draft, request, by)
+            return _delete_group(draft, request)
         case CondemnCell():
-            return _condemn_cell(draft, request, by)
+            return _condemn_cell(draft, request, by.name)
         case OpenShell():
-            return _open_shell(draft, request, by)
+            return _open_shell(draft, request, by.name)
         case DrainServer():
-            return _drain_server(draft, request, by)
+            return _drain_server(draft, request, by.name)
         case CreateToken():
-            return _create_token(draft, request, by)
+            return _create_token(draft, request)
         case ReleaseStorm():
-            return _release_storm(draft, request, by)
+            return _release_storm(draft, request)
         case Enrol():
-            return _enrol(draft, request, by)
+            return _enrol(draft, request)
         case EnrolOperator():
-            draft.emit(e.OperatorEnrolled(request.operator, request.role, request.expires_at), by)
+            draft.emit(e.OperatorEnrolled(request.operator, request.role, request.expires_at))
         case RecordRefusal():
-            draft.emit(e.CallRefused(request.caller, request.role, request.call), by)
+            draft.emit(e.CallRefused(request.caller, request.role, request.call))
     return Admitted(Accepted(draft.fleet.position))
 
 
-def _apply_groups(draft: Draft, request: ApplyGroups, by: str) -> Admitted:
+def _apply_groups(draft: Draft, request: ApplyGroups) -> Admitted:
     _check_size(draft, request)
     changes = []
     dirty: dict[Key, str] = {}
@@ -80,7 +82,7 @@ def _apply_groups(draft: Draft, request: ApplyGroups, by: str) -> Admitted:
         if change.change == "unchanged":
             continue
         before = draft.fleet.groups.get(group.name)
-        record = draft.emit(e.GroupApplied(group, change.digest, change.revision), by)
+        record = draft.emit(e.GroupApplied(group, change.digest, change.revision))
         for slot in range(max(_slots_in_use(before), group.replicas)):
             dirty[SlotKey(group.name, slot)] = f"event:{record.position}"
     return Admitted(Accepted(draft.fleet.position, len(dirty), tuple(changes)), dirty)
@@ -143,11 +145,11 @@ def _flat(value: Any, path: str = "") -> dict[str, str]:
     return flat
 
 
-def _delete_group(draft: Draft, request: DeleteGroup, by: str) -> Admitted:
+def _delete_group(draft: Draft, request: DeleteGroup) -> Admitted:
     state = draft.fleet.groups.get(request.name)
     if state is None or state.deleted:
         raise Refused("no_such_group", f"there is no group {request.name}", missing=True)
-    record = draft.emit(e.GroupDeleted(request.name), by)
+    record = draft.emit(e.GroupDeleted(request.name))
     dirty: dict[Key, str] = {
         SlotKey(request.name, number): f"event:{record.position}" for number in range(_slots_in_use(state))
     }
@@ -155,7 +157,7 @@ def _delete_group(draft: Draft, request: DeleteGroup, by: str) -> Admitted:
     return Admitted(Accepted(draft.fleet.position, cells), dirty)
 
 
-def _condemn_cell(draft: Draft, request: CondemnCell, by: str) -> Admitted:
+def _condemn_cell(draft: Draft, request: CondemnCell, name: str) -> Admitted:
     cell = draft.fleet.cell(request.cell)
     if cell is None:
         if request.cell in draft.fleet.servers:
@@ -167,21 +169,20 @@ def _condemn_cell(draft: Draft, request: CondemnCell, by: str) -> Admitted:
         raise Refused(
             "no_such_cell", f"there is no cell {request.cell}, or it is decommissioned already", missing=True
         )
-    name = by.removeprefix("operator:")
     reason = f"condemned by {name}" + (f": {request.reason}" if request.reason else "")
-    return _condemn_by_word(draft, cell, reason, by)
+    return _condemn_by_word(draft, cell, reason)
 
 
-def _condemn_by_word(draft: Draft, cell: Cell, reason: str, by: str) -> Admitted:
+def _condemn_by_word(draft: Draft, cell: Cell, reason: str) -> Admitted:
     """An operator's word condemns a cell: a pool's server too, which is then drained when its successor is READY."""
     if cell.is_condemned:
         raise Refused("condemned", f"{cell.id} was condemned before, by rule {cell.condemned_by}")
     budget = "an operator's word needs none; replaced before it goes"
-    draft.emit(e.CellCondemned(cell.id, Health.HEALTHY, Rule.OPERATOR, reason, budget=budget), by)
-    return Admitted(Accepted(draft.fleet.position, 1), {SlotKey(cell.group, cell.slot): by})
+    draft.emit(e.CellCondemned(cell.id, Health.HEALTHY, Rule.OPERATOR, reason, budget=budget))
+    return Admitted(Accepted(draft.fleet.position, 1), {SlotKey(cell.group, cell.slot): draft.cause})
 
 
-def _open_shell(draft: Draft, request: OpenShell, by: str) -> Admitted:
+def _open_shell(draft: Draft, request: OpenShell, name: str) -> Admitted:
     """The first shell begins the death timer; further ones do not put it off."""
     cell = draft.fleet.cell(request.cell)
     if cell is None:
@@ -193,11 +194,11 @@ def _open_shell(draft: Draft, request: OpenShell, by: str) -> Admitted:
     dies_at = draft.now + draft.policy.shell_seconds
     if cell.dies_at is not None:
         dies_at = min(dies_at, cell.dies_at)
-    draft.emit(e.ShellOpened(cell.id, by.removeprefix("operator:"), dies_at), by)
-    return Admitted(Accepted(draft.fleet.position, 1), {SlotKey(cell.group, cell.slot): by})
+    draft.emit(e.ShellOpened(cell.id, name, dies_at))
+    return Admitted(Accepted(draft.fleet.position, 1), {SlotKey(cell.group, cell.slot): draft.cause})
 
 
-def _drain_server(draft: Draft, request: DrainServer, by: str) -> Admitted:
+def _drain_server(draft: Draft, request: DrainServer, name: str) -> Admitted:
     server = draft.fleet.servers.get(request.server)
     if server is None:
         raise Refused("no_such_server", f"there is no server {request.server}", missing=True)
@@ -205,40 +206,42 @@ def _drain_server(draft: Draft, request: DrainServer, by: str) -> Admitted:
         raise Refused(
             "not_ready", f"server {server.id} is {server.phase}; only a READY server can be drained"
         )
-    reason = f"drained by {by.removeprefix('operator:')}"
+    reason = f"drained by {name}"
     cell = draft.fleet.cell(server.id) if server.pool else None
     if cell is not None:
-        admitted = _condemn_by_word(draft, cell, reason, by)
+        admitted = _condemn_by_word(draft, cell, reason)
         return Admitted(Accepted(admitted.accepted.position, len(server.cells)), admitted.dirty)
-    draft.emit(e.ServerCondemned(server.id, Health.HEALTHY, Rule.OPERATOR, reason), by)
-    dirty = cells_of(server, by)
-    return Admitted(Accepted(draft.fleet.position, len(dirty)), {ServerKey(server.id): by, **dirty})
+    draft.emit(e.ServerCondemned(server.id, Health.HEALTHY, Rule.OPERATOR, reason))
+    dirty = cells_of(server, draft.cause)
+    return Admitted(Accepted(draft.fleet.position, len(dirty)), {ServerKey(server.id): draft.cause, **dirty})
 
 
-def _release_storm(draft: Draft, request: ReleaseStorm, by: str) -> Admitted:
+def _release_storm(draft: Draft, request: ReleaseStorm) -> Admitted:
     for pool in {server.pool for server in draft.fleet.servers.values()}:
         storm = draft.storm(pool)
         if storm is not None and storm.id == request.storm:
-            draft.emit(e.StormReleased(pool, draft.now + draft.policy.storm_hold_seconds), by)
+            draft.emit(e.StormReleased(pool, draft.now + draft.policy.storm_hold_seconds))
             keys: dict[Key, str] = {
-                ServerKey(server.id): by for server in draft.fleet.servers.values() if server.pool == pool
+                ServerKey(server.id): draft.cause
+                for server in draft.fleet.servers.values()
+                if server.pool == pool
             }
             return Admitted(Accepted(draft.fleet.position, storm.silent), keys)
     raise Refused("no_such_storm", f"there is no storm {request.storm}", missing=True)
 
 
-def _create_token(draft: Draft, request: CreateToken, by: str) -> Admitted:
+def _create_token(draft: Draft, request: CreateToken) -> Admitted:
     live = sum(1 for token in draft.fleet.tokens.values() if token.expires_at > draft.now)
     if live >= MAX_TOKENS:
         raise Refused("too_many_tokens", f"{live} join tokens are open; wait until some are used or expire")
     created = e.TokenCreated(
         request.token, request.secret_sha256, request.uses, request.expires_at, request.server
     )
-    draft.emit(created, by)
+    draft.emit(created)
     return Admitted(Accepted(draft.fleet.position))
 
 
-def _enrol(draft: Draft, request: Enrol, by: str) -> Admitted:
+def _enrol(draft: Draft, request: Enrol) -> Admitted:
     """The answer does not tell a wrong secret from an unknown token."""
     token = draft.fleet.tokens.get(request.token)
     stored = token.secret_sha256 if token else "0" * 64
@@ -260,5 +263,5 @@ def _enrol(draft: Draft, request: Enrol, by: str) -> Admitted:
             f"server {request.server} is {server.phase} in this fleet; "
             "choose another id with --id, or wait until it is lost",
         )
-    draft.emit(e.ServerEnrolled(request.server, request.token), by)
-    return Admitted(Accepted(draft.fleet.position), {ServerKey(request.server): by})
+    draft.emit(e.ServerEnrolled(request.server, request.token))
+    return Admitted(Accepted(draft.fleet.position), {ServerKey(request.server): draft.cause})

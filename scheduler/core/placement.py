@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from galactica.scheduler.core.model.fleet import Fleet, GroupState, Server
 from galactica.scheduler.core.model.policy import Policy
-from galactica.scheduler.core.model.spec import Resources, RuntimeKind, Spec
+from galactica.scheduler.core.model.spec import Resources, RuntimeKind, Spec, Spread
 from galactica.scheduler.core.sight.state import Sight
 from galactica.scheduler.core.verdicts.blame import is_suspect
 
@@ -157,7 +157,7 @@ class Placer:
         )
         cells = len(server.cells)
         suspect = self._is_doubtful(server)
-        if spec.placement.spread == "none":
+        if spec.placement.spread == Spread.NONE:
             return (suspect, 0, -load, -cells, server.id)
         return (suspect, state.per_server.get(server.id) or 0, load, cells, server.id)
 

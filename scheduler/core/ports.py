@@ -12,7 +12,7 @@ from galactica.scheduler.core.model.events import Record
 from galactica.scheduler.core.model.fleet import Fleet
 from galactica.scheduler.core.model.keys import Hold, Storm
 from galactica.scheduler.core.model.policy import Policy
-from galactica.scheduler.core.model.requests import Accepted, Request
+from galactica.scheduler.core.model.requests import Accepted, Asker, Request
 from galactica.scheduler.core.sight.observations import Observation
 from galactica.scheduler.core.sight.state import Sight
 
@@ -59,8 +59,8 @@ class Mind(Protocol):
     async def observe(self, observation: Observation) -> None:
         """Take one observation; waits while the inbox is full."""
 
-    async def ask(self, request: Request, by: str) -> Accepted:
-        """Answers when it is done and durable. ``by``: "operator:NAME" or "server:ID". Raises Refused."""
+    async def ask(self, request: Request, by: Asker) -> Accepted:
+        """Answers when it is done and durable. Raises Refused."""
 
     def feed(self, from_position: int) -> AsyncIterator[tuple[Record, ...]]:
         """Durable records from a position on, then each batch as it becomes durable. Never ends by itself."""

@@ -16,7 +16,15 @@ from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.commands import Command, Decommission, Order, OrderServer, ProviderCommand
 from galactica.scheduler.core.model.fleet import Fleet, parse_cell_id
 from galactica.scheduler.core.model.keys import Hold, SlotKey
-from galactica.scheduler.core.model.requests import Accepted, ApplyGroups, CreateToken, Enrol, GroupChange
+from galactica.scheduler.core.model.requests import (
+    Accepted,
+    ApplyGroups,
+    Asker,
+    AskerKind,
+    CreateToken,
+    Enrol,
+    GroupChange,
+)
 from galactica.scheduler.core.model.spec import Group, RuntimeKind
 from galactica.scheduler.core.ports import View
 from galactica.scheduler.core.sight.observations import (
@@ -72,7 +80,7 @@ def preview(view: View, groups: Sequence[Group], listed_limit: int = LISTED_LIMI
     names = {group.name for group in groups}
     births: list[Birth] = []
     deaths: list[Death] = []
-    turn = core.turn([Asked(0, ApplyGroups(tuple(groups)), "operator:plan")], view.now)
+    turn = core.turn([Asked(0, ApplyGroups(tuple(groups)), Asker.operator("plan"))], view.now)
     answer = turn.answers[0][1]
     if not isinstance(answer, Accepted):
         raise answer
@@ -155,7 +163,9 @@ def _imagine_provider(core: Core, command: ProviderCommand, now: float) -> tuple
     if isinstance(command, OrderServer):
         core.take(ServerMade(provider, cell, "", now))
         token = CreateToken(cell, _SECRET, 1, now + 1.0, cell)
-        return Asked(0, token, "scheduler"), Asked(1, Enrol(cell, _SECRET, cell), f"server:{cell}")
+        return Asked(0, token, Asker(AskerKind.SCHEDULER)), Asked(
+            1, Enrol(cell, _SECRET, cell), Asker.server(cell)
+        )
     seen = core.sight.servers.get(cell)
     if seen is not None and seen.is_open:
         core.take(Detached(cell, seen.session, now))

@@ -6,7 +6,7 @@ decision was wrong, and no fleet may be built on it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from msgspec.structs import replace
@@ -57,12 +57,6 @@ def apply(fleet: Fleet, record: e.Record) -> Fleet:
         raise IllegalTransition(f"record {record.position} does not follow position {fleet.position}")
     after = _APPLY[type(record.event)](fleet, record, record.event)
     return replace(after, position=record.position, at=max(fleet.at, record.at))
-
-
-def apply_all(fleet: Fleet, records: Iterable[e.Record]) -> Fleet:
-    for record in records:
-        fleet = apply(fleet, record)
-    return fleet
 
 
 # --- the fleet itself -------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from galactica.scheduler.core.model.keys import (
     pool_of,
 )
 from galactica.scheduler.core.model.policy import Policy
-from galactica.scheduler.core.model.requests import Accepted, Refused, Request
+from galactica.scheduler.core.model.requests import Accepted, Asker, Refused, Request
 from galactica.scheduler.core.model.rules import HoldRule
 from galactica.scheduler.core.placement import Placer
 from galactica.scheduler.core.ports import View
@@ -45,11 +45,11 @@ ABANDONED_LOOK_SECONDS = 1.0
 
 
 class Asked(Struct, frozen=True):
-    """A request with its ticket, by which its answer finds the asker. ``by``: "operator:NAME" or "server:ID"."""
+    """A request with its ticket, by which its answer finds the way back."""
 
     ticket: int
     request: Request
-    by: str
+    by: Asker
 
 
 class Start(Struct, frozen=True):

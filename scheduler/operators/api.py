@@ -313,7 +313,7 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
         )
 
     async def _ask(self, request: requests.Request, context: Context) -> requests.Accepted:
-        return await self._mind.ask(request, by=str(operator_of(context)))
+        return await self._mind.ask(request, by=operator_of(context).asker)
 
 
 def _groups(messages: Sequence[operator_pb2.Group]) -> tuple[Group, ...]:

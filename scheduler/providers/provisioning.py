@@ -14,7 +14,7 @@ import structlog
 from msgspec.structs import replace
 
 from galactica.scheduler.core.model.commands import OrderServer, ProviderCommand
-from galactica.scheduler.core.model.requests import CreateToken, Refused
+from galactica.scheduler.core.model.requests import Asker, AskerKind, CreateToken, Refused
 from galactica.scheduler.core.ports import Mind
 from galactica.scheduler.security.tokens import new_token
 
@@ -57,7 +57,7 @@ class Provisioner:
             expires_at = self._mind.now() + holds_for
             request = CreateToken(token_id, secret_sha256, 1, expires_at, order.cell)
             try:
-                await self._mind.ask(request, by="scheduler")
+                await self._mind.ask(request, by=Asker(AskerKind.SCHEDULER))
             except Refused as refused:
                 log.warning("no_token_for_server", server=order.cell, reason=str(refused))
                 continue

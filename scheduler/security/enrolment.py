@@ -15,6 +15,7 @@ import structlog
 
 from galactica.scheduler.core.model import requests
 from galactica.scheduler.core.model.fleet import SERVER_ID
+from galactica.scheduler.core.model.requests import Asker
 from galactica.scheduler.security.ca import AuthorityError, CertificateAuthority, CsrError
 from galactica.scheduler.security.renewal import NotRenewed, server_to_renew
 from galactica.scheduler.security.tokens import ParsedToken, TokenError, parse_token
@@ -148,7 +149,7 @@ class EnrolmentService(link_pb2_grpc.EnrolmentServiceServicer):
     async def _spend(self, token: ParsedToken, server_id: str, context: Context) -> None:
         request = requests.Enrol(token=token.id, secret_sha256=token.secret_sha256, server=server_id)
         try:
-            await self._mind.ask(request, by=f"server:{server_id}")
+            await self._mind.ask(request, by=Asker.server(server_id))
         except requests.JournalRefuses as refusal:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(refusal))
         except requests.Refused as refusal:

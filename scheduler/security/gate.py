@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Never
 import grpc
 import structlog
 
-from galactica.scheduler.core.model.requests import JournalRefuses, RecordRefusal, Refused
+from galactica.scheduler.core.model.requests import Asker, AskerKind, JournalRefuses, RecordRefusal, Refused
 from galactica.scheduler.core.ports import Mind
 from galactica.scheduler.journal.port import JournalCorrupt, JournalError
 from galactica.scheduler.security.identities import (
@@ -104,23 +104,23 @@ class Gate(grpc.aio.ServerInterceptor):
         try:
             who = identity_of(context.auth_context())
         except IdentityError as error:
-            await self._refuse(context, RecordRefusal("unknown", "", call), str(error))
+            await self._refuse(context, Asker(AskerKind.UNKNOWN), "", call, str(error))
         if isinstance(who, ServerIdentity):
             if method.removeprefix(LINK_PREFIX) in LINK_CALLS:
                 return
             message = f"server {who.server_id} may not call {call}: that needs an operator's certificate"
-            await self._refuse(context, RecordRefusal(str(who), "server", call), message)
+            await self._refuse(context, who.asker, "server", call, message)
         needed = OPERATOR_CALLS.get(method.removeprefix(OPERATOR_PREFIX))
         if needed is not None and who.role.allows(needed):
             return
         wants = f"the role {needed}" if needed else "a server's certificate"
         message = f"operator {who.name} has the role {who.role}, and {call} needs {wants}"
-        await self._refuse(context, RecordRefusal(str(who), who.role, call), message)
+        await self._refuse(context, who.asker, who.role, call, message)
 
-    async def _refuse(self, context: Context, refusal: RecordRefusal, message: str) -> Never:
-        log.warning("call_refused", caller=refusal.caller, call=refusal.call, peer=context.peer())
+    async def _refuse(self, context: Context, caller: Asker, role: str, call: str, message: str) -> Never:
+        log.warning("call_refused", caller=str(caller), call=call, peer=context.peer())
         with suppress(Refused):  # no journal: the log has it
-            await self._mind.ask(refusal, by=refusal.caller)
+            await self._mind.ask(RecordRefusal(str(caller), role, call), by=caller)
         await abort(context, grpc.StatusCode.PERMISSION_DENIED, message, "not_authorised")
 
 

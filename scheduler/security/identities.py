@@ -14,6 +14,7 @@ from cryptography import x509
 from msgspec import Struct
 
 from galactica.scheduler.core.model.fleet import SERVER_ID
+from galactica.scheduler.core.model.requests import Asker
 
 OPERATOR_NAME = re.compile(r"[A-Za-z0-9][-A-Za-z0-9._@+]{0,63}")
 
@@ -40,16 +41,24 @@ class Role(StrEnum):
 class ServerIdentity(Struct, frozen=True):
     server_id: str
 
+    @property
+    def asker(self) -> Asker:
+        return Asker.server(self.server_id)
+
     def __str__(self) -> str:
-        return f"server:{self.server_id}"
+        return str(self.asker)
 
 
 class OperatorIdentity(Struct, frozen=True):
     name: str
     role: Role
 
+    @property
+    def asker(self) -> Asker:
+        return Asker.operator(self.name)
+
     def __str__(self) -> str:
-        return f"operator:{self.name}"
+        return str(self.asker)
 
 
 Identity = ServerIdentity | OperatorIdentity

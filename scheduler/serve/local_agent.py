@@ -12,7 +12,7 @@ from pathlib import Path
 import structlog
 from msgspec import Struct
 
-from galactica.scheduler.core.model.requests import CreateToken
+from galactica.scheduler.core.model.requests import Asker, AskerKind, CreateToken
 from galactica.scheduler.core.ports import Mind
 from galactica.scheduler.security.ca import CertificateAuthority
 from galactica.scheduler.security.tokens import new_token
@@ -126,5 +126,5 @@ class LocalAgent:
         """For one use, soon. An agent that has a valid certificate leaves it unused."""
         text, token_id, secret_sha256 = new_token(self._ca.digest)
         expires_at = self._mind.now() + TOKEN_SECONDS
-        await self._mind.ask(CreateToken(token_id, secret_sha256, 1, expires_at), by="start")
+        await self._mind.ask(CreateToken(token_id, secret_sha256, 1, expires_at), by=Asker(AskerKind.START))
         return text

@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from galactica import __version__
 from galactica.scheduler.controller import Controller, load
-from galactica.scheduler.core.model.requests import EnrolOperator, Refused
+from galactica.scheduler.core.model.requests import Asker, AskerKind, EnrolOperator, Refused
 from galactica.scheduler.core.turns import Start
 from galactica.scheduler.journal.port import Journal, JournalError
 from galactica.scheduler.journal.sqlite import SqliteJournal
@@ -174,7 +174,9 @@ class Scheduler:
             role=Role.ADMIN.value,
         )
         try:
-            await self.controller.ask(EnrolOperator(ADMIN, Role.ADMIN.value, issued.expires_at), by="start")
+            await self.controller.ask(
+                EnrolOperator(ADMIN, Role.ADMIN.value, issued.expires_at), by=Asker(AskerKind.START)
+            )
             await asyncio.to_thread(write_context, self._setup.context, context)
         except Refused as refusal:
             raise CommandFailed(str(refusal)) from refusal

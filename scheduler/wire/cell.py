@@ -18,6 +18,7 @@ from galactica.scheduler.core.model.spec import (
     RuntimeKind,
     ServerBody,
     Spec,
+    Spread,
     Stop,
     TcpProbe,
 )
@@ -220,7 +221,7 @@ def spec_from_proto(message: cell_pb2.Spec) -> Spec:
         health=_health_from_proto(message.health) if message.HasField("health") else HealthSpec(),
         stop=Stop(message.stop.signal, message.stop.grace_ms / 1_000) if message.HasField("stop") else Stop(),
         writable=tuple(message.writable),
-        placement=Placement(message.placement.spread or "server", dict(message.placement.require)),
+        placement=Placement(message.placement.spread or Spread.SERVER, dict(message.placement.require)),
         exclusive=message.exclusive,
     )
 

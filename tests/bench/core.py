@@ -19,7 +19,7 @@ from galactica.scheduler.core.model.events import (
 )
 from galactica.scheduler.core.model.fleet import CellId, Fleet, Phase
 from galactica.scheduler.core.model.policy import Policy
-from galactica.scheduler.core.model.requests import ApplyGroups
+from galactica.scheduler.core.model.requests import ApplyGroups, Asker
 from galactica.scheduler.core.model.spec import (
     Group,
     GroupKind,
@@ -40,10 +40,10 @@ from galactica.scheduler.core.sight.observations import (
     ServerFacts,
 )
 from galactica.scheduler.core.sight.state import Sight
-from galactica.scheduler.core.transitions import apply_all
 from galactica.scheduler.core.turns import Asked, Core, Start, Turn
 from galactica.scheduler.core.verdicts.cells import cell_verdict
 from tests.bench.table import Row, median_and_worst, milliseconds
+from tests.support.histories import apply_all
 from tests.support.world import START, exited, gone
 
 T = TypeVar("T")
@@ -83,7 +83,7 @@ class Servers:
 
     def apply(self, *groups: Group) -> list[Turn]:
         """Everything that follows at once, turn by turn; agents have not heard of it yet."""
-        turns = [self.core.turn([Asked(1, ApplyGroups(groups), "operator:ann")], self.now)]
+        turns = [self.core.turn([Asked(1, ApplyGroups(groups), Asker.operator("ann"))], self.now)]
         self.core.commit(turns[0])
         return turns + self.turns()
 

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from galactica.scheduler.bus.bus import Bus, Pace
 from galactica.scheduler.cli import shapes
-from galactica.scheduler.core.model.requests import ApplyGroups, DeleteGroup
+from galactica.scheduler.core.model.requests import ApplyGroups, Asker, DeleteGroup
 from galactica.scheduler.core.model.spec import Group, GroupKind, Resources, RuntimeKind, Spec
 from galactica.scheduler.core.sight.observations import (
     Attached,
@@ -66,7 +66,7 @@ async def attach(mind: MemoryMind, server: str = "host1", session: str = "7-1") 
 
 async def apply(mind: MemoryMind, replicas: int = 2, name: str = "web") -> None:
     spec = Spec(RuntimeKind.PROCESS, command=("serve",), env={"KEY": "a secret"})
-    await mind.ask(ApplyGroups((Group(GroupKind.SERVICE, name, replicas, spec),)), "operator:ann")
+    await mind.ask(ApplyGroups((Group(GroupKind.SERVICE, name, replicas, spec),)), Asker.operator("ann"))
 
 
 async def report(mind: MemoryMind, sequence: int, *cells: str, state: CellState = CellState.RUNNING) -> None:
@@ -122,7 +122,7 @@ async def test_health_of_every_cell_and_server_is_retained_until_it_is_gone(brok
             cell = "galactica/alpha/cells/web/1.1"
             await until(lambda: listener.retained[cell]["phase"] == "READY", "web/1.1 is ready")
             assert listener.retained[cell]["endpoints"] == {"http": "h:1"}
-            await mind.ask(DeleteGroup("web"), "operator:ann")
+            await mind.ask(DeleteGroup("web"), Asker.operator("ann"))
             await report(mind, 2, "web/0.1", "web/1.1", state=CellState.GONE)
             await until(
                 lambda: set(listener.retained) == {"galactica/alpha/servers/host1"}, "cells are cleared"

@@ -9,7 +9,7 @@ import pytest
 
 from galactica.scheduler.core.model.commands import Decommission, Order
 from galactica.scheduler.core.model.policy import Policy
-from galactica.scheduler.core.model.requests import ApplyGroups, DrainServer, Refused
+from galactica.scheduler.core.model.requests import ApplyGroups, Asker, DrainServer, Refused
 from galactica.scheduler.core.model.spec import Resources, RuntimeKind
 from galactica.scheduler.core.sight.observations import (
     Attached,
@@ -94,7 +94,7 @@ class TestAttaching:
 
     async def test_drained_server_may_attach_for_its_orphans_but_gets_no_new_certificate(self, world):
         agent = await world.agent("web-1")
-        await world.mind.ask(DrainServer("web-1"), "operator:ann")
+        await world.mind.ask(DrainServer("web-1"), Asker.operator("ann"))
         agent.call.cancel()
         await world.mind.until(lambda: observed(world, Detached))
 
@@ -223,7 +223,7 @@ class TestReports:
 class TestInstructions:
     async def test_commands_given_together_travel_in_one_batch(self, world):
         agent = await world.agent("web-1")
-        await world.mind.ask(ApplyGroups((service("web", 3),)), "operator:ann")
+        await world.mind.ask(ApplyGroups((service("web", 3),)), Asker.operator("ann"))
 
         answer = await agent.hear()
         batch = answer.instructions
@@ -302,11 +302,11 @@ class TestTempo:
             ]
 
     async def test_an_agent_is_told_the_lease_of_its_pool_also_when_that_changes(self, world):
-        await world.mind.ask(ApplyGroups((pool("rack", 1, lease_seconds=15.0),)), "operator:ann")
+        await world.mind.ask(ApplyGroups((pool("rack", 1, lease_seconds=15.0),)), Asker.operator("ann"))
         agent = await world.agent("rack/0.1")
         assert agent.welcome.tempo == link_pb2.Tempo(beat_ms=1_000, lease_ms=15_000)
 
-        await world.mind.ask(ApplyGroups((pool("rack", 1, lease_seconds=30.0),)), "operator:ann")
+        await world.mind.ask(ApplyGroups((pool("rack", 1, lease_seconds=30.0),)), Asker.operator("ann"))
         await agent.report()
 
         tempo = await agent.hear()

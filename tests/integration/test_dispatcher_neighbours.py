@@ -5,7 +5,7 @@ import asyncio
 import grpc
 import pytest
 
-from galactica.scheduler.core.model.requests import DrainServer
+from galactica.scheduler.core.model.requests import Asker, DrainServer
 from galactica.scheduler.core.sight.observations import Answer, Detached, Reported, Testimony
 from galactica.v1 import link_pb2
 from tests.support.link_world import link_world
@@ -92,7 +92,7 @@ async def test_server_that_went_away_is_watched_on_until_it_is_no_member_any_mor
     await world.mind.until(lambda: any(isinstance(seen, Detached) for seen in world.mind.observed))
     await attached(world, "c")
     assert first.neighbours[0] in (await neighbours(one, "b", "c")).neighbours
-    await world.mind.ask(DrainServer("b"), "operator:ann")
+    await world.mind.ask(DrainServer("b"), Asker.operator("ann"))
     await neighbours(one, "c")
 
 
@@ -172,7 +172,7 @@ async def test_what_was_said_is_withdrawn_when_the_pair_is_no_more(world):
     await report(world, one, testimonies=[says("b")])
     assert (await report(world, one)).withdrawn == ()
     two.call.cancel()
-    await world.mind.ask(DrainServer("b"), "operator:ann")
+    await world.mind.ask(DrainServer("b"), Asker.operator("ann"))
     await neighbours(one)
     assert (await report(world, one)).withdrawn == ("b",)
     assert (await report(world, one)).withdrawn == ()

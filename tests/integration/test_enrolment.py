@@ -261,7 +261,7 @@ class TestEnrolling:
         assert house.book.asked == [
             (
                 requests.Enrol(token=parsed.id, secret_sha256=parsed.secret_sha256, server="web-1"),
-                "server:web-1",
+                requests.Asker.server("web-1"),
             )
         ]
 
@@ -716,7 +716,7 @@ class TestIdentityFiles:
 
     async def test_daemon_loads_no_cryptographic_library_for_its_identity(self):
         code = (
-            "import sys, agent.identity; "
+            "import sys, galactica.agent.link.identity; "
             "print([name for name in ('cryptography', 'OpenSSL', 'cffi') if name in sys.modules])"
         )
         process = await asyncio.create_subprocess_exec(

@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from msgspec.structs import replace
 
-from galactica.scheduler.core.model.requests import Enrol
+from galactica.scheduler.core.model.requests import Asker, Enrol
 from galactica.scheduler.security.ca import new_key_and_csr
 from galactica.scheduler.security.gate import OPERATOR_CALLS
 from galactica.scheduler.security.identities import OperatorIdentity, Role
@@ -489,7 +489,7 @@ class TestHandingOut:
         assert abs(answer.expires_at - world.mind.now() - 60) < 10
         assert token.ca_digest == world.ca.digest
         assert answer.token.split(".")[2] not in str(world.mind.records)
-        await world.mind.ask(Enrol(token.id, token.secret_sha256, "web-9"), "server:web-9")
+        await world.mind.ask(Enrol(token.id, token.secret_sha256, "web-9"), Asker.server("web-9"))
 
     async def test_operators_certificate_works_and_is_on_record(self, world):
         operator = await world.operator()

@@ -10,7 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from galactica.agent.link.identity import channel_options
-from galactica.scheduler.core.model.requests import DrainServer
+from galactica.scheduler.core.model.requests import Asker, DrainServer
 from galactica.scheduler.core.sight.observations import Attached, Detached, ServerFacts
 from galactica.scheduler.security.ca import CertificateAuthority, new_key_and_csr
 from galactica.scheduler.security.enrolment import EnrolmentService
@@ -192,7 +192,7 @@ class TestWhoDoesNot:
         assert says.endswith(" UTC, more than 30 days ago" + ANEW)
 
     async def test_server_that_was_drained(self, house):
-        await house.mind.ask(DrainServer("web-1"), "operator:ann")
+        await house.mind.ask(DrainServer("web-1"), Asker.operator("ann"))
         house.mind.settle()
         assert house.mind.view().fleet.servers["web-1"].phase == "DECOMMISSIONED"
 

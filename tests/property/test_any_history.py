@@ -20,11 +20,11 @@ from galactica.scheduler.core.model.requests import (
     Enrol,
     Refused,
 )
-from galactica.scheduler.core.reconcile.plan import reconcile
 from galactica.scheduler.core.sight.observations import CellReport, CellState
-from galactica.scheduler.core.transitions import apply, apply_all
+from galactica.scheduler.core.transitions import apply
 from galactica.scheduler.journal.snapshot import decode, encode
 from tests.property.laws import cells_in, cells_of, check_fleet, check_step, waits
+from tests.support.histories import apply_all, reconcile
 from tests.support.world import SECRET, World, exited, gone, running, service, spec, starting
 
 SERVERS = st.sampled_from("abcd")

@@ -17,6 +17,7 @@ from galactica.scheduler.core.model.events import Record
 from galactica.scheduler.core.model.policy import Policy
 from galactica.scheduler.core.model.requests import (
     ApplyGroups,
+    Asker,
     CondemnCell,
     CreateToken,
     DeleteGroup,
@@ -248,7 +249,7 @@ class Simulation:
         if scheduler is None:
             return False
         self._note(request, self.uncertain.add)
-        asking = asyncio.ensure_future(scheduler.controller.ask(request, "operator:sim"))
+        asking = asyncio.ensure_future(scheduler.controller.ask(request, Asker.operator("sim")))
         done, _ = await asyncio.wait({asking, scheduler.task}, return_when=asyncio.FIRST_COMPLETED)
         if asking not in done:
             asking.cancel()

@@ -12,6 +12,7 @@ from galactica.scheduler.core.model.fleet import Fleet
 from galactica.scheduler.core.model.policy import Policy
 from galactica.scheduler.core.model.requests import (
     Accepted,
+    Asker,
     CreateToken,
     Enrol,
     JournalRefuses,
@@ -53,7 +54,7 @@ class MemoryMind:
         self.settle()
         self._tell()
 
-    async def ask(self, request: Request, by: str) -> Accepted:
+    async def ask(self, request: Request, by: Asker) -> Accepted:
         turn = self.core.turn([Asked(1, request, by)], self.now())
         answer = turn.answers[0][1]
         if self.journal_refuses and turn.records:
@@ -109,8 +110,8 @@ class MemoryMind:
 
     async def enrol(self, *servers: str) -> None:
         for server in servers:
-            await self.ask(CreateToken("t" + server, SECRET, 1, self.now() + 60), "operator:ann")
-            await self.ask(Enrol("t" + server, SECRET, server), f"server:{server}")
+            await self.ask(CreateToken("t" + server, SECRET, 1, self.now() + 60), Asker.operator("ann"))
+            await self.ask(Enrol("t" + server, SECRET, server), Asker.server(server))
 
     # --- the journal, as operators read it ---------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from galactica.scheduler.core.model.policy import Policy
 from galactica.scheduler.core.model.requests import (
     Accepted,
     ApplyGroups,
+    Asker,
     CreateToken,
     Enrol,
     Refused,
@@ -51,6 +52,7 @@ from galactica.scheduler.core.turns import Asked, Core, Start, Turn
 
 START = 1_000_000.0
 SECRET = "5" * 64
+ANN = Asker.operator("ann")
 
 
 def spec(version: str = "1", **changes: object) -> Spec:
@@ -148,7 +150,7 @@ class World:
         self.core.take(Reported(server, seen.session, seen.sequence + 1, self.now, cells, vitals))
         self.settle()
 
-    def ask(self, request: Request, by: str = "operator:ann") -> Accepted:
+    def ask(self, request: Request, by: Asker = ANN) -> Accepted:
         """Raises Refused."""
         self._tickets += 1
         turn = self.core.turn([Asked(self._tickets, request, by)], self.now)

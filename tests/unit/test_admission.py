@@ -15,6 +15,7 @@ from galactica.scheduler.core.model.policy import Policy
 from galactica.scheduler.core.model.requests import (
     Accepted,
     ApplyGroups,
+    Asker,
     CondemnCell,
     CreateToken,
     DeleteGroup,
@@ -151,7 +152,7 @@ def test_each_refusal_names_its_rule_and_decides_nothing(
     world = of()
     draft = draft_of(world.core.fleet, world.now)
     with pytest.raises(Refused) as refused:
-        admit(draft, request_, "operator:ann")
+        admit(draft, request_, Asker.operator("ann"))
     assert (refused.value.rule, str(refused.value), refused.value.missing) == refusal
     assert (draft.records, draft.commands, draft.fleet is world.core.fleet) == ([], [], True)
 
@@ -168,8 +169,8 @@ def test_a_refusal_does_not_hinder_what_was_asked_beside_it() -> None:
     world = two_ready()
     draft = draft_of(world.core.fleet)
     with pytest.raises(Refused):
-        admit(draft, DeleteGroup("api"), "operator:ann")
-    admitted = admit(draft, DeleteGroup("web"), "operator:ann")
+        admit(draft, DeleteGroup("api"), Asker.operator("ann"))
+    admitted = admit(draft, DeleteGroup("web"), Asker.operator("ann"))
     assert admitted.accepted == Accepted(world.core.fleet.position + 1, 2)
 
 
@@ -181,7 +182,7 @@ def test_applying_says_what_it_means_for_each_group_and_which_slots_to_look_at()
     position = world.core.fleet.position
     draft = draft_of(world.core.fleet)
     groups = (service("web", 2), service("api", 1), service("db", 0))
-    admitted = admit(draft, ApplyGroups(groups), "operator:ann")
+    admitted = admit(draft, ApplyGroups(groups), Asker.operator("ann"))
     changes = (
         GroupChange("web", "unchanged", 1, ONE),
         GroupChange("api", "created", 1, ONE),
@@ -265,8 +266,8 @@ def test_condemning_and_draining_leave_their_certificate() -> None:
     draft = draft_of(world.core.fleet)
     position = draft.fleet.position
     on = world.cell("web/0.1").server
-    condemned = admit(draft, CondemnCell("web/0.1"), "operator:ann")
-    drained = admit(draft, DrainServer(on), "operator:bob")
+    condemned = admit(draft, CondemnCell("web/0.1"), Asker.operator("ann"))
+    drained = admit(draft, DrainServer(on), Asker.operator("bob"))
     assert condemned.accepted == Accepted(position + 1, 1)
     assert condemned.dirty == {SlotKey("web", 0): "operator:ann"}
     assert drained.accepted == Accepted(position + 2, 1)
@@ -296,7 +297,7 @@ def test_condemning_and_draining_leave_their_certificate() -> None:
 )
 def test_what_only_has_to_be_known_is_recorded(request_: Request, event: e.AnyEvent) -> None:
     draft = draft_of(Fleet())
-    admitted = admit(draft, request_, "operator:ann")
+    admitted = admit(draft, request_, Asker.operator("ann"))
     assert (admitted.accepted, admitted.dirty) == (Accepted(1), {})
     assert [record.event for record in draft.records] == [event]
 
@@ -309,7 +310,7 @@ def enrol_all(world: World, servers: Sequence[str]) -> list[str]:
     admitted = []
     for server in servers:
         try:
-            world.ask(Enrol("t", SECRET, server), f"server:{server}")
+            world.ask(Enrol("t", SECRET, server), Asker.server(server))
         except Refused:
             continue
         admitted.append(server)
@@ -372,17 +373,17 @@ def test_a_server_that_enrolled_may_enrol_again_until_it_attached_and_after_it_i
 
 def test_enrolment_looks_at_its_server_alone() -> None:
     draft = draft_of(Fleet())
-    admit(draft, CreateToken("t", SECRET, 1, START + 9), "operator:ann")
-    admitted = admit(draft, Enrol("t", SECRET, "a"), "server:a")
+    admit(draft, CreateToken("t", SECRET, 1, START + 9), Asker.operator("ann"))
+    admitted = admit(draft, Enrol("t", SECRET, "a"), Asker.server("a"))
     assert admitted == admission.Admitted(Accepted(2), {ServerKey("a"): "server:a"})
 
 
 def test_a_shell_begins_the_cells_death_timer_and_a_second_one_does_not_put_it_off() -> None:
     draft = draft_of(two_ready().core.fleet, START)
-    admitted = admit(draft, OpenShell("web/0.1"), "operator:ann")
+    admitted = admit(draft, OpenShell("web/0.1"), Asker.operator("ann"))
     assert admitted.dirty == {SlotKey("web", 0): "operator:ann"}
     later = draft_of(draft.fleet, START + 60)
-    admit(later, OpenShell("web/0.1"), "operator:bob")
+    admit(later, OpenShell("web/0.1"), Asker.operator("bob"))
     opened = [record.event for record in (*draft.records, *later.records)]
     dies_at = START + Policy().shell_seconds
     assert opened == [e.ShellOpened("web/0.1", "ann", dies_at), e.ShellOpened("web/0.1", "bob", dies_at)]
@@ -392,7 +393,7 @@ def test_a_shell_begins_the_cells_death_timer_and_a_second_one_does_not_put_it_o
 
 def test_a_shell_in_a_cell_that_is_not_there_is_refused() -> None:
     with pytest.raises(Refused, match=r"there is no cell web/9\.9, or it is decommissioned already"):
-        admit(draft_of(two_ready().core.fleet), OpenShell("web/9.9"), "operator:ann")
+        admit(draft_of(two_ready().core.fleet), OpenShell("web/9.9"), Asker.operator("ann"))
 
 
 def test_age_drift_and_exclusion_are_told_as_differences() -> None:

@@ -9,7 +9,7 @@ from random import Random
 from galactica.scheduler.controller import Controller, load
 from galactica.scheduler.core.model.commands import Command, ProviderCommand
 from galactica.scheduler.core.model.events import Record
-from galactica.scheduler.core.model.requests import CreateToken
+from galactica.scheduler.core.model.requests import Asker, CreateToken
 from galactica.scheduler.core.turns import Start
 from tests.sim import clock
 from tests.sim.journal import Disk, SimJournal
@@ -29,7 +29,7 @@ class RacingJournal(SimJournal):
         found = await super().read(from_position, limit)
         controller, self.controller = self.controller, None
         if controller is not None:
-            await controller.ask(CreateToken("t", "0" * 64, 1, 2_000_000_000.0), "operator:ann")
+            await controller.ask(CreateToken("t", "0" * 64, 1, 2_000_000_000.0), Asker.operator("ann"))
         return found
 
 

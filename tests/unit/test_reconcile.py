@@ -11,8 +11,8 @@ from galactica.scheduler.core.model.policy import Policy
 from galactica.scheduler.core.model.requests import CondemnCell, DeleteGroup, DrainServer, OpenShell, Refused
 from galactica.scheduler.core.model.spec import HealthSpec, HttpProbe, Placement, Resources
 from galactica.scheduler.core.model.verdict import Evidence, Health
-from galactica.scheduler.core.reconcile.plan import reconcile
 from galactica.scheduler.core.sight.observations import Reported
+from tests.support.histories import reconcile
 from tests.support.world import World, exited, gone, running, service, spec, starting
 
 READY, ORDERED, CONDEMNED, BOOTING, DRAINING = (

@@ -27,7 +27,8 @@ from galactica.scheduler.core.model.fleet import (
 )
 from galactica.scheduler.core.model.spec import Resources, RuntimeKind, digest_of
 from galactica.scheduler.core.model.verdict import Autopsy, Evidence, Health
-from galactica.scheduler.core.transitions import CELL_MOVES, apply, apply_all
+from galactica.scheduler.core.transitions import CELL_MOVES, apply
+from tests.support.histories import apply_all
 from tests.support.world import service, spec
 
 SIZE = Resources(cpu_millis=100, memory_bytes=64, pids=8)

@@ -4,7 +4,7 @@ import pytest
 from msgspec.structs import replace
 
 from galactica.scheduler.core.model.policy import Policy
-from galactica.scheduler.core.model.requests import CondemnCell, DeleteGroup, DrainServer, OpenShell
+from galactica.scheduler.core.model.requests import Asker, CondemnCell, DeleteGroup, DrainServer, OpenShell
 from galactica.scheduler.views import cells as views
 from galactica.scheduler.views import certificates as history
 from galactica.scheduler.views import events as events_views
@@ -237,7 +237,7 @@ class TestCertificate:
 
     def test_condemned_by_an_operator(self):
         world = world_of(service("web", 1), servers=("a",))
-        world.ask(CondemnCell("web/0.1", "too slow"), "operator:ann")
+        world.ask(CondemnCell("web/0.1", "too slow"), Asker.operator("ann"))
         shown = certificate(world, "web/0.1")
         assert (shown.rule, shown.verdict, shown.cause, shown.cell.reason) == (
             "operator",

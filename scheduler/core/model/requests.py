@@ -4,6 +4,10 @@ A request is admitted or refused as a whole (``core``). An answer is given only 
 durable; a refusal names the rule that refuses.
 """
 
+from __future__ import annotations
+
+from enum import StrEnum
+
 from msgspec import Struct
 
 from galactica.scheduler.core.model.spec import Group
@@ -92,6 +96,35 @@ class GroupChange(Struct, frozen=True):
     revision: int
     digest: str
     differences: tuple[str, ...] = ()
+
+
+class AskerKind(StrEnum):
+    OPERATOR = "operator"
+    SERVER = "server"
+    SCHEDULER = "scheduler"
+    """The scheduler itself."""
+    START = "start"
+    """The scheduler itself, while it starts."""
+    UNKNOWN = "unknown"
+    """Somebody without a certificate that says who it is."""
+
+
+class Asker(Struct, frozen=True):
+    """Who asks. Its text, such as "operator:ann" or "start", is the cause of what follows in the journal."""
+
+    kind: AskerKind
+    name: str = ""
+
+    @classmethod
+    def operator(cls, name: str) -> Asker:
+        return cls(AskerKind.OPERATOR, name)
+
+    @classmethod
+    def server(cls, server: str) -> Asker:
+        return cls(AskerKind.SERVER, server)
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.name}" if self.name else self.kind.value
 
 
 class Accepted(Struct, frozen=True):

@@ -69,10 +69,17 @@ class Stop(Struct, frozen=True):
     grace_seconds: float = 10.0
 
 
-class Placement(Struct, frozen=True):
-    """``spread``: "server" (fewest cells of the group first) or "none" (pack)."""
+class Spread(StrEnum):
+    """How a group's cells are placed: the server with the fewest of them first, or as few servers as possible."""
 
-    spread: str = "server"
+    SERVER = "server"
+    NONE = "none"
+
+
+class Placement(Struct, frozen=True):
+    """``spread``: a ``Spread``; ``validation`` refuses any other text, with a hint."""
+
+    spread: str = Spread.SERVER
     require: dict[str, str] = {}
 
 

@@ -15,7 +15,6 @@ from galactica.scheduler.core.model.commands import Command, ProviderCommand
 from galactica.scheduler.core.model.events import Record
 from galactica.scheduler.core.model.fleet import Fleet
 from galactica.scheduler.core.model.keys import Hold, Key, LeakKey, OrphanKey, ServerKey, SlotKey
-from galactica.scheduler.core.model.policy import Policy
 from galactica.scheduler.core.reconcile.draft import Draft
 from galactica.scheduler.core.reconcile.leftovers import look_leak, look_orphan
 from galactica.scheduler.core.reconcile.servers import look_server
@@ -40,14 +39,9 @@ class Plan(Struct, frozen=True):
     """Servers that have room that they had not before, or that changed."""
 
 
-def reconcile(fleet: Fleet, sight: Sight, dirty: Mapping[Key, str], now: float, policy: Policy) -> Plan:
-    """Decide for the dirty keys (each with the cause that made it dirty), and for what becomes dirty by that."""
-    draft = Draft(fleet, sight, now, policy)
-    return finish(draft, dirty)
-
-
 def finish(draft: Draft, dirty: Mapping[Key, str]) -> Plan:
-    """Like ``reconcile``, on top of what was already decided in the draft."""
+    """Decide for the dirty keys (each with the cause that made it dirty), and for those that become dirty by that.
+    The draft may hold earlier decisions."""
     looked: dict[Key, None] = {}
     pending = dict(dirty)
     while pending:

@@ -18,6 +18,7 @@ from galactica.scheduler.core.model.spec import (
     Probe,
     RuntimeKind,
     Spec,
+    Spread,
     TcpProbe,
 )
 from galactica.scheduler.core.validation.problems import (
@@ -49,7 +50,6 @@ DOCKER_MEMORY_BYTES_LEAST = 6 * 2**20
 PIDS_LIMIT = 2**22
 """The kernel's own limit (PID_MAX_LIMIT)."""
 SICK_AFTER_LIMIT = 1_000
-SPREADS = ("server", "none")
 
 _PORT_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,30}[a-z0-9])?")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
@@ -266,8 +266,11 @@ def _stop(spec: Spec) -> Iterator[Problem]:
 
 
 def _placement(spec: Spec) -> Iterator[Problem]:
-    if spec.placement.spread not in SPREADS:
-        hint = did_you_mean(spec.placement.spread, SPREADS) or "; write server or none"
+    if spec.placement.spread not in set(Spread):
+        hint = (
+            did_you_mean(spec.placement.spread, [spread.value for spread in Spread])
+            or "; write server or none"
+        )
         yield Problem(("placement", "spread"), f"{shown(spec.placement.spread)} is not known{hint}")
     yield from label_problems(("placement", "require"), spec.placement.require)
 
