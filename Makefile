@@ -59,8 +59,9 @@ lint-generated: venv
 		&& diff -r -x __pycache__ proto "$$fresh/proto" \
 		|| { echo "the generated code is stale: run make proto and commit it"; exit 1; }
 
+# Not --quiet: mkdocs then counts no warning, and a strict build cannot fail.
 docs: venv ## the documentation's site, in site/; a broken link ends it
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict --clean
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --clean
 
 # The engine and what images and hosts are made from; the rest is in the environment.
 TEST_PACKAGES := docker.io docker-registry iproute2 iptables busybox-static procps mosquitto

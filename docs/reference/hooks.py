@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
 from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
+from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
 from docs.reference import command_line, links, manifest
@@ -52,10 +52,11 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def _source(path: PurePosixPath, config: MkDocsConfig) -> File:
+    uri, aside = links.page_of(path), InclusionLevel.NOT_IN_NAV
     if path.suffix in links.PICTURES:
-        return File.generated(config, links.page_of(path), abs_src_path=str(ROOT / path))
+        return File.generated(config, uri, abs_src_path=str(ROOT / path), inclusion=aside)
     content = links.source_page(path, (ROOT / path).read_text())
-    return File.generated(config, links.page_of(path), content=content)
+    return File.generated(config, uri, content=content, inclusion=aside)
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:

@@ -33,8 +33,7 @@ def _sections(sections: dict[Path, type[BaseModel]]) -> Iterator[str]:
     """A heading, a sentence and a table for each mapping."""
     for path, model in sections.items():
         if path:
-            yield f"### {_dotted(path)}\n"
-        yield f"{' '.join((inspect.getdoc(model) or '').split())}\n"
+            yield f"### {_dotted(path)}\n\n{' '.join((inspect.getdoc(model) or '').split())}\n"
         yield table(_COLUMNS, (_row(path, name, field) for name, field in model.model_fields.items())) + "\n"
 
 

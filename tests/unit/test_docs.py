@@ -3,6 +3,9 @@ somewhere."""
 
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path, PurePosixPath
 
@@ -176,6 +179,7 @@ def every_command():
 def test_every_command_is_explained_with_its_options(name, command):
     text = tables_by_heading(command_line.commands())[name]
     assert f"[`{name}`](#{name.replace(' ', '-')})" in command_line.overview()
+    assert [parameter.name for parameter in command.params if not parameter.help] == []
     for parameter in command.params:
         for word in (
             parameter.opts
@@ -281,6 +285,31 @@ def test_the_numbers_are_written_into_their_page(tmp_path):
     head, _, rest = page.read_text().partition(BEGIN)
     assert head.startswith("# Numbers")
     assert "| a thing | 1 ms |" in rest.partition(END)[0]
+
+
+def test_make_docs_ends_with_an_error_at_broken_links_and_the_site_fetches_nothing_from_elsewhere(tmp_path):
+    if Path(sys.prefix) != ROOT / ".venv":
+        pytest.skip("not in the environment that `make venv` makes")
+    for name in ("docs", "deploy", ".ci"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    for name in ("Makefile", "README.md", "LICENSE", "mkdocs.yml", "pyproject.toml", "constraints.txt"):
+        shutil.copy2(ROOT / name, tmp_path)
+    (tmp_path / ".venv").symlink_to(ROOT / ".venv")
+    tour = tmp_path / "docs" / "tour.md"
+    broken = (
+        "[page](none.md) [place](concepts.md#none) [file](../deploy/none.py)\n\n<!-- generated: none -->\n"
+    )
+    tour.write_text(f"{tour.read_text()}\n{broken}")
+    done = subprocess.run(["make", "docs"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    complaints = [line for line in done.stderr.splitlines() if line.startswith("WARNING")]
+    for what in ("'none.md'", "'#none'", "deploy/none.py", "table 'none'"):
+        assert any(what in line for line in complaints), done.stderr
+    assert not [line for line in complaints if "tour.md" not in line]
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert len(pages) > 30
+    fetched = re.compile(r"""<(?:link|script|img|iframe)\b[^>]*(?:href|src)=["']?(?:https?:)?//""")
+    assert [str(page) for page in pages if fetched.search(page.read_text())] == []
 
 
 def test_the_start_page_is_one_screen():
