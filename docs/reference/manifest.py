@@ -21,38 +21,42 @@ _COLUMNS = ("key", "type", "default", "bounds", "meaning")
 
 def service() -> str:
     """Every key of a service's manifest."""
-    return "\n".join(_sections(SERVICE_SECTIONS))
+    return "\n".join(_sections("service", SERVICE_SECTIONS))
 
 
 def pool() -> str:
     """Every key of a pool's manifest."""
-    return "\n".join(_sections(POOL_SECTIONS))
+    return "\n".join(_sections("pool", POOL_SECTIONS))
 
 
-def _sections(sections: dict[Path, type[BaseModel]]) -> Iterator[str]:
+def _sections(kind: str, sections: dict[Path, type[BaseModel]]) -> Iterator[str]:
     """A heading, a sentence and a table for each mapping."""
     for path, model in sections.items():
         if path:
             yield f"### {_dotted(path)}\n\n{' '.join((inspect.getdoc(model) or '').split())}\n"
-        yield table(_COLUMNS, (_row(path, name, field) for name, field in model.model_fields.items())) + "\n"
+        yield (
+            table(_COLUMNS, (_row(kind, path, name, field) for name, field in model.model_fields.items()))
+            + "\n"
+        )
 
 
 def _dotted(path: Path) -> str:
     return ".".join(str(part) for part in path)
 
 
-def _row(path: Path, name: str, field: FieldInfo) -> tuple[str, str, str, str, str]:
+def _row(kind: str, path: Path, name: str, field: FieldInfo) -> tuple[str, str, str, str, str]:
     """Raises KeyError for a field whose type nobody named, and ValueError for one that nobody described."""
     marks = _marks(field)
     if not field.description:
         raise ValueError(f"{_dotted((*path, name))} has no description")
     bounds = marks.get(Bounds)
-    key = f'<span id="{_anchor(path, name)}"></span>`{name}`'
+    key = f'<span id="{anchor(kind, path, name)}"></span>`{name}`'
     return key, _type(path, name, field), _default(field, marks), _bounds(bounds), field.description
 
 
-def _anchor(path: Path, name: str) -> str:
-    return "-".join([*(str(part) for part in path), name])
+def anchor(kind: str, path: Path, name: str) -> str:
+    """Where the page explains a key: ``service-health-every``."""
+    return "-".join([kind, *(str(part) for part in path), name])
 
 
 def _bounds(bounds: Bounds | None) -> str:

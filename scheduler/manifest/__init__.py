@@ -1,45 +1,8 @@
 """Manifests: YAML in, groups out, or every mistake at file:line:column. For the command line alone.
 
-A file holds any number of documents. ``kind: service`` is a group of identical container or process cells::
-
-    kind: service
-    name: web                  # 1 to 63 of a-z 0-9 -
-    replicas: 6                # 0 to 100,000; default 1
-    runtime: docker            # or process; default: docker where image is given
-    image: hello:1             # docker only
-    command: ["httpd", "-f"]   # a list of words; {port.http} becomes the port's number
-    ports: {http: 8080}        # docker: the port inside; process: a number, or auto for a free one ($PORT_HTTP)
-    env: {GREETING: hello}     # values are taken as they are written; {port.http} as in command
-    resources: {cpu: 0.1, memory: 64MiB, pids: 64}     # cores, KiB/MiB/GiB or K/M/G; left out: no limit
-    health:                    # exactly one of http, tcp, exec, grpc; no health: a cell that runs is healthy
-      http: {port: http, path: /}                      # a name from ports
-      every: 1s                # ms, s, m, h, d; default 1s
-      timeout: 500ms           # default 1s, at most every
-      sick_after: 3            # failures in a row; default 3
-      boot_within: 30s         # from the order to the first success; default 60s
-    stop: {signal: SIGTERM, grace: 10s}
-    placement: {spread: server, require: {zone: a}}    # or spread: none, which packs
-    writable: [/var/cache/app] # docker only: paths besides /tmp that the cell may write to
-    exclusive: true            # never two cells of one slot alive at once, even across a partition; default false
-    max_age: 30d               # older cells are replaced, well as they are; left out: never
-    drift: report              # a cell that differs from its spec: report, or replace (default)
-
-``kind: pool`` is a group of identical servers that a provider makes::
-
-    kind: pool
-    name: rack                 # names are unique across kinds
-    size: 3                    # 0 to 10,000; default 1
-    provider: local            # one that the scheduler has: galactica providers
-    server: {flavour: small}   # any mapping; its provider reads it, and it is part of the digest
-    labels: {zone: a}          # which placement.require of services finds
-    boot_within: 5m            # from the order until its agent beats and feels well; default 5m
-    max_age: 30d               # as above
-    lease: 15s                 # how long a server's silence is tolerated; left out: as the fleet's size demands
-    cut_off_after: 5m          # how long one that only its neighbours reach keeps its cells; default 5m
-    replace:
-      surge: 1                 # servers beyond size at once; default 1
-      unavailable: 0           # servers that may be missing at once; default 0
-      per: {count: 10, window: 1h}                     # at most so many replacements; left out: no limit
+A file holds any number of documents. ``kind: service`` is a group of identical container or process cells, ``kind:
+pool`` a group of identical servers. ``shape`` and ``pool_shape`` hold every key with its type, default, bounds and
+meaning; docs/reference shows them to readers. ``tree`` reads YAML with positions, ``reading`` turns it into a group.
 
 Anchors and aliases work within a document. Tags, duplicate keys, files above 1 MiB and more than 1,000 documents are
 refused.

@@ -22,6 +22,7 @@ from galactica.scheduler.manifest.notation import Bounds
 from galactica.scheduler.manifest.pool_shape import POOL_SECTIONS
 from galactica.scheduler.manifest.shape import SERVICE_SECTIONS
 from galactica.scheduler.units import parse_duration, parse_memory
+from galactica.scheduler.vitals import AILMENT_RULES
 from tests.bench.table import BEGIN, END, Row, write_into
 
 ROOT = Path(__file__).parents[2]
@@ -84,7 +85,7 @@ def test_a_key_without_a_description_ends_the_build():
         key: str = ""
 
     with pytest.raises(ValueError, match="key has no description"):
-        manifest._row((), "key", Silent.model_fields["key"])
+        manifest._row("service", (), "key", Silent.model_fields["key"])
 
 
 @pytest.mark.parametrize(
@@ -233,6 +234,11 @@ def test_json_keys_that_scripts_read_are_on_the_page():
     assert "null" not in text
 
 
+def test_every_rule_on_vitals_is_explained():
+    page = (ROOT / "docs" / "servers.md").read_text()
+    assert [rule for rule in AILMENT_RULES if f"| `{rule}` |" not in page] == []
+
+
 # --- links, marks and paths
 
 
@@ -306,7 +312,20 @@ def test_make_docs_ends_with_an_error_at_broken_links_and_the_site_fetches_nothi
     for what in ("'none.md'", "'#none'", "deploy/none.py", "table 'none'"):
         assert any(what in line for line in complaints), done.stderr
     assert not [line for line in complaints if "tour.md" not in line]
-    pages = list((tmp_path / "site").rglob("*.html"))
+    site = tmp_path / "site"
+    keys = (site / "reference" / "manifest" / "index.html").read_text()
+    wanted = [
+        manifest.anchor(kind, tuple(filter(None, path.split("."))), name) for kind, path, name in every_key()
+    ]
+    assert [one for one in wanted if f'id="{one}"' not in keys] == []
+    commands = (site / "reference" / "cli" / "index.html").read_text()
+    assert [
+        name for name, _ in every_command() if f'<h3 id="{name.replace(" ", "-")}">' not in commands
+    ] == []
+    for page in (keys, commands):
+        ids = re.findall(r'\bid="([^"]+)"', page.partition("<article")[2].partition("</article")[0])
+        assert sorted(ids) == sorted(set(ids))
+    pages = list(site.rglob("*.html"))
     assert len(pages) > 30
     fetched = re.compile(r"""<(?:link|script|img|iframe)\b[^>]*(?:href|src)=["']?(?:https?:)?//""")
     assert [str(page) for page in pages if fetched.search(page.read_text())] == []
