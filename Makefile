@@ -12,7 +12,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
 .PHONY: help venv proto lint lint-style lint-types lint-imports lint-dependencies lint-contract lint-generated \
-	test demo lab bench constraints clean
+	docs test demo lab bench constraints clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -59,6 +59,10 @@ lint-generated: venv
 		&& diff -r -x __pycache__ proto "$$fresh/proto" \
 		|| { echo "the generated code is stale: run make proto and commit it"; exit 1; }
 
+# Not --quiet: mkdocs then counts no warning, and a strict build cannot fail.
+docs: venv ## the documentation's site, in site/; a broken link ends it
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --clean
+
 # The engine and what images and hosts are made from; the rest is in the environment.
 TEST_PACKAGES := docker.io docker-registry iproute2 iptables busybox-static procps mosquitto
 
@@ -75,7 +79,7 @@ lab: venv ## a fleet of four hosts on this machine to play with, until Ctrl-C (a
 	@.ci/packages iproute2 iptables
 	@PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m deploy.lab up
 
-bench: venv ## measure what the README's table of numbers says; BENCH_ARGS="calm --hour" for an hour of loss and stalls
+bench: venv ## measure what the table in docs/numbers.md says; BENCH_ARGS="calm --hour" for an hour of loss and stalls
 	@.ci/packages $(TEST_PACKAGES)
 	@$(BIN)/python -m tests.with_engine $(BIN)/python -m tests.bench $(BENCH_ARGS)
 
@@ -87,5 +91,5 @@ constraints: ## take the newest versions that fit pyproject.toml into constraint
 		&& cp "$$fresh/constraints.txt" constraints.txt
 
 clean: ## remove what the other targets have made
-	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist *.egg-info
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist site *.egg-info
 	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

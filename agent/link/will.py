@@ -1,6 +1,6 @@
 """The agent's last will on the message bus: the broker tells it when this agent's connection breaks.
 
-Loaded with ``--bus`` alone. The payloads are described in deploy/bus/README.md; the topic is the one that this agent
+Loaded with ``--bus`` alone. The payloads are described in docs/bus.md; the topic is the one that this agent
 may write:
 
 galactica/FLEET/wills/SERVER   retained; {"says": "here"} while connected, {"says": "lost"} as the will, empty after

@@ -1,4 +1,4 @@
-"""Topics and payloads of the bus, as deploy/bus/README.md describes them for readers. Pure.
+"""Topics and payloads of the bus, as docs/bus.md describes them for readers. Pure.
 
 Every payload is one JSON object with its ``version``. Shapes only grow; a change of meaning is a new version.
 """

@@ -54,7 +54,7 @@ def create_token(
 
 
 def create_operator(
-    name: Annotated[str, typer.Argument(metavar="NAME")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The person's name in this fleet.")],
     role: Annotated[
         RoleChoice, typer.Option("--role", help="What they may do; each role includes the ones before.")
     ],

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 
 Files = Annotated[list[str], typer.Argument(metavar="FILE...", help="Manifests; - reads standard input.")]
-Named = Annotated[str, typer.Argument(metavar="service/NAME|pool/NAME")]
+Named = Annotated[
+    str, typer.Argument(metavar="service/NAME|pool/NAME", help="A service or a pool, such as service/web.")
+]
 
 
 def apply(files: Files, scheduler: Scheduler = None) -> None:

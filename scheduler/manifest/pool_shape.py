@@ -20,6 +20,7 @@ from galactica.scheduler.core.model.spec import (
 )
 from galactica.scheduler.core.validation.pools import canonical_body
 from galactica.scheduler.core.validation.problems import Path, Problem
+from galactica.scheduler.manifest.notation import NEEDED, Bounds, Without, Written
 from galactica.scheduler.manifest.shape import Age, Count, Duration, Kind, Shape, Text, Whole
 from galactica.scheduler.manifest.tree import Data, Scalar
 from galactica.scheduler.units import parse_duration
@@ -37,32 +38,78 @@ def _lease(data: Any) -> float:
     raise ValueError("must be one value, such as 30s")
 
 
-Lease = Annotated[float, BeforeValidator(_lease)]
+Lease = Annotated[float, BeforeValidator(_lease), Written("duration")]
 
 
 class PerShape(Shape):
-    count: Count = 0
-    window: Duration = Replace().window_seconds
+    """At most `count` replacements in any `window`, those of dead servers included."""
+
+    count: Annotated[Count, Bounds("1", "10000"), NEEDED] = Field(
+        default=0, description="How many servers may be replaced in one window."
+    )
+    window: Annotated[Duration, Bounds("1s", "7d")] = Field(
+        default=Replace().window_seconds, description="The length of the window."
+    )
 
 
 class ReplaceShape(Shape):
-    surge: Whole = Replace().surge
-    unavailable: Whole = Replace().unavailable
-    per: PerShape = PerShape()
+    """The budget of a pool. `surge` and `unavailable` must not both be 0."""
+
+    surge: Annotated[Whole, Bounds("0", "10000")] = Field(
+        default=Replace().surge,
+        description="How many servers beyond `size` may exist at once. With 0 the old server goes first.",
+    )
+    unavailable: Annotated[Whole, Bounds("0", "10000")] = Field(
+        default=Replace().unavailable, description="How many servers may be missing at once."
+    )
+    per: Annotated[PerShape, Without("no limit")] = Field(
+        default=PerShape(), description="How many replacements are allowed in a stretch of time."
+    )
 
 
 class PoolShape(Shape):
-    kind: Kind = "pool"
-    name: Text = ""
-    size: Whole = 1
-    provider: Text = ""
-    server: dict[str, Any] = Field(default_factory=dict)
-    labels: dict[str, Text] = Field(default_factory=dict)
-    boot_within: Duration = BOOT_WITHIN_SECONDS
-    max_age: Age = 0.0
-    lease: Lease = 0.0
-    cut_off_after: Duration = 300.0
-    replace: ReplaceShape = ReplaceShape()
+    """A wanted number of identical servers. A provider makes and deletes them."""
+
+    kind: Annotated[Kind, NEEDED] = Field(default="pool", description="What the document describes.")
+    name: Annotated[Text, NEEDED] = Field(
+        default="",
+        description="The name of the group: 1 to 63 lower-case letters, digits and `-`, no `-` at either end. "
+        "Names are unique across services and pools.",
+    )
+    size: Annotated[Whole, Bounds("0", "10000")] = Field(
+        default=1, description="How many servers are wanted."
+    )
+    provider: Annotated[Text, Written("name of a provider"), NEEDED] = Field(
+        default="",
+        description="Who makes the servers. `galactica providers` lists the names that the scheduler has.",
+    )
+    server: Annotated[dict[str, Any], Written("any mapping")] = Field(
+        default_factory=dict,
+        description="What the provider makes a server from. Only the provider reads it. All of it is in the digest, "
+        "so that any change replaces the servers. At most 65,536 bytes as JSON.",
+    )
+    labels: dict[str, Text] = Field(
+        default_factory=dict,
+        description="Labels of the servers. `placement.require` of a service finds them.",
+    )
+    boot_within: Annotated[Duration, Bounds("100ms", "1d")] = Field(
+        default=BOOT_WITHIN_SECONDS,
+        description="Time from the order to READY: until the server's agent sends heartbeats and its vitals are good.",
+    )
+    max_age: Annotated[Age, Bounds("1s", "3650d"), Without("no limit")] = Field(
+        default=0.0,
+        description="A server that is older is replaced, healthy or not, give or take a tenth and within the budget.",
+    )
+    lease: Annotated[Lease, Bounds("1s", "1d"), Without("`5s`, longer in fleets of thousands")] = Field(
+        default=0.0,
+        description="How long a server's silence is tolerated where nobody can say more. At most `cut_off_after`.",
+    )
+    cut_off_after: Annotated[Duration, Bounds("1s", "7d")] = Field(
+        default=300.0, description="How long a server that only its neighbours reach keeps its cells."
+    )
+    replace: ReplaceShape = Field(
+        default=ReplaceShape(), description="The budget for every change of the pool."
+    )
 
 
 POOL_SECTIONS: dict[Path, type[BaseModel]] = {

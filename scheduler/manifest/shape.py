@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from galactica.scheduler.core.model.spec import (
     ExecProbe,
@@ -28,6 +28,7 @@ from galactica.scheduler.core.model.spec import (
     TcpProbe,
 )
 from galactica.scheduler.core.validation.problems import Path, did_you_mean
+from galactica.scheduler.manifest.notation import NEEDED, Bounds, Without, Written
 from galactica.scheduler.manifest.tree import Data, Scalar
 from galactica.scheduler.units import parse_duration, parse_memory
 
@@ -136,19 +137,21 @@ def _one_of(*known: str) -> Callable[[Any], str]:
     return check
 
 
-Text = Annotated[str, BeforeValidator(_text)]
-Whole = Annotated[int, BeforeValidator(_whole)]
-Count = Annotated[int, BeforeValidator(_count)]
-Cpu = Annotated[int, BeforeValidator(_cpu)]
-Memory = Annotated[int, BeforeValidator(_memory)]
-Duration = Annotated[float, BeforeValidator(_duration)]
-Age = Annotated[float, BeforeValidator(_age)]
-Flag = Annotated[bool, BeforeValidator(_flag)]
-Drift = Annotated[str, BeforeValidator(_one_of("replace", "report"))]
-Port = Annotated[int, BeforeValidator(_port)]
-Words = Annotated[list[Text], BeforeValidator(_words)]
-Kind = Annotated[str, BeforeValidator(_one_of("service", "pool"))]
-Runtime = Annotated[str, BeforeValidator(_one_of("docker", "process"))]
+Text = Annotated[str, BeforeValidator(_text), Written("text")]
+Whole = Annotated[int, BeforeValidator(_whole), Written("whole number")]
+Count = Annotated[int, BeforeValidator(_count), Written("whole number")]
+Cpu = Annotated[int, BeforeValidator(_cpu), Written("number of cores")]
+Memory = Annotated[int, BeforeValidator(_memory), Written("amount of memory")]
+Duration = Annotated[float, BeforeValidator(_duration), Written("duration")]
+Age = Annotated[float, BeforeValidator(_age), Written("duration")]
+Flag = Annotated[bool, BeforeValidator(_flag), Written("`true` or `false`")]
+Drift = Annotated[str, BeforeValidator(_one_of("replace", "report")), Written("`replace` or `report`")]
+Port = Annotated[int, BeforeValidator(_port), Written("port number or `auto`")]
+Words = Annotated[list[Text], BeforeValidator(_words), Written("list of texts")]
+Kind = Annotated[str, BeforeValidator(_one_of("service", "pool")), Written("`service` or `pool`")]
+Runtime = Annotated[str, BeforeValidator(_one_of("docker", "process")), Written("`docker` or `process`")]
+Spread = Annotated[Text, Written("`server` or `none`")]
+PortName = Annotated[Text, Written("name of a port"), NEEDED]
 
 
 class Shape(BaseModel):
@@ -158,67 +161,158 @@ class Shape(BaseModel):
 
 
 class HttpShape(Shape):
-    port: Text = ""
-    path: Text = "/"
+    """Asks for a page. A status from 200 to 399 is good."""
+
+    port: PortName = Field(default="", description="The port to ask, a name from `ports`.")
+    path: Text = Field(default="/", description="The path of the page. It begins with `/` and has no blanks.")
 
 
 class TcpShape(Shape):
-    port: Text = ""
+    """Opens a connection. It is good when somebody accepts it."""
+
+    port: PortName = Field(default="", description="The port to connect to, a name from `ports`.")
 
 
 class ExecShape(Shape):
-    command: Words = []
+    """Runs a program inside the cell. Exit code 0 is good."""
+
+    command: Annotated[Words, NEEDED] = Field(
+        default=[], description="The program and its arguments. No shell reads it."
+    )
 
 
 class GrpcShape(Shape):
-    port: Text = ""
-    service: Text = ""
+    """Calls the standard health service of gRPC. The answer `SERVING` is good."""
+
+    port: PortName = Field(default="", description="The port to call, a name from `ports`.")
+    service: Text = Field(
+        default="", description="The service to ask about. Empty asks about the server as a whole."
+    )
 
 
 class HealthShape(Shape):
-    http: HttpShape | None = None
-    tcp: TcpShape | None = None
-    exec: ExecShape | None = None
-    grpc: GrpcShape | None = None
-    every: Duration = 1.0
-    timeout: Duration | None = None
-    sick_after: Whole = 3
-    boot_within: Duration = 60.0
+    """How a cell is probed: exactly one of `http`, `tcp`, `exec` and `grpc`, and when. A cell whose spec has no
+    probe is healthy while it runs."""
+
+    http: HttpShape | None = Field(default=None, description="Ask for a page.")
+    tcp: TcpShape | None = Field(default=None, description="Open a connection.")
+    exec: ExecShape | None = Field(default=None, description="Run a program inside the cell.")
+    grpc: GrpcShape | None = Field(default=None, description="Call the standard health service of gRPC.")
+    every: Annotated[Duration, Bounds("10ms", "1h")] = Field(
+        default=1.0, description="Time from one probe to the next. Probes of one cell never overlap."
+    )
+    timeout: Annotated[Duration, Bounds("1ms", "1h"), Without("`1s`, at most `every`")] | None = Field(
+        default=None, description="A probe that takes longer has failed."
+    )
+    sick_after: Annotated[Whole, Bounds("1", "1000")] = Field(
+        default=3, description="A READY cell is sick after this many failures in a row."
+    )
+    boot_within: Annotated[Duration, Bounds("1ms", "1d")] = Field(
+        default=60.0,
+        description="Time from the order to READY. Later than that the cell is sick. Time without contact to its "
+        "agent does not count.",
+    )
 
 
 class ResourcesShape(Shape):
-    cpu: Cpu = 0
-    memory: Memory = 0
-    pids: Count = 0
+    """Limits of one cell. Placement reserves them on a server."""
+
+    cpu: Annotated[Cpu, Bounds("0.001", "1024"), Without("no limit")] = Field(
+        default=0, description="Processor time, in cores. Steps of a thousandth."
+    )
+    memory: Annotated[Memory, Bounds("1B", "1024TiB"), Without("no limit")] = Field(
+        default=0, description="Memory, swap included. A container needs at least 6MiB."
+    )
+    pids: Annotated[Count, Bounds("1", "4194304"), Without("no limit")] = Field(
+        default=0, description="Number of processes and threads."
+    )
 
 
 class StopShape(Shape):
-    signal: Text = "SIGTERM"
-    grace: Duration = 10.0
+    """How a cell is asked to end."""
+
+    signal: Text = Field(
+        default="SIGTERM",
+        description="The signal that asks the program to end, by its name: SIGTERM, SIGINT, SIGQUIT …",
+    )
+    grace: Annotated[Duration, Bounds("0s", "1h")] = Field(
+        default=10.0, description="Time from the signal to SIGKILL."
+    )
 
 
 class PlacementShape(Shape):
-    spread: Text = "server"
-    require: dict[str, Text] = {}
+    """Which servers a cell may run on."""
+
+    spread: Spread = Field(
+        default="server", description="`server` spreads the cells of a group over servers. `none` packs them."
+    )
+    require: dict[str, Text] = Field(
+        default={}, description="Labels that a server must have, with these values."
+    )
 
 
 class ServiceShape(Shape):
-    kind: Kind = "service"
-    name: Text = ""
-    replicas: Whole = 1
-    runtime: Runtime | None = None
-    image: Text = ""
-    command: Words = []
-    ports: dict[str, Port] = {}
-    env: dict[str, Text] = {}
-    resources: ResourcesShape = ResourcesShape()
-    health: HealthShape | None = None
-    stop: StopShape = StopShape()
-    placement: PlacementShape = PlacementShape()
-    writable: list[Text] = []
-    exclusive: Flag = False
-    max_age: Age = 0.0
-    drift: Drift = "replace"
+    """A wanted number of identical cells."""
+
+    kind: Annotated[Kind, NEEDED] = Field(default="service", description="What the document describes.")
+    name: Annotated[Text, NEEDED] = Field(
+        default="",
+        description="The name of the group: 1 to 63 lower-case letters, digits and `-`, no `-` at either end. "
+        "Names are unique across services and pools.",
+    )
+    replicas: Annotated[Whole, Bounds("0", "100000")] = Field(
+        default=1, description="How many cells are wanted."
+    )
+    runtime: Annotated[Runtime, Without("`docker` with an `image`, else `process`")] | None = Field(
+        default=None, description="What runs the cell: a Docker Engine, or the agent as a plain process."
+    )
+    image: Text = Field(
+        default="",
+        description="The image of a container, such as `hello:1`. An image that the engine does not have is pulled. "
+        "Only for `docker`, and required there.",
+    )
+    command: Words = Field(
+        default=[],
+        description="The program and its arguments. No shell reads it. `{port.NAME}` becomes the number of that port. "
+        "A process needs a command. A container without one runs the command of its image.",
+    )
+    ports: dict[str, Port] = Field(
+        default={},
+        description="The ports that the cell listens on, by name: 1 to 32 lower-case letters, digits and `-`, at most "
+        "64 ports. For a container the number inside it; it is published on a free port of the server. For a process "
+        "a number, or `auto` for a free one. The cell finds the number in `$PORT_NAME`.",
+    )
+    env: dict[str, Text] = Field(
+        default={},
+        description="Variables of the environment, at most 256. Values are taken as they are written; `{port.NAME}` "
+        "works as in `command`. The agent sets `CELL_ID`, `CELL_DIRECTORY` and `PORT_…` itself.",
+    )
+    resources: ResourcesShape = Field(default=ResourcesShape(), description="Limits of one cell.")
+    health: Annotated[HealthShape, Without("no probe")] | None = Field(
+        default=None, description="How a cell is probed."
+    )
+    stop: StopShape = Field(default=StopShape(), description="How a cell is asked to end.")
+    placement: PlacementShape = Field(
+        default=PlacementShape(), description="Which servers a cell may run on."
+    )
+    writable: list[Text] = Field(
+        default=[],
+        description="Paths that a container may write to, besides `/tmp`. The rest of its root filesystem is "
+        "read-only. At most 64 absolute paths. Only for `docker`; a process writes below `$CELL_DIRECTORY`.",
+    )
+    exclusive: Flag = Field(
+        default=False,
+        description="Two cells of one slot are never alive at the same time, even when the network is split. "
+        "A replacement then waits until its predecessor is proven or certain to be gone.",
+    )
+    max_age: Annotated[Age, Bounds("1s", "3650d"), Without("no limit")] = Field(
+        default=0.0,
+        description="A cell that is older is replaced, healthy or not, give or take a tenth and within the budget.",
+    )
+    drift: Drift = Field(
+        default="replace",
+        description="What to do with a container that differs from its spec: replace it, or only report it.",
+    )
 
 
 SERVICE_SECTIONS: dict[Path, type[BaseModel]] = {

@@ -14,14 +14,14 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 from tests.bench.table import BEGIN, END, Row, show, write_into
 
 NAMES = ("core", "journal", "agent", "heal", "death", "calm", "watch")
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "numbers.md"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"what to measure: {', '.join(NAMES)} (all)")
     parser.add_argument(
-        "--write", action="store_true", help="put the table into README.md, between its marks"
+        "--write", action="store_true", help="put the table into docs/numbers.md, between its marks"
     )
     parser.add_argument(
         "--seconds", type=float, default=60.0, help="how long to watch the agent's processor share (60; 3600)"
@@ -35,8 +35,8 @@ def main() -> int:
         parser.error(f"no such measurement: {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
     rows = [row for name in arguments.names or NAMES for row in _measure(name, arguments)]
     show(rows)
-    if arguments.write and not write_into(README, rows):
-        print(f"{README} has no lines {BEGIN} and {END}; the table was not written", file=sys.stderr)
+    if arguments.write and not write_into(PAGE, rows):
+        print(f"{PAGE} has no lines {BEGIN} and {END}; the table was not written", file=sys.stderr)
         return 1
     return 0
 

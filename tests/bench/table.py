@@ -1,4 +1,4 @@
-"""The table of numbers: rows, the machine that they come from, and the README that shows them."""
+"""The table of numbers: rows, the machine that they come from, and the page that shows them."""
 
 from __future__ import annotations
 
@@ -86,12 +86,12 @@ def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def write_into(readme: Path, rows: Sequence[Row]) -> bool:
+def write_into(page: Path, rows: Sequence[Row]) -> bool:
     """Put the table between the markers. False where there is no such file, or it has no markers."""
-    text = readme.read_text() if readme.exists() else ""
+    text = page.read_text() if page.exists() else ""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         return False
-    readme.write_text(f"{before}{BEGIN}\n{markdown(rows)}\n{END}{after}")
+    page.write_text(f"{before}{BEGIN}\n{markdown(rows)}\n{END}{after}")
     return True

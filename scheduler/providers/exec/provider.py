@@ -1,7 +1,7 @@
 """The ``exec`` provider: the operator's own program makes and deletes servers.
 
 Each call runs the program once: one JSON object on its standard input, one on its standard output. What goes in and
-out, and what exit codes mean, is in ``deploy/providers/README.md`` with a worked example. In short:
+out, and what exit codes mean, is in ``docs/providers.md`` with a worked example. In short:
 
 - ``{"version": 1, "action": "create", "fleet", "cell", "body", "user_data"}`` is answered by ``{"ref": TEXT}``,
 - ``{"version": 1, "action": "delete", "fleet", "cell", "ref"}`` by ``{}``,
