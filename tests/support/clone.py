@@ -14,7 +14,7 @@ def environment() -> dict[str, str]:
     """In which git commits without knowing who runs the tests, and hears of no hook's repository."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     who = {f"GIT_{role}_{what}": value for role in ("AUTHOR", "COMMITTER") for what, value in _WHO.items()}
-    return {**inherited, **who, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
+    return {**inherited, **who, "GIT_CONFIG_GLOBAL": os.devnull}
 
 
 _WHO = {"NAME": "Somebody", "EMAIL": "somebody@example.org"}
