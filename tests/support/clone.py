@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def environment() -> dict[str, str]:
-    """In which git commits without knowing who runs the tests. What a hook's git or a make around us says is left out."""
+    """In which git commits without knowing who runs the tests. What a git or a make around us has set is left out."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("GIT_", "MAKE"))}
     who = {f"GIT_{role}_{what}": value for role in ("AUTHOR", "COMMITTER") for what, value in _WHO.items()}
     return {**inherited, **who, "GIT_CONFIG_GLOBAL": os.devnull}
