@@ -12,7 +12,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
 .PHONY: help venv proto lint lint-style lint-types lint-imports lint-dependencies lint-contract lint-generated \
-	docs test demo lab bench constraints clean
+	docs test demo lab bench constraints requirements release clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -52,6 +52,7 @@ lint-dependencies: venv
 
 lint-contract: venv
 	@$(BIN)/buf lint
+	@$(BIN)/buf breaking --against proto/released.binpb
 
 lint-generated: venv
 	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && cp -r proto "$$fresh" \
@@ -89,6 +90,26 @@ constraints: ## take the newest versions that fit pyproject.toml into constraint
 		&& "$$fresh/bin/pip" install --quiet --editable '.[scheduler,docker,enrol,cloud]' --group dev hatchling \
 		&& { sed -n '/^#/p' constraints.txt; "$$fresh/bin/pip" freeze --all --exclude-editable; } > "$$fresh/constraints.txt" \
 		&& cp "$$fresh/constraints.txt" constraints.txt
+	@$(MAKE) requirements
+
+# What the units install, and where: Debian 12 has Python 3.11 and glibc 2.36. The hashes are those of all files, so
+# that pip may take the one for the host's processor; the versions have to be the same for both.
+UNITS_FILE := deploy/systemd/requirements.txt
+UNITS_EXTRAS := scheduler docker enrol cloud bus
+UNITS_MACHINES := x86_64 aarch64
+
+requirements: venv ## pin what the systemd units install, by hashes, in the versions of constraints.txt
+	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT \
+		&& for machine in $(UNITS_MACHINES); do \
+			$(BIN)/uv pip compile --quiet --no-header --no-annotate --generate-hashes --output-file "$$fresh/$$machine" \
+				--python-version 3.11 --python-platform "$$machine-manylinux_2_36" --constraints constraints.txt \
+				$(UNITS_EXTRAS:%=--extra %) pyproject.toml || exit; \
+		done \
+		&& diff $(UNITS_MACHINES:%="$$fresh/%") \
+		&& { sed -n '/^#/p' $(UNITS_FILE); cat "$$fresh/x86_64"; } > "$$fresh/all" && cp "$$fresh/all" $(UNITS_FILE)
+
+release: venv ## check, build into dist/, tag and record the version in src/galactica/__init__.py; see CONTRIBUTING.md
+	@$(BIN)/python -m deploy.release
 
 clean: ## remove what the other targets have made
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist site *.egg-info
