@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Never
 
@@ -201,6 +202,8 @@ def _enrolled(settings: Settings, before: Identity | None) -> Identity:
             f"at the scheduler and give it as --token-file FILE, {TOKEN_VARIABLE} or --token",
             EXIT_USAGE,
         )
+    if not all(map(find_spec, ("cryptography", "OpenSSL"))):
+        raise StartError("enrolment needs its libraries: pip install 'galactica[enrol]'")
     directory, enrolment = _identity_directory(settings.data), _enrolment(settings, before)
     server_id = before.server_id if before else settings.server_id or socket.gethostname()
     command = [sys.executable, "-m", "galactica.agent.enrol", "--scheduler-enrol", enrolment]
