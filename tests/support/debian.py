@@ -11,10 +11,10 @@ import fcntl
 import os
 import platform
 import shutil
-import signal
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -22,7 +22,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 SUITE = "bookworm"
-PACKAGES = "debootstrap, systemd-container and zstd"
+PACKAGES = "debootstrap systemd-container docker.io"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "galactica-tests"
 WAIT_SECONDS = 60.0
 LOOK_EVERY_SECONDS = 0.1
@@ -41,13 +41,19 @@ class Root:
     directory: Path
 
     @classmethod
-    def fresh(cls, directory: Path) -> Root:
-        """debootstrap's smallest variant, which has neither Python nor systemd."""
-        directory.mkdir()
-        command("tar", "-xf", str(_bare_root()), "-C", str(directory))
-        root = cls(directory)
-        root._take_over_apt()
-        return root
+    @contextlib.contextmanager
+    def fresh(cls) -> Iterator[Root]:
+        """debootstrap's smallest variant, which has neither Python nor systemd. While used it is held in memory."""
+        directory = Path(tempfile.mkdtemp(prefix="galactica-debian-"))
+        command("mount", "-t", "tmpfs", "-o", "size=3g,mode=0755", "galactica-tests", str(directory))
+        try:
+            command("tar", "-xf", str(_bare_root()), "-C", str(directory))
+            root = cls(directory)
+            root._take_over_apt()
+            yield root
+        finally:
+            command("umount", "--lazy", str(directory))
+            directory.rmdir()
 
     def run(self, *words: str, binds: tuple[str, ...] = ()) -> str:
         """In the root, with this machine's network and nothing booted."""
@@ -76,7 +82,9 @@ class Root:
     def _take_over_apt(self) -> None:
         """The sources, and how they are reached, are those of this machine."""
         apt = self.directory / "etc/apt"
-        fetching = [line for line in command("apt-config", "dump").splitlines() if line.startswith("Acquire::")]
+        fetching = [
+            line for line in command("apt-config", "dump").splitlines() if line.startswith("Acquire::")
+        ]
         (apt / "apt.conf.d" / "90host").write_text("\n".join([*fetching, ""]))
         (apt / "sources.list").write_text(
             "".join(
@@ -99,7 +107,8 @@ class Machine:
 
     @classmethod
     @contextlib.contextmanager
-    def booted(cls, root: Root, log: Path, *words: str):
+    def booted(cls, root: Root, log: Path, *words: str) -> Iterator[Machine]:
+        """``words``: more options for systemd-nspawn."""
         with log.open("wb") as output:
             nspawn = subprocess.Popen(
                 [*root._nspawn(), "--private-network", "--console=pipe", *words, "--boot"],
@@ -113,7 +122,10 @@ class Machine:
             until(machine.is_up, "systemd has booted")
             yield machine
         finally:
-            _end(nspawn)
+            # The machine's first process dies with it, and all others with that one.
+            nspawn.kill()
+            nspawn.wait()
+            _remove_groups()
 
     def is_up(self) -> bool:
         assert self.nspawn.poll() is None, "systemd-nspawn has ended"
@@ -200,7 +212,7 @@ def _sources() -> list[tuple[str, str, str]]:
 
 
 @contextlib.contextmanager
-def _locked(name: str):
+def _locked(name: str) -> Iterator[None]:
     with (CACHE / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -212,11 +224,12 @@ def _only_child(process: subprocess.Popen[bytes]) -> int:
     return int(children[0]) if children else 0
 
 
-def _end(nspawn: subprocess.Popen[bytes]) -> None:
-    """Its first signal halts the machine, a kill takes all its processes along."""
-    nspawn.send_signal(signal.SIGTERM)
-    try:
-        nspawn.wait(WAIT_SECONDS)
-    except subprocess.TimeoutExpired:
-        nspawn.kill()
-        nspawn.wait()
+def _remove_groups() -> None:
+    """The control groups that systemd-nspawn makes below our own and leaves behind."""
+    own = [line.split(":", 2)[2].strip("/") for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    for hierarchy in ("/sys/fs/cgroup", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified"):
+        for group in {Path(hierarchy, path, name) for path in own for name in ("payload", "supervisor")}:
+            for directory, _, _ in os.walk(group, topdown=False):
+                # Another machine may be using it.
+                with contextlib.suppress(OSError):
+                    Path(directory).rmdir()
