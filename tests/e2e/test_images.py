@@ -24,21 +24,17 @@ LOCKED = ["--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "
 @pytest.fixture(scope="module")
 def images(wheelhouse, engine):
     """The base has what python:3.11-slim has that matters here: Debian 12, Python 3.11 as python3, and no more."""
-    with Root.fresh() as root:
-        root.apt_install("python3")
-        pack = f"tar -C {shlex.quote(str(root.directory))} --exclude=./var/lib/apt/lists -c ."
-        command("bash", "-o", "pipefail", "-c", f"{pack} | docker import - {BASE}")
-    build = ["env", f"PREFIX={PREFIX}", str(ROOT / "deploy/containers/build"), str(wheelhouse)]
-    command(*build, "--network=none", "--build-arg", f"BASE={BASE}")
-    yield {part: f"{PREFIX}-{part}:{__version__}" for part in ("scheduler", "agent")}
-    command(
-        "docker",
-        "image",
-        "rm",
-        "--force",
-        BASE,
-        *(f"{PREFIX}-{part}:{__version__}" for part in ("scheduler", "agent")),
-    )
+    made = {part: f"{PREFIX}-{part}:{__version__}" for part in ("scheduler", "agent")}
+    try:
+        with Root.fresh() as root:
+            root.apt_install("python3")
+            pack = f"tar -C {shlex.quote(str(root.directory))} --exclude=./var/lib/apt/lists -c ."
+            command("bash", "-o", "pipefail", "-c", f"{pack} | docker import - {BASE}")
+        build = ["env", f"PREFIX={PREFIX}", str(ROOT / "deploy/containers/build"), str(wheelhouse)]
+        command(*build, "--network=none", "--build-arg", f"BASE={BASE}")
+        yield made
+    finally:
+        subprocess.run(["docker", "image", "rm", "--force", *made.values(), BASE], check=False)
 
 
 @pytest.fixture

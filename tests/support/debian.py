@@ -11,6 +11,7 @@ import fcntl
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -122,7 +123,9 @@ class Machine:
             until(machine.is_up, "systemd has booted")
             yield machine
         finally:
-            # The machine's first process dies with it, and all others with that one.
+            # All its processes die with its first one, and systemd-nspawn ends. A kill of that would leave them.
+            for child in _children(nspawn):
+                os.kill(child, signal.SIGKILL)
             nspawn.kill()
             nspawn.wait()
             _remove_groups()
@@ -220,8 +223,16 @@ def _locked(name: str) -> Iterator[None]:
 
 def _only_child(process: subprocess.Popen[bytes]) -> int:
     assert process.poll() is None, "systemd-nspawn has ended"
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return int(children[0]) if children else 0
+    children = _children(process)
+    return children[0] if children else 0
+
+
+def _children(process: subprocess.Popen[bytes]) -> list[int]:
+    if process.poll() is not None:
+        return []
+    return [
+        int(word) for word in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ]
 
 
 def _remove_groups() -> None:
