@@ -144,6 +144,7 @@ def test_an_install_starts_nothing_and_brings_what_the_services_need(machine):
     assert machine.run("galactica", "version") == f"galactica {__version__}\n"
     for unit in (SCHEDULER, AGENT):
         assert machine.property(unit, "UnitFileState") == "disabled"
+        assert machine.property(unit, "StartLimitIntervalUSec") == "0"
     assert machine.run("stat", "--format=%a %U", "/etc/galactica/agent.env") == "600 root\n"
     assert machine.run("id", "--name", "--user", "galactica") == "galactica\n"
     assert machine.ask("systemd-analyze", "verify", SCHEDULER, AGENT).stderr == ""

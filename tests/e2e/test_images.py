@@ -83,7 +83,7 @@ def ready_scheduler(run, images):
 
 @pytest.mark.parametrize("part", ["scheduler", "agent"])
 def test_the_images_run_as_a_user_without_power_and_bring_no_wheels(images, part):
-    shell = ["docker", "run", "--rm", "--entrypoint=sh", images[part], "-c"]
+    shell = ["docker", "run", "--rm", "--network=none", "--entrypoint=sh", images[part], "-c"]
     assert command(*shell, "id -u; ls -d /wheels 2>/dev/null || true") == "7400\n"
 
 
