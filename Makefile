@@ -10,9 +10,10 @@ READY := $(VENV)/.ready
 PYTEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+CONTAINER_ARGS ?=
 
 .PHONY: help venv proto lint lint-style lint-types lint-imports lint-dependencies lint-contract lint-generated \
-	docs test demo lab bench constraints requirements release clean
+	docs test demo lab bench wheels deb containers constraints requirements release clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -65,7 +66,7 @@ docs: venv ## the documentation's site, in site/; a broken link ends it
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --clean
 
 # The engine and what images and hosts are made from; the rest is in the environment.
-TEST_PACKAGES := docker.io docker-registry iproute2 iptables busybox-static procps mosquitto
+TEST_PACKAGES := docker.io docker-registry iproute2 iptables busybox-static procps mosquitto debootstrap systemd-container
 
 # A simulated history depends on the order of hash maps too: fixed, so that a seed that fails here fails anywhere.
 test: venv ## the whole suite, on a real Docker Engine (the one that runs, else one for the time of the tests)
@@ -83,6 +84,17 @@ lab: venv ## a fleet of four hosts on this machine to play with, until Ctrl-C (a
 bench: venv ## measure what the table in docs/numbers.md says; BENCH_ARGS="calm --hour" for an hour of loss and stalls
 	@.ci/packages $(TEST_PACKAGES)
 	@$(BIN)/python -m tests.with_engine $(BIN)/python -m tests.bench $(BENCH_ARGS)
+
+# The services' own wheels and those of all that they need, from which the next two are made without a network.
+wheels: venv
+	@deploy/wheelhouse $(BIN)/python dist/wheels
+
+deb: wheels ## a package for Debian 12 below dist/
+	@.ci/packages python3.11
+	@deploy/deb/build dist/wheels dist
+
+containers: wheels ## images of scheduler and agent; CONTAINER_ARGS="--build-arg BASE=IMAGE" begins from another base
+	@deploy/containers/build dist/wheels $(CONTAINER_ARGS)
 
 constraints: ## take the newest versions that fit pyproject.toml into constraints.txt
 	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(PYTHON) -m venv "$$fresh" \

@@ -11,6 +11,7 @@ import os
 import socket
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,6 +85,8 @@ def enrolled_identity(settings: Settings, before: Identity | None) -> Identity:
             f"at the scheduler and give it as --token-file FILE, {TOKEN_VARIABLE} or --token",
             EXIT_USAGE,
         )
+    if not all(map(find_spec, ("cryptography", "OpenSSL"))):
+        raise StartError("enrolment needs its libraries: pip install 'galactica[enrol]'")
     directory, enrolment = identity_directory(settings.data), enrolment_address(settings, before)
     server_id = before.server_id if before else settings.server_id or socket.gethostname()
     command = [sys.executable, "-m", "galactica.agent.link.enrol", "--scheduler-enrol", enrolment]

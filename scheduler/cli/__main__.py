@@ -23,6 +23,8 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(ExitCode.DONE)
+    except ModuleNotFoundError:
+        raise  # the caller knows which extra is missing
     except Exception as error:  # noqa: BLE001 - the outermost edge: what nobody expected is a message too
         last = traceback.extract_tb(error.__traceback__)[-1]
         _complain(

@@ -26,7 +26,8 @@ def test_user_data_is_yaml_that_installs_an_agent_and_begins_it():
     assert files["/etc/galactica/agent.env"]["content"] == "GALACTICA_TOKEN=gal1.secret\n"
     assert files["/etc/galactica/agent.env"]["permissions"] == "0600"
     assert ["/opt/galactica/bin/pip", "install", "galactica[docker,enrol]==1.0"] in content["runcmd"]
-    assert "ExecStart=/opt/galactica/begin" in files["/etc/systemd/system/galactica-agent.service"]["content"]
+    unit = files["/etc/systemd/system/galactica-agent.service"]["content"].splitlines()
+    assert {"ExecStart=/opt/galactica/begin", "StartLimitIntervalSec=0", "KillMode=process"} <= set(unit)
 
 
 def test_the_agent_is_begun_with_exactly_the_words_that_were_meant(tmp_path):
