@@ -1,8 +1,8 @@
 """The single writer: inbox -> core -> journal -> carry out.
 
-One task owns the core. It drains a batch from the bounded inbox, lets the core decide, makes the decision durable in
-one commit, and only then sends commands and answers. Readers get the last durable state, which is immutable, so
-nothing is locked.
+One task owns the core. It takes a batch from the bounded inbox, lets the core decide, makes the decision durable in
+one commit, and only then sends commands and answers. Readers get the last durable state. It is immutable, so no locks
+are needed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from galactica.scheduler.journal.snapshot import decode, encode
 INBOX_SIZE = 10_000
 BATCH_SIZE = 2_000
 IDLE_SECONDS = 0.5
-"""The longest pause between two turns, so that a stall of this process can be told from a quiet fleet."""
+"""The longest pause between two turns. A longer gap means that this process stalled, not that the fleet was quiet."""
 
 FEED_BATCH = 500
 SNAPSHOT_EVERY = 20_000
@@ -46,9 +46,9 @@ log = structlog.get_logger("scheduler.controller")
 
 
 def load(journal: Journal) -> Fleet:
-    """The fleet that the journal tells of: its newest snapshot and the records after it."""
-    found = journal.newest_snapshot()
-    fleet = decode(found[1]) if found else Fleet()
+    """The fleet from the journal: its newest snapshot plus the records after it."""
+    snapshot = journal.newest_snapshot()
+    fleet = decode(snapshot[1]) if snapshot else Fleet()
     for record in journal.replay(fleet.position + 1):
         fleet = apply(fleet, record)
     return fleet
@@ -101,7 +101,10 @@ class Controller:
     async def feed(self, from_position: int) -> AsyncIterator[tuple[Record, ...]]:
         position = max(1, from_position)
         while True:
-            news, durable = self._news, self._journal.durable  # what comes while we read is read next time
+            news, durable = (
+                self._news,
+                self._journal.durable,
+            )  # the next round reads what arrives during this one
             records = await self._journal.read(position, FEED_BATCH)
             if records:
                 position = records[-1].position + 1
@@ -109,10 +112,10 @@ class Controller:
             elif durable < position:
                 await news.wait()
             else:
-                position = durable + 1  # retention took what was asked for
+                position = durable + 1  # retention has deleted these records
 
     def _worth_recording(self, refusal: RecordRefusal) -> bool:
-        """The same refusal is recorded once a minute, so that nobody can fill the journal by knocking."""
+        """The same refusal is recorded once a minute, so that repeated calls cannot fill the journal."""
         now = self._clock.now()
         last = self._refusals.get(refusal)
         if last is not None and now - last < REFUSALS_EVERY_SECONDS:
@@ -125,7 +128,7 @@ class Controller:
     # --- the loop ---------------------------------------------------------------------------------------------------
 
     async def run(self, outbox: Outbox, providers: ProviderOutbox) -> None:
-        """Until cancelled. Ends by itself only where a broken invariant or a lost journal makes going on unsafe."""
+        """Runs until cancelled. Ends on its own only if a broken invariant or a lost journal makes it unsafe."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._take_snapshots(), name="snapshots")
@@ -137,7 +140,7 @@ class Controller:
                 answer.cancel()
 
     async def _collect(self) -> list[Asked]:
-        """Wait for news or for the next look, and fold what came into the core."""
+        """Wait for news or for the next look, and pass observations to the core. Returns the requests."""
         asked: list[Asked] = []
         item = await self._next_item()
         taken = 0
@@ -206,7 +209,7 @@ class Controller:
             self._snapshot_due.set()
 
     async def _take_snapshots(self) -> None:
-        """The fleet is immutable, so that it can be written down in a thread while the core goes on."""
+        """The fleet is immutable, so a thread can encode it while the core continues."""
         while True:
             await self._snapshot_due.wait()
             self._snapshot_due.clear()

@@ -1,4 +1,4 @@
-"""Quantities as people write them: durations and amounts of memory. Pure, and without imports that cost time."""
+"""Reads and writes durations and amounts of memory in the form that people use. Pure, and quick to import."""
 
 from __future__ import annotations
 
@@ -46,32 +46,36 @@ _BINARY = ("TiB", "GiB", "MiB", "KiB")
 def parse_duration(text: str) -> float:
     """Seconds: ``500ms``, ``1s``, ``1.5m``, ``2h``, ``30d``; exact to the millisecond.
 
-    Raises ValueError that says what to write instead."""
+    Raises ValueError with a message that says what to write instead."""
     match = _DURATION.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text!r} is no duration; write a number and ms, s, m, h or d, such as 500ms or 2m")
+        raise ValueError(
+            f"invalid duration {text!r}: write a number and ms, s, m, h or d, for example 500ms or 2m"
+        )
     number, unit = match["number"], match["unit"]
     if unit not in _SECONDS:
         meant = _LONG_UNITS.get(unit.lower(), unit.lower() if unit.lower() in _SECONDS else "s")
-        what = f"the unit {unit!r} is not known" if unit else f"{text!r} has no unit"
-        raise ValueError(f"{what}; write ms, s, m, h or d, such as {number}{meant}")
+        problem = f"unknown unit {unit!r}" if unit else f"{text!r} has no unit"
+        raise ValueError(f"{problem}; write ms, s, m, h or d, for example {number}{meant}")
     milliseconds = float(number) * _SECONDS[unit] * 1_000
     if abs(milliseconds - round(milliseconds)) > 1e-6:
-        raise ValueError(f"{text!r} is finer than a millisecond")
+        raise ValueError(f"{text!r} is not a whole number of milliseconds")
     return round(milliseconds) / 1_000
 
 
 def parse_memory(text: str) -> int:
     """Bytes: ``64MiB``, ``1GiB`` (powers of 1024), ``64M``, ``64MB`` (powers of 1000), ``512B``.
 
-    Raises ValueError that says what to write instead."""
+    Raises ValueError with a message that says what to write instead."""
     match = _MEMORY.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text!r} is no amount of memory; write a number and a unit, such as 64MiB or 1GiB")
+        raise ValueError(
+            f"invalid amount of memory {text!r}: write a number and a unit, for example 64MiB or 1GiB"
+        )
     number, unit = match["number"], match["unit"]
     if unit not in _BYTES:
-        what = f"the unit {unit!r} is not known" if unit else f"{text!r} has no unit"
-        raise ValueError(f"{what}; write KiB, MiB or GiB, such as {number}{_meant_unit(unit)}")
+        problem = f"unknown unit {unit!r}" if unit else f"{text!r} has no unit"
+        raise ValueError(f"{problem}; write KiB, MiB or GiB, for example {number}{_meant_unit(unit)}")
     amount = float(number) * _BYTES[unit] if "." in number else int(number) * _BYTES[unit]
     return round(amount)
 

@@ -1,4 +1,4 @@
-"""The entry: runs the app, and turns whatever ends it into an exit code and a message, never a traceback."""
+"""The entry point: runs the app, and turns every error into an exit code and a message, never a traceback."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def main() -> None:
         sys.exit(ExitCode.DONE)
     except ModuleNotFoundError:
         raise  # the caller knows which extra is missing
-    except Exception as error:  # noqa: BLE001 - the outermost edge: what nobody expected is a message too
+    except Exception as error:  # noqa: BLE001 - the outermost edge: an unexpected error becomes a message too
         last = traceback.extract_tb(error.__traceback__)[-1]
         _complain(
-            f"galactica itself failed: {type(error).__name__}: {error} (in {last.name}, {last.filename}:{last.lineno})",
-            "This is a mistake in the program; please report it with this line.",
+            f"internal error: {type(error).__name__}: {error} (in {last.name}, {last.filename}:{last.lineno})",
+            "This is a bug in galactica. Please report it and include the line above.",
         )
         sys.exit(ExitCode.FAILED)
 
@@ -43,7 +43,7 @@ def _complain(message: str, hint: str) -> None:
     try:
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
-    except OSError:  # nobody reads it
+    except OSError:  # standard error is closed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 

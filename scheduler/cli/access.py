@@ -1,4 +1,4 @@
-"""Commands about who may join and who may ask, and about this program itself."""
+"""Commands about join tokens, operators, the context file and versions."""
 
 from __future__ import annotations
 
@@ -29,15 +29,19 @@ class RoleChoice(StrEnum):
 
 
 def create_token(
-    uses: Annotated[int, typer.Option("--uses", min=1, max=100_000, help="How many servers may join.")] = 1,
-    ttl: Annotated[str, typer.Option("--ttl", metavar="DURATION", help="How long it holds.")] = "1h",
+    uses: Annotated[
+        int, typer.Option("--uses", min=1, max=100_000, help="How many servers may join with it.")
+    ] = 1,
+    ttl: Annotated[
+        str, typer.Option("--ttl", metavar="DURATION", help="How long the token is valid.")
+    ] = "1h",
     scheduler: Scheduler = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """Make a join token, with which servers enrol."""
+    """Create a join token. Servers enrol with it."""
     seconds = duration("--ttl", ttl)
     if seconds < 1:
-        raise typer.BadParameter("a token holds at least 1s", param_hint="--ttl")
+        raise typer.BadParameter("must be at least 1s", param_hint="--ttl")
     with connect(scheduler) as client:
         request = operator_pb2.CreateTokenRequest(uses=uses, ttl_seconds=round(seconds))
         answer = client.ask(client.stub.CreateToken, request)
@@ -47,33 +51,36 @@ def create_token(
         return
     until = people.until_text(answer.expires_at)
     line(
-        f"A join token for {people.counted(answer.uses, 'server')}, good until {until}. It is not shown again."
+        f"A join token for {people.counted(answer.uses, 'server')}, valid until {until}. It is shown only once."
     )
-    line("On each new server:")
+    line("Run on each new server:")
     line(f"  GALACTICA_TOKEN={answer.token} galactica-agent --scheduler {address}")
 
 
 def create_operator(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The person's name in this fleet.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the operator.")],
     role: Annotated[
-        RoleChoice, typer.Option("--role", help="What they may do; each role includes the ones before.")
+        RoleChoice,
+        typer.Option("--role", help="What the operator may do. Each role includes the roles before it."),
     ],
     file: Annotated[
         Path | None,
-        typer.Option("--file", metavar="FILE", help="The context file to write (NAME.context.json)."),
+        typer.Option("--file", metavar="FILE", help="The context file to write. Default: NAME.context.json."),
     ] = None,
     ttl: Annotated[
-        str, typer.Option("--ttl", metavar="DURATION", help="How long the certificate holds.")
+        str, typer.Option("--ttl", metavar="DURATION", help="How long the certificate is valid.")
     ] = "720h",
     scheduler: Scheduler = None,
 ) -> None:
-    """Let a person in: writes a context file for them. Its key is made here and never sent."""
+    """Create an operator: writes a context file for a person. The private key is made here and is never sent."""
     seconds = duration("--ttl", ttl)
     if "/" in name:
-        raise typer.BadParameter("a name holds no '/'", param_hint="NAME")
+        raise typer.BadParameter("a name must not contain '/'", param_hint="NAME")
     path = file or Path(f"{name}.context.json")
     if path.exists():
-        raise CommandFailed(f"{path} is there already", hint="Move it away, or write --file FILE.")
+        raise CommandFailed(
+            f"{path} already exists", hint="Move it away, or choose another file: --file FILE"
+        )
     with connect(scheduler) as client:
         from galactica.scheduler.security.ca import new_key_and_csr
 
@@ -95,16 +102,16 @@ def create_operator(
         create_context(path, context)
     except OSError as error:
         raise CommandFailed(
-            f"{path} cannot be written: {error.strerror or error}",
-            hint="Choose another place with --file FILE.",
+            f"cannot write {path}: {error.strerror or error}",
+            hint="Choose another file: --file FILE",
         ) from error
     until = people.until_text(answer.expires_at)
     line(f"{name}: {role.value} of fleet {context.fleet} until {until}. Context file: {path}")
-    line(f"It holds a private key. Hand it over safely; they put it at {_usual_place()}")
+    line(f"It contains a private key. Hand it over safely. The operator saves it as {_usual_place()}")
     if _LOOPBACK.fullmatch(context.scheduler):
         line(
-            Styled(f"It says scheduler {context.scheduler}, which is this machine only.", "yellow"),
-            " Elsewhere they set GALACTICA_SCHEDULER=HOST:PORT.",
+            Styled(f"Its scheduler address {context.scheduler} works on this machine only.", "yellow"),
+            " On another machine, set GALACTICA_SCHEDULER=HOST:PORT.",
         )
 
 
@@ -113,7 +120,7 @@ def _usual_place() -> str:
 
 
 def show_context(output: Output = Format.TABLE) -> None:
-    """Which scheduler this command line talks to, and as whom."""
+    """Show which scheduler this command line talks to, and as which operator."""
     path = context_path()
     context = read_context(path)
     facts = {
@@ -144,9 +151,9 @@ def _expires_at(context: Context) -> str | None:
 
 
 def version(scheduler: Scheduler = None, output: Output = Format.TABLE) -> None:
-    """The version of this program, and the scheduler's where one answers."""
+    """Show the version of this program, and the scheduler's version if it answers."""
     own = __version__
-    trouble = ""
+    failure = ""
     facts: dict[str, object] = {"version": own, "scheduler": None}
     if scheduler or context_path().exists():
         try:
@@ -160,15 +167,15 @@ def version(scheduler: Scheduler = None, output: Output = Format.TABLE) -> None:
                     "address": client.address,
                 }
         except CommandFailed as error:
-            trouble = str(error)
+            failure = str(error)
     if output is Format.JSON:
         print_json(facts)
         return
     line(f"galactica {own}")
-    if isinstance(told := facts["scheduler"], dict):
+    if isinstance(reply := facts["scheduler"], dict):
         line(
-            f"scheduler {told['version']} at {told['address']}, "
-            f"fleet {told['fleet']}, wire version {told['wire_version']}"
+            f"scheduler {reply['version']} at {reply['address']}, "
+            f"fleet {reply['fleet']}, wire version {reply['wire_version']}"
         )
-    elif trouble:
-        line(Styled(trouble, "yellow"))
+    elif failure:
+        line(Styled(failure, "yellow"))

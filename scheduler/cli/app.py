@@ -9,9 +9,10 @@ from galactica.scheduler.settings.errors import EXIT_CODES
 
 
 def build() -> typer.Typer:
-    """The app. It ends with SystemExit, or raises CommandFailed."""
+    """The app. A call ends with SystemExit, or raises CommandFailed."""
     app = _group(
-        "A fleet in which nothing is ever repaired or updated: what is wrong is replaced.", completion=True
+        "Galactica runs a fleet in which nothing is ever repaired or updated: sick cells are replaced.",
+        completion=True,
     )
     for name, command in (
         ("up", serving.up),
@@ -35,11 +36,11 @@ def build() -> typer.Typer:
         ("version", access.version),
     ):
         app.command(name, epilog=EXIT_CODES)(command)
-    token = _group("Join tokens, with which servers enrol.")
+    token = _group("Join tokens. Servers enrol with them.")
     token.command("create", epilog=EXIT_CODES)(access.create_token)
-    operator = _group("The people who may ask.")
+    operator = _group("Operators: the people who may use this fleet.")
     operator.command("create", epilog=EXIT_CODES)(access.create_operator)
-    context = _group("Which scheduler this command line talks to.")
+    context = _group("The scheduler and the operator of this command line.")
     context.command("show", epilog=EXIT_CODES)(access.show_context)
     storms = typer.Typer(epilog=EXIT_CODES)
     storms.callback(invoke_without_command=True)(servers.storms)

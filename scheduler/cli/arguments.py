@@ -1,4 +1,4 @@
-"""Options that many commands share, and readers of what people type."""
+"""Options that many commands share, and parsers for arguments."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ Scheduler = Annotated[
         "--scheduler",
         envvar="GALACTICA_SCHEDULER",
         metavar="HOST:PORT",
-        help="Where the scheduler is, if not where the context file says.",
+        help="Address of the scheduler. Default: the address in the context file.",
     ),
 ]
-Output = Annotated[Format, typer.Option("--output", "-o", help="A table for people, or JSON for programs.")]
+Output = Annotated[
+    Format, typer.Option("--output", "-o", help="Output format: a table for people, or JSON for programs.")
+]
 
 _Value = TypeVar("_Value")
 
 
 def read(option: str, reader: Callable[[str], _Value], text: str) -> _Value:
-    """What ``reader`` makes of the text; its ValueError becomes wrong usage of that option."""
+    """The text as parsed by ``reader``. A ValueError becomes a usage error of that option."""
     try:
         return reader(text)
     except ValueError as error:
@@ -41,12 +43,12 @@ def named_group(text: str) -> tuple[operator_pb2.GroupKind.ValueType, str]:
     kind, slash, name = text.partition("/")
     if kind not in KINDS or not slash or not name or "/" in name:
         meant = f"service/{text} or pool/{text}" if not slash and text else "service/NAME or pool/NAME"
-        raise typer.BadParameter(f"{text!r} names no service and no pool; write {meant}")
+        raise typer.BadParameter(f"invalid group {text!r}: write {meant}")
     return KINDS[kind], name
 
 
 def group_name(text: str) -> str:
-    """The name in ``NAME``, ``service/NAME`` or ``pool/NAME``; empty for none."""
+    """The name in ``NAME``, ``service/NAME`` or ``pool/NAME``; empty for an empty text."""
     return named_group(text)[1] if "/" in text else text
 
 

@@ -1,4 +1,4 @@
-"""Commands about what shall exist and what must go."""
+"""Commands that change the fleet: apply, plan, delete, condemn, drain and wait."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from galactica.scheduler.core.model.spec import Group
 
 
-Files = Annotated[list[str], typer.Argument(metavar="FILE...", help="Manifests; - reads standard input.")]
+Files = Annotated[list[str], typer.Argument(metavar="FILE...", help="Manifest files; - is standard input.")]
 Named = Annotated[
     str, typer.Argument(metavar="service/NAME|pool/NAME", help="A service or a pool, such as service/web.")
 ]
 
 
 def apply(files: Files, scheduler: Scheduler = None) -> None:
-    """Order what the manifests describe. What is so already stays untouched."""
+    """Apply manifests: order cells for new and changed services and pools. Unchanged ones stay as they are."""
     groups = _load(files)
     with connect(scheduler) as client:
         from galactica.scheduler.wire.operator import group_to_proto
@@ -47,9 +47,9 @@ def apply(files: Files, scheduler: Scheduler = None) -> None:
         ordered = people.counted(group.replicas, _noun_of(group)) if group else ""
         line(*people.change_text(change, ordered))
     if not moved:
-        line("Nothing was changed: the fleet is wanted like that already. How it is: galactica status")
+        line("No changes: already up to date. Current state: galactica status")
     for name in moved[:10]:
-        line(f"Watch: galactica wait {wanted[name].kind}/{name} --ready")
+        line(f"Wait until it is ready: galactica wait {wanted[name].kind}/{name} --ready")
 
 
 def _noun_of(group: Group) -> str:
@@ -57,7 +57,7 @@ def _noun_of(group: Group) -> str:
 
 
 def plan(files: Files, scheduler: Scheduler = None, output: Output = Format.TABLE) -> None:
-    """What applying the manifests would bring about: births and deaths. Changes nothing."""
+    """Show what applying the manifests would do: births and deaths of cells. Changes nothing."""
     groups = _load(files)
     with connect(scheduler) as client:
         from galactica.scheduler.wire.operator import group_to_proto
@@ -80,11 +80,11 @@ def plan(files: Files, scheduler: Scheduler = None, output: Output = Format.TABL
         return
     births, deaths = len(answer.births) + answer.more_births, len(answer.deaths) + answer.more_deaths
     sums = f"{people.counted(births, 'birth')}, {people.counted(deaths, 'death')}"
-    line(f"{sums}. This was a plan and changed nothing. Do it: galactica apply {' '.join(files)}")
+    line(f"{sums}. This is a plan; nothing was changed. To apply it: galactica apply {' '.join(files)}")
 
 
 def delete(group: Named, scheduler: Scheduler = None) -> None:
-    """Let a service and all of its cells go, or a pool and all of its servers."""
+    """Delete a service with all its cells, or a pool with all its servers."""
     kind, name = named_group(group)
     with connect(scheduler) as client:
         request = operator_pb2.DeleteGroupRequest(group=name, kind=kind)
@@ -99,42 +99,48 @@ def _noun(kind: operator_pb2.GroupKind.ValueType) -> str:
 
 def condemn(
     cell: Annotated[
-        str, typer.Argument(metavar="CELL", help="Its id, such as web/2.7; a pool's server too.")
+        str,
+        typer.Argument(metavar="CELL", help="Id of a cell, for example web/2.7, or of a server of a pool."),
     ],
-    reason: Annotated[str, typer.Option("--reason", help="Why, for its death certificate.")] = "",
+    reason: Annotated[str, typer.Option("--reason", help="The reason, for the death certificate.")] = "",
     scheduler: Scheduler = None,
 ) -> None:
-    """Decide that a cell, or a server of a pool, must go. Another takes its place first."""
+    """Condemn a cell or a server of a pool. Its replacement comes first."""
     with connect(scheduler) as client:
         request = operator_pb2.CondemnCellRequest(cell_id=cell, reason=reason)
         client.ask(client.stub.CondemnCell, request)
-    line(f"{cell}: condemned; it goes when its replacement is ready. Its story: galactica why {cell}")
+    line(f"{cell}: condemned; it goes when its replacement is ready. Details: galactica why {cell}")
 
 
 def drain(
-    server: Annotated[str, typer.Argument(metavar="SERVER", help="Its id, as galactica servers shows it.")],
+    server: Annotated[
+        str, typer.Argument(metavar="SERVER", help="Id of the server, as shown by galactica servers.")
+    ],
     scheduler: Scheduler = None,
 ) -> None:
-    """Let a server go: its cells are replaced elsewhere first."""
+    """Drain a server: its cells are replaced on other servers first, then it goes."""
     with connect(scheduler) as client:
         answer = client.ask(client.stub.DrainServer, operator_pb2.DrainServerRequest(server_id=server))
-    moving = f"{people.counted(answer.cells, 'cell')} to be replaced elsewhere first"
+    moving = f"{people.counted(answer.cells, 'cell')} to replace on other servers first"
     line(f"{server}: draining, {moving}. Watch: galactica servers")
 
 
 def wait(
     group: Named,
     ready: Annotated[
-        bool, typer.Option("--ready", help="Until every cell is ready and of the newest revision.")
+        bool,
+        typer.Option("--ready", help="Wait until every cell is ready and has the newest revision."),
     ] = False,
-    timeout: Annotated[str, typer.Option("--timeout", metavar="DURATION", help="At most so long.")] = "60s",
+    timeout: Annotated[
+        str, typer.Option("--timeout", metavar="DURATION", help="Maximum time to wait.")
+    ] = "60s",
     scheduler: Scheduler = None,
 ) -> None:
-    """Wait for a service or a pool. Fails with what holds it back when the time is over."""
+    """Wait until a service or a pool is ready. On a timeout it fails and shows what holds the group back."""
     kind, name = named_group(group)
     seconds = duration("--timeout", timeout)
     if not ready:
-        raise typer.BadParameter("say what to wait for: --ready")
+        raise typer.BadParameter("add what to wait for: --ready")
     with connect(scheduler) as client:
         started = time.monotonic()
         try:
@@ -149,19 +155,19 @@ def wait(
 
 
 def _not_ready(client: Client, written: str, seconds: float) -> CommandFailed:
-    """What the status says of the group now. ``written``: such as service/web."""
+    """The error with the group's current status. ``written``: the argument, for example service/web."""
     _, name = named_group(written)
 
     waited = f"after {format_duration(seconds)}"
     answer = client.ask(client.stub.GetStatus, operator_pb2.GetStatusRequest(), ANSWER_SECONDS)
     group = next((group for group in answer.groups if group.name == name), None)
     if group is None:
-        return CommandFailed(f"{written} is not there {waited}", hint="What is there: galactica status")
+        return CommandFailed(f"{written} does not exist {waited}", hint="See all groups: galactica status")
     now = time.time()
     reasons = [people.hold_text(hold, now) for hold in answer.held if hold.group == name]
     counts = f"{group.ready} of {group.wanted} ready, {group.booting} booting, {group.sick} sick"
     message = "\n  ".join([f"{written} is not ready {waited}: {counts}", *reasons])
-    return CommandFailed(message, hint=f"Look at its cells: galactica cells {name}")
+    return CommandFailed(message, hint=f"See its cells: galactica cells {name}")
 
 
 def _load(files: list[str]) -> tuple[Group, ...]:

@@ -1,4 +1,4 @@
-"""The way to the scheduler: one mTLS channel, calls with deadlines, and every failure told in people's words."""
+"""The connection to the scheduler: one mTLS channel, calls with deadlines, and readable messages for all failures."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ if TYPE_CHECKING:
     from galactica.v1.operator_pb2_grpc import OperatorServiceStub
 
 SCHEDULER_NAME = "scheduler.galactica"
-"""The name in every scheduler's certificate, whatever address it is dialled by."""
+"""The name in every scheduler's certificate, independent of its address."""
 REFUSAL_KEY = "galactica-refusal"
-"""Trailing metadata of a refusal: the rule that refuses. A lost connection has none."""
+"""Trailing metadata of a refusal: the rule that refuses. A lost connection has no such metadata."""
 
 ANSWER_SECONDS = 10.0
-"""For what the scheduler answers from memory."""
+"""For calls that the scheduler answers from memory."""
 LONG_ANSWER_SECONDS = 60.0
-"""For what takes as long as it is large: plans, applies, long lists."""
+"""For calls whose time grows with their size: plans, applies, long lists."""
 MESSAGE_BYTES_LIMIT = 128 * 2**20
 
 _Response = TypeVar("_Response")
 
-_NOT_BELIEVED = "ssl_error_ssl"
-"""In the library's account of a peer that it does not believe. A peer that just goes away in the middle of the
-handshake, as a scheduler that is killed does, has no such error."""
+_CERTIFICATE_REJECTED = "ssl_error_ssl"
+"""Part of the library's message about a peer whose certificate it rejects. The message has no such part if the peer
+just disappears during the handshake, for example a killed scheduler."""
 
 
 class DeadlinePassed(CommandFailed):
-    """A scheduler that is there did not answer in time."""
+    """The scheduler is reachable but did not answer in time."""
 
 
 class Client:
-    """A connection. ``stub`` has the calls; ``ask`` and ``stream`` make them."""
+    """A connection. ``stub`` contains the calls; ``ask`` and ``stream`` make them."""
 
     def __init__(
         self, channel: grpc.Channel, stub: OperatorServiceStub, context: Context, address: str
@@ -52,8 +52,8 @@ class Client:
         channel.subscribe(self._note, try_to_connect=True)
 
     def close(self) -> None:
-        """The channel itself ends with the program: the library's thread that looks at it for ``_note`` would print a
-        traceback where it is closed under its eyes."""
+        """Stop watching the channel. The channel itself ends with the program: a library thread watches it for
+        ``_note``, and closing it would make that thread print a traceback."""
         self._channel.unsubscribe(self._note)
 
     def _note(self, connectivity: grpc.ChannelConnectivity) -> None:
@@ -62,7 +62,7 @@ class Client:
     def ask(
         self, call: Callable[..., _Response], request: object, timeout_seconds: float = ANSWER_SECONDS
     ) -> _Response:
-        """One question, one answer. Raises CommandFailed."""
+        """Make a unary call. Raises CommandFailed."""
         import grpc
 
         try:
@@ -73,7 +73,7 @@ class Client:
     def stream(
         self, call: Callable[..., Any], request: object, timeout_seconds: float | None = None
     ) -> Iterator[Any]:
-        """The answers of a streaming call as they come. Raises CommandFailed."""
+        """The answers of a streaming call as they arrive. Raises CommandFailed."""
         import grpc
 
         answers = call(request, timeout=timeout_seconds)
@@ -87,7 +87,7 @@ class Client:
     def _failed(self, error: grpc.RpcError, timeout_seconds: float) -> CommandFailed:
         import grpc
 
-        assert isinstance(error, grpc.Call)  # noqa: S101 - what grpc raises from a call always is
+        assert isinstance(error, grpc.Call)  # noqa: S101 - always true for an error raised by a call
         code, details = error.code(), error.details() or ""
         refused = any(key == REFUSAL_KEY for key, _ in error.trailing_metadata() or ())
         if code is grpc.StatusCode.UNAVAILABLE and not refused:
@@ -97,24 +97,24 @@ class Client:
                 return self._no_connection("no answer")
             return DeadlinePassed(
                 f"the scheduler at {self.address} did not answer within {timeout_seconds:g} s",
-                hint="It may be busy; try again, and look at its log.",
+                hint="It may be busy. Try again, and check its log.",
             )
         return _REFUSALS.get(code.name, _failure)(details or code.name)
 
     def _no_connection(self, details: str) -> CommandFailed:
-        if trouble := _trouble_with(self.context):
+        if problem := _certificate_problem(self.context):
             return CommandFailed(
-                f"the scheduler at {self.address} does not let {self._who} in: {trouble}",
+                f"the scheduler at {self.address} does not accept the certificate of {self._who}: {problem}",
                 ExitCode.UNAUTHORISED,
                 "Ask an admin for a new context file: galactica operator create",
             )
-        if _NOT_BELIEVED in details.lower():
+        if _CERTIFICATE_REJECTED in details.lower():
             return CommandFailed(
-                f"what answers at {self.address} is not the scheduler of fleet {self.context.fleet} "
-                "(its certificate is not from this fleet's CA)",
+                f"the server at {self.address} is not the scheduler of fleet {self.context.fleet}: "
+                "its certificate is not from this fleet's CA",
                 ExitCode.UNAUTHORISED,
-                f"Is the address right? The context file {context_path()} is for {self._who}; if the fleet was made "
-                "anew, ask an admin for a new one: galactica operator create",
+                f"Check the address. The context file {context_path()} is for {self._who}. If the fleet was "
+                "created again, ask an admin for a new context file: galactica operator create",
             )
         if self._was_ready:
             return CommandFailed(
@@ -125,7 +125,7 @@ class Client:
         return CommandFailed(
             f"the scheduler at {self.address} is not reachable ({_short(details)})",
             ExitCode.UNREACHABLE,
-            "Is it running? Start it here: galactica up. Is it elsewhere? --scheduler HOST:PORT",
+            "Is it running? Start one here: galactica up. Is it on another machine? Use --scheduler HOST:PORT",
         )
 
     @property
@@ -136,7 +136,7 @@ class Client:
 @contextmanager
 def connect(scheduler: str | None) -> Iterator[Client]:
     """A client of the context's scheduler, or of the one at ``scheduler`` (HOST:PORT). Raises CommandFailed."""
-    # The library's own log lines would be printed over our tables.
+    # Otherwise the library prints its own log lines between our tables.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     context = read_context(context_path())
     address = _address(scheduler or context.scheduler)
@@ -172,10 +172,10 @@ def _address(text: str) -> str:
         raise CommandFailed(str(error), ExitCode.USAGE) from error
 
 
-def _trouble_with(context: Context) -> str:
-    """Why no scheduler can let these credentials in; empty where they look well.
+def _certificate_problem(context: Context) -> str:
+    """Why every scheduler must reject the context's certificate; empty if it looks valid.
 
-    Asked only after a failure: a scheduler that turns a certificate away just closes the connection, and reading
+    Called only after a failure: a scheduler that rejects a certificate just closes the connection, and reading
     certificates needs a heavy library."""
     from datetime import UTC, datetime
 
@@ -187,24 +187,24 @@ def _trouble_with(context: Context) -> str:
         authority = x509.load_pem_x509_certificate(context.ca_pem.encode())
         certificate.verify_directly_issued_by(authority)
     except InvalidSignature:
-        return "the context file's certificate is not from its fleet's CA"
+        return "the certificate in the context file is not from the fleet's CA"
     except (ValueError, TypeError):
-        return "the context file's certificate is not from its fleet's CA, or is damaged"
+        return "the certificate in the context file is not from the fleet's CA, or is damaged"
     now = datetime.now(UTC)
     if certificate.not_valid_after_utc <= now:
-        return f"the certificate ended {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
+        return f"the certificate expired at {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
     if certificate.not_valid_before_utc > now:
-        return f"the certificate holds from {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC on"
+        return f"the certificate is not valid before {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC"
     return ""
 
 
 def _short(details: str) -> str:
-    """The last part of the library's account, without addresses and repetitions."""
+    """The last part of the library's message, without addresses and repetitions."""
     return details.split("\n", 1)[0].rsplit(": ", 1)[-1][:160] or "no answer"
 
 
 def _failure(details: str) -> CommandFailed:
-    return CommandFailed(f"the scheduler could not do it: {details}", hint="Look at the scheduler's log.")
+    return CommandFailed(f"the call failed in the scheduler: {details}", hint="Check the scheduler's log.")
 
 
 def _refusal(details: str) -> CommandFailed:
@@ -219,7 +219,7 @@ def _unauthorised(details: str) -> CommandFailed:
     return CommandFailed(
         details,
         ExitCode.UNAUTHORISED,
-        "Who you are: galactica context show. An admin can give you another role: galactica operator create",
+        "See your role: galactica context show. An admin can give you another role: galactica operator create",
     )
 
 

@@ -1,6 +1,7 @@
 """Printing: tables and colours on a terminal, plain columns in a pipe, JSON for programs.
 
-Nothing is cut off in a pipe. Texts that came over the network cannot steer the terminal.
+In a pipe nothing is cut off. Control characters in texts from the network are replaced, so they cannot control the
+terminal.
 """
 
 from __future__ import annotations
@@ -44,12 +45,12 @@ def is_terminal() -> bool:
 
 
 def safe(text: str) -> str:
-    """The text without what would steer a terminal."""
+    """The text with control characters replaced."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def write(text: str) -> None:
-    """To standard output. Ends the command quietly where nobody reads on."""
+    """Write to standard output. Ends the command quietly if the reader has closed the pipe."""
     write_bytes(text.encode(errors="replace"))
 
 
@@ -63,13 +64,13 @@ def write_bytes(data: bytes) -> None:
 
 
 def _end_quietly() -> NoReturn:
-    # What is still buffered is written at exit; there it would fail once more.
+    # The remaining buffer is written at exit, where it would fail again.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     raise typer.Exit(0) from None
 
 
 def line(*parts: Shown) -> None:
-    """One line, on a terminal in colour."""
+    """Print one line, with colours on a terminal."""
     if not is_terminal():
         write("".join(_plain(part) for part in parts) + "\n")
         return
@@ -79,7 +80,7 @@ def line(*parts: Shown) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Shown]]) -> None:
-    """A table with a heading; on a terminal with colours."""
+    """Print a table with a heading, with colours on a terminal."""
     if not is_terminal():
         write(plain_table(columns, rows))
         return
@@ -87,7 +88,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Shown]]) -> None:
 
 
 def plain_table(columns: Sequence[str], rows: Iterable[Sequence[Shown]]) -> str:
-    """Columns two blanks apart, as wide as they need to be."""
+    """Columns as wide as needed, two blanks apart."""
     texts = [list(columns)] + [[_plain(value).replace("\n", " ") for value in row] for row in rows]
     widths = [max(len(row[index]) for row in texts) for index in range(len(columns))]
     lines = ("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in texts)
@@ -100,7 +101,7 @@ def rich_table(columns: Sequence[str], rows: Iterable[Sequence[Shown | Text]]) -
 
     result = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for index, column in enumerate(columns):
-        # Names stay whole; what explains may be folded.
+        # The first column, the name, stays on one line; the others may wrap.
         result.add_column(column, no_wrap=index == 0, overflow="fold")
     for row in rows:
         result.add_row(
@@ -110,7 +111,7 @@ def rich_table(columns: Sequence[str], rows: Iterable[Sequence[Shown | Text]]) -
 
 
 def render(renderable: RenderableType) -> None:
-    """Something of rich's, for a terminal."""
+    """Print a rich renderable on a terminal."""
     with_console = console()
     with with_console.capture() as captured:
         with_console.print(renderable)
@@ -118,7 +119,7 @@ def render(renderable: RenderableType) -> None:
 
 
 def console() -> Console:
-    """Honours NO_COLOR, TERM and the terminal's width."""
+    """A rich console. It respects NO_COLOR, TERM and the terminal's width."""
     from rich.console import Console
 
     return Console(highlight=False, markup=False, emoji=False)

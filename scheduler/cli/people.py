@@ -1,4 +1,4 @@
-"""What the scheduler answers, in words and tables for people."""
+"""The scheduler's answers as texts and tables for people."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ GROUP_COLUMNS = ("GROUP", "REVISION", "WANTED", "READY", "BOOTING", "SICK")
 
 
 def headline(status: operator_pb2.GetStatusResponse) -> list[Shown]:
-    """One line: is all well, and if not, what is missing."""
+    """One line: whether the fleet is healthy, and if not, what is missing."""
     start = f"fleet {status.fleet}: "
     if status.healthy:
         cells = sum(group.ready for group in status.groups)
-        said = f" - {counted(len(status.groups), 'group')}, {counted(cells, 'cell')} ready"
-        return [start, Styled("healthy", GOOD), said if status.groups else " - nothing is wanted yet"]
+        counts = f" - {counted(len(status.groups), 'group')}, {counted(cells, 'cell')} ready"
+        return [start, Styled("healthy", GOOD), counts if status.groups else " - no groups yet"]
     troubles = [
         _trouble(group)
         for group in status.groups
@@ -81,7 +81,7 @@ def headline(status: operator_pb2.GetStatusResponse) -> list[Shown]:
 
 
 def _trouble(group: operator_pb2.GroupStatus) -> str:
-    """``web has 2 of 3 ready``; of one that is as full as is wanted, what is there besides."""
+    """``web has 2 of 3 ready``; for a group with enough ready cells, its other cells: ``web: 1 still going``."""
     if group.ready < group.wanted:
         return f"{group.name} has {group.ready} of {group.wanted} ready"
     going = group.ready - group.wanted + group.sick
@@ -102,7 +102,7 @@ def group_row(group: operator_pb2.GroupStatus) -> list[Shown]:
 
 
 def hold_text(hold: operator_pb2.Hold, now: float) -> str:
-    """``web (2 cells): backoff: three early deaths; looks again in 4s``."""
+    """``web (2 cells): backoff: 3 cells of revision 2 died early; next check in 4s``."""
     subject = hold.group or "fleet"
     if hold.slots:
         subject += f" ({counted(hold.slots, 'cell')})"
@@ -111,9 +111,9 @@ def hold_text(hold: operator_pb2.Hold, now: float) -> str:
 
 def next_look(hold: operator_pb2.Hold, now: float) -> str:
     if not hold.HasField("next_look_at"):
-        return "looks again when there is news"
+        return "next check when something changes"
     wait = hold.next_look_at - now
-    return f"looks again in {format_duration(wait)}" if wait > 0 else "looks again now"
+    return f"next check in {format_duration(wait)}" if wait > 0 else "next check now"
 
 
 def cell_row(cell: operator_pb2.Cell, now: float) -> list[Shown]:
@@ -165,7 +165,9 @@ def server_row(server: operator_pb2.Server, now: float) -> list[Shown]:
 
 def neighbours_text(answers: Iterable[operator_pb2.NeighbourAnswer]) -> str:
     """``2 silent, 1 answering``."""
-    counts = Counter("answering" if one.answer == "answers" else one.answer for one in answers)
+    counts = Counter(
+        "answering" if neighbour.answer == "answers" else neighbour.answer for neighbour in answers
+    )
     return ", ".join(f"{count} {answer}" for answer, count in counts.most_common())
 
 
@@ -180,7 +182,7 @@ def _share(fraction: float, alive: bool, whole: str) -> Shown:
 
 
 def event_parts(event: operator_pb2.Event) -> list[Shown]:
-    """One line of ``events``."""
+    """One line in the output of ``events``."""
     subject = event.cell or event.server or event.group
     at = f" on {event.server}" if event.cell and event.server else ""
     return [
@@ -193,7 +195,7 @@ def event_parts(event: operator_pb2.Event) -> list[Shown]:
 
 
 def _details_text(details: dict[str, Any]) -> str:
-    """What fits in a line. Whole specs and autopsies are for ``why`` and for programs."""
+    """The details that fit in a line. ``why`` and JSON show whole specs and autopsies."""
     return "".join(
         f"  {name}={_short(name, value)}"
         for name, value in details.items()
@@ -203,7 +205,7 @@ def _details_text(details: dict[str, Any]) -> str:
 
 def _is_nested(value: Any) -> bool:
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return any(isinstance(one, dict | list) for one in inner)
+    return any(isinstance(item, dict | list) for item in inner)
 
 
 def _short(name: str, value: Any) -> str:
@@ -211,7 +213,7 @@ def _short(name: str, value: Any) -> str:
         case str():
             return value[:12] if name == "digest" else value
         case dict():
-            return ",".join(f"{key}:{one}" for key, one in value.items())
+            return ",".join(f"{key}:{item}" for key, item in value.items())
         case int() | float() if shapes.is_time(name) and 0 < value < shapes.CALENDAR_ENDS:
             return until_text(value)
         case _:
@@ -219,22 +221,22 @@ def _short(name: str, value: Any) -> str:
 
 
 def certificate_lines(story: operator_pb2.GetCertificateResponse, now: float) -> Iterator[list[Shown]]:
-    """The death certificate, or how the cell lives."""
+    """The death certificate, or the state of a living cell."""
     cell = story.cell
     condemned = story.HasField("condemned_at")
     where = f" on {cell.server}" if cell.server else ""
-    yield [Styled(cell.id, "bold"), "  ", phase(cell.phase), where, "" if condemned else "  (it lives)"]
+    yield [Styled(cell.id, "bold"), "  ", phase(cell.phase), where, "" if condemned else "  (alive)"]
     yield from _facts(story)
     if story.evidence:
         yield [""]
         yield [Styled("Evidence", "bold")]
-        for one in sorted(story.evidence, key=lambda one: one.at):
-            yield evidence_parts(one)
+        for fact in sorted(story.evidence, key=lambda fact: fact.at):
+            yield evidence_parts(fact)
     if story.HasField("autopsy"):
         yield from _autopsy_lines(story.autopsy)
     if story.held:
         yield [""]
-        yield [Styled("What holds its replacement", "bold")]
+        yield [Styled("Its replacement is held", "bold")]
         for hold in story.held:
             yield [f"  {hold_text(hold, now)}"]
 
@@ -270,13 +272,13 @@ def _autopsy_lines(autopsy: cell_pb2.Autopsy) -> Iterator[list[Shown]]:
     memory = ", out of memory" if autopsy.oom_killed else ""
     yield [f"  {autopsy.reason}{memory}{lived}"]
     if autopsy.last_lines:
-        yield ["  its last lines:"]
+        yield ["  last lines of its output:"]
         for text in autopsy.last_lines:
             yield [Styled("    | ", DIM), text]
 
 
 def change_text(change: operator_pb2.GroupChange, cells: str, *, planned: bool = False) -> list[Shown]:
-    """What became (or would become) of one group: ``web: created, revision 1, 6 cells ordered``."""
+    """What changed (or would change) for one group: ``web: created, revision 1, 6 cells ordered``."""
     start = f"{change.group}: "
     if change.change == "unchanged":
         return [start, Styled("unchanged", DIM), f", revision {change.revision}"]
@@ -287,7 +289,7 @@ def change_text(change: operator_pb2.GroupChange, cells: str, *, planned: bool =
 
 
 def plan_lines(plan: operator_pb2.PlanGroupsResponse, now: float) -> Iterator[list[Shown]]:
-    """Deaths and births, those that belong together on following lines."""
+    """Deaths and births. A cell and its replacement are on consecutive lines."""
     deaths = {death.cell_id: death for death in plan.deaths}
     for birth in plan.births:
         death = deaths.pop(birth.replaces, None)

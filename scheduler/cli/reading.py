@@ -1,4 +1,4 @@
-"""Commands that read: any role may, and nothing changes."""
+"""Commands that only read. Every role may use them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LINES_SHOWN = 100
 
 
 def status(scheduler: Scheduler = None, output: Output = Format.TABLE) -> None:
-    """Is the fleet healthy? What is wanted, what is there, and what is held back."""
+    """Show whether the fleet is healthy: the groups, their cells, holds and storms."""
     with connect(scheduler) as client:
         answer = client.ask(client.stub.GetStatus, operator_pb2.GetStatusRequest())
     if output is Format.JSON:
@@ -38,7 +38,7 @@ def status(scheduler: Scheduler = None, output: Output = Format.TABLE) -> None:
         write("\n")
         table(people.GROUP_COLUMNS, (people.group_row(group) for group in answer.groups))
     else:
-        line("Order something: galactica apply FILE")
+        line("Create a service or a pool: galactica apply FILE")
     for storm in answer.storms:
         write("\n")
         for parts in server_texts.storm_lines(storm, time.time()):
@@ -51,12 +51,12 @@ def status(scheduler: Scheduler = None, output: Output = Format.TABLE) -> None:
 
 
 def cells(
-    group: Annotated[str, typer.Argument(metavar="[GROUP]", help="Only the cells of this group.")] = "",
-    everything: Annotated[bool, typer.Option("--all", help="Decommissioned ones too.")] = False,
+    group: Annotated[str, typer.Argument(metavar="[GROUP]", help="Show only the cells of this group.")] = "",
+    everything: Annotated[bool, typer.Option("--all", help="Show decommissioned cells too.")] = False,
     scheduler: Scheduler = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """The cells, their phase and verdict, and where they run."""
+    """Show the cells, their phase and verdict, and their servers."""
     name = group_name(group)
     with connect(scheduler) as client:
         request = operator_pb2.ListCellsRequest(all=everything, group=name)
@@ -67,27 +67,29 @@ def cells(
         now = time.time()
         table(people.CELL_COLUMNS, (people.cell_row(cell, now) for cell in answer.cells))
     else:
-        line(f"There are no cells{f' of {name}' if name else ''}. What is wanted: galactica status")
+        line(f"No cells{f' of {name}' if name else ''}. See all groups: galactica status")
 
 
 def events(
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on with new events until Ctrl-C.")
+        bool, typer.Option("--follow", "-f", help="Continue with new events until Ctrl-C.")
     ] = False,
     first: Annotated[
         int | None,
-        typer.Option("--from", min=1, metavar="POSITION", help="All events from this position on."),
+        typer.Option("--from", min=1, metavar="POSITION", help="Show all events, starting at this position."),
     ] = None,
     number: Annotated[
         int | None,
-        typer.Option("--number", "-n", min=0, max=1_000_000, help=f"The last N events ({EVENTS_SHOWN})."),
+        typer.Option(
+            "--number", "-n", min=0, max=1_000_000, help=f"Show the last N events. Default: {EVENTS_SHOWN}."
+        ),
     ] = None,
     scheduler: Scheduler = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """What happened, as the journal has it, an event in each line. -o json tells all of it: one object in each line."""
+    """Show the events of the journal, one per line. -o json shows all fields, one object per line."""
     if first is not None and number is not None:
-        raise typer.BadParameter("--from and --number exclude each other")
+        raise typer.BadParameter("use either --from or --number, not both")
     tail = 0 if first else EVENTS_SHOWN if number is None else number
     with connect(scheduler) as client:
         request = operator_pb2.WatchEventsRequest(from_position=first or 0, tail=tail, follow=follow)
@@ -100,11 +102,13 @@ def events(
 
 
 def why(
-    cell: Annotated[str, typer.Argument(metavar="CELL", help="Its id, such as web/2.7, or a server's.")],
+    cell: Annotated[
+        str, typer.Argument(metavar="CELL", help="Id of a cell, for example web/2.7, or of a server.")
+    ],
     scheduler: Scheduler = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """The death certificate of a cell or server: the evidence, the verdict, the rule and the budget behind it."""
+    """Show the death certificate of a cell or server: evidence, verdict, rule and budget."""
     with connect(scheduler) as client:
         answer = client.ask(client.stub.GetCertificate, operator_pb2.GetCertificateRequest(cell_id=cell))
     if output is Format.JSON:
@@ -115,17 +119,19 @@ def why(
 
 
 def logs(
-    cell: Annotated[str, typer.Argument(metavar="CELL", help="Its id, such as web/2.7.")],
+    cell: Annotated[str, typer.Argument(metavar="CELL", help="Id of the cell, for example web/2.7.")],
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on with what it writes until Ctrl-C.")
+        bool, typer.Option("--follow", "-f", help="Continue with new output until Ctrl-C.")
     ] = False,
     number: Annotated[
         int,
-        typer.Option("--number", "-n", min=0, max=1_000_000, help=f"The last N lines ({LINES_SHOWN})."),
+        typer.Option(
+            "--number", "-n", min=0, max=1_000_000, help=f"Show the last N lines. Default: {LINES_SHOWN}."
+        ),
     ] = LINES_SHOWN,
     scheduler: Scheduler = None,
 ) -> None:
-    """What a cell wrote to its standard output and error, as it wrote it."""
+    """Show a cell's standard output and standard error, unchanged."""
     with connect(scheduler) as client:
         request = operator_pb2.ReadLogsRequest(cell_id=cell, tail=number, follow=follow)
         for answer in client.stream(client.stub.ReadLogs, request):
@@ -133,7 +139,7 @@ def logs(
 
 
 def top(scheduler: Scheduler = None) -> None:
-    """The fleet live, until q or Ctrl-C. In a pipe: one picture of it."""
+    """Show the fleet live, until q or Ctrl-C. In a pipe: print it once."""
     with connect(scheduler) as client:
         from galactica.scheduler.cli.top import show
 

@@ -1,4 +1,4 @@
-"""Pools, providers and storms, in words and tables for people."""
+"""Pools, providers and storms as texts and tables for people."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def provider_row(provider: operator_pb2.Provider, now: float) -> list[Shown]:
 
 
 def storm_lines(storm: operator_pb2.Storm, now: float) -> Iterator[list[Shown]]:
-    """What is not believed, since when and for how long, and what to do about it."""
+    """How many servers are silent, since when, how long the storm holds, why, and what to do."""
     since = people.date_text(storm.since)
     left = format_duration(max(0.0, storm.expires_at - now))
     yield [
         Styled(storm.id, people.BAD),
-        f": {storm.silent} of {storm.of} silent since {since}, held for {left} more",
+        f": {storm.silent} of {storm.of} servers silent since {since}, held for {left} more",
     ]
     yield [f"  {storm.reason}"]
-    yield [f"  If they are really gone: galactica storms release {storm.id}"]
+    yield [f"  If these servers are really gone: galactica storms release {storm.id}"]

@@ -1,4 +1,4 @@
-"""Commands about servers, their pools, those who make them, and silence that is not believed."""
+"""Commands about servers, pools, providers and storms."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from galactica.v1 import operator_pb2
 
 
 def servers(scheduler: Scheduler = None, output: Output = Format.TABLE) -> None:
-    """The servers, how they feel and on what evidence, and how many cells they carry."""
+    """Show the servers, their verdicts with the evidence, and how many cells they run."""
     with connect(scheduler) as client:
         answer = client.ask(client.stub.ListServers, operator_pb2.ListServersRequest(), LONG_ANSWER_SECONDS)
     if output is Format.JSON:
         print_json([shapes.server(server) for server in answer.servers])
         return
     if not answer.servers:
-        line("There are no servers. Let one join: galactica token create. Or have them made: apply a pool")
+        line("No servers. To let one join: galactica token create. To order servers: apply a pool")
         return
     now = time.time()
     table(people.SERVER_COLUMNS, (people.server_row(server, now) for server in answer.servers))
@@ -35,24 +35,24 @@ def servers(scheduler: Scheduler = None, output: Output = Format.TABLE) -> None:
 
 
 def pools(scheduler: Scheduler = None, output: Output = Format.TABLE) -> None:
-    """The pools: who makes their servers, how many are wanted, and how many are there."""
+    """Show the pools: their providers, how many servers are wanted, and how many exist."""
     with connect(scheduler) as client:
         status = client.ask(client.stub.GetStatus, operator_pb2.GetStatusRequest())
-    found = [group for group in status.groups if group.kind == "pool"]
+    groups = [group for group in status.groups if group.kind == "pool"]
     storms = {storm.pool: storm.id for storm in status.storms}
     if output is Format.JSON:
-        print_json([shapes.pool(group, storms.get(group.name)) for group in found])
-    elif found:
+        print_json([shapes.pool(group, storms.get(group.name)) for group in groups])
+    elif groups:
         table(
             server_texts.POOL_COLUMNS,
-            (server_texts.pool_row(group, storms.get(group.name, "")) for group in found),
+            (server_texts.pool_row(group, storms.get(group.name, "")) for group in groups),
         )
     else:
-        line("There are no pools. Write one (kind: pool) and order it: galactica apply FILE")
+        line("No pools. Write a manifest (kind: pool) and apply it: galactica apply FILE")
 
 
 def providers(scheduler: Scheduler = None, output: Output = Format.TABLE) -> None:
-    """Who makes the servers of pools, how many each has, and whether it answers."""
+    """Show the providers of servers, how many servers each has, and whether it answers."""
     with connect(scheduler) as client:
         answer = client.ask(client.stub.ListProviders, operator_pb2.ListProvidersRequest())
     if output is Format.JSON:
@@ -62,11 +62,11 @@ def providers(scheduler: Scheduler = None, output: Output = Format.TABLE) -> Non
         rows = (server_texts.provider_row(provider, now) for provider in answer.providers)
         table(server_texts.PROVIDER_COLUMNS, rows)
     else:
-        line("Nothing was heard of any provider yet. A pool names one: galactica pools")
+        line("No provider has answered yet. Each pool names its provider: galactica pools")
 
 
 def storms(context: typer.Context, scheduler: Scheduler = None, output: Output = Format.TABLE) -> None:
-    """Silence of many together, which the scheduler does not believe: it rather doubts its own sight."""
+    """Show the storms: many servers are silent at once, so the scheduler suspects its own network and condemns none."""
     if context.invoked_subcommand is not None:
         return
     with connect(scheduler) as client:
@@ -79,16 +79,18 @@ def storms(context: typer.Context, scheduler: Scheduler = None, output: Output =
             for parts in server_texts.storm_lines(storm, now):
                 line(*parts)
     else:
-        line("No storm is held.")
+        line("No storms.")
 
 
 def release_storm(
-    storm: Annotated[str, typer.Argument(metavar="ID", help="Its id, as galactica storms shows it.")],
+    storm: Annotated[
+        str, typer.Argument(metavar="ID", help="Id of the storm, as shown by galactica storms.")
+    ],
     scheduler: Scheduler = None,
 ) -> None:
-    """Let silence count again: the servers are really gone. Only for who has looked."""
+    """Release a storm: the silent servers may be condemned. Check first that they are really gone."""
     with connect(scheduler) as client:
         request = operator_pb2.ReleaseStormRequest(storm_id=storm)
         answer = client.ask(client.stub.ReleaseStorm, request)
     silent = people.counted(answer.servers, "silent server")
-    line(f"{storm}: released; {silent} judged by the evidence now. Watch: galactica servers")
+    line(f"{storm}: released; {silent} will be judged by the evidence. Watch: galactica servers")

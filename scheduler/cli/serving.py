@@ -1,4 +1,4 @@
-"""``up`` and ``scheduler``: the servers themselves, in the foreground. They only read options here."""
+"""The commands ``up`` and ``scheduler``: they read the options and then run in the foreground."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="DIR",
-        help="Where the fleet is kept (/var/lib/galactica for root, else ~/.local/share/galactica).",
+        help="Data directory of the fleet. Default: /var/lib/galactica for root, otherwise ~/.local/share/galactica.",
     ),
 ]
 
@@ -36,17 +36,21 @@ Bus = Annotated[
     typer.Option(
         "--bus",
         metavar="URL",
-        help="Tell a broker what happens: mqtt://[USER@]HOST[:PORT], mqtts:// for TLS. "
-        "Its password: GALACTICA_BUS_PASSWORD.",
+        help="Publish all events to this MQTT broker: mqtt://[USER@]HOST[:PORT], mqtts:// for TLS. "
+        "The password comes from GALACTICA_BUS_PASSWORD.",
     ),
 ]
 BusCa = Annotated[
     Path | None,
-    typer.Option("--bus-ca", metavar="FILE", help="The CA of the broker's certificate (this machine's)."),
+    typer.Option(
+        "--bus-ca",
+        metavar="FILE",
+        help="CA of the broker's certificate. Default: the CAs that this machine trusts.",
+    ),
 ]
 BusPasswordFile = Annotated[
     Path | None,
-    typer.Option("--bus-password-file", metavar="FILE", help="A file that holds the broker's password."),
+    typer.Option("--bus-password-file", metavar="FILE", help="File with the broker's password."),
 ]
 
 
@@ -55,23 +59,25 @@ def up(
     runtime: Annotated[
         RuntimeChoice | None,
         typer.Option(
-            "--runtime", help="What runs cells here (docker where an engine answers, else process)."
+            "--runtime",
+            help="Runtime for cells on this machine. Default: docker if an engine answers, otherwise process.",
         ),
     ] = None,
     listen: Annotated[
-        str, typer.Option("--listen", metavar="HOST:PORT", help="Where agents and operators find it.")
+        str, typer.Option("--listen", metavar="HOST:PORT", help="Address for agents and operators.")
     ] = f"127.0.0.1:{DEFAULT_PORT}",
     label: Annotated[
-        list[str] | None, typer.Option("--label", metavar="K=V", help="A label of this server; repeatable.")
+        list[str] | None,
+        typer.Option("--label", metavar="K=V", help="Label of this server. May be repeated."),
     ] = None,
     stop_cells: Annotated[
-        bool, typer.Option("--stop-cells", help="End the cells too on Ctrl-C; else they live on.")
+        bool, typer.Option("--stop-cells", help="On Ctrl-C end the cells too. Otherwise they live on.")
     ] = False,
     bus: Bus = "",
     bus_ca: BusCa = None,
     bus_password_file: BusPasswordFile = None,
 ) -> None:
-    """A fleet on this machine: the scheduler and one agent, in the foreground, until Ctrl-C."""
+    """Run a fleet on this machine: the scheduler and one agent, in the foreground, until Ctrl-C."""
     options = UpOptions(
         data=(data or default_data()).absolute(),
         context=context_path(),
@@ -89,26 +95,35 @@ def up(
 def scheduler(
     data: Data = None,
     listen: Annotated[
-        str, typer.Option("--listen", metavar="HOST:PORT", help="Where agents and operators find it.")
+        str, typer.Option("--listen", metavar="HOST:PORT", help="Address for agents and operators.")
     ] = f"0.0.0.0:{DEFAULT_PORT}",
     enrol_listen: Annotated[
         str | None,
-        typer.Option("--enrol-listen", metavar="HOST:PORT", help="Where new servers enrol (the next port)."),
+        typer.Option(
+            "--enrol-listen",
+            metavar="HOST:PORT",
+            help="Address where new servers enrol. Default: the next port after --listen.",
+        ),
     ] = None,
     fleet: Annotated[
-        str, typer.Option("--fleet", metavar="NAME", help="The fleet's name, fixed at its first start.")
+        str,
+        typer.Option(
+            "--fleet", metavar="NAME", help="Name of the fleet. It cannot change after the first start."
+        ),
     ] = "galactica",
     providers: Annotated[
         Path | None,
         typer.Option(
-            "--providers", metavar="FILE", help="Who makes the servers of pools (providers.yaml in --data)."
+            "--providers",
+            metavar="FILE",
+            help="Providers that make the servers of pools. Default: providers.yaml in the data directory.",
         ),
     ] = None,
     bus: Bus = "",
     bus_ca: BusCa = None,
     bus_password_file: BusPasswordFile = None,
 ) -> None:
-    """The scheduler alone, in the foreground. Servers join it with galactica-agent."""
+    """Run only the scheduler, in the foreground. Servers join it with galactica-agent."""
     address = read("--listen", parse_address, listen)
     options = SchedulerOptions(
         data=(data or default_data()).absolute(),
@@ -129,7 +144,7 @@ def scheduler(
 
 
 def _bus(url: str, ca_file: Path | None, password_file: Path | None) -> BusOptions | None:
-    """Files are named by whole paths, since an agent may be told of them too."""
+    """The bus options. File paths are made absolute, because an agent may get them too."""
     if not url:
         return None
     ca, password = (file.absolute() if file else None for file in (ca_file, password_file))

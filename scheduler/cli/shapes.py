@@ -1,6 +1,6 @@
-"""The JSON that scripts rely on. Times are RFC 3339 in UTC with microseconds; what is absent is null.
+"""The JSON output for scripts. Times are RFC 3339 in UTC with microseconds; absent values are null.
 
-Shapes only grow: a key that was here once stays, with its meaning.
+New keys may be added. An existing key and its meaning never change.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CALENDAR_ENDS = 253_402_300_799.0
 
 
 def time_text(at: float) -> str:
-    """``2026-01-31T12:00:00.000000Z``. Raises nothing: what no calendar has is told as it came."""
+    """``2026-01-31T12:00:00.000000Z``. Never raises: a time outside the calendar is shown as a plain number."""
     if not 0 <= at < CALENDAR_ENDS:
         return str(at)
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
@@ -65,13 +65,15 @@ def server(message: operator_pb2.Server) -> Json:
         "slot": message.slot if message.pool else None,
         "generation": message.generation if message.pool else None,
         "provider_ref": message.provider_ref or None,
-        "evidence": [_evidence(one) for one in message.evidence],
-        "neighbours": [{"server": one.server_id, "answer": one.answer} for one in message.neighbours],
+        "evidence": [_evidence(fact) for fact in message.evidence],
+        "neighbours": [
+            {"server": neighbour.server_id, "answer": neighbour.answer} for neighbour in message.neighbours
+        ],
     }
 
 
 def pool(message: operator_pb2.GroupStatus, storm: str | None) -> Json:
-    """``storm``: the id of the one that is held in it."""
+    """``storm``: the id of the storm in this pool, if there is one."""
     return {**_group_status(message), "provider": message.provider or None, "storm": storm}
 
 
@@ -106,7 +108,7 @@ def status(message: operator_pb2.GetStatusResponse) -> Json:
         "healthy": message.healthy,
         "groups": [_group_status(group) for group in message.groups],
         "held": [hold(held) for held in message.held],
-        "storms": [storm(one) for one in message.storms],
+        "storms": [storm(row) for row in message.storms],
     }
 
 
@@ -120,7 +122,7 @@ def hold(message: operator_pb2.Hold) -> Json:
 
 
 def event(message: operator_pb2.Event) -> Json:
-    """The common fields first, then the event's own; these never take the place of a common one."""
+    """The common fields first, then the event's own fields. An own field never overwrites a common field."""
     common: Json = {
         "position": message.position,
         "at": time_text(message.at),
@@ -135,12 +137,12 @@ def event(message: operator_pb2.Event) -> Json:
 
 
 def _with_times(value: Any, name: str = "") -> Any:
-    """Times in an event's own fields are Unix seconds there, and texts here."""
+    """Convert the times in an event's own fields from Unix seconds to text."""
     match value:
         case dict():
-            return {key: _with_times(one, key) for key, one in value.items()}
+            return {key: _with_times(item, key) for key, item in value.items()}
         case list():
-            return [_with_times(one) for one in value]
+            return [_with_times(item) for item in value]
         case int() | float() if is_time(name):
             return time_text(value)
         case _:
@@ -148,12 +150,12 @@ def _with_times(value: Any, name: str = "") -> Any:
 
 
 def is_time(name: str) -> bool:
-    """Whether an event's field of this name holds Unix seconds."""
+    """Whether an event's field with this name contains Unix seconds."""
     return name == "at" or name.endswith("_at") or name == "not_before"
 
 
 def details(message: operator_pb2.Event) -> Json:
-    """The event's other fields; nothing where they cannot be read."""
+    """The event's own fields; empty if they are unreadable."""
     try:
         parsed = json.loads(message.details_json or "{}")
     except (ValueError, RecursionError):
@@ -164,7 +166,7 @@ def details(message: operator_pb2.Event) -> Json:
 def certificate(message: operator_pb2.GetCertificateResponse) -> Json:
     return {
         "cell": message.cell.id,
-        "evidence": [_evidence(one) for one in message.evidence],
+        "evidence": [_evidence(fact) for fact in message.evidence],
         "verdict": message.verdict or None,
         "condemned_at": _time(message, "condemned_at"),
         "rule": message.rule or None,
@@ -177,13 +179,14 @@ def certificate(message: operator_pb2.GetCertificateResponse) -> Json:
 
 def plan(message: operator_pb2.PlanGroupsResponse) -> Json:
     return {
-        "changes": [change(one) for one in message.changes],
+        "changes": [change(row) for row in message.changes],
         "births": [
-            {"cell": one.cell_id, "server": one.server or None, "replaces": one.replaces or None}
-            for one in message.births
+            {"cell": birth.cell_id, "server": birth.server or None, "replaces": birth.replaces or None}
+            for birth in message.births
         ],
         "deaths": [
-            {"cell": one.cell_id, "server": one.server or None, "rule": one.rule} for one in message.deaths
+            {"cell": death.cell_id, "server": death.server or None, "rule": death.rule}
+            for death in message.deaths
         ],
         "held": [hold(held) for held in message.held],
         "more_births": message.more_births,

@@ -1,4 +1,4 @@
-"""``galactica shell``: a look inside a cell. Whatever happens, the caller's terminal is given back as it was."""
+"""``galactica shell``: a shell inside a cell. However it ends, the caller's terminal gets its old settings back."""
 
 from __future__ import annotations
 
@@ -28,25 +28,26 @@ from galactica.v1 import cell_pb2, operator_pb2
 READ_BYTES = 16_384
 WAITING_PIECES = 8
 LEAVE_KEY = b"\x1d"
-"""Ctrl-]: leaves from here, also where nothing answers any more."""
+"""Ctrl-]: leaves the shell locally, even if the other side no longer answers."""
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 class _Ended(BaseException):
-    """A signal asks us to end."""
+    """A signal asks this program to end."""
 
 
 def shell(
-    cell: Annotated[str, typer.Argument(metavar="CELL", help="Its id, such as web/2.7.")],
+    cell: Annotated[str, typer.Argument(metavar="CELL", help="Id of the cell, for example web/2.7.")],
     command: Annotated[
-        list[str] | None, typer.Argument(metavar="[-- COMMAND...]", help="Instead of /bin/sh.")
+        list[str] | None,
+        typer.Argument(metavar="[-- COMMAND...]", help="Command to run. Default: /bin/sh."),
     ] = None,
     scheduler: Scheduler = None,
 ) -> None:
-    """Open a shell in a cell for diagnosis. It touches the cell, which dies soon after: by default in 15 minutes."""
+    """Open a shell in a cell for diagnosis. The cell is then touched and soon replaced (default: 15 minutes)."""
     interactive = sys.stdin.isatty()
     with connect(scheduler) as client:
-        _say(f"A shell in {cell} begins its death timer: it gets no more traffic, is replaced, and goes.")
+        _say(f"A shell in {cell} starts its death timer: it gets no more traffic and will be replaced.")
         typed = _Typed(_start(cell, command or [], interactive=interactive), interactive=interactive)
         answers = client.stream(client.stub.OpenShell, typed.requests())
         try:
@@ -82,13 +83,13 @@ def _size() -> cell_pb2.WindowSize:
 def _converse(
     answers: Iterator[operator_pb2.OpenShellResponse], typed: _Typed, cell: str, *, interactive: bool
 ) -> int:
-    """The exit code. Nothing is typed before the scheduler has let us in."""
+    """Run the session and return the exit code. Input is sent only after the scheduler has opened the shell."""
     with contextlib.ExitStack() as terminal:
         for answer in answers:
             match answer.WhichOneof("what"):
                 case "dies_at":
                     left = format_duration(max(0.0, answer.dies_at - time.time()))
-                    hint = " Ctrl-] leaves." if interactive else ""
+                    hint = " Press Ctrl-] to leave." if interactive else ""
                     _say(
                         f"{cell} goes in {left}, at {time.strftime('%H:%M:%S', time.localtime(answer.dies_at))}.{hint}"
                     )
@@ -101,7 +102,7 @@ def _converse(
                     _write(sys.stderr.fileno(), answer.error_output)
                 case "exit_code":
                     return answer.exit_code
-    raise CommandFailed(f"the scheduler ended the shell in {cell} without saying how")
+    raise CommandFailed(f"the scheduler ended the shell in {cell} without an exit code")
 
 
 def _write(descriptor: int, data: bytes) -> None:
@@ -111,7 +112,7 @@ def _write(descriptor: int, data: bytes) -> None:
 
 @contextlib.contextmanager
 def _raw_terminal() -> Iterator[None]:
-    """Every key goes to the shell in the cell, Ctrl-C too."""
+    """Send every key, Ctrl-C too, to the shell in the cell."""
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
     try:
@@ -123,11 +124,11 @@ def _raw_terminal() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
-    """Signals that end a program end this one by an exception, so that the terminal is given back on the way."""
+    """Turn ending signals into an exception, so that the terminal's settings are reset on the way out."""
 
     def end(number: int, _: object) -> None:
-        for again in ENDING_SIGNALS:  # once is enough: what follows must not be cut short
-            signal.signal(again, signal.SIG_IGN)
+        for other in ENDING_SIGNALS:  # a second signal must not interrupt the cleanup
+            signal.signal(other, signal.SIG_IGN)
         raise _Ended(number)
 
     before = {number: signal.signal(number, end) for number in ENDING_SIGNALS}
@@ -139,7 +140,7 @@ def _signals() -> Iterator[None]:
 
 
 class _Typed:
-    """Standard input as requests. One thread reads it, and waits where the scheduler does not take them."""
+    """Standard input as requests. One thread reads it, and waits while the scheduler takes no more."""
 
     def __init__(self, start: operator_pb2.OpenShellRequest, *, interactive: bool) -> None:
         self._interactive = interactive
@@ -161,7 +162,7 @@ class _Typed:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the thread and the requests."""
+        """End the thread and the requests."""
         self._closed.set()
         if self._interactive:
             signal.signal(signal.SIGWINCH, signal.SIG_DFL)

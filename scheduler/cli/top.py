@@ -1,6 +1,6 @@
-"""The live view: asks the scheduler once a second and draws. q or Ctrl-C ends it; in a pipe it draws once, plainly.
+"""The live view: asks the scheduler once a second and draws. q or Ctrl-C ends it; in a pipe it prints plain text once.
 
-A scheduler that does not answer is said so at the top, above the last picture; the view goes on asking.
+If the scheduler does not answer, a line at the top says so above the last picture, and the view keeps asking.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from galactica.v1 import operator_pb2
 SECONDS_BETWEEN = 1.0
 ANSWER_SECONDS = 3.0
 CELLS_LIMIT = 2_000
-"""In a larger fleet single cells are not asked for: nobody could see them, and the list would be long to send."""
+"""In a larger fleet the view does not ask for single cells: the list is long, and they do not fit on a screen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class _Frame:
 
 
 def show(client: Client) -> None:
-    """Until q or Ctrl-C. Raises CommandFailed where the first picture cannot be had."""
+    """Run until q or Ctrl-C. Raises CommandFailed if the first request fails."""
     picture = _look(client)
     if not is_terminal():
         write(plain(picture))
@@ -75,7 +75,7 @@ def _look(client: Client) -> Picture:
 
 
 def _quits(keys: int | None, seconds: float) -> bool:
-    """Wait; True once q was pressed."""
+    """Wait for the given time. True as soon as q is pressed."""
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
         if keys is None:
@@ -84,7 +84,7 @@ def _quits(keys: int | None, seconds: float) -> bool:
         ready, _, _ = select.select([keys], [], [], left)
         if ready:
             pressed = os.read(keys, 64)
-            if not pressed:  # the terminal is gone
+            if not pressed:  # the terminal was closed
                 return True
             if b"q" in pressed.lower() or b"\x03" in pressed:
                 return True
@@ -93,7 +93,7 @@ def _quits(keys: int | None, seconds: float) -> bool:
 
 @contextmanager
 def _keys() -> Iterator[int | None]:
-    """Standard input, each key as it is pressed; None where it is no terminal. Put back as it was."""
+    """Standard input in a mode that delivers each key at once; None if it is not a terminal. Restores the mode."""
     if not sys.stdin.isatty():
         yield None
         return

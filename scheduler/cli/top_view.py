@@ -1,4 +1,4 @@
-"""What ``top`` draws: a pure function of what was seen, for a terminal of a given size or as plain text."""
+"""Draws the screen of ``top``: a pure function from a ``Picture`` to a terminal of a given size or to plain text."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SERVER_COLUMNS = ("SERVER", "PHASE", "VERDICT", "CELLS", "CPU", "MEMORY", "BEAT
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """What the scheduler said at ``at`` (Unix seconds, this machine's clock). ``cells`` is empty in a large fleet."""
+    """The scheduler's answers at ``at`` (Unix seconds, this machine's clock). ``cells`` is empty in a large fleet."""
 
     at: float
     status: operator_pb2.GetStatusResponse
@@ -37,7 +37,7 @@ class Picture:
 
 
 def plain(picture: Picture) -> str:
-    """All of it as text, without colour, nothing cut off."""
+    """Everything as plain text, without colours and without cutting."""
     parts = [_flat(people.headline(picture.status))]
     parts += [_flat([people.hold_text(hold, picture.at)]) for hold in picture.status.held]
     tables = [
@@ -54,12 +54,12 @@ def draw(picture: Picture, failure: str, size: ConsoleDimensions) -> RenderableT
 
     above = [_line([Styled(_clock(picture.at), people.DIM), "  ", *people.headline(picture.status)])]
     if failure:
-        above.append(_line([Styled(f"{failure} - this is the last picture; asking again", people.BAD)]))
+        above.append(_line([Styled(f"{failure} - showing the last answer; trying again", people.BAD)]))
     above += [
         _line([Styled("held  ", people.WARN), people.hold_text(hold, picture.at)])
         for hold in picture.status.held[:HOLDS_SHOWN]
     ]
-    below = [_line([Styled("q or Ctrl-C ends this view; the fleet lives on", people.DIM)])]
+    below = [_line([Styled("q or Ctrl-C closes this view; the fleet keeps running", people.DIM)])]
     room = size.height - len(above) - len(below) - 6
     groups, servers, events = _shares(
         room, len(picture.status.groups), len(picture.servers), len(picture.events)
@@ -76,7 +76,8 @@ def draw(picture: Picture, failure: str, size: ConsoleDimensions) -> RenderableT
 
 
 def _shares(room: int, groups: int, servers: int, events: int) -> tuple[int, int, int]:
-    """How many lines each part gets: events give way first, then servers, then groups; each that exists keeps one."""
+    """How many lines each part gets. With little room events shrink first, then servers, then groups;
+    one group and one server always stay."""
     room = max(room, 3)
     groups = min(groups, max(1, room // 3))
     servers = min(servers, max(1, (room - groups) // 2))
@@ -92,7 +93,7 @@ def _group_rows(picture: Picture, count: int, width: int) -> Iterator[tuple[Show
 
 
 def _squares(cells: Sequence[operator_pb2.Cell], group: operator_pb2.GroupStatus, room: int) -> Text:
-    """A square for each cell, a hollow one for each slot that has none."""
+    """A square for each cell, and a hollow square for each empty slot."""
     from rich.text import Text
 
     text = Text(no_wrap=True)
@@ -115,7 +116,7 @@ def _square_style(cell: operator_pb2.Cell) -> str:
 
 
 def _strips(cells: Iterable[operator_pb2.Cell]) -> dict[str, list[operator_pb2.Cell]]:
-    """Each group's cells by slot, in a slot the oldest first: the sick one beside the one that replaces it."""
+    """Each group's cells by slot, and by age in a slot: a sick cell stands beside its replacement."""
     strips: dict[str, list[operator_pb2.Cell]] = {}
     for cell in sorted(cells, key=lambda cell: (cell.group, cell.slot, cell.generation)):
         strips.setdefault(cell.group, []).append(cell)

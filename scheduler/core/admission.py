@@ -1,4 +1,4 @@
-"""Admission: turns what is asked into facts, or refuses it with the rule that refuses. All or nothing."""
+"""Admission: turns a request into events, or refuses it and names the rule. All or nothing."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Admitted(Struct, frozen=True):
 
 
 def admit(draft: Draft, request: Request, by: Asker) -> Admitted:
-    """Decide a request on top of the draft. Raises Refused, and then has decided nothing."""
+    """Decide a request on top of the draft. Raises Refused; the draft then has no new records."""
     draft.cause = str(by)
     match request:
         case ApplyGroups():
@@ -89,16 +89,20 @@ def _apply_groups(draft: Draft, request: ApplyGroups) -> Admitted:
 
 
 def _check_kind(draft: Draft, group: Group) -> None:
-    """A name means one thing for as long as anything of it is there."""
+    """A name belongs to one kind of group until the last cell of that group is gone."""
     before = draft.fleet.groups.get(group.name)
     if before is None or before.group.kind is group.kind:
         return
-    do = "wait until the last of it is gone" if before.deleted else "delete it first, or choose another name"
-    raise Refused("name_taken", f"{group.name} is a {before.group.kind}, and no {group.kind} can be; {do}")
+    kind = before.group.kind
+    if before.deleted:
+        hint = f"the {kind} is being deleted; wait until its last cell is gone"
+    else:
+        hint = f"delete the {kind} first, or choose another name"
+    raise Refused("name_taken", f"the name {group.name} already belongs to a {kind}; {hint}")
 
 
 def _slots_in_use(state: GroupState | None) -> int:
-    """How many slots have cells or want one; an empty one may be held, and what holds it may end now."""
+    """How many slots have cells or want one. Empty slots count too: the change may end what holds them."""
     return max(max(state.slots, default=-1) + 1, state.wanted_slots) if state else 0
 
 
@@ -106,14 +110,14 @@ def _check_size(draft: Draft, request: ApplyGroups) -> None:
     replicas = {name: state.wanted_slots for name, state in draft.fleet.groups.items()}
     replicas.update((group.name, group.replicas) for group in request.groups)
     if len(replicas) > MAX_GROUPS:
-        raise Refused("too_many_groups", f"{len(replicas)} groups; one scheduler takes at most {MAX_GROUPS}")
+        raise Refused("too_many_groups", f"too many groups: {len(replicas)}; the limit is {MAX_GROUPS}")
     cells = sum(replicas.values())
     if cells > MAX_CELLS:
-        raise Refused("too_many_cells", f"{cells} cells wanted; one scheduler takes at most {MAX_CELLS}")
+        raise Refused("too_many_cells", f"too many cells wanted: {cells}; the limit is {MAX_CELLS}")
 
 
 def change_of(draft: Draft, group: Group) -> GroupChange:
-    """What applying the group would mean."""
+    """What applying the group would change."""
     before = draft.fleet.groups.get(group.name)
     digest = digest_of(group.spec)
     if before is None:
@@ -148,7 +152,7 @@ def _flat(value: Any, path: str = "") -> dict[str, str]:
 def _delete_group(draft: Draft, request: DeleteGroup) -> Admitted:
     state = draft.fleet.groups.get(request.name)
     if state is None or state.deleted:
-        raise Refused("no_such_group", f"there is no group {request.name}", missing=True)
+        raise Refused("no_such_group", f"no such group: {request.name}", missing=True)
     record = draft.emit(e.GroupDeleted(request.name))
     dirty: dict[Key, str] = {
         SlotKey(request.name, number): f"event:{record.position}" for number in range(_slots_in_use(state))
@@ -163,34 +167,34 @@ def _condemn_cell(draft: Draft, request: CondemnCell, name: str) -> Admitted:
         if request.cell in draft.fleet.servers:
             raise Refused(
                 "is_server",
-                f"{request.cell} is a server that joined by itself, no cell of a pool; let it go with "
+                f"{request.cell} is a server that joined on its own, not a cell of a pool; remove it with: "
                 f"galactica drain {request.cell}",
             )
-        raise Refused(
-            "no_such_cell", f"there is no cell {request.cell}, or it is decommissioned already", missing=True
-        )
+        raise _no_such_cell(request.cell)
     reason = f"condemned by {name}" + (f": {request.reason}" if request.reason else "")
-    return _condemn_by_word(draft, cell, reason)
+    return _condemn_for_operator(draft, cell, reason)
 
 
-def _condemn_by_word(draft: Draft, cell: Cell, reason: str) -> Admitted:
-    """An operator's word condemns a cell: a pool's server too, which is then drained when its successor is READY."""
+def _no_such_cell(cell_id: str) -> Refused:
+    return Refused("no_such_cell", f"no such cell: {cell_id} (or it is already decommissioned)", missing=True)
+
+
+def _condemn_for_operator(draft: Draft, cell: Cell, reason: str) -> Admitted:
+    """Condemn a cell, or a pool's server, because an operator asked. A server drains when its successor is READY."""
     if cell.is_condemned:
-        raise Refused("condemned", f"{cell.id} was condemned before, by rule {cell.condemned_by}")
-    budget = "an operator's word needs none; replaced before it goes"
+        raise Refused("condemned", f"{cell.id} is already condemned, by rule {cell.condemned_by}")
+    budget = "an operator's request needs no budget; the replacement comes first"
     draft.emit(e.CellCondemned(cell.id, Health.HEALTHY, Rule.OPERATOR, reason, budget=budget))
     return Admitted(Accepted(draft.fleet.position, 1), {SlotKey(cell.group, cell.slot): draft.cause})
 
 
 def _open_shell(draft: Draft, request: OpenShell, name: str) -> Admitted:
-    """The first shell begins the death timer; further ones do not put it off."""
+    """The first shell starts the death timer. Later shells do not extend it."""
     cell = draft.fleet.cell(request.cell)
     if cell is None:
-        raise Refused(
-            "no_such_cell", f"there is no cell {request.cell}, or it is decommissioned already", missing=True
-        )
+        raise _no_such_cell(request.cell)
     if cell.kind is CellKind.SERVER:
-        raise Refused("is_server", f"{cell.id} is a server; a shell is opened in a cell that runs on one")
+        raise Refused("is_server", f"{cell.id} is a server; open a shell in a cell that runs on a server")
     dies_at = draft.now + draft.policy.shell_seconds
     if cell.dies_at is not None:
         dies_at = min(dies_at, cell.dies_at)
@@ -201,7 +205,7 @@ def _open_shell(draft: Draft, request: OpenShell, name: str) -> Admitted:
 def _drain_server(draft: Draft, request: DrainServer, name: str) -> Admitted:
     server = draft.fleet.servers.get(request.server)
     if server is None:
-        raise Refused("no_such_server", f"there is no server {request.server}", missing=True)
+        raise Refused("no_such_server", f"no such server: {request.server}", missing=True)
     if server.phase is not Phase.READY:
         raise Refused(
             "not_ready", f"server {server.id} is {server.phase}; only a READY server can be drained"
@@ -209,7 +213,7 @@ def _drain_server(draft: Draft, request: DrainServer, name: str) -> Admitted:
     reason = f"drained by {name}"
     cell = draft.fleet.cell(server.id) if server.pool else None
     if cell is not None:
-        admitted = _condemn_by_word(draft, cell, reason)
+        admitted = _condemn_for_operator(draft, cell, reason)
         return Admitted(Accepted(admitted.accepted.position, len(server.cells)), admitted.dirty)
     draft.emit(e.ServerCondemned(server.id, Health.HEALTHY, Rule.OPERATOR, reason))
     dirty = cells_of(server, draft.cause)
@@ -227,13 +231,15 @@ def _release_storm(draft: Draft, request: ReleaseStorm) -> Admitted:
                 if server.pool == pool
             }
             return Admitted(Accepted(draft.fleet.position, storm.silent), keys)
-    raise Refused("no_such_storm", f"there is no storm {request.storm}", missing=True)
+    raise Refused("no_such_storm", f"no such storm: {request.storm}", missing=True)
 
 
 def _create_token(draft: Draft, request: CreateToken) -> Admitted:
     live = sum(1 for token in draft.fleet.tokens.values() if token.expires_at > draft.now)
     if live >= MAX_TOKENS:
-        raise Refused("too_many_tokens", f"{live} join tokens are open; wait until some are used or expire")
+        raise Refused(
+            "too_many_tokens", f"too many open join tokens: {live}; wait until some are used or expire"
+        )
     created = e.TokenCreated(
         request.token, request.secret_sha256, request.uses, request.expires_at, request.server
     )
@@ -242,7 +248,7 @@ def _create_token(draft: Draft, request: CreateToken) -> Admitted:
 
 
 def _enrol(draft: Draft, request: Enrol) -> Admitted:
-    """The answer does not tell a wrong secret from an unknown token."""
+    """The refusal is the same for a wrong secret and for an unknown token, so that callers learn nothing."""
     token = draft.fleet.tokens.get(request.token)
     stored = token.secret_sha256 if token else "0" * 64
     matches = hmac.compare_digest(stored, request.secret_sha256)
@@ -255,13 +261,13 @@ def _enrol(draft: Draft, request: Enrol) -> Admitted:
     if parse_cell_id(request.server) is not None:
         cell = draft.fleet.cell(request.server)
         if cell is None or cell.kind is not CellKind.SERVER or cell.is_condemned:
-            raise Refused("token", f"{request.server} is no server that a pool of this fleet waits for")
+            raise Refused("token", f"no pool of this fleet expects a server with the id {request.server}")
     server = draft.fleet.servers.get(request.server)
     if server is not None and server.phase in (Phase.READY, Phase.CONDEMNED):
         raise Refused(
             "server_exists",
-            f"server {request.server} is {server.phase} in this fleet; "
-            "choose another id with --id, or wait until it is lost",
+            f"this fleet already has a server with the id {request.server} ({server.phase}); "
+            "choose another id with --id, or wait until that server is lost",
         )
     draft.emit(e.ServerEnrolled(request.server, request.token))
     return Admitted(Accepted(draft.fleet.position), {ServerKey(request.server): draft.cause})

@@ -1,9 +1,9 @@
-"""Placement: container cell to server, by filter and rank.
+"""Placement: chooses a server for a container cell, by filter and rank.
 
-``Placer`` filters the servers once for each distinct need and then keeps them in a heap whose entries are checked when
-they are taken (an entry is stale once a cell was placed since), so that a birth costs a logarithm and not a walk over
-all servers. It is a cache and may live across turns: servers that became better since are told to ``touch``, and a heap
-hears of them when it is used next, so that a touch costs nothing for the groups that place no cell.
+``Placer`` filters the servers once for each distinct need and keeps them in a heap, so that a birth costs a logarithm
+instead of a walk over all servers. An entry becomes stale when another cell is placed on its server, so each entry is
+checked when it is taken. The heaps are a cache and may live across turns: ``touch`` notes servers that became better,
+and each heap reads these notes at its next use. So a touch costs nothing for groups that place no cell.
 """
 
 from __future__ import annotations
@@ -19,22 +19,24 @@ from galactica.scheduler.core.model.policy import Policy
 from galactica.scheduler.core.model.spec import Resources, RuntimeKind, Spec, Spread
 from galactica.scheduler.core.sight.state import Sight
 from galactica.scheduler.core.verdicts.blame import is_suspect
+from galactica.scheduler.units import format_bytes
 
 Rank = tuple[bool, int, float, int, str]
 
 ENTRIES_KEPT = 500_000
-"""Heap entries remembered across turns, of about 150 bytes each; the needs that were not used longest go first."""
+"""Heap entries kept across turns, about 150 bytes each. The least recently used needs are dropped first."""
 
 TOUCHES_KEPT = 10_000
-"""A heap that has missed more touches than are remembered is made anew."""
+"""A heap that has missed more touches than this is built again."""
 
 STALE_LOOKS = 32
-"""After so many servers that grew heavier unnoticed, the best of those is good enough: how many cells of the group each
-has is always known exactly, and only the load, which breaks ties, is not the least of all."""
+"""After this many stale entries the best server so far is good enough. The number of the group's cells on each server
+is always exact; only the load, which breaks ties, may not be the lowest."""
 
 
 class Unplaceable(Struct, frozen=True):
-    """Why no server can carry the cell: filter to the number of servers that it excludes."""
+    """Why no server can take the cell: each reason (``has too little memory ...``) with the number of servers that it
+    excludes."""
 
     servers: int
     excluded: tuple[tuple[str, int], ...]
@@ -42,35 +44,46 @@ class Unplaceable(Struct, frozen=True):
     def explain(self) -> str:
         if self.servers == 0:
             return "no server has joined"
-        parts = ", ".join(f"{count} {why}" for why, count in self.excluded)
-        return f"none of {self.servers} servers can take it: {parts}"
+        parts = ", ".join(_counted(count, reason) for reason, count in self.excluded)
+        return f"no server can take it: {parts}"
+
+
+_PLURALS = {"is": "are", "has": "have", "lacks": "lack", "accepts": "accept"}
+
+
+def _counted(count: int, reason: str) -> str:
+    """``1 server is silent``, ``2 servers are silent``."""
+    if count == 1:
+        return f"1 server {reason}"
+    verb, _, rest = reason.partition(" ")
+    return f"{count} servers {_PLURALS[verb]} {rest}"
 
 
 class _Need(Struct, frozen=True):
-    """What cells of one spec ask of a server. Servers are filtered and heaped once for each."""
+    """The requirements of one spec's cells. There is one heap of servers for each."""
 
     group: str
     digest: str
 
 
 class _Queue(Struct):
-    """``heard``: how many touches, of all that there ever were, its heap has heard of."""
+    """``touches_read``: how many of all touches so far the heap has taken in."""
 
     heap: list[tuple[Rank, str]]
-    heard: int
+    touches_read: int
 
 
 class Placer:
-    """Chooses servers. ``begin`` each turn; dropping it loses nothing but time."""
+    """Chooses servers. Call ``begin`` each turn. It is only a cache: a new one gives the same answers, slower."""
 
     def __init__(self) -> None:
         self._queues: dict[_Need, _Queue] = {}
         self._touched: list[str] = []
         self._forgotten = 0
-        """How many touches came before those in ``_touched``."""
+        """How many touches were dropped from the front of ``_touched``."""
 
     def begin(self, fleet: Callable[[], Fleet], sight: Sight, now: float, policy: Policy) -> None:
-        """``fleet`` is asked anew at each placement, so that cells placed in this turn count at once."""
+        """``fleet`` is called again at each placement, so that cells placed in this turn count at once."""
         self._fleet = fleet
         self._sight = sight
         self._now = now
@@ -78,7 +91,7 @@ class Placer:
         self._tempo = policy.tempo(len(fleet().servers))
 
     def touch(self, server_id: str) -> None:
-        """The server has more room, other labels, or is heard again."""
+        """The server has more room or other labels, or its agent sends beats again."""
         self._touched.append(server_id)
         if len(self._touched) > TOUCHES_KEPT:
             half = len(self._touched) // 2
@@ -86,7 +99,7 @@ class Placer:
             self._forgotten += half
 
     def place(self, state: GroupState, spec: Spec) -> str | Unplaceable:
-        """The best server's id, or why there is none."""
+        """The id of the best server, or why no server fits."""
         queue = self._queue(state, spec)
         servers = self._fleet().servers
         best: tuple[Rank, str] | None = None
@@ -131,26 +144,29 @@ class Placer:
             entries -= len(self._queues.pop(next(iter(self._queues))).heap)
 
     def _catch_up(self, queue: _Queue, state: GroupState, spec: Spec) -> bool:
-        """Offer the servers that were touched since. False where making the heap anew is cheaper, or all there is."""
-        missed = queue.heard - self._forgotten
+        """Push the servers touched since the last use. False when the heap must be built again: touches were dropped,
+        or a new heap is cheaper."""
+        start = queue.touches_read - self._forgotten
         servers = self._fleet().servers
-        if missed < 0 or len(queue.heap) > 4 * len(servers) + 64:
+        if start < 0 or len(queue.heap) > 4 * len(servers) + 64:
             return False
-        for server_id in dict.fromkeys(self._touched[missed:]):
+        for server_id in dict.fromkeys(self._touched[start:]):
             server = servers.get(server_id)
             if server is not None and self._exclude(server, state, spec) is None:
                 heapq.heappush(queue.heap, (self._rank(state, server, spec), server_id))
-        queue.heard = self._forgotten + len(self._touched)
+        queue.touches_read = self._forgotten + len(self._touched)
         return True
 
     def _explain(self, state: GroupState, spec: Spec) -> Unplaceable:
         servers = self._fleet().servers
-        reasons = Counter(self._exclude(server, state, spec) or "refuse it" for server in servers.values())
+        reasons = Counter(
+            self._exclude(server, state, spec) or "is not considered yet" for server in servers.values()
+        )
         return Unplaceable(len(servers), tuple(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))))
 
     def _rank(self, state: GroupState, server: Server, spec: Spec) -> Rank:
-        """Smallest first. Servers on which cells died, that ail or that are to go come last. Spread: fewest cells of
-        the group, then the emptiest. Pack: the fullest that fits."""
+        """Smallest first. Doubtful servers come last: those with deaths, with bad vitals, or that are condemned.
+        Spread: fewest cells of the group first, then the lowest load. Pack: the highest load that still fits."""
         load = max(
             server.used.cpu_millis / server.capacity.cpu_millis if server.capacity.cpu_millis else 0.0,
             server.used.memory_bytes / server.capacity.memory_bytes if server.capacity.memory_bytes else 0.0,
@@ -171,34 +187,41 @@ class Placer:
         return cell is not None and cell.is_condemned
 
     def _exclude(self, server: Server, state: GroupState, spec: Spec) -> str | None:
-        """The first filter that excludes the server, in words; None where it may carry the cell."""
+        """The first reason that excludes the server, as a verb phrase in the singular (see ``_PLURALS``); None if the
+        server can take the cell."""
         if not server.takes_cells:
-            return "take no new cells (condemned or not attached)"
+            return "accepts no new cells (condemned or not attached)"
         seen = self._sight.servers.get(server.id)
         if seen is None or not self._sight.hears(server.id, self._now, self._tempo):
-            return "are silent"
+            return "is silent"
         if seen.is_leaving:
-            return "are leaving"
+            return "is leaving"
         if spec.runtime not in server.runtimes:
-            return f"lack the {spec.runtime} runtime"
+            return f"lacks the {spec.runtime} runtime"
         if spec.runtime is RuntimeKind.DOCKER and seen.vitals is not None and seen.vitals.engine_hangs:
-            return "have an engine that does not answer"
+            return "has an engine that does not answer"
         for key, value in spec.placement.require.items():
             if server.labels.get(key) != value:
-                return f"lack the label {key}={value}"
+                return f"lacks the label {key}={value}"
         if _ports_taken(state, server, spec):
-            return "have its fixed port in use by another cell of the group"
-        if not _fits(server, spec.resources):
-            return f"lack room for {_words(spec.resources)}"
-        return None
+            return "has the fixed port in use by another cell of the group"
+        return _lacking(server, spec.resources)
 
 
-def _fits(server: Server, need: Resources) -> bool:
-    """A capacity of 0 was not stated and does not limit."""
+def _lacking(server: Server, need: Resources) -> str | None:
+    """Which resources do not suffice; None if all do. A capacity of 0 means unknown and sets no limit."""
     size, used = server.capacity, server.used
-    return (size.cpu_millis == 0 or used.cpu_millis + need.cpu_millis <= size.cpu_millis) and (
-        size.memory_bytes == 0 or used.memory_bytes + need.memory_bytes <= size.memory_bytes
-    )
+    parts = []
+    if size.cpu_millis and used.cpu_millis + need.cpu_millis > size.cpu_millis:
+        parts.append(f"too little CPU ({_cores(need)} needed)" if need.cpu_millis else "no CPU left")
+    if size.memory_bytes and used.memory_bytes + need.memory_bytes > size.memory_bytes:
+        amount = format_bytes(need.memory_bytes)
+        parts.append(f"too little memory ({amount} needed)" if need.memory_bytes else "no memory left")
+    return f"has {' and '.join(parts)}" if parts else None
+
+
+def _cores(need: Resources) -> str:
+    return f"{need.cpu_millis / 1000:g} {'core' if need.cpu_millis == 1000 else 'cores'}"
 
 
 def _ports_taken(state: GroupState, server: Server, spec: Spec) -> bool:
@@ -206,12 +229,3 @@ def _ports_taken(state: GroupState, server: Server, spec: Spec) -> bool:
     if spec.runtime != "process" or not any(spec.ports.values()):
         return False
     return bool(state.per_server.get(server.id))
-
-
-def _words(need: Resources) -> str:
-    parts = []
-    if need.cpu_millis:
-        parts.append(f"{need.cpu_millis / 1000:g} cpu")
-    if need.memory_bytes:
-        parts.append(f"{need.memory_bytes / 2**20:g} MiB memory")
-    return " and ".join(parts) or "another cell"

@@ -1,8 +1,8 @@
-"""What an apply would bring about: the real core, run ahead in a world where every order succeeds at once,
-of servers too.
+"""The effect of an apply, computed in advance: the real core runs in an imagined world where every order, for cells
+and for servers, succeeds at once.
 
-Pure, and takes as long as the change is large; call it in a thread. Fleet and sight are immutable, so the real core
-goes on meanwhile.
+Pure. The time grows with the size of the change, so call it in a thread. Fleet and sight are immutable, so the real
+core continues meanwhile.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ LISTED_LIMIT = 20_000
 """So many births, and so many deaths, are listed; the rest is counted."""
 
 _SECRET = "0" * 64
-"""The hash of the secret that imagined servers join with. No real one knows a secret of this hash."""
+"""The hash of the secret that imagined servers join with. Nobody knows a secret with this hash."""
 
 
 class Birth(Struct, frozen=True):
@@ -75,7 +75,7 @@ class Preview(Struct, frozen=True):
 
 
 def preview(view: View, groups: Sequence[Group], listed_limit: int = LISTED_LIMIT) -> Preview:
-    """Births and deaths that applying the groups leads to, in order. Raises Refused as the apply would."""
+    """The births and deaths that applying the groups causes, in order. Raises Refused if the apply would."""
     core = Core(view.fleet, view.policy, view.now, Start(view.fleet.epoch, "preview"), view.sight)
     names = {group.name for group in groups}
     births: list[Birth] = []
@@ -143,7 +143,7 @@ def _group(cell_id: str) -> str:
 
 
 def _imagine(core: Core, command: Command, now: float) -> None:
-    """The agent did at once what it was told."""
+    """Imagine that the agent carries out the command at once."""
     match command:
         case Order(server=server, cell=cell, digest=digest):
             probe = ProbeStatus(has_passed=True)
@@ -158,7 +158,7 @@ def _imagine(core: Core, command: Command, now: float) -> None:
 
 
 def _imagine_provider(core: Core, command: ProviderCommand, now: float) -> tuple[Asked, ...]:
-    """The provider did at once what it was told. What the agent of a new server asks for next."""
+    """Imagine that the provider carries out the command at once. Returns the requests of a new server's agent."""
     provider, cell = command.provider, command.cell
     if isinstance(command, OrderServer):
         core.take(ServerMade(provider, cell, "", now))
@@ -174,7 +174,7 @@ def _imagine_provider(core: Core, command: ProviderCommand, now: float) -> tuple
 
 
 def _imagine_joined(core: Core, servers: Sequence[str], now: float) -> None:
-    """The agents that enrolled attach and are well."""
+    """Imagine that the enrolled agents attach and are healthy."""
     facts = {pool: _facts_of(core.fleet, pool) for pool in set(map(_group, servers))}
     for server in servers:
         core.take(Attached(server, "preview", now, facts[_group(server)]))
@@ -182,7 +182,7 @@ def _imagine_joined(core: Core, servers: Sequence[str], now: float) -> None:
 
 
 def _facts_of(fleet: Fleet, pool: str) -> ServerFacts:
-    """What a new server of the pool will say of itself: it is as large as another one of it."""
+    """What a new server of the pool will report: the size and runtimes of an existing server of the pool."""
     body = fleet.groups[pool].group.spec.server
     facts = ServerFacts(body.labels if body else {}, runtimes=(RuntimeKind.PROCESS, RuntimeKind.DOCKER))
     twin = next(

@@ -1,5 +1,5 @@
-"""The shape of a pool's manifest. What the values may be is ``pool_rules``' business; what is below ``server`` is its
-provider's."""
+"""The shape of a pool's manifest. ``core.validation.pools`` checks the values; the provider checks what is below
+``server``."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def _lease(data: Any) -> float:
     if isinstance(data, Scalar) and data.value is not None:
         seconds = parse_duration(data.text)
         if seconds <= 0:
-            raise ValueError("must be above 0; leave it out for the fleet's own lease")
+            raise ValueError("must be greater than 0; remove it to use the fleet's lease")
         return seconds
-    raise ValueError("must be one value, such as 30s")
+    raise ValueError("must be a single value, for example 30s")
 
 
 Lease = Annotated[float, BeforeValidator(_lease), Written("duration")]
@@ -146,7 +146,7 @@ def _plain(data: Any) -> Any:
         case list():
             return [_plain(value) for value in data]
         case Scalar(value=float() as number) if not math.isfinite(number):
-            return None  # told by ``pool_data_problems``
+            return None  # ``pool_data_problems`` reports it
         case Scalar(value=value):
             return value
         case _:
@@ -154,7 +154,7 @@ def _plain(data: Any) -> Any:
 
 
 def pool_data_problems(data: Data) -> Iterator[Problem]:
-    """What is wrong with a pool's manifest and no longer seen in the pool made from it."""
+    """Problems of a pool's manifest that the resulting group no longer shows."""
     if not isinstance(data, dict):
         return
     yield from _no_numbers(("server",), data.get("server", {}))
@@ -162,12 +162,12 @@ def pool_data_problems(data: Data) -> Iterator[Problem]:
     per = replace.get("per") if isinstance(replace, dict) else None
     if isinstance(per, dict) and "count" not in per:
         yield Problem(
-            ("replace", "per", "count"), "is missing; how many servers may be replaced in a window?"
+            ("replace", "per", "count"), "is missing; write how many servers may be replaced in a window"
         )
 
 
 def _no_numbers(path: Path, data: Data) -> Iterator[Problem]:
-    """Numbers that JSON, and so the provider, does not know."""
+    """Numbers that JSON does not support, so the provider cannot read them."""
     match data:
         case dict():
             for key, value in data.items():
@@ -176,4 +176,4 @@ def _no_numbers(path: Path, data: Data) -> Iterator[Problem]:
             for index, value in enumerate(data):
                 yield from _no_numbers((*path, index), value)
         case Scalar(text=text, value=float() as number) if not math.isfinite(number):
-            yield Problem(path, f"{text} is no number for a provider")
+            yield Problem(path, f"invalid number {text}: providers take finite numbers only")

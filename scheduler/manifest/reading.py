@@ -1,7 +1,7 @@
-"""From a document to a group or to all its mistakes.
+"""Turns a document into a group, or into a list of all its mistakes.
 
-The shape is checked first. What it finds wrong is then left out, and the rules look at the rest, so that one round
-tells everything; a rule that would conclude from something left out keeps silent.
+The shape is checked first. Then the unreadable parts are removed and the rules check the rest, so that one run
+reports everything. A rule that depends on a removed part reports nothing.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from galactica.scheduler.manifest.pool_shape import POOL_SECTIONS, PoolShape, po
 from galactica.scheduler.manifest.shape import PROBES, SERVICE_SECTIONS, ServiceShape, service_of
 from galactica.scheduler.manifest.tree import Data, Document, Place, Scalar
 
-MISTAKES_TOLD = 100
+MISTAKES_SHOWN = 100
 
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """One kind of manifest. ``sections``: path to its model, where keys are known and so can be misspelt.
-    ``group_of`` raises pydantic's ValidationError. ``data_problems``: what only the document itself shows."""
+    """One kind of manifest. ``sections``: each path with fixed keys, and its model.
+    ``group_of`` raises pydantic's ValidationError. ``data_problems``: problems that only the document itself shows."""
 
     kind: GroupKind
     shape: type[BaseModel]
@@ -39,7 +39,7 @@ class _Form:
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """One thing that is wrong. ``line`` 0: the file as a whole. ``text``: how it is written there."""
+    """One mistake. ``line`` 0: it is about the whole file. ``text``: the source text at that place."""
 
     file: str
     line: int
@@ -50,18 +50,18 @@ class Mistake:
 
     def __str__(self) -> str:
         where = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
-        said = f"{self.path}: {self.message}" if self.path else self.message
-        return f"{where}: {said}" if self.text in said else f"{where}: {said} (here: {self.text})"
+        message = f"{self.path}: {self.message}" if self.path else self.message
+        return f"{where}: {message}" if self.text in message else f"{where}: {message} (here: {self.text})"
 
 
 class ManifestErrors(Exception):
-    """All mistakes of all files, in the order in which they stand there."""
+    """All mistakes of all files, in the order of the files and of the lines."""
 
     def __init__(self, mistakes: Iterable[Mistake]) -> None:
         self.mistakes = tuple(mistakes)
-        lines = [str(mistake) for mistake in self.mistakes[:MISTAKES_TOLD]]
-        if len(self.mistakes) > MISTAKES_TOLD:
-            lines.append(f"and {len(self.mistakes) - MISTAKES_TOLD} more")
+        lines = [str(mistake) for mistake in self.mistakes[:MISTAKES_SHOWN]]
+        if len(self.mistakes) > MISTAKES_SHOWN:
+            lines.append(f"and {len(self.mistakes) - MISTAKES_SHOWN} more")
         super().__init__("\n".join(lines))
 
 
@@ -83,15 +83,15 @@ def read(document: Document, file: str) -> Group | list[Mistake]:
 
 
 def _form_of(data: dict[str, Data]) -> _Form:
-    """By its kind; where that is missing or misspelt, by what else is there."""
+    """The form of the document's kind. If the kind is missing or misspelt, the form that shares most of its keys."""
     kind = data.get("kind")
-    if isinstance(kind, Scalar) and (known := difflib.get_close_matches(kind.text, list(_FORMS), n=1)):
-        return _FORMS[GroupKind(known[0])]
+    if isinstance(kind, Scalar) and (matches := difflib.get_close_matches(kind.text, list(_FORMS), n=1)):
+        return _FORMS[GroupKind(matches[0])]
     return max(_FORMS.values(), key=lambda form: len(data.keys() & form.shape.model_fields.keys()))
 
 
 def _is_of_another_kind(data: dict[str, Data]) -> bool:
-    """A kind that is no misspelt one of ours has other keys, of which nothing can be said."""
+    """Whether the kind is foreign, not a misspelt one of ours. Then its other keys are not checked."""
     kind = data.get("kind")
     return isinstance(kind, Scalar) and not did_you_mean(kind.text, list(GroupKind))
 
@@ -122,7 +122,7 @@ def _shape_problem(form: _Form, details: Mapping[str, Any]) -> Problem:
     path: Path = details["loc"]
     match details["type"]:
         case "extra_forbidden":
-            return Problem(path, f"there is no such key{_known_keys(form, path)}", at_key=True)
+            return Problem(path, f"unknown key{_key_hint(form, path)}", at_key=True)
         case "model_type" | "dict_type":
             return Problem(path, _instead("a mapping", details["input"]))
         case "list_type":
@@ -131,7 +131,7 @@ def _shape_problem(form: _Form, details: Mapping[str, Any]) -> Problem:
             return Problem(path, str(details.get("ctx", {}).get("error", details["msg"])))
 
 
-def _known_keys(form: _Form, path: Path) -> str:
+def _key_hint(form: _Form, path: Path) -> str:
     keys = list(form.sections[path[:-1]].model_fields)
     twin = _TWINS.get(str(path[-1]))
     if twin in keys:
@@ -148,13 +148,13 @@ def _known_keys(form: _Form, path: Path) -> str:
 
 
 _TWINS = {"replicas": "size", "size": "replicas"}
-"""What one kind calls like this, and the other like that."""
+"""Keys with the same meaning in the other kind of manifest."""
 
 
 def _instead(wanted: str, data: Any) -> str:
     if isinstance(data, Scalar):
         if data.value is None:
-            return "is empty; give it a value, or leave the key out"
+            return "is empty; give it a value, or remove the key"
         return f"must be {wanted}, not {data.text!r}"
     return f"must be {wanted}, not a {'mapping' if isinstance(data, dict) else 'list'}"
 
@@ -164,17 +164,17 @@ def _rule_problems(form: _Form, document: Document, found: list[Problem]) -> Ite
     data = _without(document.data, broken)
     try:
         group = form.group_of(data)
-    except ValidationError:  # what is wrong is told already
+    except ValidationError:  # the shape's problems already report it
         return
-    # One port that is wrong is still a port that others may name.
+    # A port with a wrong number is still a port that probes and placeholders may name.
     unreadable = {path[0] for path in broken if len(path) == 1 or path[0] != "ports"}
     for problem in (*form.data_problems(document.data), *form.problems_of(group)):
-        if not problem.needs & unreadable and not _is_told(problem.path, broken):
+        if not problem.needs & unreadable and not _is_reported(problem.path, broken):
             yield problem
 
 
-def _is_told(path: Path, broken: list[Path]) -> bool:
-    """Something is known to be wrong there, above it or below it."""
+def _is_reported(path: Path, broken: list[Path]) -> bool:
+    """Whether a mistake at this path, above it or below it, is already reported."""
     return any(path[: len(other)] == other or other[: len(path)] == path for other in broken)
 
 
@@ -184,15 +184,15 @@ def _probe_count(data: Data) -> Iterator[Problem]:
         return
     given = [kind for kind in PROBES if kind in health]
     if not given:
-        yield Problem(("health",), "has no probe; it needs one of http, tcp, exec, grpc")
+        yield Problem(("health",), "has no probe; add one of http, tcp, exec, grpc")
     for extra in given[1:]:
         yield Problem(
-            ("health", extra), f"there is a probe already ({given[0]}); a service has one", at_key=True
+            ("health", extra), f"second probe after {given[0]}; a service has exactly one probe", at_key=True
         )
 
 
 def _without(data: Data, paths: Iterable[Path]) -> Data:
-    """The data without what stands at the paths; a list that holds such a thing goes as a whole."""
+    """The data without the entries at the paths. A list that contains such an entry is removed as a whole."""
     result = data
     for path in paths:
         result = _without_one(result, path)

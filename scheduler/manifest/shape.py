@@ -1,5 +1,5 @@
-"""The shape of a service's manifest: which keys there are and what kind of value each takes. What the values may be
-is ``group_rules``' business. Every key has a default here, so that one mistake does not hide the others.
+"""The shape of a service's manifest: which keys exist and which type of value each takes. ``core.validation.services``
+checks the values. Every key has a default here, so that one mistake does not hide the others.
 """
 
 # ruff: noqa: TRY004 - pydantic collects ValueErrors; a TypeError would end the reading
@@ -37,9 +37,9 @@ DEFAULT_TIMEOUT_SECONDS = 1.0
 
 def _scalar(data: Any) -> Scalar:
     if not isinstance(data, Scalar):
-        raise ValueError(f"must be one value, not a {'mapping' if isinstance(data, dict) else 'list'}")
+        raise ValueError(f"must be a single value, not a {'mapping' if isinstance(data, dict) else 'list'}")
     if data.value is None:
-        raise ValueError('is empty; give it a value, or leave the key out ("" is an empty text)')
+        raise ValueError('is empty; give it a value, or remove the key ("" is an empty text)')
     return data
 
 
@@ -57,7 +57,7 @@ def _whole(data: Any) -> int:
 def _count(data: Any) -> int:
     number = _whole(data)
     if number <= 0:
-        raise ValueError(f"must be above 0, not {number}; leave it out for no limit")
+        raise ValueError(f"must be greater than 0, not {number}; remove it for no limit")
     return number
 
 
@@ -65,9 +65,9 @@ def _cpu(data: Any) -> int:
     scalar = _scalar(data)
     if isinstance(scalar.value, bool) or not isinstance(scalar.value, int | float):
         meant = f"; did you mean {int(scalar.text[:-1]) / 1_000:g}?" if _is_millicores(scalar.text) else ""
-        raise ValueError(f"must be a number of cores such as 0.5, not {scalar.text!r}{meant}")
+        raise ValueError(f"must be a number of cores, for example 0.5, not {scalar.text!r}{meant}")
     if not math.isfinite(scalar.value) or round(scalar.value * 1_000) < 1:
-        raise ValueError(f"must be at least 0.001 cores, not {scalar.text}; leave it out for no limit")
+        raise ValueError(f"must be at least 0.001 cores, not {scalar.text}; remove it for no limit")
     return round(scalar.value * 1_000)
 
 
@@ -78,7 +78,7 @@ def _is_millicores(text: str) -> bool:
 def _memory(data: Any) -> int:
     amount = parse_memory(_text(data))
     if amount <= 0:
-        raise ValueError("must be above 0; leave it out for no limit")
+        raise ValueError("must be greater than 0; remove it for no limit")
     return amount
 
 
@@ -89,7 +89,7 @@ def _duration(data: Any) -> float:
 def _age(data: Any) -> float:
     seconds = parse_duration(_text(data))
     if seconds <= 0:
-        raise ValueError("must be above 0; leave it out where cells may grow as old as they like")
+        raise ValueError("must be greater than 0; remove it for no age limit")
     return seconds
 
 
@@ -108,7 +108,7 @@ def _port(data: Any) -> int:
     if isinstance(number, bool) or not isinstance(number, int):
         raise ValueError(f"must be a number from 1 to 65535, or auto, not {scalar.text!r}")
     if not 1 <= number <= 65_535:
-        hint = "; for a free one write auto" if number == 0 else ""
+        hint = "; write auto for a free port" if number == 0 else ""
         raise ValueError(f"{number} is not between 1 and 65535{hint}")
     return number
 
@@ -126,12 +126,12 @@ def _words(data: Any) -> list[Scalar]:
     raise ValueError("must be a list")
 
 
-def _one_of(*known: str) -> Callable[[Any], str]:
+def _one_of(*choices: str) -> Callable[[Any], str]:
     def check(data: Any) -> str:
         text = _text(data)
-        if text not in known:
-            hint = did_you_mean(text, known) or f"; write {' or '.join(known)}"
-            raise ValueError(f"{text!r} is not known{hint}")
+        if text not in choices:
+            hint = did_you_mean(text, choices) or f"; write {' or '.join(choices)}"
+            raise ValueError(f"invalid value {text!r}{hint}")
         return text
 
     return check
@@ -326,7 +326,7 @@ SERVICE_SECTIONS: dict[Path, type[BaseModel]] = {
     ("stop",): StopShape,
     ("placement",): PlacementShape,
 }
-"""Path to its model: where keys are known, and so can be misspelt."""
+"""Each path with fixed keys, and its model."""
 
 PROBES = ("http", "tcp", "exec", "grpc")
 

@@ -1,8 +1,7 @@
-"""YAML text to plain data with the place of every key and value. Nothing in it is ever executed or imported.
+"""Reads YAML text into plain data, with the place of every key and value. It never executes or imports anything.
 
-Documents are composed to nodes only (``ruamel.yaml``'s pure composer), and the nodes are turned into dictionaries,
-lists and ``Scalar`` here: so each mistake has its place, and tags, duplicate keys and aliases are dealt with in
-one room.
+``ruamel.yaml``'s pure composer makes nodes, and this module turns the nodes into dictionaries, lists and ``Scalar``.
+So each mistake has a place, and one module handles tags, duplicate keys and aliases.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from galactica.scheduler.core.validation.problems import Path
 FILE_BYTES_LIMIT = 2**20
 DOCUMENTS_LIMIT = 1_000
 NODES_LIMIT = 100_000
-"""Of one document once its aliases are written out: more is a bomb, no manifest."""
+"""The limit for one document with its aliases expanded. More than this is an attack, not a manifest."""
 DEPTH_LIMIT = 50
 TEXT_SHOWN = 80
 
@@ -33,7 +32,7 @@ _NUMBER = re.compile(r"[-+]?[0-9_]+")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where something stands, lines and columns from 1, and how it is written there."""
+    """A position in the source, lines and columns from 1, and the source text there."""
 
     line: int
     column: int
@@ -42,8 +41,8 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Scalar:
-    """One value as written. ``value`` is what YAML's core schema makes of it; ``text`` is the source's own spelling,
-    so that ``1.10`` stays ``1.10`` where text is wanted."""
+    """One value. ``value`` is its value by YAML's core schema; ``text`` is the source text, so that ``1.10`` stays
+    ``1.10`` when a text is needed."""
 
     text: str
     value: str | int | float | bool | None
@@ -54,7 +53,7 @@ Data = dict[str, "Data"] | list["Data"] | Scalar
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What YAML itself does not allow, or this reader."""
+    """Something that YAML or this reader does not allow."""
 
     place: Place
     message: str
@@ -71,20 +70,20 @@ class Document:
     faults: list[Fault] = field(default_factory=list)
 
     def place_of(self, path: Path, *, at_key: bool = False) -> Place:
-        """Where ``path`` is; what does not exist is placed where it would be looked for."""
+        """The place of ``path``, or of its nearest existing parent."""
         for length in range(len(path), -1, -1):
-            known = path[:length]
-            if known == path and at_key and known in self.keys:
-                return self.keys[known]
-            if known != path and known in self.keys:
-                return self.keys[known]
-            if known in self.values:
-                return self.values[known]
+            part = path[:length]
+            if part == path and at_key and part in self.keys:
+                return self.keys[part]
+            if part != path and part in self.keys:
+                return self.keys[part]
+            if part in self.values:
+                return self.values[part]
         return Place(1, 1)
 
 
 class Unreadable(Exception):
-    """The text is no YAML from ``fault`` on; documents before it were read."""
+    """The text is invalid YAML at ``fault``. The documents before it were read."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault.message)
@@ -92,11 +91,11 @@ class Unreadable(Exception):
 
 
 def documents(text: str) -> Iterator[Document]:
-    """The documents that are not empty, in order. Raises Unreadable, after the last readable one."""
+    """The documents that are not empty, in order. Raises Unreadable after the last readable document."""
     composed = _nodes(text)
     for count, node in enumerate(composed, 1):
         if count > DOCUMENTS_LIMIT:
-            message = f"there are more than {DOCUMENTS_LIMIT:,} documents; split the file"
+            message = f"more than {DOCUMENTS_LIMIT:,} documents in the file; split it"
             raise Unreadable(Fault(_place(node), message))
         document = _Builder().build(node)
         if document.data != Scalar("", None):
@@ -111,11 +110,12 @@ def _nodes(text: str) -> Iterator[Node]:
     except ReaderError as error:
         raise Unreadable(Fault(_place_of_offset(text, error.position), _reader_message(error))) from error
     except MarkedYAMLError as error:
-        raise Unreadable(Fault(_place_of_mark(text, error), _marked_message(error))) from error
+        message = f"invalid YAML: {_yaml_problem(text, error)}"
+        raise Unreadable(Fault(_place_of_mark(text, error), message)) from error
     except RecursionError as error:
-        raise Unreadable(Fault(Place(1, 1), "it is nested too deeply")) from error
+        raise Unreadable(Fault(Place(1, 1), "the document is nested too deeply")) from error
     except (YAMLError, ValueError) as error:
-        raise Unreadable(Fault(Place(1, 1), f"it is no YAML: {str(error).splitlines()[0]}")) from error
+        raise Unreadable(Fault(Place(1, 1), f"invalid YAML: {str(error).splitlines()[0]}")) from error
 
 
 def _reader_message(error: ReaderError) -> str:
@@ -123,9 +123,34 @@ def _reader_message(error: ReaderError) -> str:
     return f"the character #x{character:02x} is not allowed in YAML"
 
 
-def _marked_message(error: MarkedYAMLError) -> str:
-    parts = [part for part in (error.context, error.problem) if part]
-    return f"it is no YAML: {', '.join(parts)}"
+_YAML_PROBLEMS = (
+    (
+        re.compile(r"mapping values are not allowed here"),
+        "unexpected ':'; check the indentation, or quote the text",
+    ),
+    (
+        re.compile(r"found character '(.+)' that cannot start any token"),
+        "unexpected character '{}'; quote the text",
+    ),
+    (re.compile(r"found undefined alias '(.+)'"), "undefined alias '*{}'"),
+    (re.compile(r"could not find expected ':'"), "missing ':' after a key; look at the line above too"),
+    (re.compile(r"expected <block end>.*"), "wrong indentation"),
+    (re.compile(r"expected ('.' or '.'), but got .*"), "missing {}"),
+)
+"""The library's messages that people meet most often, and what to tell them instead."""
+
+
+def _yaml_problem(text: str, error: MarkedYAMLError) -> str:
+    problem, context, mark = error.problem or "", error.context or "", error.problem_mark
+    if mark is not None and "'\\t'" in problem:
+        before = "".join(text.splitlines()[mark.line : mark.line + 1])[: mark.column]
+        return "unexpected tab" if before.strip() else "tab used for indentation"
+    if "quoted scalar" in context and "end of stream" in problem:
+        return "missing closing quote"
+    for pattern, plain in _YAML_PROBLEMS:
+        if match := pattern.fullmatch(problem):
+            return plain.format(*match.groups())
+    return f"{problem} ({context})" if problem and context else problem or context
 
 
 def _place_of_mark(text: str, error: MarkedYAMLError) -> Place:
@@ -165,9 +190,9 @@ class _Builder:
         self._nodes += 1
         if self._nodes > NODES_LIMIT or len(path) > DEPTH_LIMIT:
             what = "too many values" if self._nodes > NODES_LIMIT else "too many levels"
-            raise Unreadable(Fault(place, f"the document holds {what}, counting what its aliases stand for"))
+            raise Unreadable(Fault(place, f"the document has {what} (aliases count as their content)"))
         if id(node) in self._open:
-            raise Unreadable(Fault(place, f"the anchor &{node.anchor} holds an alias of itself"))
+            raise Unreadable(Fault(place, f"the anchor &{node.anchor} contains an alias of itself"))
         self._open.add(id(node))
         try:
             return self._of_kind(document, node, path, place)
@@ -177,7 +202,7 @@ class _Builder:
     def _of_kind(self, document: Document, node: Node, path: Path, place: Place) -> Data:
         name = _tag_of(node)
         if name not in _KNOWN_TAGS:
-            message = f"the tag {name.replace(_TAG, '!!')} is not allowed; manifests hold plain values"
+            message = f"the tag {name.replace(_TAG, '!!')} is not allowed; use plain values"
             document.faults.append(Fault(place, message, path))
         if isinstance(node, MappingNode):
             return self._mapping(document, node, path)
@@ -190,7 +215,7 @@ class _Builder:
         for key_node, value_node in node.value:
             if not isinstance(key_node, ScalarNode):
                 document.faults.append(
-                    Fault(_place(key_node), "a key is plain text, no list and no mapping", path)
+                    Fault(_place(key_node), "a key must be plain text, not a list or a mapping", path)
                 )
                 continue
             key = str(key_node.value)
@@ -198,12 +223,12 @@ class _Builder:
             place = _place(key_node, key[:TEXT_SHOWN])
             if key in data:
                 first = document.keys[here]
-                message = f"the key {key!r} is there twice, first in line {first.line}"
+                message = f"duplicate key {key!r}, first in line {first.line}"
                 document.faults.append(Fault(place, message, here))
                 continue
             document.keys[here] = place
             data[key] = self._data(document, value_node, here)
-            if data[key] == Scalar("", None):  # the composer places it where the next thing begins
+            if data[key] == Scalar("", None):  # the composer gives it the position of the next token
                 document.values[here] = place
         return data
 

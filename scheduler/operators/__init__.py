@@ -1,5 +1,5 @@
-"""The operators' side: what people and their programs ask (operator.proto).
+"""The operators' side: calls from people and their programs (operator.proto).
 
 ``api`` is the service: it reads from views and the journal, and asks the controller for everything else.
-``shell`` joins an operator's terminal with a cell.
+``shell`` connects an operator's terminal with a cell.
 """

@@ -1,7 +1,7 @@
-"""The gRPC side of the operators: reads from the controller's view and the journal, asks the controller for the rest.
+"""The gRPC service for operators: reads from the controller's view and the journal, asks the controller for the rest.
 
-Who may call what is the gate's business (``authorisation``), which also turns what is raised here into a status.
-Long answers are made in a thread, since views are immutable and agents' beats should not wait for a list of all cells.
+``security.gate`` checks who may call what, and turns exceptions from here into a status. Long answers are made in a
+thread: views are immutable, and agents' beats must not wait for a list of all cells.
 """
 
 # ruff: noqa: ARG002, N802 - the contract's names and arguments
@@ -34,7 +34,7 @@ from galactica.scheduler.wire.operator import KINDS, group_from_proto
 from galactica.v1 import operator_pb2, operator_pb2_grpc
 
 GROUPS_LIMIT = 1_000
-"""In one apply or plan."""
+"""The limit for one apply or plan."""
 TAIL_EVENTS_LIMIT = 10_000
 EVENTS_BATCH = 500
 TAKEN_IN_SECONDS = 0.002
@@ -46,7 +46,7 @@ OPERATOR_SECONDS_LIMIT = 3 * 365 * 86_400
 
 
 class History(Protocol):
-    """As much of the journal as operators read."""
+    """The part of the journal that operators read."""
 
     async def read(self, from_position: int, limit: int) -> tuple[Record, ...]: ...
 
@@ -56,14 +56,15 @@ class History(Protocol):
 
 
 class Logs(operator_shell.ShellOpener, Protocol):
-    """Who can fetch what a cell wrote, and open a shell in it: the dispatcher."""
+    """Fetches a cell's output and opens shells in cells. The dispatcher implements it."""
 
     def open_logs(self, server: str, cell: str, tail: int, *, follow: bool) -> AsyncIterator[bytes]: ...
 
 
 class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
-    """One per scheduler. ``advertised`` tells HOST:PORT where agents find this scheduler; with each token.
-    ``providers`` tells the names of those that are configured: a pool of another would order servers for ever."""
+    """One per scheduler. ``advertised`` returns the HOST:PORT where agents find this scheduler; it goes out with each
+    token. ``providers`` returns the names of the configured providers: a pool of any other provider is refused,
+    because its servers would never come."""
 
     def __init__(
         self,
@@ -137,7 +138,7 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
         followers = await self._journal.records_of(successor)
         answer = history.certificate(self._mind.view(), request.cell_id, records, followers)
         if answer is None:
-            raise Refused("no_such_cell", f"there is and was no cell {request.cell_id}", missing=True)
+            raise Refused("no_such_cell", f"no such cell: {request.cell_id}", missing=True)
         return answer
 
     async def _server_certificate(self, server_id: str) -> operator_pb2.GetCertificateResponse:
@@ -145,7 +146,8 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
         server = view.fleet.servers.get(server_id)
         if server is None:
             raise InvalidRequest(
-                f"{server_id[:100]!r} is no cell and no server; write GROUP/SLOT.GENERATION, such as web/2.7"
+                f"no such cell or server: {server_id[:100]!r}; write a cell as GROUP/SLOT.GENERATION, "
+                "for example web/2.7"
             )
         records = await self._journal.tail(TAIL_EVENTS_LIMIT) if server.condemned_at is not None else ()
         return history.server_certificate(view, server, records)
@@ -176,13 +178,13 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
     ) -> None:
         cell = views.find_cell(self._mind.view(), request.cell_id)
         if cell is None:
-            raise Refused("no_such_cell", f"there is no cell {request.cell_id[:100]}", missing=True)
+            raise Refused("no_such_cell", f"no such cell: {request.cell_id[:100]}", missing=True)
         if cell.kind is CellKind.SERVER:
-            raise Refused("is_server", f"{cell.id} is a server; logs are those of cells that run on one")
+            raise Refused("is_server", f"{cell.id} is a server; only cells that run on a server have logs")
         if cell.decommissioned_at is not None:
             raise Refused(
                 "decommissioned",
-                f"{cell.id} is decommissioned, and its logs went with it; its last lines: galactica why {cell.id}",
+                f"{cell.id} is decommissioned and its logs are deleted; its last lines: galactica why {cell.id}",
             )
         tail = min(request.tail, TAIL_LINES_LIMIT)
         async for data in self._logs.open_logs(cell.server, cell.id, tail, follow=request.follow):
@@ -198,22 +200,22 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
     async def WaitReady(
         self, request: operator_pb2.WaitReadyRequest, context: Context
     ) -> operator_pb2.WaitReadyResponse:
-        """Wakes on records about the group, and then looks at its tally alone."""
+        """Wakes up on records about the group and then checks only the group's tally."""
         name = request.group
         position = self._check_group_known(name, request.kind) + 1
         if not self._is_ready(name):
             async for records in self._mind.feed(position):
                 if not any(events_views.group_of(record.event) == name for record in records):
                     continue
-                await self._has_seen(records[-1].position)
+                await self._wait_for_controller(records[-1].position)
                 if self._is_ready(name):
                     break
         view = self._mind.view()
         return operator_pb2.WaitReadyResponse(group=status_views.group_status(view, view.fleet.groups[name]))
 
-    async def _has_seen(self, position: int) -> None:
-        """A record can be read a moment before the controller has taken it in."""
-        while self._mind.fleet().position < position:  # noqa: ASYNC110 - a moment, and no port tells its end
+    async def _wait_for_controller(self, position: int) -> None:
+        """A record can be read a moment before the controller's fleet includes it."""
+        while self._mind.fleet().position < position:  # noqa: ASYNC110 - a very short wait, and no event signals its end
             await asyncio.sleep(TAKEN_IN_SECONDS)
 
     def _is_ready(self, name: str) -> bool:
@@ -223,15 +225,15 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
         return status_views.is_ready(state)
 
     def _check_group_known(self, name: str, sent_kind: int = operator_pb2.GROUP_KIND_UNSPECIFIED) -> int:
-        """The view's position. Raises Refused, also where the group is of another kind."""
+        """The fleet's position. Raises Refused if the group does not exist or is of another kind."""
         fleet = self._mind.fleet()
         kind = KINDS.get(operator_pb2.GroupKind.ValueType(sent_kind))
         state = fleet.groups.get(name)
         if state is None:
-            raise Refused("no_such_group", f"there is no {kind or 'group'} {name[:100]}", missing=True)
+            raise Refused("no_such_group", f"no such {kind or 'group'}: {name[:100]}", missing=True)
         if kind is not None and state.group.kind is not kind:
             own = state.group.kind
-            message = f"there is no {kind} {name}; {name} is a {own}: write {own}/{name}"
+            message = f"no such {kind}: {name}; {name} is a {own}, so write {own}/{name}"
             raise Refused("no_such_group", message, missing=True)
         return fleet.position
 
@@ -281,7 +283,7 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
     async def CreateToken(
         self, request: operator_pb2.CreateTokenRequest, context: Context
     ) -> operator_pb2.CreateTokenResponse:
-        """The secret goes to the operator and nowhere else."""
+        """Only the operator gets the secret."""
         _check_range(
             ("uses", request.uses, TOKEN_USES_LIMIT),
             ("ttl_seconds", request.ttl_seconds, TOKEN_SECONDS_LIMIT),
@@ -296,10 +298,10 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
     async def CreateOperator(
         self, request: operator_pb2.CreateOperatorRequest, context: Context
     ) -> operator_pb2.CreateOperatorResponse:
-        """The certificate leaves here only when it is on record."""
+        """The certificate is returned only after the journal has recorded it."""
         _check_range(("ttl_seconds", request.ttl_seconds, OPERATOR_SECONDS_LIMIT))
         if request.role not in set(Role):
-            raise InvalidRequest(f"{request.role[:100]!r} is no role; roles are {', '.join(Role)}")
+            raise InvalidRequest(f"invalid role {request.role[:100]!r}; the roles are {', '.join(Role)}")
         role = Role(request.role)
         try:
             issued = self._ca.issue_operator(request.csr_pem, request.name, role, request.ttl_seconds)
@@ -321,9 +323,9 @@ def _groups(messages: Sequence[operator_pb2.Group]) -> tuple[Group, ...]:
     problems: list[str] = []
     groups: dict[str, Group] = {}
     if not messages:
-        problems.append("there is no group in it")
+        problems.append("the request contains no group")
     if len(messages) > GROUPS_LIMIT:
-        raise InvalidRequest(f"{len(messages)} groups at once are more than {GROUPS_LIMIT}")
+        raise InvalidRequest(f"too many groups in one request: {len(messages)}; the limit is {GROUPS_LIMIT}")
     for message in messages:
         try:
             group = group_from_proto(message)
@@ -331,20 +333,20 @@ def _groups(messages: Sequence[operator_pb2.Group]) -> tuple[Group, ...]:
             problems.append(str(error))
             continue
         if group.name in groups:
-            problems.append(f"{group.name}: it is there twice")
+            problems.append(f"{group.name}: duplicate group in the request")
         groups[group.name] = group
     if problems:
         raise InvalidRequest("\n".join(problems))
     return tuple(groups.values())
 
 
-def _check_providers(groups: Sequence[Group], known: Collection[str]) -> None:
+def _check_providers(groups: Sequence[Group], configured: Collection[str]) -> None:
     """Raises InvalidRequest with every pool whose provider is not configured."""
-    configured = ", ".join(sorted(known)) or "none"
+    names = ", ".join(sorted(configured)) or "none"
     problems = [
-        f"{group.name}: no provider '{group.spec.server.provider}' is configured (configured: {configured})"
+        f"{group.name}: provider '{group.spec.server.provider}' is not configured (configured: {names})"
         for group in groups
-        if group.spec.server is not None and group.spec.server.provider not in known
+        if group.spec.server is not None and group.spec.server.provider not in configured
     ]
     if problems:
         raise InvalidRequest("\n".join(problems))
@@ -352,7 +354,7 @@ def _check_providers(groups: Sequence[Group], known: Collection[str]) -> None:
 
 def _check_range(*fields: tuple[str, int, int]) -> None:
     problems = [
-        f"{name}: {value} is not within 1 and {limit}"
+        f"{name}: {value} is not between 1 and {limit}"
         for name, value, limit in fields
         if not 1 <= value <= limit
     ]

@@ -1,4 +1,4 @@
-"""OpenShell: an operator's look inside a cell, between the operator's stream and the agent's."""
+"""OpenShell: connects an operator's stream with the agent's stream, for a shell inside a cell."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Ask = Callable[[requests.Request], Awaitable[requests.Accepted]]
 
 
 class ShellStream(Protocol):
-    """One shell in a cell, as this side uses it. Both directions are bounded by a window."""
+    """One shell in a cell, as this side uses it. A window limits both directions."""
 
     def start(self, start: link_pb2.ShellStart) -> None: ...
 
@@ -38,24 +38,24 @@ class ShellStream(Protocol):
     def resize(self, size: cell_pb2.WindowSize) -> None: ...
 
     async def read(self) -> link_pb2.ShellOutput:
-        """The next piece of output, or the end with its exit code. Raises Refused where there is none."""
+        """The next piece of output, or the end with its exit code. Raises Refused when the shell is lost."""
 
     def close(self) -> None:
-        """Nobody reads or types any more."""
+        """The operator no longer reads or types."""
 
     def lose(self, reason: str) -> None:
-        """It is over, and whoever reads is told why."""
+        """End the shell; the reader gets the reason."""
 
 
 class ShellOpener(Protocol):
-    """Who can reach a cell's agent: the dispatcher."""
+    """Reaches a cell's agent. The dispatcher implements it."""
 
     def open_shell(self, server: str) -> ShellStream:
-        """Raises Refused where the agent is not attached or serves too many."""
+        """Raises Refused if the agent is not attached or already serves too many shells."""
 
 
 async def serve(context: Context, mind: Mind, opener: ShellOpener, ask: Ask) -> None:
-    """One call, from its start to the exit code. The cell is touched only when everything else is in order."""
+    """One call, from its start to the exit code. The cell is marked as touched only after all checks have passed."""
     start = await _start(context)
     cell = _running_cell(mind, start.cell_id)
     shell = opener.open_shell(cell.server)
@@ -63,7 +63,7 @@ async def serve(context: Context, mind: Mind, opener: ShellOpener, ask: Ask) -> 
         await ask(requests.OpenShell(cell.id))
         touched = mind.fleet().cell(cell.id)
         if touched is None or touched.dies_at is None:
-            raise Refused("decommissioned", f"{cell.id} went in this very moment")
+            raise Refused("decommissioned", f"{cell.id} was decommissioned just now")
         await context.write(operator_pb2.OpenShellResponse(dies_at=touched.dies_at))
         size = start.size if start.HasField("size") else None
         shell.start(link_pb2.ShellStart(cell_id=cell.id, command=start.command, size=size, term=start.term))
@@ -75,32 +75,35 @@ async def serve(context: Context, mind: Mind, opener: ShellOpener, ask: Ask) -> 
 async def _start(context: Context) -> operator_pb2.OpenShellStart:
     first = cast("operator_pb2.OpenShellRequest", await context.read())
     if not isinstance(first, operator_pb2.OpenShellRequest) or first.WhichOneof("what") != "start":
-        raise InvalidRequest("the first message of a shell is its start")
+        raise InvalidRequest("the first message of a shell must be its start")
     start = first.start
     if parse_cell_id(start.cell_id) is None:
         raise InvalidRequest(
-            f"{start.cell_id[:100]!r} is no cell; write GROUP/SLOT.GENERATION, such as web/2.7"
+            f"invalid cell id {start.cell_id[:100]!r}: write GROUP/SLOT.GENERATION, for example web/2.7"
         )
     size = sum(len(word.encode()) for word in start.command)
     if len(start.command) > WORDS_LIMIT or size > COMMAND_BYTES_LIMIT:
         raise InvalidRequest(
-            f"the command is longer than {WORDS_LIMIT} words or {COMMAND_BYTES_LIMIT:,} bytes"
+            f"the command is too long; the limit is {WORDS_LIMIT} words and {COMMAND_BYTES_LIMIT:,} bytes"
         )
     if start.command and not start.command[0]:
         raise InvalidRequest("the program's name is empty")
     if any("\0" in word for word in (*start.command, start.term)) or len(start.term) > TERM_CHARACTERS:
-        raise InvalidRequest("the command or the terminal's type cannot be")
+        raise InvalidRequest(
+            "invalid command or terminal type: no NUL characters, and at most "
+            f"{TERM_CHARACTERS} characters for the terminal type"
+        )
     return start
 
 
 def _running_cell(mind: Mind, cell_id: str) -> Cell:
-    """Raises Refused. A look at what does not run would touch it for nothing."""
+    """The running cell of this id. Raises Refused for any other: a shell there would condemn the cell for nothing."""
     view = mind.view()
     cell = views.find_cell(view, cell_id)
     if cell is None:
-        raise Refused("no_such_cell", f"there is no cell {cell_id}", missing=True)
+        raise Refused("no_such_cell", f"no such cell: {cell_id}", missing=True)
     if cell.kind is CellKind.SERVER:
-        raise Refused("is_server", f"{cell.id} is a server; a shell is opened in a cell that runs on one")
+        raise Refused("is_server", f"{cell.id} is a server; open a shell in a cell that runs on a server")
     if cell.decommissioned_at is not None:
         raise Refused(
             "decommissioned", f"{cell_id} is decommissioned; its last lines: galactica why {cell_id}"
@@ -109,20 +112,20 @@ def _running_cell(mind: Mind, cell_id: str) -> Cell:
     if report is None or report.state is not CellState.RUNNING:
         raise Refused(
             "not_running",
-            f"{cell_id} does not run on {cell.server or 'any server'} at the moment; "
-            f"how it is: galactica why {cell_id}",
+            f"{cell_id} is not running on {cell.server or 'any server'} at the moment; "
+            f"its state: galactica why {cell_id}",
         )
     return cell
 
 
 async def _converse(context: Context, shell: ShellStream) -> None:
-    """Ends with the shell; an operator who leaves cancels the call."""
+    """Ends when the shell ends. If the operator leaves, gRPC cancels the call."""
     typing = asyncio.ensure_future(_type(context, shell))
     try:
         while True:
             output = await shell.read()
-            if typing.done() and not typing.cancelled() and (wrong := typing.exception()) is not None:
-                raise wrong
+            if typing.done() and not typing.cancelled() and (error := typing.exception()) is not None:
+                raise error
             if output.data:
                 await context.write(_response(output))
             if output.end:
@@ -140,7 +143,7 @@ def _response(output: link_pb2.ShellOutput) -> operator_pb2.OpenShellResponse:
 
 
 async def _type(context: Context, shell: ShellStream) -> None:
-    """What the operator types. A request that cannot be ends the shell."""
+    """Passes on what the operator types. An invalid message ends the shell."""
     try:
         while isinstance(request := await context.read(), operator_pb2.OpenShellRequest):
             match request.WhichOneof("what"):
@@ -151,7 +154,7 @@ async def _type(context: Context, shell: ShellStream) -> None:
                 case "size":
                     shell.resize(request.size)
                 case _:
-                    shell.lose("a message of the shell cannot be: it starts anew, is empty or too long")
+                    shell.lose("invalid message in the shell: a second start, an empty or a too long message")
                     return
     except grpc.aio.BaseError:
         return  # the operator is gone, and the call with it

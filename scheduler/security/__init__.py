@@ -1,5 +1,5 @@
-"""Who is who, and who may do what.
+"""Authentication and authorisation.
 
-``ca`` issues certificates, ``tokens`` let servers join, ``enrolment`` and ``renewal`` hand certificates out,
-``identities`` is what a certificate says, ``gate`` checks each call.
+``ca`` issues certificates, ``tokens`` makes join tokens for servers, ``enrolment`` and ``renewal`` hand out
+certificates, ``identities`` reads the identity in a certificate, ``gate`` checks each call.
 """

@@ -1,12 +1,12 @@
 """The fleet's certificate authority.
 
-One CA per fleet, made at the first start. It hands out three kinds of certificates, none of which can stand
-in for another: the scheduler's serves only as a server of TLS (EKU serverAuth), those of servers and
-operators only as its clients (clientAuth). Who a client is stands in one SAN URI (``identities``); subjects are
-for people and mean nothing. Of a request (CSR) only the public key is used: the identity comes from the
-caller of this module, never from the request.
+One CA per fleet, made at the first start. It issues three kinds of certificates, and none of them can replace
+another: the scheduler's is only valid for a TLS server (EKU serverAuth), those of servers and operators only for
+TLS clients (clientAuth). One SAN URI identifies a client (``identities``); subjects are only for people to read.
+From a request (CSR) only the public key is used: the identity comes from the caller of this module, never from the
+request.
 
-Times are Unix seconds; certificates hold whole ones.
+Times are Unix seconds; certificates round them down to whole seconds.
 """
 
 from __future__ import annotations
@@ -45,23 +45,24 @@ if TYPE_CHECKING:
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 
 SCHEDULER_NAME = "scheduler.galactica"
-"""The DNS name in every scheduler certificate. Clients expect it (``grpc.ssl_target_name_override``) whatever
-address they dial, so that a scheduler can be reached by any name and can move."""
+"""The DNS name in every scheduler certificate. Clients check this name (``grpc.ssl_target_name_override``), not the
+address that they dial, so a scheduler can be reached by any name and can move."""
 
 AUTHORITY_FILE = "authority.pem"
-"""Key and certificate in one file: it is there as a whole or not at all, and it is all to back up."""
+"""Key and certificate in one file, so the file is either complete or absent. It is the only file of the CA that needs
+a backup."""
 
 SERVER_TTL_SECONDS = 3_600.0
 
 _CA_TTL_SECONDS = 10 * 365 * 86_400.0
 _SKEW_SECONDS = 300.0
-"""Certificates are valid from a little before they were made, for clocks that are a little behind."""
+"""Certificates become valid this long before they are made, because some clocks are slow."""
 
 _CSR_BYTES_LIMIT = 16_384
 _RSA_BITS = range(2_048, 8_193)
-"""Weaker keys can be broken; longer ones make a cheap way to keep the scheduler busy."""
+"""Shorter keys can be broken; longer keys would let anybody keep the scheduler busy."""
 _FLEET_NAME = re.compile(r"[^\x00-\x1f\x7f]{1,64}")
-"""64 is X.520's limit of an organisation name (ub-organization-name)."""
+"""64 is X.520's limit for an organisation name (ub-organization-name)."""
 _CERTIFICATE_BEGINS = b"-----BEGIN CERTIFICATE-----"
 
 
@@ -70,7 +71,7 @@ class AuthorityError(Exception):
 
 
 class CsrError(AuthorityError):
-    """The certificate request is malformed, its signature does not hold or its key is too weak."""
+    """The certificate request is malformed, its signature is invalid or its key is too weak."""
 
 
 class Issued(Struct, frozen=True):
@@ -89,12 +90,12 @@ class CertificateAuthority:
         self._now = now
         self.certificate_pem = certificate.public_bytes(serialization.Encoding.PEM)
         self.digest = hashlib.sha256(certificate.public_bytes(serialization.Encoding.DER)).hexdigest()
-        """SHA-256 (hex) of the certificate's DER form: what join tokens are pinned to."""
+        """SHA-256 (hex) of the certificate's DER form. Join tokens contain it."""
         self.expires_at = certificate.not_valid_after_utc.timestamp()
 
     @classmethod
     def open_or_create(cls, directory: Path, fleet: str, now: Callable[[], float] = time.time) -> Self:
-        """The CA of ``fleet`` that is kept in ``directory``; made where there is none. Blocks on the disk.
+        """The CA of ``fleet`` in ``directory``; a new one if there is none. Blocks on the disk.
 
         Raises AuthorityError: the key can be read by others or does not belong to its certificate, the CA has
         expired or is another fleet's, the file is damaged or the directory cannot be written."""
@@ -104,25 +105,23 @@ class CertificateAuthority:
                 _create(path, fleet, now())
             key, certificate = _read(path)
         except OSError as error:
-            raise AuthorityError(
-                f"the CA in {directory} cannot be opened: {error.strerror or error}"
-            ) from error
+            raise AuthorityError(f"cannot open the CA in {directory}: {error.strerror or error}") from error
         _check(path, key, certificate, fleet, now())
         return cls(key, certificate, now)
 
     def secret_for(self, purpose: str) -> bytes:
-        """32 bytes that only those know who have the fleet's key; the same for whichever scheduler has it."""
+        """32 secret bytes derived from the fleet's key: the same for every scheduler that has the key."""
         encoding, form = serialization.Encoding.DER, serialization.PrivateFormat.PKCS8
         key = self._key.private_bytes(encoding, form, serialization.NoEncryption())
         return hmac.digest(key, purpose.encode(), "sha256")
 
     def check(self, csr_pem: bytes) -> None:
-        """Raises what issuing a certificate for this request would raise, and does nothing else."""
+        """Raises the same errors as issuing a certificate for this request, but issues nothing."""
         public_key_of(csr_pem)
         self._validity(1.0)
 
     def has_issued(self, certificate: x509.Certificate) -> bool:
-        """Whether this CA's key made that certificate; of whether it is still valid this says nothing."""
+        """Whether this CA's key signed the certificate. It does not check whether the certificate is still valid."""
         try:
             certificate.verify_directly_issued_by(self._certificate)
         except (InvalidSignature, ValueError, TypeError):  # another name, signature or kind of key
@@ -130,25 +129,25 @@ class CertificateAuthority:
         return True
 
     def issue_server(self, csr_pem: bytes, server_id: str, ttl_seconds: float = SERVER_TTL_SECONDS) -> Issued:
-        """A client certificate that speaks for ``server_id`` alone. Raises CsrError, AuthorityError."""
+        """A client certificate for ``server_id``. Raises CsrError, AuthorityError."""
         if SERVER_ID.fullmatch(server_id) is None:
-            raise AuthorityError("no certificate can be issued: that is no server id")
+            raise AuthorityError("cannot issue a certificate: invalid server id")
         return self._issue_client(csr_pem, "server", uri_of(ServerIdentity(server_id)), ttl_seconds)
 
     def issue_operator(self, csr_pem: bytes, name: str, role: Role, ttl_seconds: float) -> Issued:
         """A client certificate for an operator. Raises CsrError, AuthorityError."""
         if OPERATOR_NAME.fullmatch(name) is None:
             raise AuthorityError(
-                "an operator's name has 1 to 64 letters, digits or any of - . _ @ + "
-                "and begins with a letter or digit"
+                "invalid operator name: use 1 to 64 letters, digits and - . _ @ +; "
+                "begin with a letter or digit"
             )
         return self._issue_client(csr_pem, "operator", uri_of(OperatorIdentity(name, role)), ttl_seconds)
 
     def issue_scheduler(self, hosts: Iterable[str] = ()) -> tuple[bytes, bytes]:
         """A new key and certificate (PEM) for the scheduler's own ports, valid as long as the CA.
 
-        It is made anew at each start and its key stays in memory, so it needs no short life. ``hosts``: names
-        and addresses by which clients may verify it, besides SCHEDULER_NAME and localhost's."""
+        Each start makes a new one and its key stays in memory, so it may live long. ``hosts``: names and addresses
+        that clients may verify, besides SCHEDULER_NAME and those of localhost."""
         key = ec.generate_private_key(ec.SECP256R1())
         names = dict.fromkeys([SCHEDULER_NAME, "localhost", "127.0.0.1", "::1", *hosts])
         certificate = self._issue(
@@ -196,26 +195,28 @@ class CertificateAuthority:
     def _validity(self, ttl_seconds: float) -> tuple[datetime, datetime]:
         now = self._now()
         if now >= self.expires_at:
-            raise AuthorityError(f"the CA expired at {_text(self.expires_at)} and can issue nothing")
+            raise AuthorityError(
+                f"the CA expired at {_text(self.expires_at)} and can no longer issue certificates"
+            )
         return _moment(now - _SKEW_SECONDS), _moment(min(now + ttl_seconds, self.expires_at))
 
 
 def new_key_and_csr() -> tuple[bytes, bytes]:
-    """A new private key and a request for it, both PEM. The request says nothing but the key."""
+    """A new private key and a request for it, both PEM. The request contains nothing but the public key."""
     key = ec.generate_private_key(ec.SECP256R1())
     request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
     return _key_pem(key), request.public_bytes(serialization.Encoding.PEM)
 
 
 def public_key_of(csr_pem: bytes) -> PublicKey:
-    """The key of a request that is signed with it. Raises CsrError."""
+    """The public key of a request. Raises CsrError, also if the request is not signed with this key."""
     if len(csr_pem) > _CSR_BYTES_LIMIT:
         raise CsrError(f"the certificate request is longer than {_CSR_BYTES_LIMIT} bytes")
     try:
         request = x509.load_pem_x509_csr(csr_pem)
         key = request.public_key()
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise CsrError("the certificate request is not a readable PKCS#10 request in PEM form") from error
+        raise CsrError("the certificate request is not a valid PKCS#10 request in PEM form") from error
     match key:
         case ec.EllipticCurvePublicKey(curve=ec.SECP256R1() | ec.SECP384R1()):
             pass
@@ -223,21 +224,23 @@ def public_key_of(csr_pem: bytes) -> PublicKey:
             pass
         case _:
             raise CsrError(
-                "the certificate request's key is neither EC P-256, EC P-384 nor RSA of 2048 to 8192 bits"
+                "unsupported key in the certificate request: use EC P-256, EC P-384 or RSA with 2048 to 8192 bits"
             )
     try:
-        holds = request.is_signature_valid
+        is_valid = request.is_signature_valid
     except (InvalidSignature, ValueError, UnsupportedAlgorithm):
-        holds = False
-    if not holds:
-        raise CsrError("the certificate request's signature does not hold: it was not made with its own key")
+        is_valid = False
+    if not is_valid:
+        raise CsrError(
+            "the certificate request's signature is invalid: it was not made with the request's key"
+        )
     return key
 
 
 def _create(path: Path, fleet: str, now: float) -> None:
-    """Make the CA. Two that try at once: the first one's stays, since a link never replaces a file."""
+    """Make the CA. If two processes try at once, the first CA stays, because a link never replaces a file."""
     if _FLEET_NAME.fullmatch(fleet) is None:
-        raise AuthorityError("a fleet's name has 1 to 64 printable characters")
+        raise AuthorityError("invalid fleet name: use 1 to 64 printable characters")
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.parent.chmod(0o700)
     key = ec.generate_private_key(ec.SECP256R1())
@@ -279,8 +282,8 @@ def _read(path: Path) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise AuthorityError(
-                f"{path} holds the CA's private key and others than its owner can read it; "
-                f"if nobody did, 'chmod 600 {path}', else make a new CA"
+                f"{path} contains the CA's private key, and users other than its owner can read it; "
+                f"if nobody has read it, run 'chmod 600 {path}', otherwise make a new CA"
             )
         key_pem, begins, certificate_pem = file.read().partition(_CERTIFICATE_BEGINS)
     try:
@@ -288,10 +291,12 @@ def _read(path: Path) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
         certificate = x509.load_pem_x509_certificate(begins + certificate_pem)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise AuthorityError(
-            f"{path} is damaged: it holds no key and certificate; bring back its backup"
+            f"{path} is damaged: it does not contain a key and a certificate; restore it from a backup"
         ) from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise AuthorityError(f"{path} holds a key that is not an elliptic curve key; bring back its backup")
+        raise AuthorityError(
+            f"the key in {path} is not an elliptic curve key; restore the file from a backup"
+        )
     return key, certificate
 
 
@@ -300,18 +305,18 @@ def _check(
 ) -> None:
     if certificate.public_key() != key.public_key():
         raise AuthorityError(
-            f"the private key in {path} does not belong to the certificate there; bring back its backup"
+            f"the private key in {path} does not belong to the certificate there; restore the file from a backup"
         )
     if now >= certificate.not_valid_after_utc.timestamp():
         ended = _text(certificate.not_valid_after_utc.timestamp())
         raise AuthorityError(
             f"the CA in {path} expired at {ended}; move the file away to make a new CA, "
-            "then let every agent enrol anew"
+            "then enrol every agent again"
         )
     if _fleet_of(certificate) != fleet:
         raise AuthorityError(
-            f"the CA in {path} is that of the fleet '{_fleet_of(certificate)}' and not of '{fleet}'; "
-            "name the right fleet or another directory"
+            f"the CA in {path} belongs to the fleet '{_fleet_of(certificate)}', not to '{fleet}'; "
+            "use the right fleet name or another directory"
         )
 
 
@@ -337,7 +342,7 @@ def _general_name(host: str) -> x509.GeneralName:
     try:
         return x509.DNSName(host.encode("idna").decode("ascii"))
     except ValueError as error:
-        raise AuthorityError(f"'{host}' is neither an address nor a host's name") from error
+        raise AuthorityError(f"invalid host '{host}': use an IP address or a host name") from error
 
 
 def _key_usage(*, is_ca: bool) -> x509.KeyUsage:

@@ -1,9 +1,9 @@
-"""How a server gets its first certificate, and its next one where it could not get it over the link in time.
+"""How a server gets its first certificate, and a new one after its old one has expired.
 
-Enrolment has a port of its own, since a host that enrols has no client certificate yet: it proves itself with
-a join token. The token is spent (durably) before a certificate is made, so that no crash can hand out two for
-one use. Renewal needs no token: as a rule it comes over the link, where both sides are known; where the
-certificate has ended meanwhile it comes here (``renewal`` says who may).
+Enrolment has a port of its own, because a new host has no client certificate yet: it proves itself with a join
+token. The token's use is recorded durably before a certificate is made, so that no crash can give out two
+certificates for one use. Renewal needs no token. Normally it comes over the link, where both sides have valid
+certificates; after the certificate has expired it comes here (``renewal`` says who may renew).
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _log = structlog.get_logger(__name__)
 class FailureBudget:
     """A token bucket of failed attempts, shared by all callers: ``at_once``, then ``per_second``.
 
-    Only failures spend, so that a thousand hosts with good tokens may come at the same moment. It bounds the
-    work and the log lines that strangers can cause; that no secret can be guessed rests on its length."""
+    Only failures count, so that a thousand hosts with good tokens may come at the same moment. It limits the work
+    and the log lines that strangers can cause. The length of the secrets, not this limit, prevents guessing."""
 
     def __init__(self, at_once: int, per_second: float, now: Callable[[], float]) -> None:
         self._at_once = float(at_once)
@@ -49,12 +49,12 @@ class FailureBudget:
         self._counted_at = now()
 
     def seconds_until_open(self) -> float:
-        """0 when an attempt may be made now."""
+        """0 if an attempt is allowed now."""
         self._refill()
         return max(0.0, (1.0 - self._left) / self._per_second)
 
     def spend(self) -> None:
-        """Count a failure. Attempts that were under way together may take it below zero."""
+        """Count a failure. Concurrent attempts may take it below zero."""
         self._refill()
         self._left -= 1.0
 
@@ -65,7 +65,7 @@ class FailureBudget:
 
 
 class EnrolmentService(link_pb2_grpc.EnrolmentServiceServicer):
-    """The gRPC side of enrolment. What it answers to whom is described in link.proto."""
+    """The gRPC side of enrolment. link.proto describes its answers."""
 
     def __init__(self, ca: CertificateAuthority, mind: Mind, fleet: str, server_ttl_seconds: float) -> None:
         self._ca = ca
@@ -103,7 +103,7 @@ class EnrolmentService(link_pb2_grpc.EnrolmentServiceServicer):
             await self._turn_away(refusal.server, "", str(refusal), context)
         except AuthorityError as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-        _log.info("ended certificate renewed", server=server_id, expires_at=issued.expires_at)
+        _log.info("expired certificate renewed", server=server_id, expires_at=issued.expires_at)
         return link_pb2.RenewExpiredResponse(
             certificate_pem=issued.certificate_pem, expires_at=issued.expires_at
         )
@@ -113,15 +113,15 @@ class EnrolmentService(link_pb2_grpc.EnrolmentServiceServicer):
         if wait_seconds > 0:
             await context.abort(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"too many enrolments failed lately; try again in {wait_seconds:.1f} s",
+                f"too many failed enrolments; try again in {wait_seconds:.1f} s",
             )
 
     async def _checked_server_id(self, request: link_pb2.EnrolRequest, context: Context) -> str:
         if SERVER_ID.fullmatch(request.server_id) is None:
             await context.abort(
                 grpc.StatusCode.INVALID_ARGUMENT,
-                "a server's id has 1 to 128 letters, digits or any of - . _ / "
-                "and begins and ends with a letter or digit",
+                "invalid server id: use 1 to 128 letters, digits and - . _ /; "
+                "begin and end with a letter or digit",
             )
         return request.server_id
 
@@ -131,14 +131,12 @@ class EnrolmentService(link_pb2_grpc.EnrolmentServiceServicer):
         except TokenError as error:
             await self._turn_away(request.server_id, "", str(error), context)
         if token.ca_digest != self._ca.digest:
-            message = (
-                "the join token is pinned to another CA than this scheduler's; make one with this scheduler"
-            )
+            message = "the join token is for a scheduler with another CA; create a token with this scheduler"
             await self._turn_away(request.server_id, token.id, message, context)
         return token
 
     async def _check_request(self, request: link_pb2.EnrolRequest, context: Context) -> None:
-        """Before the token is spent: a bad request must not cost one of its uses."""
+        """Runs before the token is used: a bad request must not cost one of the token's uses."""
         try:
             self._ca.check(request.csr_pem)
         except CsrError as error:

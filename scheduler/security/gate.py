@@ -1,9 +1,8 @@
-"""Who may call what on the port of agents and operators, and how a refusal is told.
+"""Authorises calls on the port of agents and operators, and turns errors into a gRPC status.
 
-TLS has let in only holders of the CA's client certificates. ``Gate`` stands before every call: an operator needs
-the role that ``OPERATOR_CALLS`` names, an agent's link takes servers only, and a call of ours that stands in
-neither table is refused. Each refusal is recorded. What a handler raises becomes a status here, so that handlers
-say what is wrong and not how gRPC spells it.
+TLS admits only holders of the CA's client certificates. ``Gate`` runs before every call: an operator needs the role
+in ``OPERATOR_CALLS``, the agents' link is for servers only, and a Galactica call that is in neither table is
+refused. Each refusal is recorded. Handlers raise plain exceptions, and the gate translates them into a status.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ OPERATOR_CALLS: Mapping[str, Role] = {
     "CreateToken": Role.ADMIN,
     "CreateOperator": Role.ADMIN,
 }
-"""The one table of who may do what."""
+"""The role that each call needs. This is the only such table."""
 
 LINK_CALLS = frozenset({"Attach", "RenewCertificate"})
 
@@ -63,19 +62,19 @@ REFUSAL_KEY = "galactica-refusal"
 """Trailing metadata that carries the name of the rule that refused."""
 
 DETAILS_BYTES_LIMIT = 5_000
-"""A status travels in headers, and clients take 8 KiB of those by default."""
+"""A status is sent in headers, and clients accept 8 KiB of headers by default."""
 
 log = structlog.get_logger("scheduler.authorisation")
 
 
 class InvalidRequest(ValueError):
-    """The request itself is wrong; says everything that is."""
+    """The request itself is wrong. The message lists every problem."""
 
 
 class Gate(grpc.aio.ServerInterceptor):
     """Authorises each call before its handler runs, and turns what the handler raises into a status.
 
-    Handlers of ours are coroutines (streams use ``context.read`` and ``context.write``), never generators."""
+    Galactica's handlers are coroutines (streams use ``context.read`` and ``context.write``), never generators."""
 
     def __init__(self, mind: Mind) -> None:
         self._mind = mind
@@ -88,12 +87,12 @@ class Gate(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
         if handler is None or not method.startswith(_OURS):
-            return handler  # health and reflection: any member of the fleet
+            return handler  # every member of the fleet may use health and reflection
 
         def guard(inner: Behaviour) -> Behaviour:
             async def guarded(request: Any, context: Context) -> Any:
                 await self._authorise(method, context)
-                return await _told(inner, request, context, method)
+                return await _translated(inner, request, context, method)
 
             return guarded
 
@@ -108,45 +107,45 @@ class Gate(grpc.aio.ServerInterceptor):
         if isinstance(who, ServerIdentity):
             if method.removeprefix(LINK_PREFIX) in LINK_CALLS:
                 return
-            message = f"server {who.server_id} may not call {call}: that needs an operator's certificate"
+            message = f"server {who.server_id} may not call {call}: the call needs an operator's certificate"
             await self._refuse(context, who.asker, "server", call, message)
         needed = OPERATOR_CALLS.get(method.removeprefix(OPERATOR_PREFIX))
         if needed is not None and who.role.allows(needed):
             return
-        wants = f"the role {needed}" if needed else "a server's certificate"
-        message = f"operator {who.name} has the role {who.role}, and {call} needs {wants}"
+        requirement = f"the role {needed}" if needed else "a server's certificate"
+        message = f"operator {who.name} has the role {who.role}, but {call} needs {requirement}"
         await self._refuse(context, who.asker, who.role, call, message)
 
     async def _refuse(self, context: Context, caller: Asker, role: str, call: str, message: str) -> Never:
         log.warning("call_refused", caller=str(caller), call=call, peer=context.peer())
-        with suppress(Refused):  # no journal: the log has it
+        with suppress(Refused):  # if the journal cannot record it, the log still has it
             await self._mind.ask(RecordRefusal(str(caller), role, call), by=caller)
         await abort(context, grpc.StatusCode.PERMISSION_DENIED, message, "not_authorised")
 
 
 def operator_of(context: Context) -> OperatorIdentity:
-    """The operator who calls. The gate has let nobody else through."""
+    """The operator who calls. The gate lets nobody else through."""
     who = identity_of(context.auth_context())
     if not isinstance(who, OperatorIdentity):
-        raise IdentityError("the caller is no operator")
+        raise IdentityError("the caller is not an operator")
     return who
 
 
 def server_of(context: Context) -> str:
-    """The id of the server that calls. The gate has let nobody else through."""
+    """The id of the server that calls. The gate lets nobody else through."""
     who = identity_of(context.auth_context())
     if not isinstance(who, ServerIdentity):
-        raise IdentityError("the caller is no server")
+        raise IdentityError("the caller is not a server")
     return who.server_id
 
 
 async def abort(context: Context, code: grpc.StatusCode, message: str, rule: str = "") -> Never:
-    """End the call; ``rule`` names what refused it, for programs."""
+    """End the call. ``rule``: the name of the rule that refused it, for programs."""
     await context.abort(code, _fitting(message), ((REFUSAL_KEY, rule),) if rule else ())
 
 
 def _fitting(message: str) -> str:
-    """gRPC percent-encodes what is no printable ASCII: three bytes for one."""
+    """The message, cut to the limit. gRPC percent-encodes everything but printable ASCII: three bytes for each."""
     left = DETAILS_BYTES_LIMIT
     for index, character in enumerate(message):
         left -= 1 if " " <= character <= "~" and character != "%" else 3 * len(character.encode())
@@ -155,7 +154,8 @@ def _fitting(message: str) -> str:
     return message
 
 
-async def _told(inner: Behaviour, request: Any, context: Context, method: str) -> Any:
+async def _translated(inner: Behaviour, request: Any, context: Context, method: str) -> Any:
+    """Run the handler, and end the call with a status if it raises."""
     try:
         return await inner(request, context)
     except grpc.aio.AbortError:
@@ -173,9 +173,9 @@ async def _told(inner: Behaviour, request: Any, context: Context, method: str) -
         await abort(context, grpc.StatusCode.UNAVAILABLE, str(error), "journal")
     except Exception:
         if context.cancelled():
-            raise  # the caller went away in the middle of a write
+            raise  # the caller left during a write
         log.exception("call_failed", method=method)
-        await abort(context, grpc.StatusCode.INTERNAL, "the scheduler failed on this call; its log says why")
+        await abort(context, grpc.StatusCode.INTERNAL, "internal error in the scheduler; see its log")
 
 
 def _around(handler: Handler, wrap: Callable[[Behaviour], Behaviour]) -> Handler:

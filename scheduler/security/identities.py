@@ -1,6 +1,6 @@
-"""Who a certificate says that its holder is: one SAN URI, ``galactica:server:ID`` or ``galactica:operator:NAME:ROLE``.
+"""The identity in a certificate: one SAN URI, ``galactica:server:ID`` or ``galactica:operator:NAME:ROLE``.
 
-Reading it proves nothing: that the certificate is ours, and valid, is for TLS or the CA to say.
+Reading it proves nothing. TLS or the CA must check that the certificate is from this fleet and valid.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ _SAN_KEY = "x509_subject_alternative_name"
 
 
 class IdentityError(Exception):
-    """The certificate names no server and no operator of this fleet."""
+    """The certificate does not name a server or an operator of this fleet."""
 
 
 class Role(StrEnum):
-    """What an operator may do; each role may do all that the ones before it may."""
+    """What an operator may do. Each role includes the roles before it."""
 
     VIEWER = "viewer"
     DEPLOYER = "deployer"
     ADMIN = "admin"
 
     def allows(self, needed: Role) -> bool:
-        """Whether one who has this role may do what ``needed`` may do."""
+        """Whether this role includes the role ``needed``."""
         ranks = list(Role)
         return ranks.index(self) >= ranks.index(needed)
 
@@ -65,7 +65,7 @@ Identity = ServerIdentity | OperatorIdentity
 
 
 def uri_of(identity: Identity) -> str:
-    """What a certificate carries for it."""
+    """The SAN URI for the identity."""
     match identity:
         case ServerIdentity(server_id):
             return f"galactica:server:{_quote(server_id)}"
@@ -76,24 +76,24 @@ def uri_of(identity: Identity) -> str:
 def identity_of(source: Mapping[str, Iterable[bytes]] | bytes) -> Identity:
     """Who the peer is: from gRPC's ``context.auth_context()`` or from one SAN URI. Raises IdentityError.
 
-    TLS has already verified that the certificate is ours and valid; nothing of that is done here."""
+    TLS has already verified the certificate; this function only reads it."""
     names = [source] if isinstance(source, bytes) else list(source.get(_SAN_KEY, ()))
     if len(names) != 1:
         raise IdentityError(
-            f"the caller's certificate carries {len(names)} names where one server or operator is expected"
+            f"the caller's certificate has {len(names)} names; it must have exactly one, of a server or an operator"
         )
     identity = _parse(names[0].decode("utf-8", "replace"))
     if identity is None:
-        raise IdentityError("the caller's certificate names neither a server nor an operator")
+        raise IdentityError("the caller's certificate does not name a server or an operator")
     return identity
 
 
 def identity_in(certificate: x509.Certificate) -> Identity:
-    """Whom a certificate that did not come by TLS names. Raises IdentityError."""
+    """The identity in a certificate that did not come from a TLS handshake. Raises IdentityError."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (x509.ExtensionNotFound, ValueError) as error:
-        raise IdentityError("the certificate carries no name") from error
+        raise IdentityError("the certificate has no name") from error
     return identity_of({_SAN_KEY: [str(name.value).encode() for name in names]})
 
 

@@ -1,9 +1,8 @@
-"""Join tokens: what a person carries from the scheduler to a new host.
+"""Join tokens: a person carries one from the scheduler to a new host.
 
-The text is ``gal1.<id>.<secret>.<ca digest>``. The id is public and names the token in the journal, the
-secret is shown once, and the digest pins the CA, so that a host knows the real scheduler before it tells the
-secret.
-The secret goes no further than this module: what comes out of ``parse_token`` is its hash.
+The text is ``gal1.<id>.<secret>.<ca digest>``. The id is public and names the token in the journal. The secret is
+shown once. The digest pins the CA, so that a host can verify the scheduler before it sends the secret.
+The secret never leaves this module: ``parse_token`` returns its hash.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ PREFIX = "gal1"
 
 _ID_BYTES = 6
 _SECRET_BYTES = 24
-"""192 bits: far beyond guessing, which is why one plain SHA-256 is enough to store it."""
+"""192 bits: nobody can guess it, so one plain SHA-256 is enough to store it."""
 
 _ID = re.compile(r"[0-9a-f]{12}")
 _SECRET = re.compile(r"[A-Za-z0-9_-]{32}")
@@ -26,11 +25,11 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class TokenError(ValueError):
-    """The text is no join token. The message is for people and never repeats any of the text."""
+    """The text is not a join token. The message is for people and never contains any of the text."""
 
 
 class ParsedToken(Struct, frozen=True):
-    """What the core needs to judge a token, and the SHA-256 (hex) of the CA that it is pinned to."""
+    """What the core needs to check a token, and the SHA-256 (hex) of the CA in the token."""
 
     id: str
     secret_sha256: str
@@ -38,7 +37,7 @@ class ParsedToken(Struct, frozen=True):
 
 
 def hash_secret(secret: str) -> str:
-    """SHA-256 (hex) of a token's secret: the only form in which it is kept or compared."""
+    """SHA-256 (hex) of a token's secret: the only form that is stored or compared."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
@@ -50,11 +49,11 @@ def new_token(ca_digest: str) -> tuple[str, str, str]:
 
 
 def parse_token(text: str) -> ParsedToken:
-    """Take a token's text apart. Raises TokenError."""
+    """Split a token's text into its parts. Raises TokenError."""
     parts = text.strip().split(".")
     if parts[0] != PREFIX:
         raise TokenError(
-            f"this is no join token: one begins with '{PREFIX}.'; make one with 'galactica token create'"
+            f"this is not a join token: a token begins with '{PREFIX}.'; make one with 'galactica token create'"
         )
     if len(parts) != 4:
         raise TokenError(

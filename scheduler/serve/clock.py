@@ -1,4 +1,4 @@
-"""The scheduler's clock: wall time at its start, and from there on monotonic."""
+"""The scheduler's clock: it starts with the wall time and then advances monotonically."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import time
 
 
 class DisciplinedClock:
-    """Implements ``ports.Clock``. ``not_before``: the journal's last time, below which it never begins, so that
-    time goes on in the journal even where the machine's wall clock was set back between two lives."""
+    """Implements ``ports.Clock``. ``not_before``: the journal's last time. The clock never starts below it, so times
+    in the journal never decrease, even if the machine's wall clock was set back between two runs."""
 
     def __init__(self, not_before: float = 0.0) -> None:
         self._began_at = max(time.time(), not_before)

@@ -1,4 +1,4 @@
-"""The port of agents and operators: one mTLS server with both contracts, gRPC health and reflection."""
+"""The two gRPC servers: one with mTLS for agents and operators (with health and reflection), one for enrolment."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from galactica.v1 import operator_pb2, operator_pb2_grpc
 
 _REQUEST_BYTES_LIMIT = 65_536
 _CONCURRENT_CALLS_LIMIT = 256
-"""Callers are strangers: what they may send and how many may wait at once is small."""
+"""Callers of the enrolment port are strangers, so the limits for them are small."""
 
 
 def link_credentials(
     ca: CertificateAuthority, key_pem: bytes, certificate_pem: bytes
 ) -> grpc.ServerCredentials:
-    """For the ports of agents and operators: only holders of one of our CA's client certificates get in."""
+    """For the port of agents and operators: only holders of a client certificate of the fleet's CA may connect."""
     return grpc.ssl_server_credentials(
         [(key_pem, certificate_pem)], root_certificates=ca.certificate_pem, require_client_auth=True
     )
@@ -40,15 +40,15 @@ def link_credentials(
 def enrolment_credentials(
     ca: CertificateAuthority, key_pem: bytes, certificate_pem: bytes
 ) -> grpc.ServerCredentials:
-    """For the enrolment's port. The CA's certificate follows the scheduler's own, since a host that enrols
-    does not have it yet: it takes it from here and compares it with the digest in its token."""
+    """For the enrolment port. The chain includes the CA's certificate, because a new host does not have it yet: the
+    host takes it from the handshake and compares it with the digest in its token."""
     return grpc.ssl_server_credentials([(key_pem, certificate_pem + ca.certificate_pem)])
 
 
 def make_enrolment_server(
     service: EnrolmentService, listen: str, credentials: grpc.ServerCredentials
 ) -> tuple[grpc.aio.Server, int]:
-    """A server (not started) of enrolment alone, and its port. Raises RuntimeError where it cannot listen."""
+    """The enrolment server, not started yet, and its port. Raises RuntimeError if it cannot listen."""
     server = grpc.aio.server(
         options=[("grpc.max_receive_message_length", _REQUEST_BYTES_LIMIT)],
         maximum_concurrent_rpcs=_CONCURRENT_CALLS_LIMIT,
@@ -59,16 +59,16 @@ def make_enrolment_server(
 
 RECEIVE_BYTES_LIMIT = 16 * 2**20
 SEND_BYTES_LIMIT = 128 * 2**20
-"""A list of all cells is one answer; clients take as much."""
+"""The list of all cells is one answer; clients accept the same size."""
 CALLS_LIMIT = 20_000
-"""Each attached agent is one call."""
+"""Each attached agent uses one call."""
 
 _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", RECEIVE_BYTES_LIMIT),
     ("grpc.max_send_message_length", SEND_BYTES_LIMIT),
     # Two schedulers must never share a port.
     ("grpc.so_reuseport", 0),
-    # A peer that vanished without a word is noticed in about 10 s, long before TCP would.
+    # These detect a vanished peer within about 10 s, much earlier than TCP.
     ("grpc.keepalive_time_ms", 5_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -87,23 +87,23 @@ async def make_server(
     key_pem: bytes,
     certificate_pem: bytes,
 ) -> tuple[grpc.aio.Server, int]:
-    """A server that is not started yet, and its port. Raises RuntimeError where it cannot listen."""
+    """The server for agents and operators, not started yet, and its port. Raises RuntimeError if it cannot listen."""
     server = grpc.aio.server(
         interceptors=[Gate(mind)], options=list(_OPTIONS), maximum_concurrent_rpcs=CALLS_LIMIT
     )
     link_pb2_grpc.add_AgentLinkServiceServicer_to_server(dispatcher, server)
     operator_pb2_grpc.add_OperatorServiceServicer_to_server(operators, server)
-    ours = [
+    services = [
         link_pb2.DESCRIPTOR.services_by_name["AgentLinkService"].full_name,
         operator_pb2.DESCRIPTOR.services_by_name["OperatorService"].full_name,
     ]
-    await _add_health(server, ours)
-    reflection.enable_server_reflection([*ours, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+    await _add_health(server, services)
+    reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
     return server, server.add_secure_port(listen, link_credentials(ca, key_pem, certificate_pem))
 
 
 async def _add_health(server: grpc.aio.Server, services: list[str]) -> None:
-    """What answers at all serves: there is no state in between."""
+    """Every service is SERVING as long as the server answers."""
     servicer = health.aio.HealthServicer()
     for service in services:
         await servicer.set(service, health_pb2.HealthCheckResponse.SERVING)

@@ -1,4 +1,4 @@
-"""The one agent that ``galactica up`` runs beside the scheduler, as a process of its own."""
+"""The agent that ``galactica up`` runs beside the scheduler, in its own process."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ PAUSE_FIRST_SECONDS = 0.5
 PAUSE_LIMIT_SECONDS = 8.0
 QUICK_SECONDS = 10.0
 QUICK_ENDS_LIMIT = 6
-"""An agent that ends so often right after its start has a reason that does not pass by itself. What passes: a server
-whose lease has not ended yet cannot enrol anew."""
+"""After this many quick ends the cause is permanent. Fewer may be temporary: a server cannot enrol again until its
+lease has ended."""
 END_SECONDS = 5.0
-"""How long an agent may take to detach; with ``stop_cells`` it takes what its cells take, and bounds that itself."""
+"""How long the agent may take to detach. With ``stop_cells`` there is no limit here, because the agent limits it."""
 
 log = structlog.get_logger("scheduler.local_agent")
 
 
 class AgentPlan(Struct, frozen=True):
-    """How to run it. ``runtime`` empty: what this machine offers."""
+    """How to run the agent. ``runtime`` empty: the agent chooses."""
 
     data: Path
     scheduler: str
@@ -43,7 +43,7 @@ class AgentPlan(Struct, frozen=True):
     labels: Mapping[str, str] = {}
     stop_cells: bool = False
     bus: tuple[str, ...] = ()
-    """Its words about the message bus, if there is one."""
+    """The agent's options for the message bus, if there is one."""
 
     def command(self) -> list[str]:
         words = [
@@ -66,7 +66,7 @@ class AgentPlan(Struct, frozen=True):
 
 
 class LocalAgent:
-    """Owns the process: begins a new one when it ended unasked, and ends it with the scheduler."""
+    """Owns the agent's process: starts a new one when the agent ended unexpectedly, and ends it with the scheduler."""
 
     def __init__(self, plan: AgentPlan, mind: Mind, ca: CertificateAuthority) -> None:
         self._plan = plan
@@ -75,27 +75,27 @@ class LocalAgent:
         self._process: asyncio.subprocess.Process | None = None
 
     async def run(self) -> None:
-        """Until cancelled. Raises CommandFailed where the agent cannot begin at all."""
+        """Runs until cancelled. Raises CommandFailed if the agent cannot start."""
         quick_ends = 0
         while True:
             began = time.monotonic()
             code = await self._live()
             if code == EXIT_USAGE:
                 raise CommandFailed(
-                    "the agent on this machine could not begin", hint="Its own words are above."
+                    "the agent on this machine could not start", hint="See its messages above."
                 )
             quick_ends = quick_ends + 1 if time.monotonic() - began < QUICK_SECONDS else 1
             if quick_ends >= QUICK_ENDS_LIMIT:
                 raise CommandFailed(
                     f"the agent on this machine ended {quick_ends} times right after its start",
-                    hint="Its own words are above.",
+                    hint="See its messages above.",
                 )
             pause_seconds = min(PAUSE_LIMIT_SECONDS, PAUSE_FIRST_SECONDS * 2 ** (quick_ends - 1))
             log.warning("agent_ended", exit_code=code, next_in_seconds=pause_seconds)
             await asyncio.sleep(pause_seconds)
 
     async def end(self) -> None:
-        """Ask it to end and wait until it has. Its cells live on, unless it was told to end them."""
+        """Ask the agent to end and wait for it. Its cells live on, unless ``stop_cells`` is set."""
         process = self._process
         if process is None or process.returncode is not None:
             return
@@ -108,7 +108,7 @@ class LocalAgent:
             await process.wait()
 
     async def _live(self) -> int:
-        """One life of the agent; answers its exit code."""
+        """Run the agent once. Returns its exit code."""
         environment = {**os.environ, TOKEN_VARIABLE: await self._token()}
         command: Sequence[str] = [
             sys.executable,
@@ -116,14 +116,14 @@ class LocalAgent:
             "galactica.scheduler.serve.tethered",
             str(os.getpid()),
         ]
-        # A session of its own: Ctrl-C is for the scheduler, which ends the agent in its order.
+        # A session of its own: Ctrl-C goes to the scheduler only, which then ends the agent at the right moment.
         self._process = await asyncio.create_subprocess_exec(
             *command, *self._plan.command(), env=environment, start_new_session=True
         )
         return await self._process.wait()
 
     async def _token(self) -> str:
-        """For one use, soon. An agent that has a valid certificate leaves it unused."""
+        """A token for one use within a few minutes. An agent with a valid certificate does not use it."""
         text, token_id, secret_sha256 = new_token(self._ca.digest)
         expires_at = self._mind.now() + TOKEN_SECONDS
         await self._mind.ask(CreateToken(token_id, secret_sha256, 1, expires_at), by=Asker(AskerKind.START))

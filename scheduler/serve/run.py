@@ -20,7 +20,7 @@ FLEET = "galactica"
 
 
 def run_scheduler(options: SchedulerOptions) -> None:
-    """``galactica scheduler``: until SIGINT or SIGTERM. Raises CommandFailed."""
+    """``galactica scheduler``: runs until SIGINT or SIGTERM. Raises CommandFailed."""
     setup = Setup(
         options.data,
         options.context,
@@ -34,7 +34,7 @@ def run_scheduler(options: SchedulerOptions) -> None:
 
 
 def run_up(options: UpOptions) -> None:
-    """``galactica up``: a scheduler and one agent, until SIGINT or SIGTERM. Raises CommandFailed."""
+    """``galactica up``: runs a scheduler and one agent until SIGINT or SIGTERM. Raises CommandFailed."""
     try:
         enrol_listen = next_port(options.listen)
     except ValueError as error:
@@ -43,7 +43,7 @@ def run_up(options: UpOptions) -> None:
 
 
 def configure_logging() -> None:
-    """For people on a terminal, one JSON object per line otherwise; always on standard error."""
+    """Readable lines on a terminal, otherwise one JSON object per line; always on standard error."""
     is_terminal = sys.stderr.isatty()
     structlog.configure(
         processors=[
@@ -59,7 +59,7 @@ def configure_logging() -> None:
 
 
 def _run(setup: Setup, up: UpOptions | None) -> None:
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines say less than ours
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # our log lines are more useful than gRPC's
     configure_logging()
     try:
         asyncio.run(_serve(setup, up))
@@ -71,7 +71,7 @@ def _run(setup: Setup, up: UpOptions | None) -> None:
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """What ended the task groups."""
+    """The error that ended the task groups."""
     error = group.exceptions[0]
     return _first(error) if isinstance(error, BaseExceptionGroup) else error
 
@@ -85,7 +85,7 @@ async def _serve(setup: Setup, up: UpOptions | None) -> None:
     try:
         async with asyncio.TaskGroup() as tasks:
             bus = tasks.create_task(_run_bus(setup, scheduler), name="bus")
-            living = [
+            running = [
                 tasks.create_task(
                     scheduler.controller.run(scheduler.dispatcher, scheduler.provisioner), name="controller"
                 ),
@@ -100,7 +100,7 @@ async def _serve(setup: Setup, up: UpOptions | None) -> None:
                 await _run_agent_until(stop, scheduler, _plan(setup, scheduler, up))
             await scheduler.end()
             bus.cancel()
-            for task in living:
+            for task in running:
                 task.cancel()
     finally:
         await scheduler.close()
@@ -109,7 +109,7 @@ async def _serve(setup: Setup, up: UpOptions | None) -> None:
 async def _run_bus(setup: Setup, scheduler: Scheduler) -> None:
     if setup.bus is None:
         return
-    from galactica.scheduler.bus.bus import Bus  # noqa: PLC0415 - only what is used is loaded
+    from galactica.scheduler.bus.bus import Bus  # noqa: PLC0415 - loaded only if a bus is used
 
     await Bus(setup.bus, scheduler.controller, setup.fleet).run()
 
@@ -118,12 +118,12 @@ async def _run_agent_until(stop: asyncio.Event, scheduler: Scheduler, plan: Agen
     agent = LocalAgent(plan, scheduler.controller, scheduler.ca)
     try:
         async with asyncio.TaskGroup() as tasks:
-            living = tasks.create_task(agent.run(), name="agent")
+            running = tasks.create_task(agent.run(), name="agent")
             await stop.wait()
-            living.cancel()
+            running.cancel()
     finally:
         if plan.stop_cells:
-            say("The agent ends its cells and then itself.\n")
+            say("Ending the cells, then the agent.\n")
         await agent.end()
 
 
@@ -145,7 +145,7 @@ def _plan(setup: Setup, scheduler: Scheduler, up: UpOptions) -> AgentPlan:
 
 
 def _bus_words(bus: BusOptions | None) -> tuple[str, ...]:
-    """The agent's options for the same broker; a password of the environment it has from there."""
+    """The agent's options for the same broker. A password from the environment is inherited, so it is not here."""
     if bus is None:
         return ()
     files = (("--bus-ca", bus.ca_file), ("--bus-password-file", bus.password_file))
@@ -161,14 +161,14 @@ def _greeting(setup: Setup, scheduler: Scheduler, up: UpOptions | None) -> str:
     ]
     if up is None:
         lines += [
-            "Let a server join: galactica token create, then there galactica-agent --scheduler HOST:PORT",
+            "To let a server join: run galactica token create here, then galactica-agent --scheduler HOST:PORT there",
             "Ctrl-C ends the scheduler; agents and cells live on.",
         ]
     else:
         lines += [
             "In another terminal: galactica status, galactica apply FILE",
-            "Ctrl-C ends scheduler, agent and cells."
+            "Ctrl-C ends the scheduler, the agent and the cells."
             if up.stop_cells
-            else "Ctrl-C ends scheduler and agent; the cells live on.",
+            else "Ctrl-C ends the scheduler and the agent; the cells live on.",
         ]
     return "\n".join(lines) + "\n"

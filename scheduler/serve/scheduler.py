@@ -2,7 +2,7 @@
 
 data/journal.db   the journal, and the lock that keeps a second scheduler out
 data/ca/          the CA's key and certificate (mode 0600)
-data/agent/       the local agent's, with ``up`` alone
+data/agent/       the local agent's data, only with ``up``
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from galactica.scheduler.settings.options import Address
 
 ADMIN = "admin"
 ADMIN_TTL_SECONDS = 365 * 86_400.0
-"""Of the certificate in the context file; each start writes a fresh one."""
+"""The lifetime of the certificate in the admin's context file. Each start writes a new one."""
 GRACE_SECONDS = 1.0
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 
@@ -52,7 +52,7 @@ log = structlog.get_logger("scheduler.serve")
 
 
 class Setup(Struct, frozen=True):
-    """What one scheduler needs to know."""
+    """The settings of one scheduler."""
 
     data: Path
     context: Path
@@ -64,8 +64,8 @@ class Setup(Struct, frozen=True):
 
 
 class Scheduler:
-    """Owns journal, CA, controller and ports of one scheduler, in this order: ``open``, ``begin`` while the
-    controller runs, ``end``, ``close``. ``address`` and ``enrol_address``: HOST:PORT for those on this machine."""
+    """Owns journal, CA, controller and ports of one scheduler. Call ``open``, then ``begin`` while the controller
+    runs, then ``end``, then ``close``. ``address`` and ``enrol_address``: HOST:PORT for clients on this machine."""
 
     def __init__(self, setup: Setup, journal: Journal, ca: CertificateAuthority) -> None:
         self._setup = setup
@@ -86,7 +86,7 @@ class Scheduler:
 
     @classmethod
     async def open(cls, setup: Setup) -> Scheduler:
-        """Everything that can be refused before anything is heard outside. Raises CommandFailed."""
+        """Make all checks before anything outside can reach the scheduler. Raises CommandFailed."""
         journal = open_journal(setup.data)
         try:
             ca = CertificateAuthority.open_or_create(setup.data / "ca", setup.fleet)
@@ -132,7 +132,7 @@ class Scheduler:
         self._connect_providers()
 
     def _connect_providers(self) -> None:
-        """Raises CommandFailed where the providers' file is wrong."""
+        """Raises CommandFailed if the providers file is invalid."""
         setup = self._setup
         try:
             entries = read_providers(setup.providers, setup.data)
@@ -149,13 +149,13 @@ class Scheduler:
         self.provisioner = Provisioner(self.controller, self.providers, self.ca.digest)
 
     def _advertised(self) -> str:
-        """Where others find it: a wildcard is told as this machine's name."""
+        """The address for other machines: this machine's name if it listens on a wildcard address."""
         host = self._setup.listen.host
         port = int(self.address.rpartition(":")[2])
         return str(Address(socket.gethostname() if host in _WILDCARDS else host, port))
 
     async def begin(self) -> None:
-        """Open the ports and write the admin's context file; the controller has to run. Raises CommandFailed."""
+        """Open the ports and write the admin's context file. The controller must run already. Raises CommandFailed."""
         await self._write_admin_context()
         for server in self._servers:
             await server.start()
@@ -182,8 +182,8 @@ class Scheduler:
             raise CommandFailed(str(refusal)) from refusal
         except OSError as error:
             raise CommandFailed(
-                f"the context file {self._setup.context} cannot be written: {error.strerror or error}",
-                hint="Set GALACTICA_CONTEXT to a path that can be.",
+                f"cannot write the context file {self._setup.context}: {error.strerror or error}",
+                hint="Set GALACTICA_CONTEXT to a writable path.",
             ) from error
 
     async def end(self) -> None:
@@ -193,26 +193,26 @@ class Scheduler:
         log.info("ended")
 
     async def close(self) -> None:
-        """Whatever is still open. Fine after ``end``."""
+        """Close everything that is still open. Also valid after ``end``."""
         await asyncio.gather(*(server.stop(None) for server in self._servers))
         await self._journal.close()
 
 
 def open_journal(data: Path) -> Journal:
-    """The data directory's journal. Raises CommandFailed."""
+    """The journal in the data directory. Raises CommandFailed."""
     try:
         return SqliteJournal.open(data)
     except JournalError as error:
         raise CommandFailed(str(error)) from error
     except OSError as error:
         raise CommandFailed(
-            f"the data directory {data} cannot be used: {error.strerror or error}",
-            hint="Name another one: --data DIR",
+            f"cannot use the data directory {data}: {error.strerror or error}",
+            hint="Choose another one: --data DIR",
         ) from error
 
 
 def check_free(address: Address) -> None:
-    """What the port's own error would say less clearly. Raises CommandFailed."""
+    """Check the address first, because gRPC's own error is less clear. Raises CommandFailed."""
     try:
         found = socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -222,10 +222,10 @@ def check_free(address: Address) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(name)
     except OSError as error:
-        why = "it is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
+        reason = "it is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
         raise CommandFailed(
-            f"cannot listen on {address}: {why}",
-            hint="Does a scheduler run here already? Try galactica status, or another address: --listen HOST:PORT",
+            f"cannot listen on {address}: {reason}",
+            hint="Is a scheduler already running here? Try galactica status, or another address: --listen HOST:PORT",
         ) from error
 
 
@@ -234,5 +234,5 @@ def _hosts(*hosts: str) -> list[str]:
 
 
 def _near(address: Address, port: int) -> str:
-    """How this machine itself reaches it."""
+    """The address for clients on this machine."""
     return str(Address(_WILDCARDS.get(address.host, address.host), port))

@@ -1,7 +1,7 @@
-"""``python -m scheduler.tethered PARENT COMMAND …``: become COMMAND, which is asked to end when PARENT ends.
+"""``python -m galactica.scheduler.serve.tethered PARENT COMMAND …``: become COMMAND, and get SIGTERM when PARENT ends.
 
-So no end of ``galactica up``, not even by ``kill -9``, leaves an agent behind that nobody knows of. Linux only
-(``PR_SET_PDEATHSIG``, which survives the exec; see prctl(2)).
+So ``galactica up`` never leaves a forgotten agent behind, even after ``kill -9``. Linux only (``PR_SET_PDEATHSIG``,
+which survives the exec; see prctl(2)).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _PR_SET_PDEATHSIG = 1
 def main() -> None:
     parent, command = int(sys.argv[1]), sys.argv[2:]
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent:  # it ended before we asked to be told
+    if os.getppid() != parent:  # the parent ended before the prctl call
         sys.exit(1)
     os.execv(command[0], command)  # noqa: S606 - replaces this process; no shell
 

@@ -1,4 +1,4 @@
-"""What programs are told from outside: options, the operator's context file, the broker's address; and exit codes.
+"""Settings: command-line options, the operator's context file, the broker's address, and exit codes.
 
-Pure data and its readers. Any room may import it.
+Plain data and the functions that read it. Any room may import it.
 """

@@ -1,4 +1,4 @@
-"""Where the broker is and how to get in. No import of the bus's library, so that options can be read without it."""
+"""The broker's address and credentials. Does not import the bus's library, so options can be read without it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PORTS = {"mqtt": 1_883, "mqtts": 8_883}
 
 @dataclass(frozen=True, slots=True)
 class BusAddress:
-    """``user`` empty: none. ``url`` is as it was given."""
+    """``user`` empty: no user. ``url``: the text as the user wrote it."""
 
     url: str
     host: str
@@ -26,7 +26,7 @@ class BusAddress:
 
 @dataclass(frozen=True, slots=True)
 class BusOptions:
-    """``ca_file`` None: the authorities that this machine trusts."""
+    """``ca_file`` None: use the CAs that this machine trusts."""
 
     address: BusAddress
     ca_file: Path | None = None
@@ -37,10 +37,10 @@ class BusOptions:
 def bus_options(
     url: str, ca_file: Path | None, password_file: Path | None, environment: Mapping[str, str]
 ) -> BusOptions:
-    """What the command line and the environment say. Reads the password's file. Raises ValueError."""
+    """The options from the command line and the environment. Reads the password's file. Raises ValueError."""
     address = parse_bus(url)
     if ca_file is not None and not address.is_tls:
-        raise ValueError(f"a CA file is of use with TLS alone; write mqtts:// for {url}")
+        raise ValueError(f"a CA file needs TLS; write mqtts:// instead of mqtt:// in {url}")
     password = _password(password_file, environment)
     if password_file is not None and not address.user:
         raise ValueError(f"a password needs a user; write {url.partition('://')[0]}://USER@{address.host}")
@@ -55,14 +55,15 @@ def parse_bus(text: str) -> BusAddress:
         parts = urlsplit(text)
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise ValueError(f"{text!r} is no address of a broker: {error}") from error
+        raise ValueError(f"invalid broker address {text!r}: {error}") from error
     if parts.scheme not in _PORTS or not host or parts.path not in {"", "/"} or parts.query or parts.fragment:
         raise ValueError(
-            f"{text!r} is no address of a broker; write mqtt://[USER@]HOST[:PORT], or mqtts:// for TLS"
+            f"invalid broker address {text!r}: write mqtt://[USER@]HOST[:PORT], or mqtts:// for TLS"
         )
     if parts.password is not None:
         raise ValueError(
-            f"a password in an address can be seen in ps; give it as {PASSWORD_VARIABLE} or in a file"
+            "do not write the password in the address, because ps shows it to everybody; "
+            f"set {PASSWORD_VARIABLE} or use a file"
         )
     return BusAddress(
         text, host, port or _PORTS[parts.scheme], unquote(parts.username or ""), parts.scheme == "mqtts"
@@ -70,15 +71,13 @@ def parse_bus(text: str) -> BusAddress:
 
 
 def tls_context(options: BusOptions) -> ssl.SSLContext | None:
-    """None without TLS. Reads the CA file. Raises ValueError where that cannot be used."""
+    """None without TLS. Reads the CA file. Raises ValueError if the file is unusable."""
     if not options.address.is_tls:
         return None
     try:
         return ssl.create_default_context(cafile=options.ca_file)
     except OSError as error:  # ssl.SSLError too
-        raise ValueError(
-            f"the CA file {options.ca_file} cannot be used: {error.strerror or error}"
-        ) from error
+        raise ValueError(f"cannot use the CA file {options.ca_file}: {error.strerror or error}") from error
 
 
 def _password(file: Path | None, environment: Mapping[str, str]) -> str:
@@ -88,5 +87,5 @@ def _password(file: Path | None, environment: Mapping[str, str]) -> str:
         with file.open("rb") as opened:
             return opened.read(PASSWORD_BYTES_LIMIT).decode().rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise ValueError(f"the password cannot be read from {file}: {why}") from error
+        reason = error.strerror if isinstance(error, OSError) else "the file is not UTF-8 text"
+        raise ValueError(f"cannot read the password from {file}: {reason}") from error

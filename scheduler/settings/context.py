@@ -1,6 +1,6 @@
-"""Which scheduler to talk to, and as whom: one JSON file with mode 0600.
+"""The context file: which scheduler to talk to, and the operator's credentials. One JSON file with mode 0600.
 
-``galactica up`` and ``galactica scheduler`` write the admin's, ``galactica operator create`` those of others.
+``galactica up`` and ``galactica scheduler`` write the admin's file, ``galactica operator create`` those of others.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SIZE_LIMIT = 262_144
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """``scheduler``: "HOST:PORT". The rest of a connection is PEM text; ``role``: viewer, deployer or admin."""
+    """``scheduler``: "HOST:PORT". Certificates and key are PEM text. ``role``: viewer, deployer or admin."""
 
     scheduler: str
     ca_pem: str = field(repr=False)
@@ -32,56 +32,56 @@ class Context:
 
 
 def context_path() -> Path:
-    """Where the context file is: GALACTICA_CONTEXT, or its usual place."""
+    """The path of the context file: GALACTICA_CONTEXT, or the default path."""
     given = os.environ.get(CONTEXT_VARIABLE)
     return Path(given) if given else Path.home() / ".config" / "galactica" / "context.json"
 
 
 def read_context(path: Path) -> Context:
-    """Raises CommandFailed that says how to get a context file, or what is wrong with this one."""
+    """Raises CommandFailed, which says how to get a context file or what is wrong with this one."""
     try:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
                 raise CommandFailed(
-                    f"{path} holds a private key, and others than its owner can read it",
+                    f"{path} contains a private key, and users other than its owner can read it",
                     ExitCode.UNAUTHORISED,
-                    f"If nobody did: chmod 600 {path}. Otherwise ask for a new one: galactica operator create",
+                    f"If nobody has read it: chmod 600 {path}. Otherwise ask for a new one: galactica operator create",
                 )
             data = file.read(SIZE_LIMIT)
     except FileNotFoundError as error:
         raise CommandFailed(
-            f"no scheduler is known: there is no context file {path}",
+            f"no context file: {path} does not exist",
             ExitCode.UNREACHABLE,
-            "Start a fleet on this machine: galactica up. Or ask an admin of a fleet for a context file "
-            f"(galactica operator create) and put it there, or set {CONTEXT_VARIABLE} to its path.",
+            "It says where the scheduler is. Start a fleet on this machine: galactica up. Or ask an admin of a fleet "
+            f"for a context file (galactica operator create) and save it there, or set {CONTEXT_VARIABLE} to its path.",
         ) from error
     except OSError as error:
         raise CommandFailed(
-            f"the context file {path} cannot be read: {error.strerror or error}",
+            f"cannot read the context file {path}: {error.strerror or error}",
             ExitCode.USAGE,
-            f"Look at its owner and mode, or set {CONTEXT_VARIABLE} to another file.",
+            f"Check its owner and mode, or set {CONTEXT_VARIABLE} to another file.",
         ) from error
     return _parse(path, data)
 
 
 def _parse(path: Path, data: bytes) -> Context:
-    names = [known.name for known in fields(Context)]
+    names = [field.name for field in fields(Context)]
     try:
-        facts = json.loads(data)
-        values = {name: facts[name] for name in names}
+        content = json.loads(data)
+        values = {name: content[name] for name in names}
         if not all(isinstance(value, str) for value in values.values()):
-            raise ValueError("a value is no text")
+            raise ValueError("a value is not a text")
         return Context(**values)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CommandFailed(
-            f"{path} is no context file: it needs the texts {', '.join(names)}",
+            f"invalid context file {path}: it must be JSON with the texts {', '.join(names)}",
             ExitCode.USAGE,
             "galactica up writes one for its own fleet; galactica operator create makes one for a person.",
         ) from error
 
 
 def write_context(path: Path, context: Context) -> None:
-    """Write the file, readable by its owner alone; readers see the old one or the new one, whole. Raises OSError."""
+    """Write the file atomically, with mode 0600. Raises OSError."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = _temporary_beside(path, context)
     try:
@@ -92,7 +92,7 @@ def write_context(path: Path, context: Context) -> None:
 
 
 def create_context(path: Path, context: Context) -> None:
-    """As ``write_context``, but never in place of another file. Raises FileExistsError, OSError."""
+    """Like ``write_context``, but it never replaces an existing file. Raises FileExistsError, OSError."""
     temporary = _temporary_beside(path, context)
     try:
         path.hardlink_to(temporary)

@@ -1,4 +1,4 @@
-"""How a command ends."""
+"""Exit codes, and the exception that ends a command with one."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class ExitCode(IntEnum):
 
 
 EXIT_CODES = (
-    "Exit codes: 0 done; 1 refused or failed; 2 wrong usage (a wrong manifest too); 3 scheduler not reachable; "
+    "Exit codes: 0 done; 1 refused or failed; 2 wrong usage or invalid manifest; 3 scheduler not reachable; "
     "4 not authorised; 130 interrupted by Ctrl-C."
 )
 
 
 class CommandFailed(Exception):
-    """What is wrong and where; ``hint`` is what to do next."""
+    """The message says what is wrong and where; ``hint`` says what to do next."""
 
     def __init__(self, message: str, code: ExitCode = ExitCode.FAILED, hint: str = "") -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""What ``up`` and ``scheduler`` were asked for: pure data for ``scheduler.serve``, and the readers of its parts."""
+"""The options of ``up`` and ``scheduler``, as data for ``serve``, and the functions that parse them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class RuntimeChoice(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """``port`` 0: any free one. An IPv6 ``host`` has no brackets here, and has them in the text."""
+    """``port`` 0: any free port. An IPv6 ``host`` has no brackets here; the text form has them."""
 
     host: str
     port: int
@@ -33,8 +33,8 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class UpOptions:
-    """``runtime`` None: docker if an engine answers, else process. ``context``: where the admin's context file goes.
-    ``stop_cells``: end the cells too when it ends. ``bus``: the broker that hears of it all, if any."""
+    """``runtime`` None: docker if an engine answers, otherwise process. ``context``: the path of the admin's context
+    file. ``stop_cells``: end the cells too at the end. ``bus``: the broker that gets the events, if any."""
 
     data: Path
     context: Path
@@ -47,8 +47,8 @@ class UpOptions:
 
 @dataclass(frozen=True, slots=True)
 class SchedulerOptions:
-    """``fleet``: the fleet's name, fixed when its CA is made. ``providers``: the file that names them; None: the one
-    in ``data``, if there is one."""
+    """``fleet``: the fleet's name, fixed when its CA is made. ``providers``: the providers file; None: the file in
+    ``data``, if there is one."""
 
     data: Path
     context: Path
@@ -60,7 +60,7 @@ class SchedulerOptions:
 
 
 def default_data() -> Path:
-    """Where a fleet is kept on this machine."""
+    """The default data directory on this machine."""
     if os.geteuid() == 0:
         return Path("/var/lib/galactica")
     return Path.home() / ".local" / "share" / "galactica"
@@ -70,14 +70,16 @@ def parse_address(text: str) -> Address:
     """``HOST:PORT``. Raises ValueError."""
     match = _ADDRESS.fullmatch(text)
     if match is None or int(match["port"]) > 65_535:
-        raise ValueError(f"{text!r} is no address; write HOST:PORT, such as 127.0.0.1:{DEFAULT_PORT}")
+        raise ValueError(f"invalid address {text!r}: write HOST:PORT, for example 127.0.0.1:{DEFAULT_PORT}")
     return Address(match["host"].strip("[]"), int(match["port"]))
 
 
 def next_port(address: Address) -> Address:
-    """The enrolment's port beside the link's. Raises ValueError."""
+    """The default address for enrolment: the next port after the link's. Raises ValueError."""
     if address.port == 65_535:
-        raise ValueError("there is no port after 65535 for enrolment; write --enrol-listen HOST:PORT")
+        raise ValueError(
+            "enrolment uses the next port, but 65535 is the last one; write --enrol-listen HOST:PORT"
+        )
     return Address(address.host, address.port + 1 if address.port else 0)
 
 
@@ -87,7 +89,7 @@ def parse_labels(texts: list[str]) -> dict[str, str]:
     for text in texts:
         key, equals, value = text.partition("=")
         if not key or not equals:
-            raise ValueError(f"{text!r} is no label; write KEY=VALUE, such as zone=a")
+            raise ValueError(f"invalid label {text!r}: write KEY=VALUE, for example zone=a")
         if labels.setdefault(key, value) != value:
-            raise ValueError(f"the label {key!r} is there twice with different values")
+            raise ValueError(f"duplicate label {key!r} with different values")
     return labels

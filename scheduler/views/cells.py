@@ -1,8 +1,8 @@
-"""What readers see: rows of the operators' contract, made from one ``View``. Pure, and safe to run in a thread,
-since everything in a view is immutable.
+"""Cells as rows of the operators' contract, made from one ``View``. Pure, and safe to run in a thread, because
+everything in a view is immutable.
 
-A cell or server shows the verdict of this very moment, except that a condemned one shows the verdict that condemned it:
-it never comes back, whatever its probe says now.
+A cell or server shows its verdict at this moment. A condemned one shows the verdict that condemned it: it never comes
+back, whatever its probe reports now.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from galactica.v1 import operator_pb2
 
 
 def cells(view: View, group: str = "", *, with_graves: bool = False) -> Iterator[operator_pb2.Cell]:
-    """Rows by group, slot and generation. ``with_graves``: decommissioned ones that are remembered too."""
-    found = [
+    """Rows by group, slot and generation. ``with_graves``: also the decommissioned cells that the fleet remembers."""
+    matches = [
         cell
         for name, state in view.fleet.groups.items()
         if not group or name == group
         for cell in cells_of_group(state)
     ]
     if with_graves:
-        found += [cell for cell in view.fleet.graves.values() if not group or cell.group == group]
-    found.sort(key=lambda cell: (cell.group, cell.slot, cell.generation))
-    return (cell_row(view, cell) for cell in found)
+        matches += [cell for cell in view.fleet.graves.values() if not group or cell.group == group]
+    matches.sort(key=lambda cell: (cell.group, cell.slot, cell.generation))
+    return (cell_row(view, cell) for cell in matches)
 
 
 def find_cell(view: View, cell_id: str) -> Cell | None:
-    """The cell, alive or in its grave, as far back as the fleet remembers."""
+    """The cell, living or decommissioned, as far back as the fleet remembers."""
     living = view.fleet.cell(cell_id)
     if living is not None:
         return living
@@ -73,21 +73,21 @@ def cell_row(view: View, cell: Cell) -> operator_pb2.Cell:
 
 
 def _endpoints(cell: Cell, report: CellReport | None) -> Mapping[str, str]:
-    """None of a cell in which a shell was opened: whoever looks here for where to send traffic sends it none."""
+    """Empty for a cell in which a shell was opened, so that programs that read endpoints send it no traffic."""
     if cell.dies_at is not None:
         return {}
     return cell.endpoints or (report.endpoints if report else {})
 
 
 def verdict_words(cell: Cell, verdict: Verdict | None) -> tuple[str, str]:
-    """Health and reason to show. A condemned cell keeps what condemned it, whatever is seen now."""
+    """Health and reason to show. A condemned cell keeps the verdict that condemned it."""
     if cell.is_condemned or verdict is None:
         return str(cell.condemned_health or ""), cell.condemned_by
     return str(verdict.health), verdict.reason
 
 
 def verdict_of(view: View, cell: Cell) -> Verdict:
-    """What the evidence says of a living cell now."""
+    """The verdict on a living cell now."""
     state = view.fleet.groups[cell.group]
     if cell.kind is CellKind.SERVER:
         return pool_cell_verdict(view.fleet, state, cell, view.sight, view.now, view.policy)
@@ -98,7 +98,7 @@ def verdict_of(view: View, cell: Cell) -> Verdict:
 
 
 def _touched(view: View, cell: Cell) -> Verdict | None:
-    """It runs, and is not what was ordered any more. It goes for that, or stays and is told (``drift: report``)."""
+    """The verdict on a running cell that differs from its spec: it is replaced, or reported (``drift: report``)."""
     if cell.dies_at is not None:
         left = format_duration(max(0.0, cell.dies_at - view.now))
         fact = shell_fact(cell.dies_at, view.policy)

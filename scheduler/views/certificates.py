@@ -1,4 +1,4 @@
-"""What the journal tells operators: events as rows, and the death certificate of a cell. Pure."""
+"""Death certificates: the life and death of a cell or server, from the fleet and the journal. Pure."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from galactica.v1 import operator_pb2
 def certificate(
     view: View, cell_id: str, records: Sequence[e.Record], successor: Sequence[e.Record]
 ) -> operator_pb2.GetCertificateResponse | None:
-    """All that is known of a cell's end; while it lives, how it is. None where nobody ever ordered it.
+    """The death certificate of a cell, or the state of a living cell. None if no such cell was ever ordered.
 
-    ``records`` are those of the cell, ``successor`` those of the slot's next generation, oldest first."""
+    ``records``: the cell's records. ``successor``: the records of the slot's next generation. Both oldest first."""
     cell = views.find_cell(view, cell_id) or _from_records(records)
     if cell is None:
         return None
@@ -34,7 +34,7 @@ def certificate(
 
 
 def _of_living(view: View, cell: Cell) -> operator_pb2.GetCertificateResponse:
-    """A pool's server that is well has its evidence too: that it beats, and what its neighbours say."""
+    """A healthy server of a pool has evidence too: its beats, and what its neighbours report."""
     verdict = views.verdict_of(view, cell)
     server = view.fleet.servers.get(cell.id) if cell.kind is CellKind.SERVER else None
     evidence = (
@@ -75,8 +75,8 @@ def _of_condemned(view: View, cell: Cell, records: Sequence[e.Record]) -> operat
 def server_certificate(
     view: View, server: Server, records: Sequence[e.Record]
 ) -> operator_pb2.GetCertificateResponse:
-    """The same of a server that joined by itself, which is no cell. ``records``: the newest of the journal; where
-    its condemnation is older than these, its evidence is not told."""
+    """The same for a server that joined on its own and is not a cell. ``records``: the newest records of the journal.
+    If the server was condemned before these, the certificate has no evidence."""
     cell = server_views.server_as_cell(view, server)
     if server.condemned_at is None:
         row = server_views.server_row(view, server)
@@ -105,7 +105,7 @@ def _replaced_by(cell_id: str, successor: Sequence[e.Record]) -> str:
 
 
 def _from_records(records: Sequence[e.Record]) -> Cell | None:
-    """A cell that the fleet has forgotten, as its records tell it."""
+    """A cell that the fleet has forgotten, rebuilt from its records."""
     cell: Cell | None = None
     for record in records:
         match record.event:

@@ -11,15 +11,15 @@ from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.fleet import parse_cell_id
 from galactica.v1 import operator_pb2
 
-_TOLD_ELSEWHERE = ("type", "cell", "server")
+_COMMON_FIELDS = ("type", "cell", "server")
 _SECRETS = ("secret_sha256",)
 
 
 def event_row(record: e.Record) -> operator_pb2.Event:
-    """Values of environments may be secrets, and every viewer can read events: they are left out."""
+    """Values of environments are left out: they may be secrets, and every viewer can read events."""
     fields: dict[str, Any] = msgspec.to_builtins(record.event)
     cell = fields.get("cell", "")
-    details = {name: value for name, value in fields.items() if name not in (*_TOLD_ELSEWHERE, *_SECRETS)}
+    details = {name: value for name, value in fields.items() if name not in (*_COMMON_FIELDS, *_SECRETS)}
     if isinstance(record.event, e.GroupApplied):
         details["group"]["spec"]["env"] = dict.fromkeys(record.event.group.spec.env, "(not shown)")
     return operator_pb2.Event(
@@ -36,7 +36,7 @@ def event_row(record: e.Record) -> operator_pb2.Event:
 
 
 def group_of(event: e.AnyEvent) -> str:
-    """The group that an event is about; empty where it is about none."""
+    """The group that an event is about; empty if there is none."""
     match event:
         case e.GroupApplied(group=group):
             return group.name

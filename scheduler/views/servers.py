@@ -1,4 +1,4 @@
-"""What readers see of servers and of those who make them: rows of the operators' contract. Pure, as ``views``."""
+"""Servers and providers as rows of the operators' contract. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from galactica.v1 import cell_pb2, operator_pb2
 
 
 def servers(view: View) -> Iterator[operator_pb2.Server]:
-    """By id: those that enrolled, and those of pools that are ordered and did not enrol yet."""
+    """Rows by id: the enrolled servers, and the servers of pools that are ordered but not enrolled yet."""
     rows = {server.id: server_row(view, server) for server in view.fleet.servers.values()}
     for state in view.fleet.groups.values():
         if state.group.kind is GroupKind.POOL:
@@ -53,7 +53,7 @@ def server_row(view: View, server: Server) -> operator_pb2.Server:
         agent_version=server.agent_version,
         last_beat_at=seen.heard_at if seen else None,
         vitals=vitals_to_proto(seen.vitals) if seen and seen.vitals else None,
-        evidence=map(evidence_row, verdict.evidence or _what_is_heard(view, server)),
+        evidence=map(evidence_row, verdict.evidence or _signs_of_life(view, server)),
         neighbours=_neighbours(view, server.id),
     )
     if cell is not None:
@@ -72,7 +72,7 @@ def _ordered_row(view: View, cell: Cell) -> operator_pb2.Server:
 
 
 def _add_cell(view: View, row: operator_pb2.Server, cell: Cell, verdict: Verdict) -> None:
-    """What a server is as a cell of its pool; its own phase as a place for cells says less."""
+    """Fill in the server's facts as a cell of its pool. Its phase as a cell says more than its phase as a server."""
     row.phase = cell.phase.value
     row.verdict, row.reason = verdict_words(cell, verdict)
     row.pool, row.slot, row.generation = cell.group, cell.slot, cell.generation
@@ -80,16 +80,16 @@ def _add_cell(view: View, row: operator_pb2.Server, cell: Cell, verdict: Verdict
 
 
 def _ref_of(view: View, cell: Cell) -> str:
-    found = (known.servers.get(cell.id) for known in view.sight.providers.values())
-    return next((made.ref for made in found if made is not None), "")
+    entries = (provider.servers.get(cell.id) for provider in view.sight.providers.values())
+    return next((entry.ref for entry in entries if entry is not None), "")
 
 
 def evidence_row(fact: Evidence) -> operator_pb2.Evidence:
     return operator_pb2.Evidence(source=fact.source, says=fact.says, at=fact.at)
 
 
-def _what_is_heard(view: View, server: Server) -> tuple[Evidence, ...]:
-    """What a good verdict rests on, and all that is known of one that was condemned."""
+def _signs_of_life(view: View, server: Server) -> tuple[Evidence, ...]:
+    """The evidence for a healthy verdict, and the newest facts about a condemned server."""
     seen = view.sight.servers.get(server.id)
     if seen is None or server.phase is Phase.ORDERED:
         return ()
@@ -100,7 +100,7 @@ def _what_is_heard(view: View, server: Server) -> tuple[Evidence, ...]:
 
 
 def _neighbours(view: View, server_id: str) -> Iterator[operator_pb2.NeighbourAnswer]:
-    """What those say that still have a session; who went away is no neighbour any more."""
+    """The answers of neighbours with an open session. A neighbour without one no longer counts."""
     about = view.sight.about.get(server_id)
     for watcher, testimony in sorted(about.items()) if about else ():
         seen = view.sight.servers.get(watcher)
@@ -119,7 +119,7 @@ def _capacity(resources: Resources, disk_bytes: int) -> cell_pb2.Capacity:
 
 
 def providers(view: View) -> list[operator_pb2.Provider]:
-    """Those that were heard of, and those that a pool names."""
+    """The providers that have answered, and those that a pool names."""
     names = set(view.sight.providers)
     for state in view.fleet.groups.values():
         if state.group.spec.server is not None:
@@ -128,22 +128,20 @@ def providers(view: View) -> list[operator_pb2.Provider]:
 
 
 def _provider_row(view: View, name: str) -> operator_pb2.Provider:
-    known = view.sight.providers.get(name)
-    if known is None:
-        return operator_pb2.Provider(
-            name=name, trouble="nothing was heard of it since this scheduler started"
-        )
-    there = sum(1 for made in known.servers.values() if made.state is not ProviderState.GONE)
+    provider = view.sight.providers.get(name)
+    if provider is None:
+        return operator_pb2.Provider(name=name, trouble="no answer since this scheduler started")
+    count = sum(1 for server in provider.servers.values() if server.state is not ProviderState.GONE)
     return operator_pb2.Provider(
-        name=name, servers=there, trouble=known.trouble, listed_at=known.listed_at or None
+        name=name, servers=count, trouble=provider.trouble, listed_at=provider.listed_at or None
     )
 
 
-# --- the death certificate of a server that is no cell ------------------------------------------------------------
+# --- the death certificate of a server that is not a cell ---------------------------------------------------------
 
 
 def server_as_cell(view: View, server: Server) -> operator_pb2.Cell:
-    """A server that joined by itself, in the words for cells."""
+    """A server that joined on its own, as a row for cells."""
     row = server_row(view, server)
     return operator_pb2.Cell(
         id=server.id,

@@ -1,4 +1,4 @@
-"""The fleet on one page: groups, what is held back and why, storms."""
+"""The fleet on one page: groups, holds and storms."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ILL = (Health.SICK, Health.DEAD)
 
 
 def status(view: View, fleet_name: str) -> operator_pb2.GetStatusResponse:
-    """The fleet on one page. In proportion to the number of cells."""
+    """The fleet on one page. The time grows with the number of cells."""
     groups = [group_status(view, state) for _, state in sorted(view.fleet.groups.items())]
     held = holds(view)
     return operator_pb2.GetStatusResponse(
@@ -45,7 +45,7 @@ def _storm_row(storm: Storm) -> operator_pb2.Storm:
 
 
 def group_status(view: View, state: GroupState) -> operator_pb2.GroupStatus:
-    """``ready`` and ``booting`` leave out what is judged sick or dead and not yet condemned."""
+    """``ready`` and ``booting`` do not count cells that are sick or dead but not yet condemned."""
     ill_ready = ill_booting = 0
     for cell in cells_of_group(state):
         if cell.is_condemned or _is_plainly_well(view, cell):
@@ -72,7 +72,7 @@ def _provider_of(group: Group) -> str:
 
 
 def is_ready(state: GroupState) -> bool:
-    """Every slot READY with the newest revision, as recorded. Takes no longer for a larger group."""
+    """Whether every slot is READY with the newest revision, as recorded. Takes the same time for every group size."""
     return state.tally.ready == state.wanted_slots and not state.tally.outdated and not state.tally.booting
 
 
@@ -81,7 +81,7 @@ def _is_whole(state: GroupState, row: operator_pb2.GroupStatus) -> bool:
 
 
 def holds(view: View, key: SlotKey | None = None) -> list[operator_pb2.Hold]:
-    """What is held back, one row per group and rule with the first slot's reason; or that of one slot."""
+    """The holds, one row per group and rule, with the reason of the first slot. ``key``: only those of one slot."""
     rows: dict[tuple[str, str], operator_pb2.Hold] = {}
     if view.trouble:
         rows["", HoldRule.JOURNAL] = operator_pb2.Hold(rule=HoldRule.JOURNAL, reason=view.trouble)
@@ -92,7 +92,7 @@ def holds(view: View, key: SlotKey | None = None) -> list[operator_pb2.Hold]:
 
 
 def hold_rows(held: Iterable[Hold]) -> list[operator_pb2.Hold]:
-    """The same for holds that are given, as those of a plan."""
+    """The same for given holds, such as those of a plan."""
     rows: dict[tuple[str, str], operator_pb2.Hold] = {}
     for hold in held:
         _add_hold(rows, hold)
@@ -112,12 +112,12 @@ def _add_hold(rows: dict[tuple[str, str], operator_pb2.Hold], hold: Hold) -> Non
 
 
 def _is_plainly_well(view: View, cell: Cell) -> bool:
-    """What most cells are, told without asking every rule."""
+    """A quick check for the common case, without evaluating every rule."""
     if cell.phase is not Phase.READY:
         return False
     server = view.fleet.servers.get(cell.server)
     if server is None or server.is_lost:
-        return False  # nor is a pool's cell, which is on no server
+        return False  # also for a pool's cell, which runs on no server
     report = view.sight.report_of(cell.server, cell.id)
     if report is None or report.state is not CellState.RUNNING:
         return False

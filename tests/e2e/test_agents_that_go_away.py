@@ -168,7 +168,7 @@ def test_a_drained_server_gives_its_cells_away_one_after_the_other_and_then_goes
     before = apply(fleet, "drain", 4)
     position = fleet.position()
     said = fleet.done("drain", "drain1")
-    assert said.startswith("drain1: draining, 2 cells to be replaced elsewhere first")
+    assert said.startswith("drain1: draining, 2 cells to replace on other servers first")
     moved = tuple(cell["id"] for cell in before if cell["server"] == "drain1")
     after = fleet.until_ready("drain", 4, without=moved)
     assert {cell["server"] for cell in after} == {"drain2"}

@@ -55,7 +55,7 @@ def test_applying_the_same_again_changes_nothing_and_says_so(fleet):
         0,
         [
             "same: unchanged, revision 1",
-            "Nothing was changed: the fleet is wanted like that already. How it is: galactica status",
+            "No changes: already up to date. Current state: galactica status",
         ],
     )
     assert fleet.events("GroupApplied", after=position) == []

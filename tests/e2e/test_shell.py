@@ -121,7 +121,7 @@ def test_a_shell_on_a_terminal_is_in_the_cell_and_passes_its_exit_code_on(fleet)
     cell = cell_of(fleet, 0)
     with a_terminal(fleet, cell, rows=33, columns=111) as terminal:
         terminal.until_raw()
-        assert f"A shell in {cell} begins its death timer".encode() in terminal.shown
+        assert f"A shell in {cell} starts its death timer".encode() in terminal.shown
         assert f"{cell} goes in 15m".encode() in terminal.shown or b"goes in 14m" in terminal.shown
         terminal.type(b"echo $COLOUR-$CELL_ID; stty size; tty\r")
         terminal.until(f"blue-{cell}".encode())
@@ -207,8 +207,8 @@ def test_a_shell_whose_cell_dies_gives_the_terminal_back(fleet):
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (("web/9.9",), 1, b"there is no cell web/9.9"),
-        (("web",), 2, b"'web' is no cell"),
+        (("web/9.9",), 1, b"no such cell: web/9.9"),
+        (("web",), 2, b"invalid cell id 'web'"),
         (("{cell}", "--", "frobnicate"), 1, b"command 'frobnicate' not found"),
     ],
 )
@@ -224,7 +224,7 @@ def test_a_viewer_opens_no_shell(fleet, tmp_path):
     fleet.done("operator", "create", "vera", "--role", "viewer", "--file", str(context))
     done = fleet.run("shell", cell_of(fleet, 1), context=context)
     assert done.code == 4
-    assert "operator vera has the role viewer, and OpenShell needs the role deployer" in done.err
+    assert "operator vera has the role viewer, but OpenShell needs the role deployer" in done.err
     assert [event for event in fleet.events("ShellOpened") if event["operator"] == "vera"] == []
 
 

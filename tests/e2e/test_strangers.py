@@ -108,7 +108,7 @@ def test_server_that_lives_cannot_be_enrolled_again_by_somebody_else(fleet):
     fleet.begin_agent("double", "--id", "earth", GALACTICA_TOKEN=fleet.token())
     code, words = ended(fleet, "double")
     assert code == 1
-    assert "server earth is READY in this fleet" in words
+    assert "this fleet already has a server with the id earth (READY)" in words
     assert fleet.is_attached("earth")
 
 
@@ -199,7 +199,7 @@ def test_operator_without_the_right_is_refused_by_name_and_that_is_on_record(fle
     for call, words in calls.items():
         refused = fleet.run(*words, context=viewer)
         assert (refused.code, refused.out) == (4, "")
-        assert f"operator vera has the role viewer, and {call} needs the role" in refused.err
+        assert f"operator vera has the role viewer, but {call} needs the role" in refused.err
     recorded = fleet.events("CallRefused", after=position)
     assert [(e["caller"], e["role"], e["call"]) for e in recorded] == [
         ("operator:vera", "viewer", call) for call in calls
@@ -225,7 +225,7 @@ def test_operator_whose_certificate_does_not_hold_is_told_so(
     time.sleep(1.1 if trouble == "expired" else 0.0)  # its whole life
     refused = fleet.run("status", context=file)
     assert (refused.code, refused.out) == (4, "")
-    assert "does not let vera" in refused.err
+    assert "does not accept the certificate of vera" in refused.err
 
 
 def test_server_cannot_ask_what_operators_ask_and_that_is_on_record(fleet, authority):
@@ -235,7 +235,8 @@ def test_server_cannot_ask_what_operators_ask_and_that_is_on_record(fleet, autho
             operators.GetStatus(operator_pb2.GetStatusRequest(), timeout=WAIT_SECONDS)
     assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
     assert (
-        refused.value.details() == "server earth may not call GetStatus: that needs an operator's certificate"
+        refused.value.details()
+        == "server earth may not call GetStatus: the call needs an operator's certificate"
     )
     recorded = fleet.events("CallRefused")[-1]
     assert (recorded["caller"], recorded["role"], recorded["call"]) == ("server:earth", "server", "GetStatus")

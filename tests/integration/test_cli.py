@@ -241,8 +241,8 @@ def test_status_of_a_healthy_fleet_says_so(scheduler: Scheduler):
 def test_status_of_an_empty_fleet_says_what_to_do_next(scheduler: Scheduler):
     scheduler.answers.status = operator_pb2.GetStatusResponse(fleet="demo", healthy=True)
     assert said(run(scheduler, "status")) == [
-        "fleet demo: healthy - nothing is wanted yet",
-        "Order something: galactica apply FILE",
+        "fleet demo: healthy - no groups yet",
+        "Create a service or a pool: galactica apply FILE",
     ]
 
 
@@ -268,14 +268,14 @@ def test_why_reads_like_a_certificate_and_cannot_steer_the_terminal(scheduler: S
         "",
         "Autopsy",
         "  killed by SIGKILL, lived 1m 26s",
-        "  its last lines:",
+        "  last lines of its output:",
         "    | serving",
         "    | bye \N{REPLACEMENT CHARACTER}[2J",
         "",
-        "What holds its replacement",
+        "Its replacement is held",
         lines[-1],
     ]
-    assert lines[-1].startswith("  web (1 cell): backoff: 2 early deaths of this spec; looks again in ")
+    assert lines[-1].startswith("  web (1 cell): backoff: 2 early deaths of this spec; next check in ")
 
 
 def test_tables_in_a_pipe_are_plain_and_nothing_is_cut_off(scheduler: Scheduler):
@@ -333,7 +333,7 @@ def test_apply_says_what_happened_and_what_to_do_next(scheduler: Scheduler, tmp_
     scheduler.answers.changes = [operator_pb2.GroupChange(group="web", change="created", revision=1)]
     assert said(run(scheduler, "apply", str(file))) == [
         "web: created, revision 1, 6 cells ordered",
-        "Watch: galactica wait service/web --ready",
+        "Wait until it is ready: galactica wait service/web --ready",
     ]
     (asked,) = scheduler.answers.asked
     assert asked == operator_pb2.ApplyGroupsRequest(groups=[group_to_proto(parse(MANIFEST, "")[0])])
@@ -343,7 +343,7 @@ def test_applying_what_is_so_already_says_unchanged(scheduler: Scheduler):
     scheduler.answers.changes = [operator_pb2.GroupChange(group="web", change="unchanged", revision=1)]
     assert said(run(scheduler, "apply", "-", stdin=MANIFEST)) == [
         "web: unchanged, revision 1",
-        "Nothing was changed: the fleet is wanted like that already. How it is: galactica status",
+        "No changes: already up to date. Current state: galactica status",
     ]
 
 
@@ -351,7 +351,7 @@ def test_apply_of_a_wrong_manifest_tells_every_mistake_and_asks_the_scheduler_no
     done = run(scheduler, "apply", "-", stdin="kind: service\nname: web\ncommand: [x]\nreplcas: 6\nstop: 5\n")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines() == [
-        "<stdin>:4:1: replcas: there is no such key; did you mean 'replicas'?",
+        "<stdin>:4:1: replcas: unknown key; did you mean 'replicas'?",
         "<stdin>:5:7: stop: must be a mapping, not '5'",
         "Error: 2 mistakes; nothing was sent to the scheduler",
     ]
@@ -375,7 +375,7 @@ def test_plan_shows_births_beside_the_deaths_they_replace(scheduler: Scheduler):
         "  + web/1.1 on south",
         "  - web/0.1 on north  outdated",
         "  + web/0.2 on south  replaces web/0.1",
-        "2 births, 1 death. This was a plan and changed nothing. Do it: galactica apply -",
+        ("2 births, 1 death. This is a plan; nothing was changed. To apply it: galactica apply -"),
     ]
 
 
@@ -408,12 +408,12 @@ def test_a_plan_that_changes_nothing_says_so(scheduler: Scheduler):
         (
             ["condemn", "web/0.1", "--reason", "looks odd"],
             operator_pb2.CondemnCellRequest(cell_id="web/0.1", reason="looks odd"),
-            "web/0.1: condemned; it goes when its replacement is ready. Its story: galactica why web/0.1",
+            ("web/0.1: condemned; it goes when its replacement is ready. Details: galactica why web/0.1"),
         ),
         (
             ["drain", "north"],
             operator_pb2.DrainServerRequest(server_id="north"),
-            "north: draining, 1 cell to be replaced elsewhere first. Watch: galactica servers",
+            "north: draining, 1 cell to replace on other servers first. Watch: galactica servers",
         ),
     ],
 )
@@ -434,8 +434,8 @@ def test_wait_that_takes_too_long_fails_with_what_holds_the_service(scheduler: S
     assert (done.returncode, done.stdout) == (1, "")
     first, second, third = done.stderr.splitlines()
     assert first == "Error: service/web is not ready after 300ms: 1 of 3 ready, 1 booting, 0 sick"
-    assert second.startswith("  web (1 cell): backoff: 2 early deaths of this spec; looks again in ")
-    assert third == "Look at its cells: galactica cells web"
+    assert second.startswith("  web (1 cell): backoff: 2 early deaths of this spec; next check in ")
+    assert third == "See its cells: galactica cells web"
 
 
 # --- who may ----------------------------------------------------------------------------------------------------------
@@ -444,8 +444,8 @@ def test_wait_that_takes_too_long_fails_with_what_holds_the_service(scheduler: S
 def test_a_token_comes_with_the_command_that_uses_it(scheduler: Scheduler):
     lines = said(run(scheduler, "token", "create", "--uses", "3", "--ttl", "2h"))
     assert lines == [
-        "A join token for 3 servers, good until 2096-10-02 07:06:40. It is not shown again.",
-        "On each new server:",
+        "A join token for 3 servers, valid until 2096-10-02 07:06:40. It is shown only once.",
+        "Run on each new server:",
         "  GALACTICA_TOKEN=gal_secret galactica-agent --scheduler 10.0.0.1:7400",
     ]
     assert scheduler.answers.asked == [operator_pb2.CreateTokenRequest(uses=3, ttl_seconds=7_200)]
@@ -504,13 +504,13 @@ def test_version_tells_of_the_scheduler_too(scheduler: Scheduler):
     ("status", "rule", "text", "code", "said_of_it"),
     [
         ("FAILED_PRECONDITION", "condemned", "web/0.1 is condemned", 1, "web/0.1 is condemned"),
-        ("NOT_FOUND", "missing", "there is no cell web/9.9", 1, "there is no cell web/9.9"),
+        ("NOT_FOUND", "missing", "no such cell: web/9.9", 1, "no such cell: web/9.9"),
         ("RESOURCE_EXHAUSTED", "inbox", "too many at once", 1, "too many at once"),
         ("UNAVAILABLE", "journal", "the disk is full", 1, "the disk is full"),
         ("INVALID_ARGUMENT", "", "'x' is no cell id", 2, "'x' is no cell id"),
         ("PERMISSION_DENIED", "role", "ada may not", 4, "ada may not"),
         ("UNAUTHENTICATED", "", "who are you?", 4, "who are you?"),
-        ("INTERNAL", "", "boom", 1, "the scheduler could not do it: boom"),
+        ("INTERNAL", "", "boom", 1, "the call failed in the scheduler: boom"),
         ("UNIMPLEMENTED", "", "no call", 1, "the scheduler does not know this call: no call"),
     ],
 )
@@ -528,7 +528,7 @@ def test_a_scheduler_that_is_not_there_is_told_with_its_address(scheduler: Sched
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr.splitlines() == [
         "Error: the scheduler at 127.0.0.1:1 is not reachable (Connection refused)",
-        "Is it running? Start it here: galactica up. Is it elsewhere? --scheduler HOST:PORT",
+        ("Is it running? Start one here: galactica up. Is it on another machine? Use --scheduler HOST:PORT"),
     ]
 
 
@@ -547,7 +547,7 @@ def test_an_expired_certificate_is_told_as_such(scheduler: Scheduler, tmp_path: 
     file = scheduler.context_for("old", Role.ADMIN, tmp_path / "old.json", ttl_seconds=-1.0)
     done = run(scheduler, "status", context=file)
     assert done.returncode == 4
-    assert "does not let old of fleet demo in: the certificate ended" in done.stderr
+    assert "does not accept the certificate of old of fleet demo: the certificate expired at" in done.stderr
 
 
 def test_a_certificate_from_another_ca_opens_nothing(scheduler: Scheduler, tmp_path: Path):
@@ -557,7 +557,7 @@ def test_a_certificate_from_another_ca_opens_nothing(scheduler: Scheduler, tmp_p
     write_context(tmp_path / "eve.json", replace(stranger, ca_pem=ours.ca_pem))
     done = run(scheduler, "status", context=tmp_path / "eve.json")
     assert (done.returncode, scheduler.answers.asked) == (4, [])
-    assert "certificate is not from its fleet's CA" in done.stderr
+    assert "certificate in the context file is not from the fleet's CA" in done.stderr
 
 
 def test_a_scheduler_of_another_fleet_is_not_believed(scheduler: Scheduler, tmp_path: Path):
@@ -576,7 +576,7 @@ def test_a_scheduler_of_another_fleet_is_not_believed(scheduler: Scheduler, tmp_
         (["storms", "release"], "ID"),
         (["wait", "service/web"], "--ready"),
         (["wait", "service/web", "--ready", "--timeout", "30"], "30s"),
-        (["events", "--from", "3", "-n", "2"], "exclude each other"),
+        (["events", "--from", "3", "-n", "2"], "use either --from or --number"),
         (["cells", "-o", "yaml"], "yaml"),
         (["status", "--scheduler", "nowhere"], "HOST:PORT"),
         (["operator", "create", "bob"], "--role"),
@@ -704,7 +704,7 @@ def test_top_draws_until_q_or_ctrl_c_and_leaves_the_terminal_as_it_was(
 ):
     terminals.append(Terminal(scheduler, "top"))
     top = terminals[0]
-    top.read_until("q or Ctrl-C ends this view")
+    top.read_until("q or Ctrl-C closes this view")
     scheduler.answers.status = operator_pb2.GetStatusResponse(fleet="demo", healthy=True, groups=[WEB])
     top.read_until("3 cells ready")
     if ending == "q":
@@ -721,7 +721,7 @@ def test_top_goes_on_when_the_scheduler_does_not_answer(scheduler: Scheduler, te
     top = terminals[0]
     top.read_until("NOT healthy")
     scheduler.answers.refuse["GetStatus"] = Refusal(grpc.StatusCode.UNAVAILABLE, "no such luck", "journal")
-    top.read_until("no such luck - this is the last picture; asking again")
+    top.read_until("no such luck - showing the last answer; trying again")
     scheduler.answers.refuse.clear()
     scheduler.answers.status = operator_pb2.GetStatusResponse(fleet="demo", healthy=True, groups=[WEB])
     top.read_until("3 cells ready")

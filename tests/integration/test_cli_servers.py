@@ -131,12 +131,12 @@ def test_providers_are_a_table_with_what_troubles_them(scheduler: Scheduler) -> 
 @pytest.mark.parametrize(
     ("command", "line"),
     [
-        ("pools", "There are no pools. Write one (kind: pool) and order it: galactica apply FILE"),
-        ("storms", "No storm is held."),
-        ("providers", "Nothing was heard of any provider yet. A pool names one: galactica pools"),
+        ("pools", "No pools. Write a manifest (kind: pool) and apply it: galactica apply FILE"),
+        ("storms", "No storms."),
+        ("providers", "No provider has answered yet. Each pool names its provider: galactica pools"),
         (
             "servers",
-            "There are no servers. Let one join: galactica token create. Or have them made: apply a pool",
+            "No servers. To let one join: galactica token create. To order servers: apply a pool",
         ),
     ],
 )
@@ -149,9 +149,9 @@ def test_where_there_is_nothing_the_next_step_is_told(scheduler: Scheduler, comm
 def test_a_storm_is_told_with_the_command_that_releases_it(scheduler: Scheduler) -> None:
     scheduler.answers.status.storms[0].expires_at = time.time() + 3_630
     told = [
-        f"{STORM}: 2 of 3 silent since 2027-01-15 07:59:50.250, held for 1h more",
+        f"{STORM}: 2 of 3 servers silent since 2027-01-15 07:59:50.250, held for 1h more",
         "  2 of 3 of pool rack fell silent within 60 s",
-        f"  If they are really gone: galactica storms release {STORM}",
+        f"  If these servers are really gone: galactica storms release {STORM}",
     ]
     assert said(run(scheduler, "storms")) == told
     status = said(run(scheduler, "status"))
@@ -192,7 +192,7 @@ def test_times_in_events_are_told_as_times(scheduler: Scheduler) -> None:
 
 def test_a_storm_is_released_by_an_admin(scheduler: Scheduler) -> None:
     assert said(run(scheduler, "storms", "release", STORM)) == [
-        f"{STORM}: released; 3 silent servers judged by the evidence now. Watch: galactica servers"
+        (f"{STORM}: released; 3 silent servers will be judged by the evidence. Watch: galactica servers")
     ]
     assert scheduler.answers.asked == [operator_pb2.ReleaseStormRequest(storm_id=STORM)]
 
@@ -210,7 +210,7 @@ def test_a_pool_is_applied_like_anything_else(scheduler: Scheduler) -> None:
     scheduler.answers.changes = [operator_pb2.GroupChange(group="rack", change="created", revision=1)]
     assert said(run(scheduler, "apply", "-", stdin=POOL)) == [
         "rack: created, revision 1, 3 servers ordered",
-        "Watch: galactica wait pool/rack --ready",
+        "Wait until it is ready: galactica wait pool/rack --ready",
     ]
     (group,) = parse(POOL, "-")
     assert scheduler.answers.asked == [operator_pb2.ApplyGroupsRequest(groups=[group_to_proto(group)])]
@@ -227,7 +227,7 @@ def test_a_pool_is_applied_like_anything_else(scheduler: Scheduler) -> None:
         (
             ["condemn", "rack/0.3"],
             operator_pb2.CondemnCellRequest(cell_id="rack/0.3"),
-            "rack/0.3: condemned; it goes when its replacement is ready. Its story: galactica why rack/0.3",
+            ("rack/0.3: condemned; it goes when its replacement is ready. Details: galactica why rack/0.3"),
         ),
     ],
 )
@@ -239,7 +239,10 @@ def test_letting_servers_go_says_what_comes_next(scheduler: Scheduler, arguments
 def test_condemning_a_server_that_joined_by_itself_is_refused_in_the_schedulers_words(
     scheduler: Scheduler,
 ) -> None:
-    words = "north is a server that joined by itself, no cell of a pool; let it go with galactica drain north"
+    words = (
+        "north is a server that joined on its own, not a cell of a pool; remove it with: "
+        "galactica drain north"
+    )
     scheduler.answers.refuse["CondemnCell"] = Refusal(grpc.StatusCode.FAILED_PRECONDITION, words, "is_server")
     done = run(scheduler, "condemn", "north")
     assert (done.returncode, done.stderr.splitlines()[0]) == (1, f"Error: {words}")

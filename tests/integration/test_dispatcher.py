@@ -429,7 +429,7 @@ class TestCertificates:
 
         assert (await call.code(), await call.details()) == (
             Code.PERMISSION_DENIED,
-            "operator eve has the role admin, and Attach needs a server's certificate",
+            "operator eve has the role admin, but Attach needs a server's certificate",
         )
         refused = world.mind.records[-1]
         assert (refused.cause, refused.event.caller, refused.event.call) == (

@@ -290,11 +290,14 @@ class TestEnrolling:
             (grpc.StatusCode.UNAUTHENTICATED, "the token has expired"),
             (
                 grpc.StatusCode.UNAUTHENTICATED,
-                "the join token is pinned to another CA than this scheduler's; make one with this scheduler",
+                ("the join token is for a scheduler with another CA; create a token with this scheduler"),
             ),
             (
                 grpc.StatusCode.UNAUTHENTICATED,
-                "this is no join token: one begins with 'gal1.'; make one with 'galactica token create'",
+                (
+                    "this is not a join token: a token begins with 'gal1.'; make one with 'galactica "
+                    "token create'"
+                ),
             ),
         ]
         assert house.book.servers == []
@@ -322,9 +325,9 @@ class TestEnrolling:
     @pytest.mark.parametrize(
         ("server_id", "csr_pem", "says"),
         [
-            ("web 1", None, "a server's id has"),
-            ("", None, "a server's id has"),
-            ("web-1", b"no request", "not a readable PKCS#10 request"),
+            ("web 1", None, "invalid server id"),
+            ("", None, "invalid server id"),
+            ("web-1", b"no request", "not a valid PKCS#10 request"),
         ],
     )
     async def test_bad_request_costs_no_use_of_the_token(self, house, server_id, csr_pem, says):
@@ -356,7 +359,7 @@ class TestEnrolling:
         assert codes == [grpc.StatusCode.UNAUTHENTICATED] * 50 + [grpc.StatusCode.RESOURCE_EXHAUSTED] * 2
         assert (code, says) == (
             grpc.StatusCode.RESOURCE_EXHAUSTED,
-            "too many enrolments failed lately; try again in 0.2 s",
+            "too many failed enrolments; try again in 0.2 s",
         )
 
 

@@ -92,7 +92,7 @@ class TestWhoMayCall:
 
         assert await refusal(operator.DrainServer(operator_pb2.DrainServerRequest(server_id="a"))) == (
             Code.PERMISSION_DENIED,
-            "operator joe has the role viewer, and DrainServer needs the role admin",
+            "operator joe has the role viewer, but DrainServer needs the role admin",
             "not_authorised",
         )
         record = world.mind.records[-1]
@@ -105,7 +105,7 @@ class TestWhoMayCall:
 
         assert await refusal(stub.GetStatus(operator_pb2.GetStatusRequest())) == (
             Code.PERMISSION_DENIED,
-            "server web-1 may not call GetStatus: that needs an operator's certificate",
+            "server web-1 may not call GetStatus: the call needs an operator's certificate",
             "not_authorised",
         )
         assert world.mind.records[-1].event.caller == "server:web-1"
@@ -150,7 +150,7 @@ class TestApplying:
 
         assert (code, rule) == (Code.INVALID_ARGUMENT, "invalid")
         assert [line.partition(":")[0] for line in details.split("\n")] == ["Web", "api", "ok"]
-        assert details.endswith("ok: it is there twice")
+        assert details.endswith("ok: duplicate group in the request")
         assert world.mind.view().fleet.groups.get("ok") is None
 
     async def test_message_of_a_very_long_refusal_is_cut_and_arrives(self, world):
@@ -210,19 +210,19 @@ class TestApplying:
     @pytest.mark.parametrize(
         ("call", "request_of", "message"),
         [
-            ("DeleteGroup", {"group": "no"}, "there is no group no"),
-            ("WaitReady", {"group": "no"}, "there is no group no"),
-            ("ListCells", {"group": "no"}, "there is no group no"),
+            ("DeleteGroup", {"group": "no"}, "no such group: no"),
+            ("WaitReady", {"group": "no"}, "no such group: no"),
+            ("ListCells", {"group": "no"}, "no such group: no"),
             (
                 "CondemnCell",
                 {"cell_id": "no/1.1"},
-                "there is no cell no/1.1, or it is decommissioned already",
+                "no such cell: no/1.1 (or it is already decommissioned)",
             ),
-            ("DrainServer", {"server_id": "no"}, "there is no server no"),
-            ("ReleaseStorm", {"storm_id": "no-1"}, "there is no storm no-1"),
-            ("WaitReady", {"group": "no", "kind": "GROUP_KIND_POOL"}, "there is no pool no"),
-            ("GetCertificate", {"cell_id": "no/1.1"}, "there is and was no cell no/1.1"),
-            ("ReadLogs", {"cell_id": "no/1.1"}, "there is no cell no/1.1"),
+            ("DrainServer", {"server_id": "no"}, "no such server: no"),
+            ("ReleaseStorm", {"storm_id": "no-1"}, "no such storm: no-1"),
+            ("WaitReady", {"group": "no", "kind": "GROUP_KIND_POOL"}, "no such pool: no"),
+            ("GetCertificate", {"cell_id": "no/1.1"}, "no such cell: no/1.1"),
+            ("ReadLogs", {"cell_id": "no/1.1"}, "no such cell: no/1.1"),
         ],
     )
     async def test_what_does_not_exist_is_not_found(self, world, call, request_of, message):
@@ -252,7 +252,7 @@ class TestPools:
         code, details, _ = await refusal(getattr(operator, call)(request))
 
         assert code is Code.INVALID_ARGUMENT
-        assert details == "rack: no provider 'nobody' is configured (configured: cloud, local)"
+        assert details == "rack: provider 'nobody' is not configured (configured: cloud, local)"
         status = await operator.GetStatus(operator_pb2.GetStatusRequest())
         assert not status.groups
 
@@ -265,7 +265,7 @@ class TestPools:
         ):
             assert await refusal(call(request, timeout=LIMIT_SECONDS)) == (
                 Code.NOT_FOUND,
-                "there is no service rack; rack is a pool: write pool/rack",
+                "no such service: rack; rack is a pool, so write pool/rack",
                 "no_such_group",
             )
         deleted = await operator.DeleteGroup(
@@ -279,7 +279,7 @@ class TestPools:
         call = operator.ReadLogs(operator_pb2.ReadLogsRequest(cell_id="rack/0.1"))
 
         assert await call.code() is Code.FAILED_PRECONDITION
-        assert await call.details() == "rack/0.1 is a server; logs are those of cells that run on one"
+        assert await call.details() == "rack/0.1 is a server; only cells that run on a server have logs"
 
     async def test_a_shell_in_a_server_of_a_pool_is_refused_as_what_it_is(self, world):
         operator = await world.operator()
@@ -287,7 +287,7 @@ class TestPools:
         start = operator_pb2.OpenShellRequest(start=operator_pb2.OpenShellStart(cell_id="rack/0.1"))
         assert await refusal(operator.OpenShell(iter([start])).read()) == (
             Code.FAILED_PRECONDITION,
-            "rack/0.1 is a server; a shell is opened in a cell that runs on one",
+            "rack/0.1 is a server; open a shell in a cell that runs on a server",
             "is_server",
         )
 
@@ -331,7 +331,7 @@ class TestWaiting:
         code, details, _ = await refusal(waiting)
         assert (code, details) in [
             (Code.NOT_FOUND, "web was deleted"),
-            (Code.NOT_FOUND, "there is no group web"),
+            (Code.NOT_FOUND, "no such group: web"),
         ]
 
     async def test_wait_is_bounded_by_the_callers_deadline(self, world):
@@ -447,7 +447,9 @@ class TestCertificates:
         )
 
         assert code is Code.INVALID_ARGUMENT
-        assert details == "'web' is no cell and no server; write GROUP/SLOT.GENERATION, such as web/2.7"
+        assert details == (
+            "no such cell or server: 'web'; write a cell as GROUP/SLOT.GENERATION, for example web/2.7"
+        )
 
 
 class TestLogs:
@@ -512,14 +514,14 @@ class TestHandingOut:
             (
                 "CreateToken",
                 {},
-                "uses: 0 is not within 1 and 10000\nttl_seconds: 0 is not within 1 and 2592000",
+                "uses: 0 is not between 1 and 10000\nttl_seconds: 0 is not between 1 and 2592000",
             ),
             (
                 "CreateOperator",
                 {"ttl_seconds": 5, "role": "king"},
-                "'king' is no role; roles are viewer, deployer, admin",
+                "invalid role 'king'; the roles are viewer, deployer, admin",
             ),
-            ("CreateOperator", {"ttl_seconds": 0}, "ttl_seconds: 0 is not within 1 and 94608000"),
+            ("CreateOperator", {"ttl_seconds": 0}, "ttl_seconds: 0 is not between 1 and 94608000"),
         ],
     )
     async def test_wrong_wishes_are_invalid_arguments(self, world, call, fields, message):

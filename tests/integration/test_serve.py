@@ -163,7 +163,7 @@ def test_a_file_elsewhere_says_which_providers_there_are(machine):
 
     refused = machine.cli("apply", str(manifest), code=2)
 
-    said = "Error: rack: no provider 'nobody' is configured (configured: lab, local)"
+    said = "Error: rack: provider 'nobody' is not configured (configured: lab, local)"
     assert refused.stderr.splitlines()[0] == said
 
 
@@ -262,9 +262,9 @@ class TestRefusals:
         first.send_signal(signal.SIGTERM)
         machine.ended(first)
         said = self.refused(machine, "--listen", "127.0.0.1:0", "--fleet", "other")
-        assert "is that of the fleet 'galactica' and not of 'other'" in said
+        assert "belongs to the fleet 'galactica', not to 'other'" in said
 
     def test_data_directory_that_cannot_be_one(self, machine):
         (machine.directory / "file").write_text("")
         said = self.refused(machine, data=machine.directory / "file" / "data")
-        assert "cannot be used" in said
+        assert "cannot use the data directory" in said

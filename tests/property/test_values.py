@@ -181,7 +181,7 @@ def _by_walking(fleet: Fleet, state: GroupState) -> str | Unplaceable:
         ranked.append((state.per_server.get(server.id) or 0, used / size if size else 0.0, server.id))
     if ranked:
         return min(ranked)[-1]
-    return Unplaceable(full, ((f"lack room for {1 / 2**20:g} MiB memory", full),))
+    return Unplaceable(full, (("has too little memory (1 B needed)", full),))
 
 
 # --- sight --------------------------------------------------------------------------------------------------------

@@ -89,30 +89,30 @@ REFUSALS = [
     (
         two_ready,
         ApplyGroups((service("api", 1), service("huge", 1_000_000))),
-        ("too_many_cells", "1000003 cells wanted; one scheduler takes at most 1000000", False),
+        ("too_many_cells", "too many cells wanted: 1000003; the limit is 1000000", False),
     ),
     (
         two_ready,
         ApplyGroups(tuple(service(f"g{number}", 0) for number in range(10_000))),
-        ("too_many_groups", "10001 groups; one scheduler takes at most 10000", False),
+        ("too_many_groups", "too many groups: 10001; the limit is 10000", False),
     ),
-    (two_ready, DeleteGroup("api"), ("no_such_group", "there is no group api", True)),
+    (two_ready, DeleteGroup("api"), ("no_such_group", "no such group: api", True)),
     (
         two_ready,
         CondemnCell("web/2.1"),
-        ("no_such_cell", "there is no cell web/2.1, or it is decommissioned already", True),
+        ("no_such_cell", "no such cell: web/2.1 (or it is already decommissioned)", True),
     ),
     (
         two_ready,
         CondemnCell("web"),
-        ("no_such_cell", "there is no cell web, or it is decommissioned already", True),
+        ("no_such_cell", "no such cell: web (or it is already decommissioned)", True),
     ),
     (
         sick_one,
         CondemnCell("web/0.1"),
-        ("condemned", "web/0.1 was condemned before, by rule probe_failed", False),
+        ("condemned", "web/0.1 is already condemned, by rule probe_failed", False),
     ),
-    (two_ready, DrainServer("c"), ("no_such_server", "there is no server c", True)),
+    (two_ready, DrainServer("c"), ("no_such_server", "no such server: c", True)),
     (
         drained,
         DrainServer("a"),
@@ -121,7 +121,7 @@ REFUSALS = [
     (
         full_of_tokens,
         CreateToken("one", SECRET, 1, START + 10),
-        ("too_many_tokens", "10000 join tokens are open; wait until some are used or expire", False),
+        ("too_many_tokens", "too many open join tokens: 10000; wait until some are used or expire", False),
     ),
     (two_ready, Enrol("nobody", SECRET, "c"), ("token", TOKEN, False)),
     (with_token, Enrol("t", WRONG, "c"), ("token", TOKEN, False)),
@@ -136,7 +136,10 @@ REFUSALS = [
         Enrol("t", SECRET, "a"),
         (
             "server_exists",
-            "server a is READY in this fleet; choose another id with --id, or wait until it is lost",
+            (
+                "this fleet already has a server with the id a (READY); choose another id with --id, "
+                "or wait until that server is lost"
+            ),
             False,
         ),
     ),
@@ -222,7 +225,7 @@ def test_a_deleted_group_that_is_applied_again_while_its_cells_end_is_a_change()
     world = two_ready()
     world.obedient = False
     world.ask(DeleteGroup("web"))
-    with pytest.raises(Refused, match="there is no group web"):
+    with pytest.raises(Refused, match="no such group: web"):
         world.ask(DeleteGroup("web"))
     assert [change.change for change in world.apply(service("web", 2)).changes] == ["changed"]
     assert {cell: phase for cell, phase in world.phases().items() if phase is Phase.ORDERED} == {
@@ -280,7 +283,7 @@ def test_condemning_and_draining_leave_their_certificate() -> None:
                 Health.HEALTHY,
                 "operator",
                 "condemned by ann",
-                budget="an operator's word needs none; replaced before it goes",
+                budget="an operator's request needs no budget; the replacement comes first",
             ),
         ),
         ("operator:bob", e.ServerCondemned(on, Health.HEALTHY, "operator", "drained by bob")),
@@ -411,13 +414,13 @@ def test_age_drift_and_exclusion_are_told_as_differences() -> None:
 def test_a_name_is_of_one_kind_for_as_long_as_anything_of_it_is_there() -> None:
     world = two_ready()
     with pytest.raises(
-        Refused, match="web is a service, and no pool can be; delete it first, or choose"
+        Refused, match="the name web already belongs to a service; delete the service first"
     ) as no:
         world.apply(service("api", 1), pool("web", 1))
     assert (no.value.rule, world.phases("api")) == ("name_taken", {})
     world.obedient = False
     world.ask(DeleteGroup("web"))
-    with pytest.raises(Refused, match="wait until the last of it is gone"):
+    with pytest.raises(Refused, match="wait until its last cell is gone"):
         world.apply(pool("web", 1))
 
 
@@ -428,6 +431,6 @@ def test_a_name_is_free_for_another_kind_once_all_of_it_is_gone() -> None:
 
 
 def test_condemning_a_server_that_joined_by_itself_names_the_verb_for_it() -> None:
-    with pytest.raises(Refused, match="let it go with galactica drain a") as no:
+    with pytest.raises(Refused, match="remove it with: galactica drain a") as no:
         two_ready().ask(CondemnCell("a"))
     assert no.value.rule == "is_server"

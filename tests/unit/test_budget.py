@@ -55,8 +55,8 @@ def test_the_share_that_may_surge_is_policy() -> None:
     [
         (0, Allowed("surge: 0 of 2 cells being replaced beside running ones")),
         (1, Allowed("surge: 1 of 2 cells being replaced beside running ones")),
-        (2, Held("surge", "2 of at most 2 replacements are booting already")),
-        (3, Held("surge", "3 of at most 2 replacements are booting already")),
+        (2, Held("surge", "2 of 2 allowed replacements are already booting")),
+        (3, Held("surge", "3 of 2 allowed replacements are already booting")),
     ],
 )
 def test_successors_are_ordered_beside_running_cells_up_to_the_surge(
@@ -72,7 +72,7 @@ def test_successors_are_ordered_beside_running_cells_up_to_the_surge(
         (Tally(ready=9), Allowed("slot by slot: 0 of 1 cells being replaced")),
         (
             Tally(ready=7, replacing=1),
-            Held("slot_by_slot", "1 of at most 1 cells at once are being replaced"),
+            Held("slot_by_slot", "1 of 1 allowed replacements are in progress"),
         ),
         (Tally(ready=7), Held("unavailable", "only 7 of 8 cells are ready")),
         (Tally(ready=7, booting=1), Held("unavailable", "only 7 of 8 cells are ready")),
@@ -98,7 +98,7 @@ def test_more_slots_at_once_are_policy_and_those_being_replaced_still_serve() ->
     ("replacing", "answer"),
     [
         (1, Allowed("surge: 1 of 2 cells being replaced")),
-        (2, Held("surge", "2 of at most 2 cells at once are being replaced")),
+        (2, Held("surge", "2 of 2 allowed replacements are in progress")),
     ],
 )
 def test_a_drain_takes_as_many_cells_of_a_group_at_once_as_sickness(

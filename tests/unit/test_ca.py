@@ -84,7 +84,7 @@ class TestKeeping:
     def test_key_that_others_can_read_is_refused(self, tmp_path, ca, mode):
         (tmp_path / "ca" / AUTHORITY_FILE).chmod(mode)
 
-        with pytest.raises(AuthorityError, match=r"others than its owner can read it; .*chmod 600"):
+        with pytest.raises(AuthorityError, match=r"users other than its owner can read it; .*chmod 600"):
             CertificateAuthority.open_or_create(tmp_path / "ca", "alpha", clock)
 
     def test_key_of_another_certificate_is_refused(self, tmp_path, ca):
@@ -118,13 +118,13 @@ class TestKeeping:
             CertificateAuthority.open_or_create(tmp_path / "ca", "alpha", lambda: NOW + 11 * YEAR)
 
     def test_ca_of_another_fleet_is_refused(self, tmp_path, ca):
-        with pytest.raises(AuthorityError, match="of the fleet 'alpha' and not of 'beta'"):
+        with pytest.raises(AuthorityError, match="belongs to the fleet 'alpha', not to 'beta'"):
             CertificateAuthority.open_or_create(tmp_path / "ca", "beta", clock)
 
     def test_directory_that_cannot_be_made_is_a_clear_error(self, tmp_path):
         (tmp_path / "file").write_text("")
 
-        with pytest.raises(AuthorityError, match="cannot be opened: Not a directory"):
+        with pytest.raises(AuthorityError, match="cannot open the CA in .*: Not a directory"):
             CertificateAuthority.open_or_create(tmp_path / "file" / "ca", "alpha", clock)
 
 
@@ -211,7 +211,7 @@ class TestIssuing:
         ids=["rsa-1024", "p-192", "ed25519"],
     )
     def test_request_with_an_unfit_key_is_refused(self, ca, make_key):
-        with pytest.raises(CsrError, match="key is neither"):
+        with pytest.raises(CsrError, match="unsupported key"):
             ca.issue_server(csr_of(make_key()), "a")
 
     def test_request_with_a_common_rsa_key_is_served(self, ca):
@@ -230,12 +230,12 @@ class TestIssuing:
         mine, theirs = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
         forged = x509.load_der_x509_csr(der(mine).replace(point(mine), point(theirs)))
 
-        with pytest.raises(CsrError, match="signature does not hold"):
+        with pytest.raises(CsrError, match="signature is invalid"):
             ca.issue_server(forged.public_bytes(serialization.Encoding.PEM), "a")
 
     @pytest.mark.parametrize("csr", [b"", b"\xff\x00", b"-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n"])
     def test_unreadable_request_is_refused(self, ca, csr):
-        with pytest.raises(CsrError, match="not a readable"):
+        with pytest.raises(CsrError, match="not a valid PKCS"):
             ca.issue_server(csr, "a")
 
     def test_oversized_request_is_refused(self, ca):
@@ -244,12 +244,12 @@ class TestIssuing:
 
     @pytest.mark.parametrize("server_id", ["", "-a", "a:b", "a b", "a" * 129, "ä"])
     def test_nobody_gets_a_certificate_for_what_is_no_server_id(self, ca, server_id):
-        with pytest.raises(AuthorityError, match="no server id"):
+        with pytest.raises(AuthorityError, match="invalid server id"):
             ca.issue_server(new_key_and_csr()[1], server_id)
 
     @pytest.mark.parametrize("name", ["", "a:admin", "a b", "a/b", "a" * 65])
     def test_nobody_gets_a_certificate_for_what_is_no_operator_name(self, ca, name):
-        with pytest.raises(AuthorityError, match="operator's name"):
+        with pytest.raises(AuthorityError, match="invalid operator name"):
             ca.issue_operator(new_key_and_csr()[1], name, Role.VIEWER, 60)
 
 

@@ -72,7 +72,7 @@ def test_a_damaged_context_is_named(tmp_path: Path, text: str):
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(CommandFailed) as caught:
         read_context(path)
-    assert str(caught.value).startswith(f"{path} is no context file")
+    assert str(caught.value).startswith(f"invalid context file {path}")
     assert caught.value.code is ExitCode.USAGE
 
 

@@ -91,10 +91,10 @@ def test_the_scheduler_lets_servers_enrol_on_the_next_port(served: Served):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["up", "--listen", "7400"], "'7400' is no address"),
-        (["up", "--listen", "host:70000"], "'host:70000' is no address"),
-        (["up", "--label", "zone"], "'zone' is no label"),
-        (["up", "--label", "a=1", "--label", "a=2"], "'a' is there twice"),
+        (["up", "--listen", "7400"], "invalid address '7400'"),
+        (["up", "--listen", "host:70000"], "invalid address 'host:70000'"),
+        (["up", "--label", "zone"], "invalid label 'zone'"),
+        (["up", "--label", "a=1", "--label", "a=2"], "duplicate label 'a'"),
         (["up", "--runtime", "vm"], "--runtime"),
         (["scheduler", "--listen", "host:65535"], "--enrol-listen"),
     ],

@@ -104,46 +104,50 @@ def test_a_pool_and_a_service_stand_in_one_file() -> None:
 
 def test_names_are_unique_across_kinds() -> None:
     assert mistakes(f"{SMALL}---\nkind: service\nname: rack\ncommand: [serve]\n") == [
-        "rack.yaml:6:7: name: the pool 'rack' is in rack.yaml:2 already; names are unique across kinds"
+        (
+            "rack.yaml:6:7: name: the pool 'rack' is already defined in rack.yaml:2; names are "
+            "unique across kinds"
+        )
     ]
 
 
 KEYS = "kind, name, size, provider, server, labels, boot_within, max_age, lease, cut_off_after, replace"
 MISTAKES = [
     # what is written below kind, name and provider (in line 4 on), and what is said of it
-    ("siez: 3", "4:1: siez: there is no such key; did you mean 'size'?"),
-    ("replicas: 3", "4:1: replicas: there is no such key; a pool has size"),
-    ("zzz: 3", f"4:1: zzz: there is no such key; the keys are: {KEYS}"),
-    ("surge: 1", "4:1: surge: there is no such key here; it belongs under replace"),
-    ("window: 1h", "4:1: window: there is no such key here; it belongs under replace.per"),
+    ("siez: 3", "4:1: siez: unknown key; did you mean 'size'?"),
+    ("replicas: 3", "4:1: replicas: unknown key; a pool has size"),
+    ("zzz: 3", f"4:1: zzz: unknown key; the keys are: {KEYS}"),
+    ("surge: 1", "4:1: surge: unknown key here; it belongs under replace"),
+    ("window: 1h", "4:1: window: unknown key here; it belongs under replace.per"),
     ("size: three", "4:7: size: must be a whole number, not 'three'"),
     ("size: -1", "4:7: size: -1 is not between 0 and 10,000"),
     ("size: 10001", "4:7: size: 10001 is not between 0 and 10,000"),
     ("server: small", "4:9: server: must be a mapping, not 'small'"),
     ("server: [small]", "4:9: server: must be a mapping, not a list"),
-    ("server:", "4:1: server: is empty; give it a value, or leave the key out"),
-    ("server: {a: [1, {b: .inf}]}", "4:21: server.a[1].b: .inf is no number for a provider"),
-    ("server: {a: 1, a: 2}", "4:16: server.a: the key 'a' is there twice, first in line 4"),
-    ("server: {a: !secret x}", "4:13: server.a: the tag !secret is not allowed; manifests hold plain values"),
-    (f"server: {{a: {'x' * 70_000}}}", "4:9: server: is 70,008 bytes of JSON; at most 65,536 are taken"),
-    ("labels: {-zone: a}", "4:10: labels.-zone: '-zone' is no label's name"),
-    ("labels: {zone: [a]}", "4:16: labels.zone: must be one value, not a list"),
-    ("boot_within: 5", "4:14: boot_within: '5' has no unit; write ms, s, m, h or d, such as 5s"),
+    ("server:", "4:1: server: is empty; give it a value, or remove the key"),
+    ("server: {a: [1, {b: .inf}]}", "4:21: server.a[1].b: invalid number .inf: providers take finite numbers only"),
+    ("server: {a: 1, a: 2}", "4:16: server.a: duplicate key 'a', first in line 4"),
+    ("server: {a: !secret x}", "4:13: server.a: the tag !secret is not allowed; use plain values"),
+    (f"server: {{a: {'x' * 70_000}}}", "4:9: server: is 70,008 bytes of JSON; the limit is 65,536"),
+    ("labels: {-zone: a}", ("4:10: labels.-zone: invalid label name '-zone': use 1 to 63 letters, digits, '-', "
+"'_', '.' and '/'; begin and end with a letter or digit")),
+    ("labels: {zone: [a]}", "4:16: labels.zone: must be a single value, not a list"),
+    ("boot_within: 5", "4:14: boot_within: '5' has no unit; write ms, s, m, h or d, for example 5s"),
     ("boot_within: 2d", "4:14: boot_within: 172800s is not between 0.1s and 86400s"),
-    ("max_age: 0s", "4:10: max_age: must be above 0"),
-    ("lease: 0s", "4:8: lease: must be above 0; leave it out for the fleet's own lease"),
-    ("lease: [5s]", "4:8: lease: must be one value, such as 30s"),
+    ("max_age: 0s", "4:10: max_age: must be greater than 0"),
+    ("lease: 0s", "4:8: lease: must be greater than 0; remove it to use the fleet's lease"),
+    ("lease: [5s]", "4:8: lease: must be a single value, for example 30s"),
     ("lease: 10ms", "4:8: lease: 0.01s is not between 1s and 86400s"),
     ("lease: 2m\ncut_off_after: 1m", "5:16: cut_off_after: is shorter than the lease"),
     ("cut_off_after: 0s", "4:16: cut_off_after: 0s is not between 1s and 604800s"),
     ("replace: fast", "4:10: replace: must be a mapping, not 'fast'"),
-    ("replace: {surg: 1}", "4:11: replace.surg: there is no such key; did you mean 'surge'?"),
-    ("replace: {surge: 0}", "4:10: replace: surge and unavailable are both 0, so that no server could ever"),
+    ("replace: {surg: 1}", "4:11: replace.surg: unknown key; did you mean 'surge'?"),
+    ("replace: {surge: 0}", "4:10: replace: surge and unavailable are both 0, so no server can be replaced"),
     ("replace: {unavailable: -1}", "4:24: replace.unavailable: -1 is not between 0 and 10,000"),
-    ("replace: {per: {window: 1h}}", "4:11: replace.per.count: is missing; how many servers may be replaced"),
-    ("replace: {per: {count: 0, window: 1h}}", "4:24: replace.per.count: must be above 0, not 0"),
+    ("replace: {per: {window: 1h}}", "4:11: replace.per.count: is missing; write how many servers may be replaced"),
+    ("replace: {per: {count: 0, window: 1h}}", "4:24: replace.per.count: must be greater than 0, not 0"),
     ("replace: {per: {count: 1, window: 0s}}", "4:35: replace.per.window: 0s is not between 1s and 604800s"),
-    ("image: hello:1", "4:1: image: there is no such key"),
+    ("image: hello:1", "4:1: image: unknown key"),
 ]  # fmt: skip
 
 
@@ -160,20 +164,24 @@ def test_a_mistake_in_a_pool_is_told_at_its_place(written: str, said: str) -> No
             "kind: pool\n",
             [
                 "rack.yaml:1:1: name: is missing; every pool needs a name",
-                "rack.yaml:1:1: provider: is missing; name who makes the servers, such as local",
+                (
+                    "rack.yaml:1:1: provider: is missing; name the provider that makes the servers, for "
+                    "example local"
+                ),
             ],
         ),
         (
             "kind: pol\nname: rack\nprovider: Local!\n",
             [
-                "rack.yaml:1:7: kind: 'pol' is not known; did you mean 'pool'?",
-                "rack.yaml:3:11: provider: 'Local!' is no provider's name, such as local",
+                "rack.yaml:1:7: kind: invalid value 'pol'; did you mean 'pool'?",
+                "rack.yaml:3:11: provider: invalid provider name 'Local!': use 1 to 63 lower-case letters, "  # noqa: ISC004
+                "digits and '-'; begin and end with a letter or digit",
             ],
         ),
         ("name: rack\nprovider: local\n", ["rack.yaml:1:1: kind: is missing; write kind: pool"]),
         (
             "kind: service\nname: web\ncommand: [x]\nsize: 3\n",
-            ["rack.yaml:4:1: size: there is no such key; a service has replicas"],
+            ["rack.yaml:4:1: size: unknown key; a service has replicas"],
         ),
     ],
 )

@@ -77,33 +77,38 @@ IN_ZONE_A = spec(placement=Placement(require={"zone": "a"}))
 @pytest.mark.parametrize(
     ("of", "one", "why"),
     [
-        (spec(), server("a", phase=Phase.ORDERED), "take no new cells (condemned or not attached)"),
-        (spec(), server("a", phase=Phase.CONDEMNED), "take no new cells (condemned or not attached)"),
-        (spec(), server("a", phase=Phase.DECOMMISSIONED), "take no new cells (condemned or not attached)"),
-        (spec(), server("a", runtimes=(RuntimeKind.DOCKER,)), "lack the process runtime"),
-        (spec(), server("a", runtimes=()), "lack the process runtime"),
+        (spec(), server("a", phase=Phase.ORDERED), "accepts no new cells (condemned or not attached)"),
+        (spec(), server("a", phase=Phase.CONDEMNED), "accepts no new cells (condemned or not attached)"),
+        (spec(), server("a", phase=Phase.DECOMMISSIONED), "accepts no new cells (condemned or not attached)"),
+        (spec(), server("a", runtimes=(RuntimeKind.DOCKER,)), "lacks the process runtime"),
+        (spec(), server("a", runtimes=()), "lacks the process runtime"),
         (
             replace(spec(), runtime=RuntimeKind.DOCKER),
             server("a", runtimes=(RuntimeKind.PROCESS,)),
-            "lack the docker runtime",
+            "lacks the docker runtime",
         ),
-        (IN_ZONE_A, server("a"), "lack the label zone=a"),
-        (IN_ZONE_A, server("a", labels={"zone": "b"}), "lack the label zone=a"),
-        (BIG, server("a", cpu=400), "lack room for 0.5 cpu and 64 MiB memory"),
-        (BIG, server("a", cpu=900, used=Resources(401)), "lack room for 0.5 cpu and 64 MiB memory"),
-        (BIG, server("a", memory=63 * MIB), "lack room for 0.5 cpu and 64 MiB memory"),
+        (IN_ZONE_A, server("a"), "lacks the label zone=a"),
+        (IN_ZONE_A, server("a", labels={"zone": "b"}), "lacks the label zone=a"),
+        (BIG, server("a", cpu=400), "has too little CPU (0.5 cores needed)"),
+        (BIG, server("a", cpu=900, used=Resources(401)), "has too little CPU (0.5 cores needed)"),
+        (BIG, server("a", memory=63 * MIB), "has too little memory (64 MiB needed)"),
+        (
+            BIG,
+            server("a", cpu=400, memory=63 * MIB),
+            "has too little CPU (0.5 cores needed) and too little memory (64 MiB needed)",
+        ),
         (
             spec(resources=Resources(cpu_millis=1_000)),
             server("a", cpu=900),
-            "lack room for 1 cpu",
+            "has too little CPU (1 core needed)",
         ),
-        (spec(), server("a", cpu=100, used=Resources(101)), "lack room for another cell"),
+        (spec(), server("a", cpu=100, used=Resources(101)), "has no CPU left"),
     ],
 )
 def test_each_filter_says_why_it_excludes(of: Spec, one: Server, why: str) -> None:
     refusal = place(of, [one])
     assert refusal == Unplaceable(1, ((why, 1),))
-    assert refusal.explain() == f"none of 1 servers can take it: 1 {why}"
+    assert refusal.explain() == f"no server can take it: 1 server {why}"
 
 
 @pytest.mark.parametrize(
@@ -121,20 +126,20 @@ def test_a_server_that_passes_every_filter_takes_the_cell(of: Spec, one: Server)
     assert place(of, [one]) == "a"
 
 
-@pytest.mark.parametrize(("silence", "answer"), [(2.5, "a"), (2.6, Unplaceable(1, (("are silent", 1),)))])
+@pytest.mark.parametrize(("silence", "answer"), [(2.5, "a"), (2.6, Unplaceable(1, (("is silent", 1),)))])
 def test_no_cell_goes_to_a_silent_server(silence: float, answer: str | Unplaceable) -> None:
     assert place(spec(), [server("a")], sight_of(fleet_of(server("a")), NOW - silence)) == answer
 
 
 def test_no_cell_goes_to_a_server_that_leaves() -> None:
     leaving = Sight(servers=HashTrieMap({"a": ServerSight("s1", 0.0, NOW, is_leaving=True)}))
-    assert place(spec(), [server("a")], leaving) == Unplaceable(1, (("are leaving", 1),))
+    assert place(spec(), [server("a")], leaving) == Unplaceable(1, (("is leaving", 1),))
 
 
 def test_no_cell_goes_where_no_session_is_open() -> None:
     closed = Sight(servers=HashTrieMap({"a": ServerSight("s1", 0.0, NOW, closed_at=NOW)}))
     for sight in (Sight(), closed):
-        assert place(spec(), [server("a")], sight) == Unplaceable(1, (("are silent", 1),))
+        assert place(spec(), [server("a")], sight) == Unplaceable(1, (("is silent", 1),))
 
 
 def test_an_empty_fleet_says_so() -> None:
@@ -153,8 +158,8 @@ def test_an_explanation_counts_each_filter_largest_first() -> None:
     refusal = place(BIG, servers)
     assert isinstance(refusal, Unplaceable)
     assert refusal.explain() == (
-        "none of 4 servers can take it: 2 lack room for 0.5 cpu and 64 MiB memory, "
-        "1 lack the process runtime, 1 take no new cells (condemned or not attached)"
+        "no server can take it: 2 servers have too little CPU (0.5 cores needed), "
+        "1 server accepts no new cells (condemned or not attached), 1 server lacks the process runtime"
     )
 
 
@@ -219,7 +224,7 @@ def test_packing_skips_the_fullest_that_is_full() -> None:
     ("of", "per_server", "answer"),
     [
         (FIXED, {}, "a"),
-        (FIXED, {"a": 1}, Unplaceable(1, (("have its fixed port in use by another cell of the group", 1),))),
+        (FIXED, {"a": 1}, Unplaceable(1, (("has the fixed port in use by another cell of the group", 1),))),
         (spec(ports={"http": 0}), {"a": 1}, "a"),
         (replace(FIXED, runtime=RuntimeKind.DOCKER), {"a": 1}, "a"),
     ],
@@ -355,4 +360,4 @@ def test_a_full_fleet_of_five_thousand_servers_says_so_in_one_line() -> None:
     servers = [server(f"s{number:04}", cpu=100, used=Resources(100)) for number in range(5_000)]
     refusal = place(spec(resources=Resources(cpu_millis=100)), servers)
     assert isinstance(refusal, Unplaceable)
-    assert refusal.explain() == "none of 5000 servers can take it: 5000 lack room for 0.1 cpu"
+    assert refusal.explain() == "no server can take it: 5000 servers have too little CPU (0.1 cores needed)"

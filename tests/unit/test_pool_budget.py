@@ -40,13 +40,13 @@ def state(
 @pytest.mark.parametrize(
     ("surge", "extra", "slot", "answer"),
     [
-        (1, 0, Slot((OLD,)), Allowed("surge: 0 of 1 servers extra")),
-        (1, 1, Slot((OLD,)), Held("surge", "1 of at most 1 servers are extra already")),
-        (2, 1, Slot((OLD,)), Allowed("surge: 1 of 2 servers extra")),
-        (0, 0, Slot((OLD,)), Held("surge", "no server may be extra, and rack/0.1 is still there")),
-        (0, 0, Slot((DEAD,)), Allowed("surge: 0 of 0 servers extra")),
-        (1, 1, Slot((DEAD,)), Allowed("surge: 1 of 1 servers extra")),
-        (0, 0, Slot(), Allowed("surge: 0 of 0 servers extra")),
+        (1, 0, Slot((OLD,)), Allowed("surge: 0 of 1 extra servers")),
+        (1, 1, Slot((OLD,)), Held("surge", "1 of 1 allowed extra servers already exist")),
+        (2, 1, Slot((OLD,)), Allowed("surge: 1 of 2 extra servers")),
+        (0, 0, Slot((OLD,)), Held("surge", "surge is 0, and the old server rack/0.1 still exists")),
+        (0, 0, Slot((DEAD,)), Allowed("surge: 0 of 0 extra servers")),
+        (1, 1, Slot((DEAD,)), Allowed("surge: 1 of 1 extra servers")),
+        (0, 0, Slot(), Allowed("surge: 0 of 0 extra servers")),
     ],
 )
 def test_successors_stand_beside_those_that_go_up_to_the_surge_and_the_dead_need_none(
@@ -60,8 +60,8 @@ def test_successors_stand_beside_those_that_go_up_to_the_surge_and_the_dead_need
     [
         (Tally(ready=5), Allowed("surge: 0 of 2 servers being replaced")),
         (Tally(ready=3, replacing=1), Allowed("surge: 1 of 2 servers being replaced")),
-        (Tally(ready=3, replacing=2), Held("surge", "2 of at most 2 servers at once are being replaced")),
-        (Tally(ready=5, extra=2), Held("surge", "2 of at most 2 servers at once are being replaced")),
+        (Tally(ready=3, replacing=2), Held("surge", "2 of 2 allowed replacements are in progress")),
+        (Tally(ready=5, extra=2), Held("surge", "2 of 2 allowed replacements are in progress")),
     ],
 )
 def test_servers_that_serve_are_condemned_up_to_the_surge(tally: Tally, answer: Allowed | Held) -> None:
@@ -73,8 +73,8 @@ def test_servers_that_serve_are_condemned_up_to_the_surge(tally: Tally, answer: 
     [
         (5, 0, Allowed("surge: 0 of 1 servers being replaced")),
         (4, 1, Allowed("surge: 0 of 1 servers being replaced")),
-        (4, 0, Held("unavailable", "1 of 5 servers are missing, at most 0 may be")),
-        (3, 1, Held("unavailable", "2 of 5 servers are missing, at most 1 may be")),
+        (4, 0, Held("unavailable", "1 of 5 servers are missing; the limit is 0")),
+        (3, 1, Held("unavailable", "2 of 5 servers are missing; the limit is 1")),
     ],
 )
 def test_servers_that_are_merely_due_never_go_out_of_a_thin_pool(
@@ -91,7 +91,7 @@ def test_servers_that_are_merely_due_never_go_out_of_a_thin_pool(
         (Tally(ready=4, replacing=1), Allowed("unavailable: 0 of 1 servers missing")),
         (
             Tally(ready=4),
-            Held("unavailable", "1 of at most 1 servers that may be missing at once are so already"),
+            Held("unavailable", "1 of 5 servers are missing; the limit is 1"),
         ),
     ],
 )
@@ -110,8 +110,8 @@ def test_without_surge_the_old_one_goes_first_as_long_as_not_too_many_are_missin
         ((), Allowed("per: 0 of 2 replacements in 100 s")),
         ((950.0,), Allowed("per: 1 of 2 replacements in 100 s")),
         ((900.0, 950.0), Allowed("per: 1 of 2 replacements in 100 s")),
-        ((901.0, 950.0), Held("per", "2 of at most 2 servers in 100 s were replaced", 1_001.0)),
-        ((901.0, 950.0, 960.0), Held("per", "3 of at most 2 servers in 100 s were replaced", 1_050.0)),
+        ((901.0, 950.0), Held("per", "2 of 2 allowed replacements in 100 s are used", 1_001.0)),
+        ((901.0, 950.0, 960.0), Held("per", "3 of 2 allowed replacements in 100 s are used", 1_050.0)),
     ],
 )
 def test_so_many_replacements_in_each_window_and_no_more(
@@ -125,7 +125,7 @@ def test_a_server_whose_successor_is_still_to_be_ordered_counts_too() -> None:
         surge=3, count=2, window_seconds=100.0, replaced_at=(950.0,), tally=Tally(ready=4, replacing=1)
     )
     assert may_condemn_server(owing, NOW) == Held(
-        "per", "1 of at most 2 servers in 100 s were replaced", 1_050.0
+        "per", "1 of 2 allowed replacements in 100 s are used, 1 pending", 1_050.0
     )
 
 
@@ -232,7 +232,7 @@ def test_dead_servers_are_replaced_at_once_whatever_the_surge_and_no_faster_than
     died_at = world.now
     assert [cell for _, cell in ordered(world)] == ["rack/0.2", "rack/1.2"]
     (hold,) = [hold for hold in world.core.view(world.now).holds if hold.rule == "per"]
-    assert hold.reason == "2 of at most 2 servers in 600 s were replaced"
+    assert hold.reason == "2 of 2 allowed replacements in 600 s are used"
     assert hold.next_look_at == died_at + 600.0
     world.advance(599)
     assert len(ordered(world)) == 2

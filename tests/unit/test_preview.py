@@ -164,7 +164,7 @@ def test_a_preview_in_whole_values() -> None:
 
 def test_a_preview_is_refused_as_the_apply_would_be() -> None:
     world = nine_ready()
-    with pytest.raises(Refused, match="at most 1000000") as refused:
+    with pytest.raises(Refused, match="the limit is 1000000") as refused:
         preview(world.core.view(world.now), [service("huge", 1_000_000)])
     assert refused.value.rule == "too_many_cells"
 

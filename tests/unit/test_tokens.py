@@ -45,9 +45,9 @@ SECRET = "s3cret-s3cret-s3cret-s3cret-s3cr"
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "no join token"),
-        (SECRET, "no join token"),
-        (f"gal2.0123456789ab.{SECRET}.{CA}", "no join token"),
+        ("", "not a join token"),
+        (SECRET, "not a join token"),
+        (f"gal2.0123456789ab.{SECRET}.{CA}", "not a join token"),
         (f"gal1.0123456789ab.{SECRET}", "3 parts instead of 4"),
         (f"gal1.0123456789ab.{SECRET}.{CA}.x", "5 parts instead of 4"),
         (f"gal1.{SECRET}.{SECRET}.{CA}", "id is malformed"),

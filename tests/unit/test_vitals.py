@@ -202,7 +202,7 @@ def test_a_server_whose_engine_hangs_gets_no_container_at_all_but_takes_processe
     assert world.phases("web") == {}
     assert world.phases("job") == {"job/0.1": READY}
     (hold,) = world.core.view(world.now).holds
-    assert hold.reason == "none of 1 servers can take it: 1 have an engine that does not answer"
+    assert hold.reason == "no server can take it: 1 server has an engine that does not answer"
     world.report("a", vitals=GOOD)
     assert world.phases("web") == {"web/0.1": READY}
 

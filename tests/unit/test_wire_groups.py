@@ -180,11 +180,11 @@ def test_of_a_pools_spec_only_what_a_server_has_counts():
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ("[1]", "server: must be one JSON object"),
-        ("{", "server: is no JSON that every program can read"),
-        ('{"a": NaN}', "server: is no JSON that every program can read"),
-        ('{"a": 1e999}', "server: is no JSON that every program can read"),
-        ("[" * 60_000, "server: is no JSON that every program can read"),
+        ("[1]", "server: must be a JSON object"),
+        ("{", "server: is not valid standard JSON"),
+        ('{"a": NaN}', "server: is not valid standard JSON"),
+        ('{"a": 1e999}', "server: is not valid standard JSON"),
+        ("[" * 60_000, "server: is not valid standard JSON"),
         ('{"a": "' + "x" * 70_000 + '"}', "server: is more than 65,536 bytes long"),
     ],
 )
@@ -225,4 +225,4 @@ def test_every_problem_of_a_pool_is_told_with_its_path():
 
 
 def test_a_service_of_servers_is_refused():
-    assert "servers are cells of a pool" in refusal_of(sent_pool(kind=operator_pb2.GROUP_KIND_SERVICE))
+    assert "servers belong to a pool" in refusal_of(sent_pool(kind=operator_pb2.GROUP_KIND_SERVICE))

@@ -1,5 +1,5 @@
-"""How many cells may go, or be extra, at once: ``services`` for containers, ``pools`` for servers.
+"""Budgets: how many cells may go at once and how many extra cells may exist. ``services`` is for containers, ``pools``
+for servers.
 
-Every answer is ``Allowed`` with the text for the death certificate, or ``Held`` with the rule that ``status``
-shows.
+Every answer is ``Allowed``, with the text for the death certificate, or ``Held``, with the rule that ``status`` shows.
 """

@@ -1,10 +1,10 @@
-"""A pool's own budget for change (``replace`` in its manifest): what may go, what may be ordered, and how fast.
+"""A pool's budget for change (``replace`` in its manifest): what may go, what may be ordered, and how fast.
 
-- ``surge``: how many servers there may be beyond the wanted number. Successors stand beside their predecessors.
+- ``surge``: how many servers may exist beyond the wanted number. Successors run beside the servers that must go.
 - ``unavailable``: how many wanted servers may be missing at once. If ``surge`` is 0, the old server goes first.
-- ``per``: how many replacements each time window may have, for any reason. It limits a pool that keeps losing servers.
+- ``per``: the number of replacements in each window, for any reason. It limits a pool that keeps losing servers.
 
-A dead server needs no surge, since it is already gone. No function counts cells: ``tallies`` are kept current.
+A dead server needs no surge, because it is already gone. Nothing here counts cells: ``tallies`` does.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from galactica.scheduler.core.model.rules import HoldRule
 
 
 def may_order_beside(state: GroupState, slot: Slot) -> Allowed | Held:
-    """May a server be ordered for the slot, although those in it may still be there?"""
+    """May a server be ordered for the slot while older servers of the slot may still exist?"""
     limit = state.group.replace.surge
-    there = [cell for cell in slot.cells if is_there(cell)]
-    if not there or state.tally.extra < limit:
-        return Allowed(f"surge: {state.tally.extra} of {limit} servers extra")
+    present = [cell for cell in slot.cells if is_there(cell)]
+    if not present or state.tally.extra < limit:
+        return Allowed(f"surge: {state.tally.extra} of {limit} extra servers")
     if not limit:
-        return Held(HoldRule.SURGE, f"no server may be extra, and {there[-1].id} is still there")
-    return Held(HoldRule.SURGE, f"{state.tally.extra} of at most {limit} servers are extra already")
+        return Held(HoldRule.SURGE, f"surge is 0, and the old server {present[-1].id} still exists")
+    return Held(HoldRule.SURGE, f"{state.tally.extra} of {limit} allowed extra servers already exist")
 
 
 def may_order_another(state: GroupState, now: float) -> Allowed | Held:
-    """May one more server be ordered in place of another?"""
+    """May one more server be ordered to replace another?"""
     return _within_rate(state, now, 0)
 
 
 def may_condemn_server(state: GroupState, now: float) -> Allowed | Held:
-    """May one more server that serves be replaced, because it is ill or does not belong there any more?"""
+    """May one more serving server be replaced, because it is sick or no longer wanted?"""
     replace = state.group.replace
     owed = state.tally.replacing - state.tally.surging
     allowed = _within_rate(state, now, owed)
@@ -41,48 +41,49 @@ def may_condemn_server(state: GroupState, now: float) -> Allowed | Held:
         return may_go_first(state)
     used = max(state.tally.replacing, state.tally.extra)
     if used >= replace.surge:
-        return Held(HoldRule.SURGE, f"{used} of at most {replace.surge} servers at once are being replaced")
+        return Held(HoldRule.SURGE, f"{used} of {replace.surge} allowed replacements are in progress")
     return Allowed(f"surge: {used} of {replace.surge} servers being replaced")
 
 
 def may_condemn_due_server(state: GroupState, now: float) -> Allowed | Held:
-    """The same for one that is well and merely outdated or old: never out of a pool that is too thin."""
+    """The same for a healthy server that is only outdated or old: not while too many servers are missing."""
     missing, limit = missing_servers(state), state.group.replace.unavailable
     if state.group.replace.surge and missing > limit:
         return Held(
             HoldRule.UNAVAILABLE,
-            f"{missing} of {state.wanted_slots} servers are missing, at most {limit} may be",
+            f"{missing} of {state.wanted_slots} servers are missing; the limit is {limit}",
         )
     return may_condemn_server(state, now)
 
 
 def may_go_first(state: GroupState) -> Allowed | Held:
-    """May a server that serves go before its successor is there?"""
+    """May a serving server go before its successor exists?"""
     missing, limit = missing_servers(state), state.group.replace.unavailable
     if missing >= limit:
-        reason = f"{missing} of at most {limit} servers that may be missing at once are so already"
+        reason = f"{missing} of {state.wanted_slots} servers are missing; the limit is {limit}"
         return Held(HoldRule.UNAVAILABLE, reason)
     return Allowed(f"unavailable: {missing} of {limit} servers missing")
 
 
 def goes_first(state: GroupState) -> bool:
-    """Whether servers of this pool go before their successors come."""
+    """Whether servers of this pool go before their successors exist."""
     return state.group.replace.surge == 0
 
 
 def missing_servers(state: GroupState) -> int:
-    """Wanted slots in which nothing serves."""
+    """The number of wanted slots without a serving server."""
     return max(0, state.wanted_slots - state.tally.ready - state.tally.replacing)
 
 
 def _within_rate(state: GroupState, now: float, owed: int) -> Allowed | Held:
-    """``owed``: servers that are condemned and whose successors are not ordered yet."""
+    """``owed``: condemned servers whose successors are not ordered yet."""
     replace = state.group.replace
     if not replace.count:
         return Allowed("no limit to replacements")
     recent = [at for at in state.replaced_at if now - at < replace.window_seconds]
     if len(recent) + owed < replace.count:
         return Allowed(f"per: {len(recent)} of {replace.count} replacements in {replace.window_seconds:g} s")
-    reason = f"{len(recent)} of at most {replace.count} servers in {replace.window_seconds:g} s were replaced"
+    pending = f", {owed} pending" if owed else ""
+    reason = f"{len(recent)} of {replace.count} allowed replacements in {replace.window_seconds:g} s are used{pending}"
     over_at = recent[-replace.count] if len(recent) >= replace.count else recent[0] if recent else None
     return Held(HoldRule.PER, reason, None if over_at is None else over_at + replace.window_seconds)

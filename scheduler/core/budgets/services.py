@@ -1,7 +1,7 @@
-"""Brakes for services: how many cells may be replaced at once, and how long to wait after repeated early deaths.
+"""A service's limits: how many cells may be replaced at once, and how long to wait after repeated early deaths.
 
-Every function answers with an ``Allowed``, whose text goes on the death certificate, or a ``Held``, whose text the
-operator sees. No function counts cells: ``tallies`` are kept current with every change.
+Every function returns an ``Allowed`` (its text goes on the death certificate) or a ``Held`` (the operator sees its
+text). None of them counts cells: they use the tallies that ``tallies`` keeps.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def may_surge(state: GroupState, policy: Policy) -> Allowed | Held:
     used = state.tally.surging
     if used < limit:
         return Allowed(f"surge: {used} of {limit} cells being replaced beside running ones")
-    return Held(HoldRule.SURGE, f"{used} of at most {limit} replacements are booting already")
+    return Held(HoldRule.SURGE, f"{used} of {limit} allowed replacements are already booting")
 
 
 def may_condemn_outdated(state: GroupState, policy: Policy) -> Allowed | Held:
@@ -48,7 +48,7 @@ def may_condemn_outdated(state: GroupState, policy: Policy) -> Allowed | Held:
     tally = state.tally
     if tally.replacing >= limit:
         return Held(
-            HoldRule.SLOT_BY_SLOT, f"{tally.replacing} of at most {limit} cells at once are being replaced"
+            HoldRule.SLOT_BY_SLOT, f"{tally.replacing} of {limit} allowed replacements are in progress"
         )
     serving = tally.ready + tally.replacing
     if serving < state.wanted_slots:
@@ -61,13 +61,13 @@ def may_condemn_drained(state: GroupState, policy: Policy) -> Allowed | Held:
     limit = sick_surge(state, policy)
     if state.tally.replacing >= limit:
         return Held(
-            HoldRule.SURGE, f"{state.tally.replacing} of at most {limit} cells at once are being replaced"
+            HoldRule.SURGE, f"{state.tally.replacing} of {limit} allowed replacements are in progress"
         )
     return Allowed(f"surge: {state.tally.replacing} of {limit} cells being replaced")
 
 
 def backoff_hold(state: GroupState, now: float) -> Held | None:
-    """Whether orders of the group's current spec wait because its cells keep dying early."""
+    """The hold on orders of the group's current spec while its cells keep dying early; None if there is none."""
     backoff = state.backoff
     if backoff.digest != state.digest or now >= backoff.not_before:
         return None
@@ -78,8 +78,8 @@ def backoff_hold(state: GroupState, now: float) -> Held | None:
 def next_backoff(state: GroupState, digest: str, now: float, policy: Policy) -> Backoff:
     """The backoff after one more early death.
 
-    The first one costs nothing. Each further *round* doubles the wait. Deaths during a hold belong to the round that
-    caused the hold. Otherwise nine cells of one bad spec would reach the limit within their first second.
+    The first early death causes no wait; each further *round* doubles the wait. Deaths during a hold belong to the
+    round that caused it. Otherwise nine cells of one bad spec would reach the limit within a second.
     """
     before = state.backoff
     if before.digest != digest or now - before.last_at > policy.backoff_reset_seconds:

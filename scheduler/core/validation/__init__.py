@@ -1,5 +1,5 @@
-"""What is wrong with a wanted group: ``services`` and ``pools`` yield every ``Problem`` with its path.
+"""Validation of a wanted group: ``services`` and ``pools`` yield every ``Problem`` with its path.
 
-The manifest reader and the operators' side both ask here, so that a file and a call are refused for the same
+The manifest reader and the operators' side both use these rules, so a file and a call are refused for the same
 reasons.
 """

@@ -1,6 +1,6 @@
-"""What a pool must be like to be taken, for manifests and for whatever comes over the wire; services: ``group_rules``.
+"""The rules for a valid pool. They apply to manifests and to calls. The rules for services are in ``services``.
 
-Pure. What only the provider understands (``server``) is its own business, but for its size.
+Pure. Only the provider understands ``server``; here only its size is checked.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, Never
 from galactica.scheduler.core.model.spec import NAME, Group, Replace, RuntimeKind, ServerBody
 from galactica.scheduler.core.validation.problems import (
     DAY_SECONDS,
+    NAME_HINT,
     Problem,
     duration_problems,
     label_problems,
@@ -21,18 +22,18 @@ from galactica.scheduler.core.validation.problems import (
 )
 
 SIZE_LIMIT = 10_000
-"""So many agents are what one scheduler is made for."""
+"""One scheduler is designed for up to this many agents."""
 BODY_BYTES_LIMIT = 65_536
 
 
 def canonical_body(body: dict[str, Any]) -> str:
-    """The one spelling of a server's description: keys sorted, no blanks, ASCII. Raises ValueError for what JSON
-    cannot say."""
+    """The canonical JSON of a server's description: keys sorted, no blanks, ASCII. Raises ValueError for values that
+    JSON does not support."""
     return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def read_body(text: str) -> str:
-    """The canonical form of a JSON object in any spelling. Raises ValueError that says what is wrong."""
+    """The canonical form of any JSON object. Raises ValueError with a message that says what is wrong."""
     if len(text) > BODY_BYTES_LIMIT:
         raise ValueError(f"is more than {BODY_BYTES_LIMIT:,} bytes long")
     try:
@@ -40,8 +41,8 @@ def read_body(text: str) -> str:
         if isinstance(body, dict):
             return canonical_body(body)
     except (ValueError, RecursionError) as error:
-        raise ValueError("is no JSON that every program can read") from error
-    raise ValueError("must be one JSON object")
+        raise ValueError("is not valid standard JSON") from error
+    raise ValueError("must be a JSON object")
 
 
 def _refuse_constant(text: str) -> Never:
@@ -49,7 +50,7 @@ def _refuse_constant(text: str) -> Never:
 
 
 def problems_of_pool(group: Group) -> tuple[Problem, ...]:
-    """Everything that is wrong with a pool; empty where it can be taken."""
+    """All problems of a pool; empty for a valid one."""
     body = group.spec.server or ServerBody("")
     return tuple(
         problem
@@ -76,20 +77,22 @@ def _size(group: Group) -> Iterator[Problem]:
 
 def _runtime(group: Group) -> Iterator[Problem]:
     if group.spec.runtime is not RuntimeKind.SERVER:
-        yield Problem(("runtime",), "a pool's cells are servers; leave it out")
+        yield Problem(("runtime",), "a pool has no runtime, because its cells are servers; remove this field")
 
 
 def _provider(body: ServerBody) -> Iterator[Problem]:
     if not body.provider:
-        yield Problem(("provider",), "is missing; name who makes the servers, such as local")
+        yield Problem(
+            ("provider",), "is missing; name the provider that makes the servers, for example local"
+        )
     elif NAME.fullmatch(body.provider) is None:
-        yield Problem(("provider",), f"{shown(body.provider)} is no provider's name, such as local")
+        yield Problem(("provider",), f"invalid provider name {shown(body.provider)}: {NAME_HINT}")
 
 
 def _body(body: ServerBody) -> Iterator[Problem]:
     if len(body.body_json) > BODY_BYTES_LIMIT:
         yield Problem(
-            ("server",), f"is {len(body.body_json):,} bytes of JSON; at most {BODY_BYTES_LIMIT:,} are taken"
+            ("server",), f"is {len(body.body_json):,} bytes of JSON; the limit is {BODY_BYTES_LIMIT:,}"
         )
 
 
@@ -100,8 +103,8 @@ def _silence(group: Group) -> Iterator[Problem]:
     if group.lease_seconds > group.cut_off_after_seconds:
         yield Problem(
             ("cut_off_after",),
-            "is shorter than the lease; a server that its neighbours reach is kept at least as long as one "
-            "of which nothing is known",
+            "is shorter than the lease; use at least the lease, so that a server that its neighbours still reach "
+            "is kept at least as long as a silent one",
             needs=frozenset({"lease"}),
         )
 
@@ -113,7 +116,7 @@ def _replace(replace: Replace) -> Iterator[Problem]:
     if not replace.surge and not replace.unavailable:
         yield Problem(
             ("replace",),
-            "surge and unavailable are both 0, so that no server could ever be replaced; let one be 1",
+            "surge and unavailable are both 0, so no server can be replaced; set one of them to 1 or more",
             needs=frozenset({"replace"}),
         )
     if not 0 <= replace.count <= SIZE_LIMIT:

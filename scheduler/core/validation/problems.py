@@ -1,4 +1,4 @@
-"""What is wrong with a value, and where; and the checks that services and pools share."""
+"""``Problem``: what is wrong with a value and where. Also the checks that services and pools share."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ LABEL_LIMIT = 63
 DAY_SECONDS = 86_400.0
 MAX_AGE_SECONDS_LEAST = 1.0
 MAX_AGE_SECONDS_LIMIT = 3_650 * DAY_SECONDS
+NAME_HINT = "use 1 to 63 lower-case letters, digits and '-'; begin and end with a letter or digit"
 _LABEL_KEY = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9._/]{0,61}[A-Za-z0-9])?")
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that a group may not be. ``at_key``: the name of the entry is wrong, not its value. ``needs``:
-    other fields that it was concluded from; where one of these is itself unreadable, this may be no problem."""
+    """One broken rule. ``at_key``: the name of the entry is wrong, not its value. ``needs``: the other fields that
+    the rule depends on. The reader drops the problem when one of those fields is unreadable."""
 
     path: Path
     message: str
@@ -44,9 +45,9 @@ def dotted(path: Iterable[str | int]) -> str:
     return text
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``; did you mean 'x'?`` or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """``; did you mean 'x'?``, or an empty text when no choice is similar."""
+    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
@@ -56,14 +57,14 @@ def name_problems(group: Group) -> Iterator[Problem]:
     elif NAME.fullmatch(group.name) is None:
         yield Problem(
             ("name",),
-            f"{shown(group.name)} is no name: 1 to 63 lower-case letters, digits and '-', no '-' at either end",
+            f"invalid name {shown(group.name)}: {NAME_HINT}",
         )
 
 
 def max_age_problems(group: Group) -> Iterator[Problem]:
     age = group.max_age_seconds
     if age and not MAX_AGE_SECONDS_LEAST <= age <= MAX_AGE_SECONDS_LIMIT:
-        yield Problem(("max_age",), f"is not between 1s and {MAX_AGE_SECONDS_LIMIT / DAY_SECONDS:.0f}d")
+        yield Problem(("max_age",), f"must be between 1s and {MAX_AGE_SECONDS_LIMIT / DAY_SECONDS:.0f}d")
 
 
 def duration_problems(path: Path, seconds: float, least: float, most: float) -> Iterator[Problem]:
@@ -73,13 +74,23 @@ def duration_problems(path: Path, seconds: float, least: float, most: float) -> 
 
 def label_problems(path: Path, labels: Mapping[str, str]) -> Iterator[Problem]:
     if len(labels) > ENTRIES_LIMIT:
-        yield Problem(path, f"has {len(labels)} labels; at most {ENTRIES_LIMIT} are taken")
+        yield Problem(path, f"has {len(labels)} labels; the limit is {ENTRIES_LIMIT}")
     for name, value in labels.items():
         if _LABEL_KEY.fullmatch(name) is None:
-            yield Problem((*path, name), f"{shown(name)} is no label's name", at_key=True)
+            yield Problem(
+                (*path, name),
+                f"invalid label name {shown(name)}: use 1 to 63 letters, digits, '-', '_', '.' and '/'; "
+                "begin and end with a letter or digit",
+                at_key=True,
+            )
         if len(value) > LABEL_LIMIT or CONTROL.search(value):
-            yield Problem((*path, name), f"{shown(value)} is no label's value")
+            yield Problem(
+                (*path, name),
+                f"invalid label value {shown(value)}: use at most {LABEL_LIMIT} characters, "
+                "no control characters",
+            )
 
 
 def shown(text: str) -> str:
+    """The text in quotes, shortened to 80 characters."""
     return repr(text if len(text) <= 80 else f"{text[:77]}...")

@@ -1,6 +1,6 @@
-"""What a service must be like to be taken: one table of rules for manifests and for whatever comes over the wire.
+"""The rules for a valid service: one table for manifests and for calls.
 
-Pure. A problem's path is in the manifest's words (``health.http.port``). Everything a group holds is bounded here.
+Pure. A problem's path uses the manifest's keys (``health.http.port``). Every field of a group has a limit here.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from galactica.scheduler.core.validation.problems import (
 REPLICAS_LIMIT = 100_000
 WORDS_LIMIT = 256
 TEXT_BYTES_LIMIT = 65_536
-"""Of a command, and of an environment, in all. The kernel's own limit of one argument is 128 KiB."""
+"""The total size of a command or of an environment. The kernel's own limit for one argument is 128 KiB."""
 PORTS_LIMIT = 64
 WRITABLE_LIMIT = 64
 PATH_LIMIT = 1_024
@@ -46,7 +46,7 @@ IMAGE_LIMIT = 512
 CPU_MILLIS_LIMIT = 1_024_000
 MEMORY_BYTES_LIMIT = 2**50
 DOCKER_MEMORY_BYTES_LEAST = 6 * 2**20
-"""The engine itself refuses less."""
+"""The engine refuses less."""
 PIDS_LIMIT = 2**22
 """The kernel's own limit (PID_MAX_LIMIT)."""
 SICK_AFTER_LIMIT = 1_000
@@ -57,11 +57,11 @@ _IMAGE = re.compile(r"[A-Za-z0-9][-A-Za-z0-9._/:@+]*")
 _PLACEHOLDER = re.compile(r"\{port\.([^{}]*)\}")
 _RESERVED_ENV = frozenset({"CELL_ID", "CELL_DIRECTORY"})
 _SIGNALS = frozenset(signal.Signals.__members__) - {"SIGSTOP", "SIGCONT", "SIGCHLD", "SIGCLD"}
-"""Those that ask a program to end; a stopped one would only sit out its grace."""
+"""The signals that ask a program to end. A program that gets SIGSTOP would only wait until its grace ends."""
 
 
 def problems_of(group: Group) -> tuple[Problem, ...]:
-    """Everything that is wrong with a service; empty where it can be taken. Pools: ``pool_rules``."""
+    """All problems of a service; empty for a valid one. For pools see ``pools``."""
     spec = group.spec
     return tuple(
         problem
@@ -92,22 +92,26 @@ def _replicas(group: Group) -> Iterator[Problem]:
 def _runtime(spec: Spec) -> Iterator[Problem]:
     needs = frozenset({"runtime", "image"})
     if spec.runtime is RuntimeKind.SERVER:
-        yield Problem(("runtime",), "servers are cells of a pool, not of a service")
+        yield Problem(("runtime",), "servers belong to a pool, not to a service; write kind: pool")
         return
     if spec.runtime is RuntimeKind.PROCESS:
         if spec.image:
             yield Problem(
-                ("image",), "a process has no image; leave it out, or write runtime: docker", needs=needs
+                ("image",), "a process has no image; remove it, or write runtime: docker", needs=needs
             )
         if not spec.command:
             yield Problem(
-                ("command",), 'is missing; a process needs one, such as ["program", "argument"]', needs=needs
+                ("command",),
+                'is missing; a process needs one, for example ["program", "argument"]',
+                needs=needs,
             )
         return
     if not spec.image:
         yield Problem(("image",), "is missing; the docker runtime needs one", needs=needs)
     elif len(spec.image) > IMAGE_LIMIT or _IMAGE.fullmatch(spec.image) is None:
-        yield Problem(("image",), f"{shown(spec.image)} is no image reference, such as hello:1")
+        yield Problem(
+            ("image",), f"invalid image {shown(spec.image)}: write a reference, for example hello:1"
+        )
 
 
 def _command(spec: Spec) -> Iterator[Problem]:
@@ -116,10 +120,10 @@ def _command(spec: Spec) -> Iterator[Problem]:
 
 def _words(path: Path, words: tuple[str, ...]) -> Iterator[Problem]:
     if len(words) > WORDS_LIMIT:
-        yield Problem(path, f"has {len(words)} words; at most {WORDS_LIMIT} are taken")
+        yield Problem(path, f"has {len(words)} words; the limit is {WORDS_LIMIT}")
     size = sum(len(word.encode()) for word in words)
     if size > TEXT_BYTES_LIMIT:
-        yield Problem(path, f"is {size:,} bytes long; at most {TEXT_BYTES_LIMIT:,} are taken")
+        yield Problem(path, f"is {size:,} bytes long; the limit is {TEXT_BYTES_LIMIT:,}")
     if words and not words[0]:
         yield Problem((*path, 0), "the program's name is empty")
     for index, word in enumerate(words):
@@ -129,47 +133,49 @@ def _words(path: Path, words: tuple[str, ...]) -> Iterator[Problem]:
 
 def _ports(spec: Spec) -> Iterator[Problem]:
     if len(spec.ports) > PORTS_LIMIT:
-        yield Problem(("ports",), f"has {len(spec.ports)} entries; at most {PORTS_LIMIT} are taken")
-    seen: dict[int, str] = {}
+        yield Problem(("ports",), f"has {len(spec.ports)} entries; the limit is {PORTS_LIMIT}")
+    name_of: dict[int, str] = {}
     for name, number in spec.ports.items():
         if _PORT_NAME.fullmatch(name) is None:
             yield Problem(
                 ("ports", name),
-                f"{shown(name)} is no port name: 1 to 32 lower-case letters, digits and '-'",
+                f"invalid port name {shown(name)}: use 1 to 32 lower-case letters, digits and '-'; "
+                "begin and end with a letter or digit",
                 at_key=True,
             )
         if number == 0:
             if spec.runtime is RuntimeKind.DOCKER:
                 yield Problem(
                     ("ports", name),
-                    "auto is for processes; a container needs the number that it listens on "
-                    "(it is published on a free port of the server)",
+                    "auto is for processes only; write the port number that the container listens on "
+                    "(the agent publishes it on a free port of the server)",
                     needs=frozenset({"runtime", "image"}),
                 )
         elif not 1 <= number <= 65_535:
             yield Problem(("ports", name), f"{number} is not between 1 and 65535")
-        elif number in seen:
-            yield Problem(("ports", name), f"{number} is the port {seen[number]!r} already")
+        elif number in name_of:
+            yield Problem(("ports", name), f"port {number} is already used by {name_of[number]!r}")
         else:
-            seen[number] = name
+            name_of[number] = name
 
 
 def _env(spec: Spec) -> Iterator[Problem]:
     if len(spec.env) > ENTRIES_LIMIT:
-        yield Problem(("env",), f"has {len(spec.env)} entries; at most {ENTRIES_LIMIT} are taken")
+        yield Problem(("env",), f"has {len(spec.env)} entries; the limit is {ENTRIES_LIMIT}")
     size = sum(len(name.encode()) + len(value.encode()) + 2 for name, value in spec.env.items())
     if size > TEXT_BYTES_LIMIT:
-        yield Problem(("env",), f"is {size:,} bytes long; at most {TEXT_BYTES_LIMIT:,} are taken")
-    ours = _RESERVED_ENV | {f"PORT_{name.upper().replace('-', '_')}" for name in spec.ports}
+        yield Problem(("env",), f"is {size:,} bytes long; the limit is {TEXT_BYTES_LIMIT:,}")
+    reserved = _RESERVED_ENV | {f"PORT_{name.upper().replace('-', '_')}" for name in spec.ports}
     for name, value in spec.env.items():
         if _ENV_NAME.fullmatch(name) is None:
             yield Problem(
                 ("env", name),
-                f"{shown(name)} is no variable name: letters, digits and '_', not beginning with a digit",
+                f"invalid variable name {shown(name)}: use 1 to 256 letters, digits and '_'; "
+                "do not begin with a digit",
                 at_key=True,
             )
-        elif name in ours:
-            yield Problem(("env", name), f"{name} is set by the agent; choose another name", at_key=True)
+        elif name in reserved:
+            yield Problem(("env", name), f"the agent sets {name}; choose another name", at_key=True)
         if "\0" in value:
             yield Problem(("env", name), "contains a NUL character")
 
@@ -182,24 +188,24 @@ def _placeholders(spec: Spec) -> Iterator[Problem]:
             if match[1] not in spec.ports:
                 yield Problem(
                     path,
-                    f"{match[0]} names no port{_known_ports(match[1], spec)}",
+                    f"no such port: {match[0]}{_port_hint(match[1], spec)}",
                     needs=frozenset({"ports"}),
                 )
 
 
-def _known_ports(name: str, spec: Spec) -> str:
+def _port_hint(name: str, spec: Spec) -> str:
     names = ", ".join(sorted(spec.ports))
     return did_you_mean(name, spec.ports) or (
-        f"; the ports are: {names}" if names else "; there are no ports"
+        f"; the ports are: {names}" if names else "; the service has no ports"
     )
 
 
 def _resources(spec: Spec) -> Iterator[Problem]:
     limits = spec.resources
     if not 0 <= limits.cpu_millis <= CPU_MILLIS_LIMIT:
-        yield Problem(("resources", "cpu"), f"is not between 0.001 and {CPU_MILLIS_LIMIT // 1_000} cores")
+        yield Problem(("resources", "cpu"), f"must be between 0.001 and {CPU_MILLIS_LIMIT // 1_000} cores")
     if not 0 <= limits.memory_bytes <= MEMORY_BYTES_LIMIT:
-        yield Problem(("resources", "memory"), "is more than 1024 TiB")
+        yield Problem(("resources", "memory"), "must be at most 1024 TiB")
     elif spec.runtime is RuntimeKind.DOCKER and 0 < limits.memory_bytes < DOCKER_MEMORY_BYTES_LEAST:
         yield Problem(
             ("resources", "memory"),
@@ -214,7 +220,7 @@ def _health(spec: Spec) -> Iterator[Problem]:
     health = spec.health
     if health.probe is not None:
         yield from _probe(health.probe, spec)
-    # A timeout above `every` is fine: probes of a cell never overlap, they only come less often.
+    # A timeout longer than `every` is valid: probes of one cell never overlap, they only run less often.
     yield from duration_problems(("health", "every"), health.every_seconds, 0.01, 3_600.0)
     yield from duration_problems(("health", "timeout"), health.timeout_seconds, 0.001, 3_600.0)
     yield from duration_problems(("health", "boot_within"), health.boot_within_seconds, 0.001, DAY_SECONDS)
@@ -232,14 +238,17 @@ def _probe(probe: Probe, spec: Spec) -> Iterator[Problem]:
             if not path.startswith("/") or len(path) > PATH_LIMIT or CONTROL.search(path) or " " in path:
                 yield Problem(
                     ("health", "http", "path"),
-                    f"{shown(path)} is no path: it begins with '/' and has no blanks",
+                    f"invalid path {shown(path)}: begin with '/', no blanks, at most {PATH_LIMIT:,} characters",
                 )
         case TcpProbe(port=port):
             yield from _probe_port("tcp", port, spec)
         case GrpcProbe(port=port, service=service):
             yield from _probe_port("grpc", port, spec)
             if len(service) > 256 or CONTROL.search(service):
-                yield Problem(("health", "grpc", "service"), f"{shown(service)} is no service name")
+                yield Problem(
+                    ("health", "grpc", "service"),
+                    f"invalid service name {shown(service)}: use at most 256 characters, no control characters",
+                )
         case ExecProbe(command=command):
             if not command:
                 yield Problem(("health", "exec", "command"), 'is missing; write ["program", "argument"]')
@@ -252,7 +261,7 @@ def _probe_port(kind: str, port: str, spec: Spec) -> Iterator[Problem]:
         yield Problem(path, "is missing; name one of the service's ports")
     elif port not in spec.ports:
         yield Problem(
-            path, f"{shown(port)} names no port{_known_ports(port, spec)}", needs=frozenset({"ports"})
+            path, f"no such port: {shown(port)}{_port_hint(port, spec)}", needs=frozenset({"ports"})
         )
 
 
@@ -261,7 +270,7 @@ def _stop(spec: Spec) -> Iterator[Problem]:
     if name not in _SIGNALS:
         meant = f"; did you mean 'SIG{name.upper()}'?" if f"SIG{name.upper()}" in _SIGNALS else ""
         hint = meant or did_you_mean(name.upper(), _SIGNALS) or "; write SIGTERM, SIGINT or SIGQUIT"
-        yield Problem(("stop", "signal"), f"{shown(name)} is no signal that ends a program{hint}")
+        yield Problem(("stop", "signal"), f"{shown(name)} is not a signal that ends a program{hint}")
     yield from duration_problems(("stop", "grace"), spec.stop.grace_seconds, 0.0, 3_600.0)
 
 
@@ -271,7 +280,7 @@ def _placement(spec: Spec) -> Iterator[Problem]:
             did_you_mean(spec.placement.spread, [spread.value for spread in Spread])
             or "; write server or none"
         )
-        yield Problem(("placement", "spread"), f"{shown(spec.placement.spread)} is not known{hint}")
+        yield Problem(("placement", "spread"), f"invalid value {shown(spec.placement.spread)}{hint}")
     yield from label_problems(("placement", "require"), spec.placement.require)
 
 
@@ -279,18 +288,19 @@ def _writable(spec: Spec) -> Iterator[Problem]:
     if spec.writable and spec.runtime is RuntimeKind.PROCESS:
         yield Problem(
             ("writable",),
-            "is for containers; a process writes below its own directory ($CELL_DIRECTORY)",
+            "is for containers only; a process writes below its own directory ($CELL_DIRECTORY)",
             needs=frozenset({"runtime", "image"}),
         )
     if len(spec.writable) > WRITABLE_LIMIT:
-        yield Problem(("writable",), f"has {len(spec.writable)} paths; at most {WRITABLE_LIMIT} are taken")
+        yield Problem(("writable",), f"has {len(spec.writable)} paths; the limit is {WRITABLE_LIMIT}")
     for index, path in enumerate(spec.writable):
         if not _is_plain_path(path):
             yield Problem(
-                ("writable", index), f"{shown(path)} is no absolute path below '/' (nor may it hold '..')"
+                ("writable", index),
+                f"invalid path {shown(path)}: write an absolute path below '/', without '..'",
             )
         elif path in spec.writable[:index]:
-            yield Problem(("writable", index), f"{shown(path)} is there twice")
+            yield Problem(("writable", index), f"duplicate path {shown(path)}")
 
 
 def _is_plain_path(path: str) -> bool:
