@@ -171,7 +171,7 @@ def test_agent_with_another_servers_identity_is_refused_by_name(fleet):
     fleet.begin_agent("mask")
     code, words = ended(fleet, "mask")
     assert code == 2
-    assert "belongs to the server earth, not mask" in words
+    assert "belongs to server earth, not mask" in words
     assert fleet.is_attached("earth")
 
 

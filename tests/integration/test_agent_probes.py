@@ -189,7 +189,10 @@ async def test_tcp_probe_passes_where_a_connection_is_accepted(probing: Probing)
 
 async def test_port_that_the_cell_does_not_have_is_named(probing: Probing) -> None:
     probing.start(1, http=cell_pb2.HttpProbe(port="web"))
-    assert await probing.next_outcome() == "the probe names port 'web', but the cell's ports are: http"
+    assert (
+        await probing.next_outcome()
+        == "the probe uses port 'web', which the cell does not have; its ports: http"
+    )
 
 
 @pytest.mark.parametrize(
@@ -216,7 +219,7 @@ async def test_exec_probe_judges_by_the_exit_code(
     [
         ("", health_pb2.HealthCheckResponse.SERVING, ""),
         ("shop", health_pb2.HealthCheckResponse.SERVING, ""),
-        ("shop", health_pb2.HealthCheckResponse.NOT_SERVING, "answered not SERVING"),
+        ("shop", health_pb2.HealthCheckResponse.NOT_SERVING, "the answer is not SERVING"),
     ],
 )
 async def test_grpc_probe_speaks_the_standard_health_protocol(
