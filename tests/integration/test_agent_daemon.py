@@ -87,8 +87,10 @@ async def test_second_agent_on_one_data_directory_is_refused(world: AgentWorld) 
     code, said = await second.ended(None)
     assert (code, said) == (
         1,
-        f"error: another agent already uses the data directory {world.data}; "
-        "give this agent a different one with --data\n",
+        (
+            f"error: another agent already uses the data directory {world.data}; give this agent a different one"
+            " with --data\n"
+        ),
     )
 
 
