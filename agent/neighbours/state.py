@@ -130,7 +130,7 @@ def next_look(state: WatchState) -> float:
     return min(state.beat_at, *(watched.due_at for watched in state.watched.values()))
 
 
-def said(state: WatchState) -> tuple[Testimony, ...]:
+def testimonies_of(state: WatchState) -> tuple[Testimony, ...]:
     """All current testimonies."""
     return tuple(watched.testimony for watched in state.watched.values() if watched.testimony is not None)
 
@@ -138,8 +138,8 @@ def said(state: WatchState) -> tuple[Testimony, ...]:
 def _news(before: WatchState, after: WatchState) -> tuple[Tell, ...]:
     if before.watched is after.watched:
         return ()
-    now = said(after)
-    return (Tell(now),) if now != said(before) else ()
+    now = testimonies_of(after)
+    return (Tell(now),) if now != testimonies_of(before) else ()
 
 
 def _assigned(state: WatchState, event: Assigned) -> WatchState:

@@ -33,8 +33,8 @@ from galactica.agent.neighbours.state import (
     WatchEvent,
     WatchState,
     next_look,
-    said,
     step,
+    testimonies_of,
 )
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ class NeighbourWatch:
             while True:
                 await self._changed.wait()
                 self._changed.clear()
-                await self._deliver(Testified(said(self._state), clock.now()))
+                await self._deliver(Testified(testimonies_of(self._state), clock.now()))
         finally:
             for timer in self._timers.values():
                 timer.cancel()

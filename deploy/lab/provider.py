@@ -75,7 +75,7 @@ def answer_to(question: dict[str, Any], switch: Switch, agent: list[str]) -> dic
                 host_of(switch, fleet, question["cell"]).delete()
                 return {}
         case "list":
-            return {"servers": list(all_seen(hosts_of(switch, fleet)))}
+            return {"servers": list(all_listed(hosts_of(switch, fleet)))}
         case other:
             raise Refused(f"no such action: {other}")
 
@@ -104,14 +104,14 @@ def plan_of(body: dict[str, Any]) -> dict[str, object]:
     return body | {"disk": f"{size[1]}{size[2][0].lower()}"}
 
 
-def all_seen(hosts: list[Host]) -> Iterator[dict[str, str]]:
+def all_listed(hosts: list[Host]) -> Iterator[dict[str, str]]:
     for host in hosts:
         with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
             if host.was_born:
-                yield seen(host)
+                yield listed(host)
 
 
-def seen(host: Host) -> dict[str, str]:
+def listed(host: Host) -> dict[str, str]:
     state = "running" if host.is_on else "gone"
     return {"cell": host.cell, "ref": host.namespace, "state": state}
 

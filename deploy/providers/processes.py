@@ -53,7 +53,7 @@ def main() -> int:
             case "delete":
                 answer = delete(server_of(fleet, question["cell"]))
             case "list":
-                answer = {"servers": [seen(path) for path in sorted(fleet.glob("*/cell"))]}
+                answer = {"servers": [listed(path) for path in sorted(fleet.glob("*/cell"))]}
             case other:
                 raise Refused(f"no such action: {other}")
     except Refused as error:
@@ -107,7 +107,7 @@ def delete(path: Path) -> dict:
     return {}
 
 
-def seen(cell_file: Path) -> dict:
+def listed(cell_file: Path) -> dict:
     path = cell_file.parent
     state = "running" if is_alive(path) else "gone"
     if state == "gone":

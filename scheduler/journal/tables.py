@@ -46,20 +46,20 @@ CREATE VIEW events AS SELECT
 FROM records;
 CREATE TRIGGER records_only_grow BEFORE INSERT ON records
     WHEN NEW.position IS NOT (SELECT coalesce(max(position), 0) + 1 FROM records)
-    BEGIN SELECT RAISE(ABORT, 'a record takes the position after the last one'); END;
+    BEGIN SELECT RAISE(ABORT, 'a record must have the position after the last record'); END;
 CREATE TRIGGER records_never_change BEFORE UPDATE ON records
     BEGIN SELECT RAISE(ABORT, 'records are never changed'); END;
 CREATE TRIGGER records_go_by_retention BEFORE DELETE ON records
     WHEN OLD.position > {RETENTION_FLOOR}()
         OR OLD.position > (SELECT coalesce(min(position), 0) FROM snapshots)
         OR OLD.position = (SELECT max(position) FROM records)
-    BEGIN SELECT RAISE(ABORT, 'records are deleted by retention alone'); END;
+    BEGIN SELECT RAISE(ABORT, 'only retention may delete records'); END;
 
 CREATE TABLE snapshots (position INTEGER PRIMARY KEY, data BLOB NOT NULL) STRICT;
 CREATE TRIGGER snapshots_only_grow BEFORE INSERT ON snapshots
     WHEN NEW.position <= (SELECT coalesce(max(position), 0) FROM snapshots)
         OR NEW.position > (SELECT coalesce(max(position), 0) FROM records)
-    BEGIN SELECT RAISE(ABORT, 'a snapshot is above the last one and not above the last record'); END;
+    BEGIN SELECT RAISE(ABORT, 'a snapshot must be above the last snapshot and at most at the last record'); END;
 CREATE TRIGGER snapshots_never_change BEFORE UPDATE ON snapshots
     BEGIN SELECT RAISE(ABORT, 'snapshots are never changed'); END;
 CREATE TRIGGER snapshots_go_when_there_are_newer BEFORE DELETE ON snapshots
@@ -69,7 +69,7 @@ CREATE TRIGGER snapshots_go_when_there_are_newer BEFORE DELETE ON snapshots
 CREATE TABLE epochs (epoch INTEGER PRIMARY KEY, at REAL NOT NULL, pid INTEGER NOT NULL) STRICT;
 CREATE TRIGGER epochs_only_grow BEFORE INSERT ON epochs
     WHEN NEW.epoch IS NOT (SELECT coalesce(max(epoch), 0) + 1 FROM epochs)
-    BEGIN SELECT RAISE(ABORT, 'an epoch is one above the last one'); END;
+    BEGIN SELECT RAISE(ABORT, 'an epoch must be one above the last epoch'); END;
 CREATE TRIGGER epochs_never_change BEFORE UPDATE ON epochs
     BEGIN SELECT RAISE(ABORT, 'epochs are never changed'); END;
 CREATE TRIGGER epochs_never_go BEFORE DELETE ON epochs

@@ -251,7 +251,7 @@ async def test_even_whoever_defines_the_function_of_retention_cannot_delete_what
     await journal.save_snapshot(4, b"fleet")
     with shell(data) as connection:
         connection.create_function("galactica_retention_floor", 0, lambda: 10**9)
-        with pytest.raises(sqlite3.IntegrityError, match="retention alone"):
+        with pytest.raises(sqlite3.IntegrityError, match="only retention"):
             connection.execute("DELETE FROM records WHERE position <= 5")
         connection.execute("DELETE FROM records WHERE position <= 4")
     assert tuple(journal.replay(1)) == records(5, 10)
