@@ -124,7 +124,7 @@ def parser() -> argparse.ArgumentParser:
         "--log-level",
         default="info",
         choices=("debug", "info", "warning", "error"),
-        help="least level to log (default: info)",
+        help="log messages of this level and above (default: info)",
     )
     add("--version", action="version", version=f"galactica-agent {__version__}")
     return command

@@ -101,7 +101,7 @@ def http(path: str = "/") -> dict[str, object]:
         (b"HTTP/1.1 100 Continue\r\n\r\n", "answered 100"),
         (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", "no HTTP answer from 127.0.0.1:{port}"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 500000\r\n\r\n" + b"x" * 500_000, ""),
-        (b"", "Connection reset by peer by 127.0.0.1:{port}"),
+        (b"", "Connection reset by peer: 127.0.0.1:{port}"),
     ],
 )
 async def test_http_probe_judges_by_the_status(probing: Probing, answer: bytes, outcome: str) -> None:
@@ -178,7 +178,7 @@ async def test_port_where_nobody_listens_fails_at_once(probing: Probing, kind: s
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     probing.start(port, **{kind: probe})
-    assert await probing.next_outcome() == f"Connection refused by 127.0.0.1:{port}"
+    assert await probing.next_outcome() == f"Connection refused: 127.0.0.1:{port}"
 
 
 async def test_tcp_probe_passes_where_a_connection_is_accepted(probing: Probing) -> None:

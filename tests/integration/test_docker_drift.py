@@ -229,7 +229,7 @@ async def test_a_name_that_means_another_image_now_is_told(engine, busybox_image
         async with touched_cell(engine, tag) as cell:
             client.tag(busybox_image.replace(":1", ":2"), tag)
             (told,) = await cell.compare()
-        assert told.startswith(f"image {tag} means ")
+        assert told.startswith(f"image {tag} is now ")
     finally:
         client.remove_image(tag, force=True)
         client.close()

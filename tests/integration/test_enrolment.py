@@ -476,7 +476,7 @@ class TestEnrolCommand:
     @pytest.mark.parametrize(
         ("behaviour", "exit_code", "says"),
         [
-            ("closed", 3, "cannot be reached"),
+            ("closed", 3, "cannot reach the scheduler"),
             ("silent", 3, "no answer from"),
             ("plain", 1, "TLS handshake with"),
         ],
@@ -683,7 +683,7 @@ class TestIdentityFiles:
         store(tmp_path, identity)
         (tmp_path / "key.pem").chmod(mode)
 
-        with pytest.raises(IdentityError, match="others than its owner can read it"):
+        with pytest.raises(IdentityError, match="other users can read this host's private key"):
             Identity.load(tmp_path)
 
     @pytest.mark.parametrize("name", ["key.pem", "csr.pem", "cert.pem", "ca.pem"])
@@ -691,7 +691,7 @@ class TestIdentityFiles:
         store(tmp_path, identity)
         (tmp_path / name).unlink()
 
-        with pytest.raises(IdentityError, match=r"is damaged .*enrol this host anew"):
+        with pytest.raises(IdentityError, match=r"is damaged .*enrol this host again"):
             Identity.load(tmp_path)
 
     @pytest.mark.parametrize("content", ["", "[]", "{}", '{"server_id": 1}', "nonsense"])
@@ -699,7 +699,7 @@ class TestIdentityFiles:
         store(tmp_path, identity)
         (tmp_path / "identity.json").write_text(content)
 
-        with pytest.raises(IdentityError, match=r"is damaged .*enrol this host anew"):
+        with pytest.raises(IdentityError, match=r"is damaged .*enrol this host again"):
             Identity.load(tmp_path)
 
     def test_renewal_is_due_after_two_thirds_of_the_life(self, identity):
@@ -716,7 +716,7 @@ class TestIdentityFiles:
 
     async def test_daemon_loads_no_cryptographic_library_for_its_identity(self):
         code = (
-            "import sys, agent.identity; "
+            "import sys, galactica.agent.link.identity; "
             "print([name for name in ('cryptography', 'OpenSSL', 'cffi') if name in sys.modules])"
         )
         process = await asyncio.create_subprocess_exec(

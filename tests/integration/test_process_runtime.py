@@ -170,7 +170,7 @@ async def test_port_of_another_cell_is_refused_even_while_that_does_not_listen_y
 @pytest.mark.parametrize(
     ("command", "reason"),
     [
-        (("no-such-program",), "command 'no-such-program' not found in PATH"),
+        (("no-such-program",), "command 'no-such-program' not found in this server's PATH"),
         (("/no/such/program",), "command '/no/such/program' not found on this server"),
         (("/etc/passwd",), "command '/etc/passwd' is not an executable file"),
         ((), "a process cell needs a command"),
@@ -195,7 +195,7 @@ async def test_command_that_cannot_be_run_is_refused_with_the_reason(runtime, tm
 async def test_dead_cell_does_not_come_back_by_a_second_order(runtime):
     await runtime.start(shell("exit 0"), quiet)
     before = await settled(runtime)
-    with pytest.raises(StartFailed, match=r"web/0\.1 has ended already"):
+    with pytest.raises(StartFailed, match=r"web/0\.1 has already ended"):
         await runtime.start(shell("exit 0"), quiet)
     assert await runtime.list() == before
 
@@ -241,7 +241,7 @@ async def test_execute_runs_with_the_cells_environment_in_its_directory(runtime,
     said = await runtime.execute("web/0.1", ("sh", "-c", "echo first; echo $GREETING $PWD; exit 4"), 10)
     assert said == (4, f"hello {scratch}")
     assert await runtime.execute("web/0.1", ("sh", "-c", "kill -9 $$"), 10) == (137, "")
-    with pytest.raises(RuntimeFailure, match="command 'nope' not found in PATH"):
+    with pytest.raises(RuntimeFailure, match="command 'nope' not found in this server's PATH"):
         await runtime.execute("web/0.1", ("nope",), 10)
     with pytest.raises(RuntimeFailure, match=r"no cell other/0\.1 on this server"):
         await runtime.execute("other/0.1", ("true",), 10)
