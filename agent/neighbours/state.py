@@ -130,7 +130,7 @@ def next_look(state: WatchState) -> float:
     return min(state.beat_at, *(watched.due_at for watched in state.watched.values()))
 
 
-def testimonies_of(state: WatchState) -> tuple[Testimony, ...]:
+def all_testimonies(state: WatchState) -> tuple[Testimony, ...]:
     """All current testimonies."""
     return tuple(watched.testimony for watched in state.watched.values() if watched.testimony is not None)
 
@@ -138,8 +138,8 @@ def testimonies_of(state: WatchState) -> tuple[Testimony, ...]:
 def _news(before: WatchState, after: WatchState) -> tuple[Tell, ...]:
     if before.watched is after.watched:
         return ()
-    now = testimonies_of(after)
-    return (Tell(now),) if now != testimonies_of(before) else ()
+    now = all_testimonies(after)
+    return (Tell(now),) if now != all_testimonies(before) else ()
 
 
 def _assigned(state: WatchState, event: Assigned) -> WatchState:

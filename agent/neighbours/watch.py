@@ -32,9 +32,9 @@ from galactica.agent.neighbours.state import (
     WasRefused,
     WatchEvent,
     WatchState,
+    all_testimonies,
     next_look,
     step,
-    testimonies_of,
 )
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ class NeighbourWatch:
             while True:
                 await self._changed.wait()
                 self._changed.clear()
-                await self._deliver(Testified(testimonies_of(self._state), clock.now()))
+                await self._deliver(Testified(all_testimonies(self._state), clock.now()))
         finally:
             for timer in self._timers.values():
                 timer.cancel()

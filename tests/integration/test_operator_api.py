@@ -252,7 +252,7 @@ class TestPools:
         code, details, _ = await refusal(getattr(operator, call)(request))
 
         assert code is Code.INVALID_ARGUMENT
-        assert details == "rack: the provider 'nobody' is not configured (configured: cloud, local)"
+        assert details == "rack: no provider 'nobody' is configured (configured: cloud, local)"
         status = await operator.GetStatus(operator_pb2.GetStatusRequest())
         assert not status.groups
 

@@ -163,7 +163,7 @@ def test_a_file_elsewhere_says_which_providers_there_are(machine):
 
     refused = machine.cli("apply", str(manifest), code=2)
 
-    said = "Error: rack: the provider 'nobody' is not configured (configured: lab, local)"
+    said = "Error: rack: no provider 'nobody' is configured (configured: lab, local)"
     assert refused.stderr.splitlines()[0] == said
 
 
