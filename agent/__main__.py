@@ -1,6 +1,7 @@
-"""``galactica-agent``: the daemon of one host. Arguments in, exit code out; all else is wired up here.
+"""``galactica-agent``: the daemon of one host. This module parses the arguments, connects the parts and returns the
+exit code.
 
-Exit codes: 0 ended by a signal, 1 refused or failed, 2 wrong usage, 3 the scheduler cannot be reached to enrol.
+Exit codes: 0 ended by a signal, 1 refused or failed, 2 wrong usage, 3 cannot reach the scheduler to enrol.
 """
 
 from __future__ import annotations
@@ -57,13 +58,13 @@ log = logging.getLogger("agent")
 
 
 def main() -> Never:
-    # What gRPC's core itself logs about failed handshakes says less than our messages do.
+    # The agent's own messages about failed handshakes say more than the log of gRPC's core.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     sys.exit(run(sys.argv[1:]))
 
 
 def run(argv: Sequence[str]) -> int:
-    """The whole life of the agent; answers the exit code."""
+    """Run the agent until it ends. Returns the exit code."""
     arguments = parser().parse_args(argv)
     _log_to_stderr(arguments.log_level)
     try:
@@ -78,19 +79,19 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _live(settings: Settings) -> None:
-    """Serve until a signal. An agent that cannot renew its certificate enrols anew once, if it was given a token."""
+    """Serve until a signal. If the certificate cannot be renewed and a token was given, enrol again, once."""
     identity = load_identity(settings)
     try:
         _run_loop(settings, identity)
     except RenewalRefusedError as refusal:
         if not (settings.token or settings.token_file):
             raise
-        log.warning("enrols anew reason=%r", str(refusal))
+        log.warning("enrolling again reason=%r", str(refusal))
         _run_loop(settings, enrolled_identity(settings, identity))
 
 
 def _run_loop(settings: Settings, identity: Identity) -> None:
-    """Raises what ended the loop, if it was the scheduler's no: the task groups wrap it."""
+    """Run the loop. Task groups wrap errors: a refusal by the scheduler is raised without that wrapping."""
     try:
         asyncio.run(_serve(settings, identity))
     except BaseExceptionGroup as group:
@@ -156,14 +157,14 @@ async def _serve(settings: Settings, identity: Identity) -> None:
     finally:
         for runtime in runtimes.values():
             await runtime.close()
-    log.info("ended cells=%s", "stopped" if settings.stops_cells else "live on")
+    log.info("ended cells=%s", "stopped" if settings.stops_cells else "still running")
 
 
-# Its log and last words.
+# Log and error output.
 
 
 class _Line(logging.Formatter):
-    """One line per record: time, level, logger, then the message's own key=value pairs."""
+    """One line for each record: time, level, logger, message with its key=value pairs."""
 
     def format(self, record: logging.LogRecord) -> str:
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))

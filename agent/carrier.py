@@ -1,6 +1,6 @@
-"""Carries out the orders on cells in their runtimes, and delivers what came of each as an event.
+"""Starts and stops cells in their runtimes, and delivers each result as an event.
 
-No call into a runtime ends the daemon: what fails becomes an event about its cell.
+An error in a runtime never ends the daemon: it becomes an event about the cell.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ log = logging.getLogger(__name__)
 
 
 class Carrier:
-    """``deliver`` waits for a place in the daemon's queue; ``offer`` drops what finds none. ``before_exclusive`` is
-    awaited before an exclusive cell starts. ``stirred`` is told of a cell whose runtime saw something change in it."""
+    """``deliver`` waits for room in the daemon's queue; ``offer`` drops the event if the queue is full.
+    ``before_exclusive`` is awaited before an exclusive cell starts. ``stirred`` is called with the id of a cell in
+    which the runtime noticed a change."""
 
     def __init__(
         self,
@@ -63,7 +64,7 @@ class Carrier:
         instruction: StartCell | AbandonStart | StopCell,
         work: Callable[[Coroutine[None, None, None]], asyncio.Task[None]],
     ) -> None:
-        """Begin it as a task that ``work`` makes and owns."""
+        """Begin the instruction in a task. ``work`` creates and owns the task."""
         match instruction:
             case StartCell():
                 cell_id = instruction.order.cell_id
@@ -89,8 +90,8 @@ class Carrier:
             except RuntimeFailure as failure:
                 event = StartFailed(cell_id, str(failure), clock.now())
             except Exception as error:
-                log.exception("start failed in an unexpected way cell=%s", cell_id)
-                event = StartFailed(cell_id, f"the agent failed: {error!r}", clock.now())
+                log.exception("start failed: unexpected error cell=%s", cell_id)
+                event = StartFailed(cell_id, f"unexpected error in the agent: {error!r}", clock.now())
         await self._deliver(event)
 
     def _forget_start(self, cell_id: str, done: asyncio.Task[None]) -> None:
@@ -98,55 +99,56 @@ class Carrier:
             del self._starting[cell_id]
 
     async def _abandon(self, cell_id: str) -> None:
-        """The runtime ends by itself what it has begun, and the stop that follows waits for it."""
+        """Cancel the start. The runtime removes what it has begun; the stop comes after that."""
         task = self._starting.get(cell_id)
         if task is not None:
             task.cancel()
             await asyncio.wait({task})
-        await self._deliver(StartFailed(cell_id, "its start was abandoned", clock.now()))
+        await self._deliver(StartFailed(cell_id, "the start was abandoned", clock.now()))
 
     async def _started(self, order: link_pb2.Order, progress: Progress) -> Started | StartFailed:
         runtime = self._runtimes.get(order.spec.runtime)
         if runtime is None:
-            reason = "this server does not have the runtime that the cell needs"
+            reason = "this server does not offer the cell's runtime"
             return StartFailed(order.cell_id, reason, clock.now())
         if order.spec.exclusive:
             await self._before_exclusive()
         running = await runtime.start(order, progress)
         return Started(order.cell_id, running.runtime_id, running.endpoints, clock.now())
 
-    async def _stop(self, asked: StopCell) -> None:
-        runtime = self._runtimes.get(asked.kind)
+    async def _stop(self, instruction: StopCell) -> None:
+        cell_id = instruction.cell_id
+        runtime = self._runtimes.get(instruction.kind)
         event: Event
         try:
             if runtime is not None:
-                await runtime.stop(asked.cell_id, asked.signal, asked.grace_seconds)
-            event = Stopped(asked.cell_id, clock.now())
+                await runtime.stop(cell_id, instruction.signal, instruction.grace_seconds)
+            event = Stopped(cell_id, clock.now())
         except RuntimeFailure as failure:
-            event = StopFailed(asked.cell_id, str(failure), clock.now())
+            event = StopFailed(cell_id, str(failure), clock.now())
         except Exception as error:
-            log.exception("stop failed in an unexpected way cell=%s", asked.cell_id)
-            event = StopFailed(asked.cell_id, f"the agent failed: {error!r}", clock.now())
+            log.exception("stop failed: unexpected error cell=%s", cell_id)
+            event = StopFailed(cell_id, f"unexpected error in the agent: {error!r}", clock.now())
         await self._deliver(event)
 
     async def watch(self, kind: int) -> None:
-        """Deliver what a runtime sees, until cancelled."""
+        """Deliver the runtime's observations until cancelled."""
         while True:
             try:
-                async for seen in self._runtimes[kind].watch():
-                    if isinstance(seen, Exited):
-                        await self._deliver(Died(seen.cell_id, seen.autopsy, clock.now()))
-                    elif isinstance(seen, Stirred):
-                        self._stirred(seen.cell_id)
+                async for observation in self._runtimes[kind].watch():
+                    if isinstance(observation, Exited):
+                        await self._deliver(Died(observation.cell_id, observation.autopsy, clock.now()))
+                    elif isinstance(observation, Stirred):
+                        self._stirred(observation.cell_id)
                     else:
-                        # Our own list instead of theirs: it is known when it was asked for.
+                        # List again: the core needs the time at which the list was requested.
                         await self._list(kind)
             except RuntimeFailure as failure:
                 log.warning("watch interrupted reason=%r", str(failure))
             await asyncio.sleep(RELIST_AGAIN_SECONDS)
 
     async def relist(self, kind: int, listed: asyncio.Event) -> None:
-        """From time to time compare with what there is: nothing stays unseen because one event was lost."""
+        """List the runtime's cells regularly, so that a lost event does not matter. Sets ``listed`` after the first."""
         while True:
             if await self._list(kind):
                 listed.set()

@@ -4,6 +4,6 @@ import time
 
 
 def now() -> float:
-    """Seconds since the host booted. Unlike the monotonic clock it goes on while the host sleeps (``CLOCK_BOOTTIME``):
-    what a lease allows must be over when a host wakes up late. Never goes back."""
+    """Seconds since the host booted (``CLOCK_BOOTTIME``). Never goes back. Unlike the monotonic clock it also counts
+    while the host sleeps: a lease must be over when a host wakes up after its end."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)

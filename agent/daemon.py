@@ -1,7 +1,7 @@
-"""The driver: owns the agent's state, feeds it events one at a time and carries out what it says.
+"""The driver: owns the agent's state, feeds it events one at a time and carries out its instructions.
 
-Everything runs in one event loop. Runtime calls, probes and the link run beside each other and put what comes
-of them into one bounded queue; a single task takes events from it and steps the state.
+Everything runs in one event loop. Runtime calls, probes and the link run concurrently and put their results as
+events into one bounded queue. A single task takes the events from it and steps the state.
 """
 
 from __future__ import annotations
@@ -63,17 +63,17 @@ if TYPE_CHECKING:
 QUEUE_LIMIT = 10_000
 VITALS_SECONDS = 5.0
 STOP_MARGIN_SECONDS = 15.0
-"""How much longer than the longest grace the end of all cells may take."""
+"""At shutdown the daemon waits for its cells: this much longer than the longest grace."""
 SLEEPLESS_SECONDS = 0.5
-"""The loop's timers stand still while the host sleeps. Where exclusive cells are at stake none is longer than this."""
+"""Longest timer while there are exclusive cells: the event loop's timers stop while the host sleeps."""
 
 log = logging.getLogger(__name__)
 
 
 class Daemon:
-    """``link_to`` and ``watch_to`` make the link and the neighbours' watch (if there is one) once it is known where
-    their events go. ``remember_epoch`` may block. ``will``: what speaks for the agent on the message bus, if there is
-    one."""
+    """``link_to`` and ``watch_to`` create the link and the neighbours' watch (None: no watch); each gets the function
+    that takes its events. ``remember_epoch`` may block. ``will``: the agent's last will on the message bus, if it
+    uses one."""
 
     def __init__(
         self,
@@ -119,9 +119,9 @@ class Daemon:
         await self._queue.put(event)
 
     async def run(self, stop: asyncio.Event, *, stops_cells: bool) -> None:
-        """Work until ``stop`` is set, then detach; cells live on unless they are to be stopped too.
+        """Work until ``stop`` is set, then detach. The cells live on, unless ``stops_cells`` ends them too.
 
-        Raises, in groups, session.RefusedError and renewal.RenewalRefusedError."""
+        Raises, in exception groups, session.RefusedError and renewal.RenewalRefusedError."""
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             self._logs = LogStreams(self._runtimes, self._link, tasks)
@@ -144,7 +144,7 @@ class Daemon:
             if stops_cells:
                 await self._stop_cells()
             await self._link.leave()
-            # What is under way in a runtime is found by the agent's next life.
+            # Work that is still under way in a runtime is found at the agent's next start.
             for task in (*owned, *self._workers):
                 task.cancel()
             self._logs.stop_all()
@@ -153,7 +153,7 @@ class Daemon:
                 self._timer.cancel()
 
     async def _attach(self, recovered: Sequence[asyncio.Event]) -> None:
-        """A Hello that leaves out cells says that they are gone, so every runtime is listed before the first."""
+        """List every runtime before the first Hello: a Hello says of a cell that it leaves out that it is gone."""
         for listed in recovered:
             await listed.wait()
         await self._link.run()
@@ -196,7 +196,7 @@ class Daemon:
         self._offer(Tick(clock.now()))
 
     def _offer(self, event: Event) -> None:
-        """For what will come again by itself: dropped when the queue is full."""
+        """Deliver an event that comes again by itself: it is dropped if the queue is full."""
         with contextlib.suppress(asyncio.QueueFull):
             self._queue.put_nowait(event)
 
@@ -231,9 +231,9 @@ class Daemon:
             case RememberFence():
                 self._fence.remember(instruction.fence_at)
 
-    def _watch_neighbours(self, told: WatchNeighbours) -> None:
+    def _watch_neighbours(self, instruction: WatchNeighbours) -> None:
         if self._neighbours is not None:
-            self._neighbours.watch(told.neighbours, told.accepted_keys)
+            self._neighbours.watch(instruction.neighbours, instruction.accepted_keys)
 
     def _serve_logs(self, instruction: FetchLogs | RefuseLogs | StopLogs) -> None:
         match instruction:
@@ -245,13 +245,13 @@ class Daemon:
                 self._logs.stop(instruction.link, instruction.stream)
 
     def _work(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        """Do it beside everything else; the daemon's task group owns it."""
+        """Run it as a task of the daemon's task group."""
         task = self._tasks.create_task(work)
         self._workers.add(task)
         task.add_done_callback(self._workers.discard)
         return task
 
-    # What the runtimes are asked, beside starts and stops.
+    # Calls into the runtimes, other than starts and stops.
 
     async def _execute(
         self, kind: int, cell_id: str, command: Sequence[str], timeout_seconds: float
@@ -259,7 +259,7 @@ class Daemon:
         return await self._runtimes[kind].execute(cell_id, command, timeout_seconds)
 
     def _probed(self, cell_id: str, error: str) -> None:
-        # Fifty of these a second and nearly none of them says anything: the queue is for those that do.
+        # There are fifty outcomes a second and nearly none changes the state: only those that do are queued.
         if is_news(self._state, cell_id, error):
             self._offer(ProbeFinished(cell_id, error, clock.now()))
 
@@ -284,4 +284,4 @@ class Daemon:
             async with asyncio.timeout(max(grace_ms, default=0) / 1_000 + STOP_MARGIN_SECONDS):
                 await self._all_gone.wait()
         except TimeoutError:
-            log.error("some cells did not end cells=%s", ",".join(self._state.cells))  # noqa: TRY400 - for people
+            log.error("some cells did not end in time cells=%s", ",".join(self._state.cells))  # noqa: TRY400 - for people

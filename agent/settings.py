@@ -1,4 +1,4 @@
-"""The agent's command line: what it may say, and what that means."""
+"""The agent's command line: its options, and the settings that they give."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WATCH_OFF = "off"
 
 
 class StartError(Exception):
-    """The agent cannot begin; the message is one line for people."""
+    """The agent cannot start; the message is one line for people."""
 
     def __init__(self, message: str, exit_code: int = EXIT_FAILED) -> None:
         super().__init__(message)
@@ -34,8 +34,9 @@ class StartError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the command line says. ``runtimes`` empty: what this host offers. ``enrolment`` empty: where this host
-    enrolled, or else the port after ``scheduler``'s. ``token`` and ``token_file``: at most one is not empty."""
+    """The settings from the command line. ``runtimes`` empty: those that this host offers. ``enrolment`` empty: the
+    port that enrolled this host, else the port after ``scheduler``'s. ``token`` and ``token_file``: at most one is
+    set."""
 
     scheduler: str
     enrolment: str
@@ -48,7 +49,7 @@ class Settings:
     token: str = field(repr=False)
     token_file: str
     watch: str = ""
-    """"off", ADDRESS:PORT, or empty for an address that is found here and a free port."""
+    """"off", ADDRESS:PORT, or empty: the agent chooses an address and a free port."""
     bus: str = ""
     bus_ca: str = ""
     bus_password_file: str = ""
@@ -59,65 +60,81 @@ def parser() -> argparse.ArgumentParser:
         prog="galactica-agent",
         description="Run the cells that the scheduler orders on this server, watch them and report.",
         epilog="Exit codes: 0 ended by a signal, 1 refused or failed, 2 wrong usage, "
-        "3 the scheduler cannot be reached to enrol.",
+        "3 cannot reach the scheduler to enrol.",
     )
     add = command.add_argument
-    add("--scheduler", required=True, metavar="HOST:PORT", help="where the scheduler listens for agents")
+    add("--scheduler", required=True, metavar="HOST:PORT", help="address of the scheduler's port for agents")
     add(
         "--enrol",
         default="",
         metavar="HOST:PORT",
-        help="its enrolment port (the one that enrolled this host, at first the next one after --scheduler's)",
+        help="address of the scheduler's enrolment port (default: the one that enrolled this host; before that, the "
+        "port after --scheduler's)",
     )
     token = command.add_mutually_exclusive_group()
-    token.add_argument("--token-file", default="", metavar="FILE", help="a file that holds the join token")
-    token.add_argument("--token", default="", help=f"the join token; {TOKEN_VARIABLE} does not show in ps")
-    add("--id", default="", metavar="NAME", help="what this server is called (its host name)")
+    token.add_argument("--token-file", default="", metavar="FILE", help="file with the join token")
+    token.add_argument(
+        "--token", default="", help=f"join token; visible in ps, unlike the variable {TOKEN_VARIABLE}"
+    )
+    add("--id", default="", metavar="NAME", help="name of this server (default: its host name)")
     add(
         "--data",
         type=Path,
         default=DEFAULT_DATA,
         metavar="DIR",
-        help=f"where it keeps things ({DEFAULT_DATA})",
+        help=f"data directory (default: {DEFAULT_DATA})",
     )
     add(
         "--runtime",
         action="append",
         default=[],
         choices=("process", "docker"),
-        help="what runs cells here; may be given twice (process, and docker where an engine answers)",
+        help="runtime for cells; repeatable (default: process, and docker if an engine answers)",
     )
-    add("--host", default="127.0.0.1", metavar="ADDRESS", help="the address on which cells are published")
+    add(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="address on which the ports of cells are published (default: 127.0.0.1)",
+    )
     add(
         "--watch",
         default="",
         metavar="ADDRESS:PORT",
-        help="where neighbours ping this agent by UDP (--host or the address that leads to the scheduler, "
-        "and a free port); off: it watches nobody",
+        help="UDP address on which neighbours ping this agent (default: --host, or else this server's address on the "
+        "way to the scheduler, and a free port); off: take no part in the neighbours' watch",
     )
     add(
         "--bus",
         default="",
         metavar="URL",
-        help="a broker that holds this agent's last will: mqtt://[USER@]HOST[:PORT], mqtts:// for TLS; "
-        "its password in GALACTICA_BUS_PASSWORD or in a file",
+        help="message broker that keeps this agent's last will: mqtt://[USER@]HOST[:PORT], mqtts:// for TLS; "
+        "give the password in GALACTICA_BUS_PASSWORD or with --bus-password-file",
     )
-    add("--bus-ca", default="", metavar="FILE", help="the CA of the broker's certificate (this machine's)")
-    add("--bus-password-file", default="", metavar="FILE", help="a file that holds the broker's password")
     add(
-        "--label", action="append", default=[], metavar="KEY=VALUE", help="a label of this server; repeatable"
+        "--bus-ca",
+        default="",
+        metavar="FILE",
+        help="CA of the broker's certificate (default: the CAs that this machine trusts)",
     )
-    add("--stop-cells", action="store_true", help="end the cells too when the agent is told to end")
-    add("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    add("--bus-password-file", default="", metavar="FILE", help="file with the broker's password")
+    add("--label", action="append", default=[], metavar="KEY=VALUE", help="label of this server; repeatable")
+    add("--stop-cells", action="store_true", help="when a signal ends the agent, end its cells too")
+    add(
+        "--log-level",
+        default="info",
+        choices=("debug", "info", "warning", "error"),
+        help="log messages of this level and above (default: info)",
+    )
     add("--version", action="version", version=f"galactica-agent {__version__}")
     return command
 
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
-    """What they mean; takes the token out of the environment. Raises StartError (wrong usage)."""
+    """The settings; takes the token out of the environment. Raises StartError (wrong usage)."""
     host_and_port(arguments.scheduler)
     host_and_port(arguments.enrol or arguments.scheduler)
-    # Out of the environment: what this process starts has no business with it.
+    # Processes that the agent starts must not see the token.
     token = os.environ.pop(TOKEN_VARIABLE, "")
     return Settings(
         scheduler=arguments.scheduler,
@@ -141,7 +158,7 @@ def host_and_port(address: str) -> tuple[str, int]:
     """Raises StartError (wrong usage)."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
-        raise StartError(f"'{address}' is not HOST:PORT", EXIT_USAGE)
+        raise StartError(f"invalid address '{address}': use HOST:PORT", EXIT_USAGE)
     return host, int(port)
 
 
@@ -150,8 +167,8 @@ def _labels(pairs: Sequence[str]) -> dict[str, str]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not key or not equals:
-            raise StartError(f"the label '{pair}' is not KEY=VALUE", EXIT_USAGE)
+            raise StartError(f"invalid label '{pair}': use KEY=VALUE", EXIT_USAGE)
         labels[key] = value
     if len(labels) > LABELS_LIMIT:
-        raise StartError(f"{len(labels)} labels were given, at most {LABELS_LIMIT} are carried", EXIT_USAGE)
+        raise StartError(f"too many labels: {len(labels)}, the limit is {LABELS_LIMIT}", EXIT_USAGE)
     return labels

@@ -1,4 +1,4 @@
-"""What the agent needs before it can begin: its directory, identity, runtimes, watch socket, watchdog and last will."""
+"""Prepares what the daemon needs: data directory, identity, runtimes, watch socket, watchdog and last will."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ log = logging.getLogger("agent")
 
 @contextlib.contextmanager
 def owned(data: Path) -> Iterator[None]:
-    """One data directory belongs to one agent at a time."""
+    """Hold the lock of the data directory, which only one agent may use at a time. Raises StartError."""
     try:
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
         with (data / "agent.lock").open("w") as lock:
@@ -55,34 +55,35 @@ def owned(data: Path) -> Iterator[None]:
             yield
     except BlockingIOError as error:
         raise StartError(
-            f"another agent runs with the data directory {data}; give this one its own with --data"
+            f"another agent already uses the data directory {data}; give this agent a different one with --data"
         ) from error
     except PermissionError as error:
         raise StartError(
-            f"no access to {error.filename}: run as its owner, or give another directory with --data"
+            f"no access to {error.filename}: run the agent as its owner, or give another directory with --data"
         ) from error
 
 
 def load_identity(settings: Settings) -> Identity:
-    """Who this agent is; enrols first where it is nobody yet. A certificate that has ended is the link's to renew."""
+    """The agent's identity. Enrols the server first if it has none. The link renews an expired certificate, not this.
+    Raises StartError, IdentityError."""
     identity = Identity.load(identity_directory(settings.data))
     if identity is None:
         return enrolled_identity(settings, None)
     if settings.server_id not in {"", identity.server_id}:
         raise StartError(
-            f"{settings.data} belongs to the server {identity.server_id}, not {settings.server_id}; "
-            "give each server a directory of its own with --data",
+            f"the data directory {settings.data} belongs to server {identity.server_id}, not {settings.server_id}; "
+            "give each server its own directory with --data",
             EXIT_USAGE,
         )
     return identity
 
 
 def enrolled_identity(settings: Settings, before: Identity | None) -> Identity:
-    """Enrol in a process of its own, so that the memory that cryptography takes is given back."""
+    """Enrol in a child process, so that the memory of the cryptography library is freed. Raises StartError."""
     if not settings.token and not settings.token_file:
         raise StartError(
-            "this server has not enrolled yet: a join token is needed. Make one with 'galactica token create' "
-            f"at the scheduler and give it as --token-file FILE, {TOKEN_VARIABLE} or --token",
+            "this server is not enrolled and needs a join token: create one with 'galactica token create' "
+            f"at the scheduler and give it with --token-file FILE, {TOKEN_VARIABLE} or --token",
             EXIT_USAGE,
         )
     if not all(map(find_spec, ("cryptography", "OpenSSL"))):
@@ -98,19 +99,22 @@ def enrolled_identity(settings: Settings, before: Identity | None) -> Identity:
         environment[TOKEN_VARIABLE] = settings.token
     done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        words = done.stderr.strip().splitlines()
-        message = words[-1].removeprefix("error: ") if words else f"enrolment ended with {done.returncode}"
+        lines = done.stderr.strip().splitlines()
+        message = (
+            lines[-1].removeprefix("error: ") if lines else f"enrolment failed: exit code {done.returncode}"
+        )
         exit_code = done.returncode if done.returncode in {EXIT_USAGE, EXIT_UNREACHABLE} else EXIT_FAILED
         raise StartError(message, exit_code)
     log.info("enrolled scheduler=%s", enrolment)
     identity = Identity.load(directory)
     if identity is None:
-        raise StartError(f"enrolment left no identity in {directory}")
+        raise StartError(f"enrolment failed: no identity in {directory}")
     return identity
 
 
 def enrolment_address(settings: Settings, identity: Identity | None) -> str:
-    """The enrolment's port: what was said now, or else where this host enrolled, unless the scheduler has moved."""
+    """The scheduler's enrolment port: as given with --enrol; else the one that enrolled this host, if the scheduler's
+    address is still the same; else the port after the scheduler's."""
     if settings.enrolment:
         return settings.enrolment
     if identity and identity.enrolment and identity.scheduler == settings.scheduler:
@@ -120,19 +124,19 @@ def enrolment_address(settings: Settings, identity: Identity | None) -> str:
 
 
 async def available_runtimes(settings: Settings, identity: Identity) -> dict[int, Runtime]:
-    """The wanted runtimes by kind; where none is named, processes, and docker if an engine answers."""
+    """The wanted runtimes by kind. By default: process, and docker if an engine answers."""
     wanted = settings.runtimes
-    found: dict[int, Runtime] = {}
+    runtimes: dict[int, Runtime] = {}
     if "docker" in wanted or (not wanted and _may_have_engine()):
         docker = _docker(settings, identity)
         if docker is not None and (wanted or await _answers(docker)):
-            found[cell_pb2.RUNTIME_KIND_DOCKER] = docker
+            runtimes[cell_pb2.RUNTIME_KIND_DOCKER] = docker
     if "process" in wanted or not wanted:
         from galactica.agent.runtimes.process.runtime import ProcessRuntime  # noqa: PLC0415 - only what is used is loaded
 
         directory = settings.data / "cells"
-        found[cell_pb2.RUNTIME_KIND_PROCESS] = ProcessRuntime(directory, identity.fleet, settings.host)
-    return found
+        runtimes[cell_pb2.RUNTIME_KIND_PROCESS] = ProcessRuntime(directory, identity.fleet, settings.host)
+    return runtimes
 
 
 def _may_have_engine() -> bool:
@@ -145,7 +149,7 @@ def _docker(settings: Settings, identity: Identity) -> Runtime | None:
     except ModuleNotFoundError as error:
         if "docker" in settings.runtimes:
             raise StartError(
-                "the docker runtime needs its library: pip install 'galactica[docker]'"
+                "the docker runtime needs a library that is not installed: pip install 'galactica[docker]'"
             ) from error
         return None
     return DockerRuntime(identity.fleet, host=settings.host, server=identity.server_id)
@@ -162,7 +166,7 @@ async def _answers(runtime: Runtime) -> bool:
 
 
 def watch_socket(settings: Settings) -> socket.socket | None:
-    """Where neighbours reach this agent; None where it takes no part. Raises StartError."""
+    """The UDP socket on which neighbours reach this agent. None: it takes no part in the watch. Raises StartError."""
     if settings.watch == WATCH_OFF:
         return None
     if settings.watch:
@@ -171,18 +175,19 @@ def watch_socket(settings: Settings) -> socket.socket | None:
             return listen(host, port)
         except OSError as error:
             raise StartError(
-                f"neighbours cannot reach this agent at {settings.watch}: {error.strerror}; give an address of this "
-                "server and a free UDP port with --watch, or --watch off"
+                f"cannot listen for neighbours at {settings.watch}: {error.strerror}; give an address of this "
+                "server and a free UDP port with --watch, or switch it off with --watch off"
             ) from error
     try:
         return listen(_own_address(settings), 0)
     except OSError as error:
-        log.warning("neighbours cannot reach this agent reason=%r hint='--watch ADDRESS:PORT'", str(error))
+        log.warning("cannot listen for neighbours reason=%r hint='--watch ADDRESS:PORT'", str(error))
         return None
 
 
 def _own_address(settings: Settings) -> str:
-    """Where cells are published, if others can reach that; else the address that leads to the scheduler."""
+    """The address on which cells are published, unless it is a loopback or wildcard address; else this server's
+    address on the way to the scheduler."""
     with contextlib.suppress(ValueError):
         address = ipaddress.ip_address(settings.host)
         if not address.is_loopback and not address.is_unspecified:
@@ -198,14 +203,14 @@ def watch_address_of(text: str) -> tuple[str, int]:
             raise ValueError
     except ValueError:
         raise StartError(
-            f"--watch: '{text}' is neither off nor ADDRESS:PORT with a numeric address that neighbours reach",
+            f"invalid --watch '{text}': use off, or ADDRESS:PORT with a numeric address that neighbours can reach",
             EXIT_USAGE,
         ) from None
     return host, port
 
 
 def start_watchdog(settings: Settings, identity: Identity, kinds: Iterable[int]) -> list[str]:
-    """The command that begins one."""
+    """The command that starts a watchdog."""
     command = [
         sys.executable,
         "-m",
@@ -225,12 +230,14 @@ def last_will(settings: Settings, identity: Identity) -> Will | None:
     try:
         from galactica.agent.link.will import Will, broker  # noqa: PLC0415 - only what is used is loaded
     except ModuleNotFoundError as error:
-        raise StartError("--bus needs its library: pip install 'galactica[bus]'") from error
+        raise StartError(
+            "--bus needs a library that is not installed: pip install 'galactica[bus]'"
+        ) from error
     try:
-        found = broker(settings.bus, settings.bus_ca, settings.bus_password_file, os.environ)
+        chosen = broker(settings.bus, settings.bus_ca, settings.bus_password_file, os.environ)
     except ValueError as error:
         raise StartError(str(error), EXIT_USAGE) from error
-    return Will(found, identity.fleet, identity.server_id)
+    return Will(chosen, identity.fleet, identity.server_id)
 
 
 def identity_directory(data: Path) -> Path:
@@ -245,16 +252,16 @@ def stored_epoch(data: Path) -> int:
 
 
 def store_epoch(data: Path, epoch: int) -> None:
-    """Whole or not at all. Epochs only grow, so an older writer that comes late must not win.
+    """Store it atomically. Epochs only grow: a late call with an older epoch changes nothing.
 
-    Where it cannot be written this life of the agent knows it all the same. A full disk must not end agents whenever a
-    scheduler starts."""
+    An error is logged, not raised: the running agent keeps the epoch in memory, and a full disk must not end all agents
+    when a scheduler starts."""
     whole = data / f"epoch.{epoch}"
     try:
         if epoch > stored_epoch(data):
             whole.write_text(f"{epoch}\n", "ascii")
             whole.replace(data / "epoch")
     except OSError as error:
-        log.error("epoch not kept epoch=%d reason=%r", epoch, str(error))  # noqa: TRY400 - for people
+        log.error("epoch not stored epoch=%d reason=%r", epoch, str(error))  # noqa: TRY400 - for people
         with contextlib.suppress(OSError):
             whole.unlink(missing_ok=True)

@@ -1,9 +1,9 @@
-"""``make demo``: nine cells on a pool of three servers of this machine, about half a minute of murder, and the bill.
+"""``make demo``: nine cells on a pool of three servers on this machine, half a minute of killing, and the bill.
 
-It starts what a user would start (`galactica scheduler`, and `galactica apply` of a pool and a service; the pool's
-servers are agents that the scheduler's own ``local`` provider begins). Then it kills cells from outside with kill -9,
-and in the middle one whole server: its agent and everything that runs on it. It ends everything that it started.
-Exit code 0: each death was answered, a new server stands for the dead one, and the fleet is whole. Else 1.
+It starts the same things as a user: `galactica scheduler`, and `galactica apply` of a pool and a service. The pool's
+servers are agents, started by the scheduler's own ``local`` provider. Then it kills cells from outside with kill -9,
+and in the middle a whole server: its agent and everything that runs on it. At the end it removes everything that it
+started. Exit code 0: each dead cell and the dead server were replaced, and the fleet is complete. Else 1.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class DemoFailed(Exception):
 
 
 class Tempo(NamedTuple):
-    """Seconds. ``calm``: a cell that dies before it was READY for 5 s died early; the demo shows no backoff."""
+    """Seconds. ``calm`` is longer than 5 s: a cell that dies within 5 s of being READY causes backoff, which the demo
+    does not show."""
 
     calm: float
     every: float
@@ -87,7 +88,7 @@ class Demo:
         with (self.directory / "scheduler.log").open("wb") as log:
             self.scheduler = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self._wait_for_answer()
-        # A service is ordered where there is room: first the servers.
+        # The service needs servers: wait for them first.
         self._apply(pool(self.runtime.name))
         self._galactica("wait", f"pool/{POOL}", "--ready", "--timeout", f"{self.tempo.patience:g}s")
         self._apply(self.runtime.service)
@@ -98,7 +99,7 @@ class Demo:
         self._galactica("apply", str(path))
 
     def _galactica(self, *words: str) -> None:
-        """What a user would type. Raises DemoFailed."""
+        """Run a command like a user. Raises DemoFailed."""
         done = subprocess.run([BIN / "galactica", *words], capture_output=True, text=True, check=False)
         if done.returncode:
             raise DemoFailed(f"galactica {' '.join(words)}: {done.stderr.strip()}")
@@ -116,10 +117,11 @@ class Demo:
         if self.scheduler is not None and self.scheduler.poll() is not None:
             raise DemoFailed(f"the scheduler ended by itself with exit code {self.scheduler.returncode}")
         if time.monotonic() > end:
-            raise DemoFailed(f"waited {self.tempo.patience:g} s in vain for {what}")
+            raise DemoFailed(f"timeout: waited {self.tempo.patience:g} s for {what}")
 
     def stop(self) -> None:
-        """The scheduler first, so that it orders no more; then its servers, which outlive it, with their cells."""
+        """End the scheduler first, so that it orders nothing more; then its servers, which outlive it, with their
+        cells."""
         if self.scheduler is not None:
             self.scheduler.terminate()
             try:
@@ -141,38 +143,38 @@ class Demo:
         self.says = f"{SERVERS} servers are ready, {CELLS} cells are ordered"
         with self._screen() as show:
             self._until(client, show, self._is_whole, "nine cells to be ready")
-            self.says = "all is well; murder begins in a moment"
+            self.says = "everything is ready; the murders begin in a moment"
             self._for(client, show, self.tempo.calm)
             self._murder_cells(client, show, range(before))
             dead = self._murder_server(client)
-            self._until(client, show, self._is_healed, "a new server, and all cells to be ready again")
-            self.says = f"a new server stands for the dead one: {dead.successor}"
+            self._until(client, show, self._has_recovered, "a new server, and all cells to be ready again")
+            self.says = f"a new server has replaced the dead one: {dead.successor}"
             self._for(client, show, self.tempo.every)
             self._murder_cells(client, show, range(before, self.tempo.murders))
-            self.says = "healed"
+            self.says = "everything is ready again"
             self._for(client, show, self.tempo.every / 2)
 
     def _murder_cells(self, client: Client, show: Callable[[RenderableType], None], numbers: range) -> None:
-        self._until(client, show, self._is_healed, "the fleet to be whole before a murder")
+        self._until(client, show, self._has_recovered, "the fleet to be complete before a murder")
         for number in numbers:
             self._murder_cell(client, number)
             self._for(client, show, self.tempo.every)
-        self._until(client, show, self._is_healed, "the fleet to be whole again")
+        self._until(client, show, self._has_recovered, "the fleet to be complete again")
 
     @contextlib.contextmanager
     def _screen(self) -> Iterator[Callable[[RenderableType], None]]:
         if not self.console.is_terminal:
-            said = ""
+            printed = ""
 
-            def tell(_: RenderableType) -> None:
-                nonlocal said
-                if self.says != said:
-                    said = self.says
+            def print_news(_: RenderableType) -> None:
+                nonlocal printed
+                if self.says != printed:
+                    printed = self.says
                     self.console.print(
-                        f"{time.strftime('%H:%M:%S')}  {said}", highlight=False, soft_wrap=True
+                        f"{time.strftime('%H:%M:%S')}  {printed}", highlight=False, soft_wrap=True
                     )
 
-            yield tell
+            yield print_news
             return
         with Live(console=self.console, auto_refresh=False, transient=True) as live:
             yield lambda picture: live.update(picture, refresh=True)
@@ -227,16 +229,16 @@ class Demo:
         ready = {group.name: group.ready for group in picture.status.groups}
         return picture.status.healthy and ready == {POOL: SERVERS, SERVICE: CELLS}
 
-    def _is_healed(self, picture: Picture) -> bool:
+    def _has_recovered(self, picture: Picture) -> bool:
         return self._is_whole(picture) and self.bill.is_settled
 
     # --- murder -------------------------------------------------------------------------------------------------
 
     def _murder_cell(self, client: Client, number: int) -> None:
-        """One that has served long enough, on the server that has lost the fewest."""
+        """Kill a cell that was ready for long enough, on the server that has lost the fewest cells."""
         ready = [cell for cell in _cells(client) if cell.group == SERVICE and cell.phase == "READY"]
         if not ready:
-            raise DemoFailed(f"no cell of {SERVICE} is ready, so there is none to kill")
+            raise DemoFailed(f"no cell to kill: no cell of {SERVICE} is ready")
         old = [cell for cell in ready if cell.ready_at < time.time() - self.tempo.calm] or ready
         lost = Counter(murder.on for murder in self.bill.cells)
         victim = min(old, key=lambda cell: (lost[cell.server], cell.ready_at))
@@ -245,16 +247,16 @@ class Demo:
         self.runtime.kill([victim])
 
     def _murder_server(self, client: Client) -> Murder:
-        """As if its power went: agent and cells at once, from outside."""
+        """Kill a server's agent and cells at once, like a loss of power."""
         servers = client.ask(client.stub.ListServers, operator_pb2.ListServersRequest()).servers
-        server = sorted(servers, key=lambda one: one.id)[len(servers) // 2]
-        mine = [cell for cell in _cells(client) if cell.server == server.id]
-        self.says = f"kill -9 of the whole server {server.id}: its agent and its {len(mine)} cells"
+        victim = sorted(servers, key=lambda server: server.id)[len(servers) // 2]
+        cells = [cell for cell in _cells(client) if cell.server == victim.id]
+        self.says = f"kill -9 of the whole server {victim.id}: its agent and its {len(cells)} cells"
         at = time.time()
-        self.bill.server = Murder(server.id, "", at)
-        self.bill.its_cells = [Murder(cell.id, server.id, at) for cell in mine]
-        os.kill(_pid_of(server), signal.SIGKILL)
-        self.runtime.kill(mine)
+        self.bill.server = Murder(victim.id, "", at)
+        self.bill.its_cells = [Murder(cell.id, victim.id, at) for cell in cells]
+        os.kill(_pid_of(victim), signal.SIGKILL)
+        self.runtime.kill(cells)
         return self.bill.server
 
 
@@ -267,9 +269,9 @@ def _pid_of(server: operator_pb2.Server) -> int:
 
 
 def _end_agents(homes: list[Path]) -> None:
-    """In peace where they are quick enough; they take their cells along."""
-    living = [found for home in homes if (found := processes.find(home))]
-    descriptors = [one for process in living if (one := processes.open_pidfd(process)) is not None]
+    """Ask the agents to end, with their cells, and wait for a while."""
+    living = [process for home in homes if (process := processes.find(home))]
+    descriptors = [pidfd for process in living if (pidfd := processes.open_pidfd(process)) is not None]
     for descriptor in descriptors:
         processes.send_signal(descriptor, signal.SIGTERM)
     end = time.monotonic() + STOP_SECONDS
@@ -281,9 +283,9 @@ def _end_agents(homes: list[Path]) -> None:
 def _free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+        for candidate in sockets:
+            candidate.bind(("127.0.0.1", 0))
+        return [candidate.getsockname()[1] for candidate in sockets]
 
 
 # --- from the command line ---------------------------------------------------------------------------------------
@@ -299,7 +301,7 @@ def main() -> int:
         try:
             demo = Demo(Path(directory), choose_runtime(console, arguments.runtime), tempo, console)
         except NoSuchRuntime as failed:
-            console.print(f"the demo cannot begin: {failed}", style="bold red")
+            console.print(f"the demo cannot start: {failed}", style="bold red")
             return 1
         return _play(demo, arguments.svg)
 
@@ -307,7 +309,7 @@ def main() -> int:
 def _play(demo: Demo, svg: Path | None) -> int:
     console = demo.console
     try:
-        console.print(f"starting a scheduler, and a pool of {SERVERS} servers …", style="dim")
+        console.print(f"starting a scheduler and a pool of {SERVERS} servers …", style="dim")
         demo.start()
         with connect(None) as client:
             demo.run(client)
@@ -316,7 +318,7 @@ def _play(demo: Demo, svg: Path | None) -> int:
         _show_logs(demo)
         return 1
     except KeyboardInterrupt:
-        console.print("ended by hand", style="dim")
+        console.print("interrupted", style="dim")
         return 130
     finally:
         demo.stop()
@@ -326,28 +328,41 @@ def _play(demo: Demo, svg: Path | None) -> int:
     if svg:
         paint(svg, demo.most_dramatic[1], *tables)
     dead = len(demo.bill.cells) + len(demo.bill.its_cells)
-    healed = f"{dead} cells and 1 server died; {CELLS} cells on {SERVERS} servers are ready"
-    console.print(f"the fleet healed completely: {healed}", style="bold green", soft_wrap=True)
+    outcome = f"{dead} cells and 1 server died; {CELLS} cells on {SERVERS} servers are ready"
+    console.print(f"the fleet replaced all its dead: {outcome}", style="bold green", soft_wrap=True)
     return 0
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Watch a fleet of nine cells on three servers replace its dead."
+        description="Watch a fleet of nine cells on three servers replace its dead cells and servers."
     )
     parser.add_argument(
-        "--svg", type=Path, metavar="FILE", help="also draw the most dramatic moment and the bill"
+        "--svg", type=Path, metavar="FILE", help="draw the most dramatic moment and the bill into this file"
     )
-    parser.add_argument("--runtime", choices=("auto", "process", "docker"), default="auto")
-    parser.add_argument("--murders", type=int, default=6, help="of single cells (6)")
-    parser.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="between murders (2)")
-    parser.add_argument("--calm", type=float, default=6.0, metavar="SECONDS", help="before the first (6)")
+    parser.add_argument(
+        "--runtime",
+        choices=("auto", "process", "docker"),
+        default="auto",
+        help="runtime of the cells (default: auto, which is docker if an engine answers)",
+    )
+    parser.add_argument("--murders", type=int, default=6, help="number of single cells to kill (default: 6)")
+    parser.add_argument(
+        "--every", type=float, default=2.0, metavar="SECONDS", help="pause between murders (default: 2)"
+    )
+    parser.add_argument(
+        "--calm",
+        type=float,
+        default=6.0,
+        metavar="SECONDS",
+        help="pause before the first murder (default: 6)",
+    )
     parser.add_argument(
         "--patience",
         type=float,
         default=60.0,
         metavar="SECONDS",
-        help="how long a heal may take at most (60)",
+        help="maximum time to wait for replacements (default: 60)",
     )
     return parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""The demo's bill: what each death took, filled in from the scheduler's own events, and how it is drawn."""
+"""The demo's bill: how long each replacement took, from the scheduler's own events, and its tables."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _REMOTE_FONT = re.compile(r"@font-face \{.*?\}|<!-- Generated with Rich.*?-->", 
 
 @dataclass
 class Murder:
-    """One cell, a server's too, from the kill to its successor. Times are Unix seconds; those to come are None."""
+    """One killed cell or server, and its successor. Times are Unix seconds; None: not yet."""
 
     victim: str
     on: str
@@ -41,7 +41,7 @@ class Murder:
         return None not in (self.seen_at, self.ordered_at, self.ready_at)
 
     def since_the_kill(self) -> tuple[float | None, ...]:
-        """Seconds to: seen, successor ordered, successor ready."""
+        """Seconds from the kill to: death seen, successor ordered, successor ready."""
         return tuple(at and at - self.at for at in (self.seen_at, self.ordered_at, self.ready_at))
 
     def note(self, event: operator_pb2.Event) -> None:
@@ -55,8 +55,8 @@ class Murder:
 
 @dataclass
 class Bill:
-    """``cells``: those that were killed one by one. ``server``: the one that died whole, with ``its_cells``.
-    ``rule``: by which it was condemned."""
+    """``cells``: the cells that were killed one by one. ``server``: the killed server, with ``its_cells``. ``rule``:
+    the rule by which it was condemned."""
 
     cells: list[Murder] = field(default_factory=list)
     server: Murder | None = None
@@ -72,19 +72,19 @@ class Bill:
         return all(murder.is_answered for murder in self.murders)
 
     def note(self, event: operator_pb2.Event) -> None:
-        """Fill in what the event tells."""
+        """Fill in the times from the event."""
         for murder in self.murders:
             murder.note(event)
         if self.server and event.type == "CellCondemned" and event.cell == self.server.victim:
             self.rule = str(_details(event).get("rule", ""))
 
     def tables(self) -> Iterable[RenderableType]:
-        """Everything of a demo that ran to its end."""
+        """The tables of a finished demo."""
         yield _table("cells killed one by one: ms after the kill", self._cell_rows())
         if self.server:
             rows = self._server_rows(self.server)
-            yield _table(f"{self.server.victim} killed whole: ms after the kill", rows)
-            yield Text(f"{self.server.victim} was condemned as dead by rule {self.rule}\n", style="dim")
+            yield _table(f"server {self.server.victim} killed with its cells: ms after the kill", rows)
+            yield Text(f"{self.server.victim} was condemned as dead by the rule {self.rule}\n", style="dim")
 
     def _cell_rows(self) -> Iterable[tuple[str, ...]]:
         yield "killed", "on", "seen", "successor ordered", "successor ready"
@@ -104,18 +104,18 @@ class Bill:
         yield "what", "", "ms"
         yield "condemned", server.victim, _ms(seen)
         yield "a new server ordered", server.successor, _ms(ordered)
-        yield "first replacement cell ordered", f"1 of {len(cells)}", _ms(min(_known(cells, 1)))
-        yield "all its cells replaced and ready", f"{len(cells)} of {len(cells)}", _ms(max(_known(cells, 2)))
+        yield "first replacement cell ordered", f"1 of {len(cells)}", _ms(min(_times(cells, 1)))
+        yield "all its cells replaced and ready", f"{len(cells)} of {len(cells)}", _ms(max(_times(cells, 2)))
         yield "the new server ready", server.successor, _ms(ready)
 
 
 def paint(file: Path, *parts: RenderableType) -> None:
-    """The README's picture."""
+    """Draw the README's picture into the file."""
     canvas = Console(record=True, width=PICTURE_SIZE.width, file=io.StringIO(), highlight=False)
     for part in parts:
         canvas.print(part)
     picture = canvas.export_svg(title="make demo")
-    file.write_text(_REMOTE_FONT.sub("", picture))  # a picture asks no other host for anything
+    file.write_text(_REMOTE_FONT.sub("", picture))  # the picture must not load anything from other hosts
 
 
 def _table(title: str, rows: Iterable[tuple[str, ...]]) -> Table:
@@ -130,7 +130,7 @@ def _table(title: str, rows: Iterable[tuple[str, ...]]) -> Table:
     return table
 
 
-def _known(cells: Iterable[tuple[float | None, ...]], stage: int) -> list[float]:
+def _times(cells: Iterable[tuple[float | None, ...]], stage: int) -> list[float]:
     return [at for cell in cells if (at := cell[stage]) is not None]
 
 
@@ -139,5 +139,5 @@ def _ms(seconds: float | None) -> str:
 
 
 def _details(event: operator_pb2.Event) -> dict[str, object]:
-    found = json.loads(event.details_json or "{}")
-    return found if isinstance(found, dict) else {}
+    details = json.loads(event.details_json or "{}")
+    return details if isinstance(details, dict) else {}

@@ -1,4 +1,4 @@
-"""What the demo orders: a pool of local servers, and a service whose cells are containers or processes."""
+"""The demo's manifests: a pool of local servers, and a service whose cells are containers or processes."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ def _kill_containers(cells: list[operator_pb2.Cell]) -> None:
 
 
 def choose_runtime(console: Console, wanted: str) -> Runtime:
-    """Docker where an engine answers and the demo's image can be had without a registry, else processes. ``wanted``:
+    """Docker if an engine answers and the demo's image can be created without a registry; else processes. ``wanted``:
     auto, process or docker. Raises NoSuchRuntime."""
     trouble = "" if wanted == "process" else _trouble_with_docker()
     if trouble and wanted == "docker":
         raise NoSuchRuntime(trouble)
     if trouble:
-        console.print(f"{trouble}: the cells are processes", style="dim")
+        console.print(f"{trouble}; so the cells are processes", style="dim")
     if trouble or wanted == "process":
         service = _service(
             runtime="process", command=PROCESS_COMMAND, ports={"http": "auto"}, stop={"grace": "2s"}
@@ -81,11 +81,11 @@ def choose_runtime(console: Console, wanted: str) -> Runtime:
 
 
 def _trouble_with_docker() -> str:
-    """Empty: none."""
+    """Why docker cannot be used; empty if it can."""
     if shutil.which("docker") is None or _docker("version") is None:
         return "no Docker Engine answers"
     if _docker("image", "inspect", IMAGE) is None and not _import_image():
-        return f"no image for cells: {BUSYBOX} is not there (busybox-static)"
+        return f"no image for cells: {BUSYBOX} is missing (install busybox-static)"
     return ""
 
 
@@ -95,7 +95,7 @@ def _docker(*words: str) -> str | None:
 
 
 def _import_image() -> bool:
-    """An image of nothing but a static busybox: no registry is needed."""
+    """Create an image with only a static busybox, without a registry."""
     if not BUSYBOX.is_file():
         return False
     with tempfile.TemporaryDirectory() as root:

@@ -1,4 +1,4 @@
-"""What becomes of a cell: ordered, started, watched, probed, decommissioned, gone. Part of the agent's pure half."""
+"""The life of a cell: ordered, started, watched, probed, decommissioned, gone. Part of the agent's pure half."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from galactica.v1 import cell_pb2, link_pb2
 
 CELLS_LIMIT = 1_000
-"""How many cells one agent carries; an order above that is answered with FAILED."""
+"""How many cells one agent runs. An order beyond that is reported as FAILED."""
 START_PATIENCE_SECONDS = 30.0
-"""How long a start is tried while the engine does not answer."""
+"""How long the agent tries to start a cell while the engine does not answer."""
 RETRY_FIRST_SECONDS = 0.5
 RETRY_LIMIT_SECONDS = 5.0
 PROGRESS_SECONDS = 1.0
-"""A cell's progress is told no more often than this."""
+"""Least time between two progress texts of one cell."""
 TEXT_CHARACTERS = 300
 ORPHAN_STOP = ("SIGTERM", 10.0)
-"""The stop of a cell whose order names none."""
+"""Signal and grace of a cell whose order has none."""
 
 
 # The two verbs.
@@ -51,7 +51,7 @@ def ordered(draft: Draft, order: link_pb2.Order) -> None:
     elif draft.state.is_closing:
         return
     elif len(draft.cells) >= CELLS_LIMIT:
-        death = Death(f"this server carries {CELLS_LIMIT} cells already, the most an agent takes")
+        death = Death(f"this server already runs {CELLS_LIMIT} cells, the limit of an agent")
         draft.tell(cell_id, reporting.report(replace(_cell_of(order), state=CellState.FAILED, autopsy=death)))
     else:
         draft.put(replace(_cell_of(order), start_in_flight=True, tried_since=draft.now))
@@ -74,10 +74,10 @@ def stop(draft: Draft, cell: Cell) -> None:
     cell = replace(cell, state=CellState.STOPPING, progress="", tries=0)
     draft.put(cell)
     draft.retry(cell.id, None)
-    # Two hands on one cell would race in the runtime: a start ends first, then the cell is stopped.
+    # A start and a stop of one cell would race in the runtime: the stop waits until the start has ended.
     if not cell.start_in_flight:
         _emit_stop(draft, cell)
-    elif cell.is_exclusive:  # its start may take long, and its end is counted on
+    elif cell.is_exclusive:  # a start may take long, and the scheduler relies on the end of this cell
         draft.emit(AbandonStart(cell.id))
 
 
@@ -90,13 +90,13 @@ def stop_of(order: link_pb2.Order) -> tuple[str, float]:
 def _emit_stop(draft: Draft, cell: Cell) -> None:
     signal, grace_seconds = stop_of(cell.order)
     if cell.is_fenced:
-        # Its grace counts from the end of the lease: a host that slept meanwhile has used it up.
+        # The grace counts from the end of the lease, so that time in which the host slept counts too.
         grace_seconds = max(0.0, min(grace_seconds, draft.state.fence_at + grace_seconds - draft.now))
         signal = signal if grace_seconds else "SIGKILL"
     draft.emit(StopCell(cell.id, cell.kind, signal, grace_seconds))
 
 
-# What the runtime says.
+# Results and observations of the runtime.
 
 
 def _cell_of(order: link_pb2.Order) -> Cell:
@@ -165,19 +165,19 @@ def start_deferred(draft: Draft, event: StartDeferred) -> None:
     if cell.state is not CellState.STARTING or waited >= START_PATIENCE_SECONDS:
         start_failed(draft, cell.id, f"not started within {waited:.0f} s: {event.reason}")
         return
-    # The start is not in flight while it waits, so that a decommission need not wait for it.
-    progress = f"will be tried again: {event.reason}"[:TEXT_CHARACTERS]
+    # While it waits for the next attempt the start is not in flight: a decommission takes effect at once.
+    progress = f"waiting to try again: {event.reason}"[:TEXT_CHARACTERS]
     cell = replace(cell, start_in_flight=False, tries=cell.tries + 1, progress=progress)
     draft.put(cell)
     draft.retry(cell.id, draft.now + _retry_seconds(cell.tries))
 
 
 def stop_failed(draft: Draft, event: StopFailed) -> None:
-    """A cell that must go is tried for as long as it takes, with bounded pauses."""
+    """Try again until the cell is stopped, with bounded pauses."""
     cell = draft.cells.get(event.cell_id)
     if cell is None or cell.state is not CellState.STOPPING:
         return
-    progress = f"will be tried again: {event.reason}"[:TEXT_CHARACTERS]
+    progress = f"waiting to try again: {event.reason}"[:TEXT_CHARACTERS]
     cell = replace(cell, tries=cell.tries + 1, progress=progress)
     draft.put(cell)
     draft.retry(cell.id, draft.now + _retry_seconds(cell.tries))
@@ -207,7 +207,7 @@ def stopped(draft: Draft, cell_id: str) -> None:
 
 
 def died(draft: Draft, cell_id: str, autopsy: cell_pb2.Autopsy | Death) -> None:
-    """A death may be seen before the start that it followed returns."""
+    """The death may be reported before the cell's start returns."""
     cell = draft.cells.get(cell_id)
     if cell is None or cell.state not in {CellState.STARTING, CellState.RUNNING}:
         return
@@ -217,17 +217,17 @@ def died(draft: Draft, cell_id: str, autopsy: cell_pb2.Autopsy | Death) -> None:
 
 
 def relisted(draft: Draft, event: Relisted) -> None:
-    found = {one.order.cell_id: one for one in event.found}
-    for cell_id, one in found.items():
+    listed = {found.order.cell_id: found for found in event.found}
+    for cell_id, found in listed.items():
         cell = draft.cells.get(cell_id)
         if cell is None and draft.gone.get(cell_id, -math.inf) < event.asked_at:
-            _adopt(draft, one)
-        elif cell is not None and one.running is None and _ran_at(cell, event.asked_at):
-            died(draft, cell_id, one.autopsy or Death("found dead", draft.now - cell.running_since))
-    vanished = [cell for cell in _of_kind(draft.cells.values(), event.kind) if cell.id not in found]
+            _adopt(draft, found)
+        elif cell is not None and found.running is None and _ran_at(cell, event.asked_at):
+            died(draft, cell_id, found.autopsy or Death("found dead", draft.now - cell.running_since))
+    vanished = [cell for cell in _of_kind(draft.cells.values(), event.kind) if cell.id not in listed]
     for cell in vanished:
         if _ran_at(cell, event.asked_at):
-            reason = "it vanished: something other than the agent removed it"
+            reason = "the cell vanished: the agent did not remove it"
             died(draft, cell.id, Death(reason, draft.now - cell.running_since))
 
 
@@ -247,15 +247,15 @@ def _adopt(draft: Draft, found: Found) -> None:
     elif found.autopsy is not None:
         draft.put(replace(cell, state=CellState.EXITED, autopsy=found.autopsy))
     else:
-        draft.put(replace(cell, state=CellState.FAILED, autopsy=Death("found made but never started")))
+        draft.put(replace(cell, state=CellState.FAILED, autopsy=Death("found created but not started")))
 
 
-# What the probes say.
+# Results of the probes.
 
 
 def is_news(state: State, cell_id: str, error: str) -> bool:
-    """Whether a probe's outcome would change anything. It hardly ever does, so a driver may ask before it makes an
-    event of it."""
+    """Whether a probe's outcome changes the state. Most outcomes do not, so the driver asks before it creates an
+    event."""
     cell = state.cells.get(cell_id)
     if cell is None or cell.state is not CellState.RUNNING:
         return False
@@ -278,11 +278,11 @@ def probed(draft: Draft, event: ProbeFinished) -> None:
     draft.put(replace(cell, probe=after))
 
 
-# What the comparison with its spec says.
+# Results of the comparison with the spec.
 
 
 def compared(draft: Draft, event: Compared) -> None:
-    """Told when it is news; a beat every half minute for each cell would say nothing."""
+    """Report only a change: the comparison runs twice a minute for each cell."""
     cell = draft.cells.get(event.cell_id)
     if cell is not None and cell.state is CellState.RUNNING and cell.touched != event.touched:
         draft.put(replace(cell, touched=event.touched))

@@ -1,6 +1,6 @@
-"""The agent's state, and one step of it under way.
+"""One step of the agent's state in progress.
 
-A ``Draft`` gathers what a step changes and which instructions follow; ``settle`` makes the next state of it.
+A ``Draft`` collects the changes of a step and its instructions. ``settle`` returns the next state.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 from galactica.agent.core.model import State
 
 GONE_KEPT = 1_000
-"""How many cells that are gone are remembered, so that a late order cannot bring one back."""
+"""How many removed cells the agent remembers, so that a late order cannot start one of them again."""
 MAY_LIVE = frozenset({CellState.STARTING, CellState.RUNNING, CellState.STOPPING})
 
 
 class Draft:
-    """One step under way: what changed so far, and the instructions that follow."""
+    """One step in progress: the changes so far, and the instructions."""
 
     __slots__ = ("_cells", "_gone", "_instructions", "_news", "_retries", "_state", "now")
 
@@ -47,7 +47,7 @@ class Draft:
 
     @property
     def state(self) -> State:
-        """The state but for cells, retries and news, which are the draft's own."""
+        """The state, without the draft's changes to cells, gone and retries."""
         return self._state
 
     def change(self, **fields: object) -> None:
@@ -57,7 +57,7 @@ class Draft:
         self._instructions.append(instruction)
 
     def tell(self, cell_id: str, report: CellReport | None = None) -> None:
-        """Put a cell on the next report: as it is when that goes out, or as ``report`` says."""
+        """Add a cell to the next report: in its state at the time of sending, or as given in ``report``."""
         self._news[cell_id] = report
 
     def put(self, cell: Cell) -> None:
@@ -86,7 +86,7 @@ class Draft:
             self.change(exclusive=self._state.exclusive ^ {cell_id})
 
     def retry(self, cell_id: str, at: float | None) -> None:
-        """Look at the cell again at that time; None: no more."""
+        """Try to start or stop the cell again at that time; None: never."""
         retries = self._state.retries if self._retries is None else self._retries
         if at is None and cell_id not in retries:
             return
@@ -97,7 +97,7 @@ class Draft:
             self._retries[cell_id] = at
 
     def settle(self) -> tuple[State, tuple[Instruction, ...]]:
-        """The state and the instructions, with the report that is due as the last of them."""
+        """The next state and the instructions. If a report is due, it is the last instruction."""
         state = self._state
         if self._cells is not None or self._gone is not None or self._retries is not None:
             state = replace(
@@ -116,7 +116,7 @@ class Draft:
                 state.vitals,
                 state.testimonies,
                 self.now,
-                # Exclusive cells live on what the scheduler says to have heard, so each beat asks.
+                # Only an echo extends the lease of exclusive cells, so each beat asks for one.
                 echo_share=0.0 if state.exclusive else reporting.ECHO_SHARE,
                 is_leaving=state.is_closing,
             )

@@ -1,9 +1,9 @@
-"""What goes into ``state.step`` (events: facts, past tense) and what comes out of it (instructions).
+"""The events: facts in the past tense, the input of ``core.step``.
 
-Plain frozen values. The contract's messages appear as payloads that are carried and read, never made, so that
-nothing here needs protobuf at run time. ``now`` is seconds of ``clock``; ``beat_at`` is such a time too: when the
-agent sent what the scheduler, by saying this, shows to have heard (0: nothing). ``link`` numbers the agent's
-connections to the scheduler, so that what an old one still says can be told from what the newest one says.
+Plain frozen values. Some carry messages of the contract; they are only read here, so this module does not need
+protobuf at run time. ``now`` is seconds of ``clock``. ``beat_at`` is such a time too: when the agent sent the newest
+report that the scheduler confirms with this message (0: none). ``link`` numbers the agent's connections to the
+scheduler, so that late messages of an old connection can be told apart.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from galactica.v1 import cell_pb2, link_pb2
 from galactica.agent.core.model import Death, Neighbour, Testimony
 
-# What the scheduler asks for, inside a batch.
+# The scheduler's instructions, inside a batch.
 
 
 @dataclass(frozen=True, slots=True)
 class Ordered:
-    """``beat_at``: the newest report that the scheduler had heard when it said this."""
+    """``beat_at``: when the newest report was sent that the scheduler had received when it sent this order."""
 
     order: link_pb2.Order
     beat_at: float = 0.0
@@ -60,9 +60,9 @@ Verb = Ordered | Decommissioned | ResyncAsked | LogsAsked | LogsDeclined
 
 @dataclass(frozen=True, slots=True)
 class Relisted:
-    """Everything that one runtime has, at the agent's start and from time to time.
+    """All cells of one runtime, listed at the agent's start and regularly after that.
 
-    ``asked_at``: when the list was asked for. What began or ended after that is not judged by it."""
+    ``asked_at``: when the list was requested. It says nothing about cells that started or ended after that."""
 
     kind: int
     found: tuple[Found, ...]
@@ -72,7 +72,7 @@ class Relisted:
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """A stream to the scheduler is open and awaits the Hello."""
+    """A stream to the scheduler is open; the Hello comes next."""
 
     link: int
     now: float
@@ -101,7 +101,7 @@ class Retuned:
 
 @dataclass(frozen=True, slots=True)
 class Echoed:
-    """The scheduler answered a report that asked for it."""
+    """The scheduler answered a report that asked for an echo."""
 
     link: int
     now: float
@@ -110,7 +110,7 @@ class Echoed:
 
 @dataclass(frozen=True, slots=True)
 class NeighboursGiven:
-    """The scheduler says whom to watch from now on, and the keys of those who watch this server."""
+    """The scheduler named the servers to watch from now on, and the keys of those that watch this server."""
 
     link: int
     neighbours: tuple[Neighbour, ...]
@@ -120,7 +120,7 @@ class NeighboursGiven:
 
 @dataclass(frozen=True, slots=True)
 class Testified:
-    """What can be said of the neighbours now: everything, whether it is new or not."""
+    """All current testimonies about the neighbours, new or not."""
 
     testimonies: tuple[Testimony, ...]
     now: float
@@ -144,7 +144,7 @@ class Instructed:
 
 @dataclass(frozen=True, slots=True)
 class Progressed:
-    """A start takes its time; ``text`` is for people."""
+    """A start is still under way; ``text`` is for people."""
 
     cell_id: str
     text: str
@@ -161,7 +161,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class StartFailed:
-    """The runtime cannot start this cell."""
+    """The runtime could not start this cell."""
 
     cell_id: str
     reason: str
@@ -179,7 +179,7 @@ class StartDeferred:
 
 @dataclass(frozen=True, slots=True)
 class Died:
-    """The cell ended by itself. Its corpse exists until it is stopped (and so removed)."""
+    """The cell ended by itself. Its remains exist until it is stopped, which removes them."""
 
     cell_id: str
     autopsy: cell_pb2.Autopsy | Death
@@ -212,7 +212,7 @@ class ProbeFinished:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A running cell was compared with its spec; ``touched`` is empty where it does not differ."""
+    """A running cell was compared with its spec. ``touched`` lists the differences; empty: none."""
 
     cell_id: str
     touched: tuple[str, ...]
@@ -227,14 +227,14 @@ class VitalsTaken:
 
 @dataclass(frozen=True, slots=True)
 class ClosingDown:
-    """The agent ends and its cells with it: no order is taken any more."""
+    """The agent ends and ends its cells too. It ignores further orders."""
 
     now: float
 
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time has passed: at or after what ``state.next_look`` said."""
+    """The time that ``step.next_look`` returned has come."""
 
     now: float
 

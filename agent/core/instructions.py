@@ -1,4 +1,4 @@
-"""What the pure half tells the driver to do."""
+"""The instructions: what the pure half tells the driver to do."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class StartCell:
 
 @dataclass(frozen=True, slots=True)
 class AbandonStart:
-    """The start must not go on, wherever it is. Answered by StartFailed, where it did not end before."""
+    """End a start that is under way. Answered by StartFailed, unless the start has ended before."""
 
     cell_id: str
 
@@ -60,7 +60,8 @@ class SendHello:
 
 @dataclass(frozen=True, slots=True)
 class SendReport:
-    """A beat where ``cells`` is empty and it is not complete. ``wants_echo``: it is to carry its time."""
+    """A beat if ``cells`` is empty and it is not complete. ``wants_echo``: it carries the wall clock's time, which
+    asks for an echo."""
 
     link: int
     session: str
@@ -94,7 +95,7 @@ class FetchLogs:
 
 @dataclass(frozen=True, slots=True)
 class RefuseLogs:
-    """There is no such cell here."""
+    """No such cell on this server."""
 
     link: int
     stream: int
@@ -115,15 +116,15 @@ class CloseSession:
 
 @dataclass(frozen=True, slots=True)
 class RememberEpoch:
-    """Keep the highest epoch that was obeyed where the agent's next life finds it."""
+    """Store the highest epoch that the agent has obeyed, for the agent's next start."""
 
     epoch: int
 
 
 @dataclass(frozen=True, slots=True)
 class RememberFence:
-    """Keep until when exclusive cells may live where the watchdog and the agent's next life find it. None: there are
-    no such cells."""
+    """Store until when exclusive cells may live, for the watchdog and the agent's next start. None: there are no
+    exclusive cells."""
 
     fence_at: float | None
 

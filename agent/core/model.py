@@ -1,4 +1,4 @@
-"""The agent's values: cells and what is known of them, the session, neighbours, and the state that holds them all."""
+"""The agent's values: cells and their reports, the session, neighbours, and the state that contains them."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ from galactica.v1 import cell_pb2, link_pb2
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Everything the agent knows. The mappings are never changed once they are in here."""
+    """The whole state of the agent. Nobody changes its mappings in place."""
 
     cells: Mapping[str, Cell] = field(default_factory=dict)
     gone: Mapping[str, float] = field(default_factory=dict)
     """Cells that were stopped and removed, and when; the newest ``GONE_KEPT``."""
     retries: Mapping[str, float] = field(default_factory=dict)
-    """When to try again to start or stop a cell, where the engine did not answer."""
+    """When to try again to start or stop a cell after the engine did not answer."""
     epoch: int = 0
     """The highest scheduler epoch that was obeyed."""
     session: Session | None = None
     greeting: int | None = None
-    """The link that was sent a Hello and has not answered yet."""
+    """The link on which a Hello was sent that is not answered yet."""
     since_hello: Mapping[str, CellReport | None] = field(default_factory=dict)
-    """What changed since that Hello: its session's first report."""
+    """Changes since that Hello; they go into the first report of its session."""
     vitals: cell_pb2.Vitals | None = None
     testimonies: Mapping[str, Testimony] = field(default_factory=dict)
-    """What is seen of the neighbours; kept without a session too."""
+    """The testimonies about neighbours; kept between sessions too."""
     is_closing: bool = False
     exclusive: frozenset[str] = frozenset()
-    """Exclusive cells of which something may live."""
+    """Exclusive cells that may be alive, wholly or in part."""
     fence_at: float = -math.inf
-    """Until when those may live: the lease after the newest report that a scheduler is known to have heard. Never goes
-    back: what was granted may have been counted on."""
+    """Until when those may live: the lease, counted from the newest report that a scheduler has confirmed. Never goes
+    back."""
 
 
 class CellState(IntEnum):
-    """What the agent sees of a cell, with the contract's numbers."""
+    """State of a cell as the agent sees it, with the contract's numbers."""
 
     STARTING = 1
     RUNNING = 2
@@ -61,7 +61,7 @@ class CellState(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class ProbeStatus:
-    """``consecutive_failures`` stays at the spec's ``sick_after`` once it is there: more say nothing new."""
+    """``consecutive_failures`` counts up to the spec's ``sick_after``: further failures change nothing."""
 
     has_passed: bool = False
     consecutive_failures: int = 0
@@ -70,7 +70,7 @@ class ProbeStatus:
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """An autopsy that the agent itself writes, where there is no runtime's one."""
+    """An autopsy by the agent itself, for a cell without an autopsy by its runtime."""
 
     reason: str
     lived_seconds: float = 0.0
@@ -79,7 +79,7 @@ class Death:
 
 @dataclass(frozen=True, slots=True)
 class CellReport:
-    """One cell as the agent sees it now; whole, never a difference."""
+    """The whole state of one cell as the agent sees it now; never a difference."""
 
     cell_id: str
     digest: str
@@ -90,11 +90,11 @@ class CellReport:
     autopsy: cell_pb2.Autopsy | Death | None = None
     progress: str = ""
     touched: tuple[str, ...] = ()
-    """How it differs from its spec; empty where it does not."""
+    """Differences from its spec; empty: none."""
 
 
 class Answer(IntEnum):
-    """What a neighbour says when it is pinged, with the contract's numbers."""
+    """How a neighbour reacts to pings, with the contract's numbers."""
 
     ANSWERS = 1
     REFUSED = 2
@@ -103,7 +103,7 @@ class Answer(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """Another server that this one watches. ``address``: numeric, with the port. ``key``: theirs alone."""
+    """Another server that this one watches. ``address``: numeric, with the port. ``key``: only these two have it."""
 
     server_id: str
     address: str
@@ -112,7 +112,7 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True)
 class Testimony:
-    """What this agent sees of a neighbour, and since when (monotonic seconds)."""
+    """How a neighbour reacts to this agent's pings, and since when (seconds of ``clock``)."""
 
     server_id: str
     answer: Answer
@@ -121,7 +121,7 @@ class Testimony:
 
 @dataclass(frozen=True, slots=True)
 class TestimonyReport:
-    """The same as it is told: no two clocks agree, so for how long it has been so."""
+    """A testimony for the scheduler. It says for how long, not since when: no two clocks agree."""
 
     server_id: str
     answer: Answer
@@ -136,12 +136,12 @@ class Cell:
     id: str
     digest: str
     kind: int
-    """The runtime that carries it, by the contract's number."""
+    """Its runtime, by the contract's number."""
     sick_after: int
     """0: it has no probe."""
     state: CellState = CellState.STARTING
     start_in_flight: bool = False
-    """The runtime was told to start it and has not answered."""
+    """The runtime is starting it."""
     runtime_id: str = ""
     endpoints: Mapping[str, str] = field(default_factory=dict)
     running_since: float = 0.0
@@ -150,12 +150,12 @@ class Cell:
     progress: str = ""
     progress_at: float = float("-inf")
     tries: int = 0
-    """How often the engine did not answer, in a row."""
+    """Failed attempts in a row, because the engine did not answer."""
     tried_since: float = 0.0
     touched: tuple[str, ...] = ()
-    """How it differs from its spec."""
+    """Differences from its spec."""
     is_fenced: bool = False
-    """It is ended because no scheduler is heard: it stays on the list, dead, until a scheduler has seen that."""
+    """Ended because no scheduler heard this server. It stays listed as dead until a scheduler decommissions it."""
 
     @property
     def is_exclusive(self) -> bool:
@@ -177,24 +177,24 @@ class Session:
     heard_at: float
     sent_at: float
     taken: int = 0
-    """The highest sequence of instructions that was obeyed."""
+    """The sequence of the newest batch of instructions that the agent has obeyed."""
     sent: int = 0
     """The sequence of the newest report."""
     unsent: Mapping[str, CellReport | None] = field(default_factory=dict)
-    """What waits for the next report; None: the cell as it is by then."""
+    """Cells for the next report; None: in their state at the time of sending."""
     untold: Mapping[str, Testimony] = field(default_factory=dict)
-    """What neighbours' testimonies wait for the next report."""
+    """Testimonies for the next report."""
     owes_everything: bool = False
-    """A resync was asked for and not answered yet."""
+    """The scheduler has asked for a resync; the next report answers it."""
     has_said_goodbye: bool = False
     vitals: cell_pb2.Vitals | None = None
-    """The vitals that were sent last."""
+    """The newest vitals that were sent."""
     vitals_at: float = float("-inf")
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A cell that was started. ``endpoints``: port name to "host:port". ``started_at``: Unix seconds."""
+    """A running cell. ``endpoints``: port name to "host:port". ``started_at``: Unix seconds."""
 
     runtime_id: str
     endpoints: dict[str, str]
@@ -203,7 +203,7 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A cell that the runtime has: running, or ended and not yet removed (then with its autopsy)."""
+    """A cell in the runtime: running, or ended and not yet removed (then with its autopsy)."""
 
     order: link_pb2.Order
     running: Running | None

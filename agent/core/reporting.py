@@ -1,7 +1,7 @@
-"""When to tell the scheduler what: the part of the agent's pure half that fills reports and beats.
+"""When to report what to the scheduler: the part of the agent's pure half that composes reports and beats.
 
-A change goes out at once; those that follow within ``WINDOW_SECONDS`` share the next report. Vitals ride along
-when they are due or markedly different. When nothing was sent for a beat, an empty report is the beat.
+A change is reported at once; changes that follow within ``WINDOW_SECONDS`` share the next report. A report carries
+vitals when they are due or have changed markedly. If nothing was sent for a beat, an empty report is the beat.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from galactica.agent.core.model import Cell, Session
 WINDOW_SECONDS = 0.005
 VITALS_SECONDS = 10.0
 MARKED_FRACTION = 0.15
-"""Change of a fraction (cpu, memory, disk) that is told before the vitals are due."""
+"""Change of a fraction (cpu, memory, disk) that is reported before the vitals are due."""
 MARKED_PRESSURE = 20.0
-"""The same for pressure, in percentage points."""
+"""Such a change of pressure, in percentage points."""
 MARKED_CLOCK_MS = 1_000.0
 MARKED_KERNEL_ERRORS = 5
 ECHO_SHARE = 0.5
-"""Silence of this share of the lease makes the next report ask for an echo, where nothing depends on it."""
+"""Without exclusive cells: after a silence of this share of the lease the next report asks for an echo."""
 
 
 def report(cell: Cell) -> CellReport:
@@ -64,8 +64,8 @@ def flush(
     is_leaving: bool = False,
     echo_share: float = ECHO_SHARE,
 ) -> tuple[Session, SendReport | None]:
-    """The session with the news taken in, and the report that is due, if one is. ``echo_share``: silence of this share
-    of the lease makes it ask for an echo."""
+    """Add the news to the session. Returns the session, and a report if one is due. ``echo_share``: the report asks for
+    an echo if the scheduler was silent for this share of the lease."""
     if news:
         session = replace(session, unsent={**session.unsent, **news} if session.unsent else news)
     has_vitals = vitals is not None and vitals is not session.vitals
@@ -84,8 +84,8 @@ def flush(
         complete=session.owes_everything,
         wants_echo=now - session.heard_at >= session.lease_seconds * echo_share,
         testimonies=tuple(
-            TestimonyReport(one.server_id, one.answer, now - one.since)
-            for one in (testimonies if session.owes_everything else session.untold).values()
+            TestimonyReport(testimony.server_id, testimony.answer, now - testimony.since)
+            for testimony in (testimonies if session.owes_everything else session.untold).values()
         ),
         leaving=is_leaving,
         beat_at=now,
@@ -107,7 +107,7 @@ def flush(
 def testified(
     session: Session, before: Mapping[str, Testimony], testimonies: Mapping[str, Testimony]
 ) -> Session:
-    """Put on the next report what is new of the neighbours, and nothing of those that are watched no more."""
+    """Add new and changed testimonies to the next report, and remove those about servers that are no longer watched."""
     untold = {
         server_id: testimony
         for server_id, testimony in testimonies.items()
@@ -117,27 +117,27 @@ def testified(
 
 
 def _due(session: Session, *, is_marked: bool) -> float:
-    """The first change goes out at once; those right behind a report share the next one."""
+    """The first change is due at once; changes right after a report share the next one."""
     if session.unsent or session.untold or is_marked:
         return session.sent_at + WINDOW_SECONDS if session.sent else 0.0
     return session.sent_at + session.beat_seconds
 
 
 def _contents(session: Session, cells: Mapping[str, Cell]) -> tuple[CellReport, ...]:
-    """What to say. GONE is said in a complete report too: it is the last mention of that cell."""
-    said = {
-        cell_id: words
-        for cell_id, words in session.unsent.items()
-        if words is not None and cell_id not in cells
+    """The report's cells. A complete report contains removed cells (GONE) too: it is their last mention."""
+    prepared = {
+        cell_id: cell_report
+        for cell_id, cell_report in session.unsent.items()
+        if cell_report is not None and cell_id not in cells
     }
-    ids = cells if session.owes_everything else [one for one in session.unsent if one in cells]
-    return (*(report(cells[one]) for one in ids), *said.values())
+    ids = cells if session.owes_everything else [cell_id for cell_id in session.unsent if cell_id in cells]
+    return (*(report(cells[cell_id]) for cell_id in ids), *prepared.values())
 
 
 def _differs_markedly(before: cell_pb2.Vitals | None, after: cell_pb2.Vitals | None) -> bool:
     if after is None:
         return False
-    if before is None:  # a server is ready only when its vitals are known to be good
+    if before is None:  # the scheduler needs vitals before the server can be READY
         return True
     if before.HasField("engine_latency_ms") and (before.engine_latency_ms < 0) != (
         after.engine_latency_ms < 0
@@ -152,5 +152,5 @@ def _differs_markedly(before: cell_pb2.Vitals | None, after: cell_pb2.Vitals | N
     fractions = ("cpu_fraction", "memory_fraction", "disk_fraction")
     pressures = ("pressure_cpu", "pressure_memory", "pressure_io")
     return any(
-        abs(getattr(after, one) - getattr(before, one)) >= MARKED_FRACTION for one in fractions
-    ) or any(abs(getattr(after, one) - getattr(before, one)) >= MARKED_PRESSURE for one in pressures)
+        abs(getattr(after, name) - getattr(before, name)) >= MARKED_FRACTION for name in fractions
+    ) or any(abs(getattr(after, name) - getattr(before, name)) >= MARKED_PRESSURE for name in pressures)

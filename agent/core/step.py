@@ -1,11 +1,11 @@
 """The pure half of the agent: ``step(state, event) -> (state, instructions)``.
 
 No clock, no IO, no tasks: events carry the time. The driver (``daemon``) feeds events one at a time, carries out
-the instructions, and comes back with a ``Tick`` at ``next_look(state)``.
+the instructions, and sends a ``Tick`` at ``next_look(state)``.
 
-The rules in short: orders are idempotent by cell id; a cell that was here and is gone never comes back; a dead
-cell stays on the list, with its autopsy, until it is decommissioned; a broken session stops nothing; every
-change is told at once, and a beat goes out when there was nothing to tell.
+The rules in short: orders are idempotent by cell id; a removed cell never comes back; a dead cell stays listed, with
+its autopsy, until it is decommissioned; the end of a session stops no cell; every change is reported at once, and a
+beat is sent when nothing has changed.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ __all__ = ["State", "is_news", "next_look", "step"]
 
 
 def step(state: State, event: Event) -> tuple[State, tuple[Instruction, ...]]:
-    """The state after the event, and what is to be done because of it, in order."""
+    """Returns the state after the event, and the instructions in order."""
     if isinstance(event, ProbeFinished) and not is_news(state, event.cell_id, event.error):
         return state, ()
     draft = Draft(state, event.now)
@@ -75,14 +75,14 @@ def step(state: State, event: Event) -> tuple[State, tuple[Instruction, ...]]:
 
 
 def next_look(state: State) -> float:
-    """When a Tick is due if nothing happens before; infinity if never."""
+    """When the next Tick is due; infinity: never."""
     looks = [reporting.next_look(state.session)] if state.session else []
     if fence.has_live(state):
         looks.append(state.fence_at)
     return min([*looks, *state.retries.values()], default=math.inf)
 
 
-def _take(draft: Draft, event: Event) -> None:  # noqa: C901, PLR0912 - one table: event to what it does
+def _take(draft: Draft, event: Event) -> None:  # noqa: C901, PLR0912 - one table: event to action
     match event:
         case Relisted():
             life.relisted(draft, event)
@@ -157,7 +157,7 @@ def _welcomed(draft: Draft, event: Welcomed) -> None:
         return
     draft.change(greeting=None, since_hello={})
     if event.epoch < state.epoch:
-        reason = f"a scheduler of epoch {event.epoch} called, but epoch {state.epoch} was obeyed already"
+        reason = f"outdated scheduler: its epoch is {event.epoch}, the agent has obeyed epoch {state.epoch}"
         draft.emit(CloseSession(event.link, reason))
         return
     if event.epoch > state.epoch:
@@ -178,7 +178,7 @@ def _welcomed(draft: Draft, event: Welcomed) -> None:
 
 
 def _heard(draft: Draft, event: Retuned | Echoed | NeighboursGiven | Instructed) -> Session | None:
-    """Note that the scheduler spoke: the session in force, None where the event is of another one."""
+    """Note that the scheduler sent something. Returns the current session, or None if the event belongs to another."""
     session = draft.state.session
     if session is None or session.link != event.link:
         return None
@@ -191,14 +191,14 @@ def _heard(draft: Draft, event: Retuned | Echoed | NeighboursGiven | Instructed)
 
 def _testified(draft: Draft, event: Testified) -> None:
     before, session = draft.state.testimonies, draft.state.session
-    now = {one.server_id: one for one in event.testimonies}
+    now = {testimony.server_id: testimony for testimony in event.testimonies}
     draft.change(
         testimonies=now, session=reporting.testified(session, before, now) if session is not None else None
     )
 
 
 def _disconnected(draft: Draft, event: Disconnected) -> None:
-    """Cells outlive sessions: nothing is stopped."""
+    """Cells outlive sessions: no cell is stopped."""
     if draft.state.greeting == event.link:
         draft.change(greeting=None, since_hello={})
     if draft.state.session and draft.state.session.link == event.link:
@@ -210,11 +210,11 @@ def _instructed(draft: Draft, event: Instructed) -> None:
     if session is None or session.id != event.session or event.sequence <= session.taken:
         return
     if event.epoch < draft.state.epoch:
-        reason = f"instructions of epoch {event.epoch} came, but epoch {draft.state.epoch} was obeyed already"
+        reason = f"outdated instructions: their epoch is {event.epoch}, the agent has obeyed epoch {draft.state.epoch}"
         draft.emit(CloseSession(event.link, reason))
         draft.change(session=None)
         return
-    # A gap is harmless: what was lost is sent again for as long as the reports do not show it.
+    # A gap is harmless: the scheduler sends an instruction again until the reports show its effect.
     draft.change(session=replace(session, taken=event.sequence))
     for verb in event.verbs:
         _obey(draft, verb, event.link)
@@ -227,7 +227,7 @@ def _obey(draft: Draft, verb: Verb, link: int) -> None:
             if session is not None and verb.order.spec.exclusive:
                 fence.grant(draft, verb.beat_at, session.lease_seconds)
                 if draft.now >= verb.beat_at + session.lease_seconds:
-                    return  # it was long on its way; one that still stands is sent again
+                    return  # the order is too old; if it is still valid, the scheduler sends it again
             life.ordered(draft, verb.order)
         case Decommissioned():
             life.decommissioned(draft, verb.cell_id)
@@ -237,7 +237,7 @@ def _obey(draft: Draft, verb: Verb, link: int) -> None:
         case LogsAsked():
             cell = draft.cells.get(verb.cell_id)
             if cell is None:
-                draft.emit(RefuseLogs(link, verb.stream, f"{verb.cell_id} is not on this server"))
+                draft.emit(RefuseLogs(link, verb.stream, f"no cell {verb.cell_id} on this server"))
             else:
                 draft.emit(FetchLogs(link, verb.stream, cell.id, cell.kind, verb.tail, verb.follow))
         case LogsDeclined():

@@ -1,5 +1,5 @@
-"""Ending exclusive cells where no scheduler is known to hear this server.
+"""Ends exclusive cells when no scheduler confirms that it hears this server.
 
-``keeping`` writes down until when they may live; ``watchdog`` is a process of its own that ends them where the
-agent is killed or frozen.
+``keeping`` stores until when they may live. ``watchdog`` is a separate process that ends them if the agent is killed
+or frozen.
 """

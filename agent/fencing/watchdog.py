@@ -1,12 +1,12 @@
-"""The dead man's switch of exclusive cells: a small process beside the agent that ends them where the agent cannot.
+"""The watchdog of exclusive cells: a small process beside the agent that ends them if the agent cannot.
 
-An agent that was killed or is frozen ends nothing, and its host may be cut off at that moment, so that nobody sees that
-the agent is gone: the scheduler could not order the next cell of a slot without the risk that the old one still runs.
-So the agent keeps until when such cells may live in a file (``fence_keeping``), and here that file is watched. A cell
-gets its grace in addition, in which an agent that is well ends it itself; what is left then is killed.
+An agent that was killed or is frozen ends no cell. If its host is cut off too, the scheduler cannot tell whether the
+cell still runs, and it could not safely order the next one. So the agent stores in a file until when exclusive cells
+may live (``keeping``), and the watchdog watches that file. After that time a cell still has its grace, in which a
+working agent ends it. The watchdog kills the cells that are left after the grace.
 
-Begun by the agent with the first such cell. It outlives the agent, until the cells have ended or a next agent, with a
-watchdog of its own, has taken them over.
+The agent starts the watchdog with its first exclusive cell. The watchdog outlives the agent: it ends when the cells
+have ended, or when a later agent has taken them over with its own watchdog.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 LOOK_EVERY_SECONDS = 0.5
 AFTER_GRACE_SECONDS = 0.2
-"""An agent that is well has killed by then what did not end within its grace."""
+"""By then a working agent has killed a cell that did not end within its grace."""
 READY_LINE = b"ready\n"
 
 log = logging.getLogger(__name__)
@@ -42,23 +42,27 @@ log = logging.getLogger(__name__)
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="agent.watchdog", description="Ends exclusive cells; begun by the agent."
+        prog="galactica.agent.fencing.watchdog",
+        description="Ends exclusive cells when their lease has ended. Started by the agent.",
     )
     for name in ("--data", "--fleet", "--server", "--host", "--owner"):
         parser.add_argument(name, required=True)
     parser.add_argument("--runtime", action="append", type=int, default=[])
-    told = parser.parse_args()
+    arguments = parser.parse_args()
     logging.basicConfig(level="INFO", format="level=%(levelname)s logger=watchdog event=%(message)s")
-    data = Path(told.data)
+    data = Path(arguments.data)
 
     def runtimes() -> list[Runtime]:
-        return [_runtime(kind, data, told.fleet, told.server, told.host) for kind in told.runtime]
+        return [
+            _runtime(kind, data, arguments.fleet, arguments.server, arguments.host)
+            for kind in arguments.runtime
+        ]
 
-    asyncio.run(_guard(FenceFile(data), told.owner, runtimes))
+    asyncio.run(_guard(FenceFile(data), arguments.owner, runtimes))
 
 
 def _runtime(kind: int, data: Path, fleet: str, server: str, host: str) -> Runtime:
-    """As the agent makes it; only what is used is loaded."""
+    """The same runtime as the agent's. Only the used libraries are loaded."""
     if kind == cell_pb2.RUNTIME_KIND_DOCKER:
         from galactica.agent.runtimes.docker.runtime import DockerRuntime  # noqa: PLC0415
 
@@ -69,11 +73,11 @@ def _runtime(kind: int, data: Path, fleet: str, server: str, host: str) -> Runti
 
 
 async def _guard(file: FenceFile, owner: str, runtimes: Callable[[], Sequence[Runtime]]) -> None:
-    for one in runtimes():  # what cannot be loaded shows now and not when it is needed
-        await one.close()
+    for runtime in runtimes():  # a missing library shows now, not in an emergency
+        await runtime.close()
     is_orphaned = asyncio.Event()
     asyncio.get_running_loop().add_reader(sys.stdin.fileno(), _notice_end, is_orphaned)
-    with contextlib.suppress(BrokenPipeError):  # the agent died meanwhile, which is what this is for
+    with contextlib.suppress(BrokenPipeError):  # the agent is dead already: the watchdog goes on
         os.write(sys.stdout.fileno(), READY_LINE)
     while True:
         kept = file.read()
@@ -87,23 +91,28 @@ async def _guard(file: FenceFile, owner: str, runtimes: Callable[[], Sequence[Ru
 
 
 def _notice_end(is_orphaned: asyncio.Event) -> None:
-    """The agent never writes: what can be read is the end."""
+    """The agent never writes to this pipe, so it is readable only when the agent has ended."""
     asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
     is_orphaned.set()
 
 
 async def _end(runtimes: Sequence[Runtime], fence_at: float) -> int:
-    """Kill what should have ended by now; how many are left."""
+    """Kill the exclusive cells whose grace is over. Returns how many are left."""
     left = 0
     for runtime in runtimes:
         try:
-            found = [one for one in await runtime.list() if one.order.spec.exclusive and one.autopsy is None]
-            left += len(found)
-            for one in found:
-                if clock.now() >= _over_at(one, fence_at):
-                    await runtime.stop(one.order.cell_id, "SIGKILL", 0.0)
+            alive = [
+                found
+                for found in await runtime.list()
+                if found.order.spec.exclusive and found.autopsy is None
+            ]
+            left += len(alive)
+            for found in alive:
+                if clock.now() >= _over_at(found, fence_at):
+                    cell_id = found.order.cell_id
+                    await runtime.stop(cell_id, "SIGKILL", 0.0)
                     left -= 1
-                    log.warning("exclusive cell ended cell=%s reason='its agent did not'", one.order.cell_id)
+                    log.warning("exclusive cell killed cell=%s reason='the agent did not end it'", cell_id)
         except RuntimeFailure as failure:
             left += 1
             log.warning("exclusive cells not ended yet reason=%r", str(failure))

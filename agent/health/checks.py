@@ -1,8 +1,8 @@
-"""How one attempt of a probe is made: http and tcp over plain sockets, grpc over a channel of its own.
+"""One attempt of a probe: http and tcp over plain sockets, grpc over its own channel.
 
-Sockets rather than streams: an agent probes each of its cells every second for its whole life, and this is
-most of what it does. A socket check never blocks: ``begin`` sets out, ``collect`` is called until it has an
-outcome. An outcome is an error for people, empty for a success; None means not yet.
+Plain sockets instead of asyncio's streams save processor time: an agent probes each of its cells every second, and
+this is most of its work. A socket check never blocks: ``begin`` starts an attempt, and ``collect`` is called until
+there is an outcome. An outcome is an error text, empty for a success; None means not yet.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from galactica.v1 import cell_pb2
 
 ANSWER_BYTES = 64 * 1024
-"""How much of an answer is read at most; its first line is what counts."""
+"""Limit for the part of an answer that is read. Only its first line counts."""
 READ_BYTES = 4 * 1024
 USES_OF_A_CONNECTION = 10
-"""A kept connection is given up after so many probes, so that a server that accepts no more is found out."""
+"""A kept connection is closed after this many probes, to notice a server that no longer accepts connections."""
 
 _HEAD = re.compile(rb"HTTP/1\.[01] (\d{3})[ \r]")
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,12})[ \t]*\r\n", re.IGNORECASE)
@@ -35,14 +35,14 @@ _SERVING = b"\x08\x01"
 
 
 class ProbeError(Exception):
-    """The probe cannot be made at all; the message is for people."""
+    """The probe is not possible at all; the message is for people."""
 
 
 class SocketCheck(Protocol):
-    """One kind of attempt, over and over, for one cell."""
+    """The http or tcp check of one cell; it makes attempt after attempt."""
 
     wants_write: bool
-    """Whether the socket is waited for to be writable rather than readable."""
+    """Whether the check waits for the socket to be writable; otherwise it waits for it to be readable."""
 
     def begin(self) -> str | None: ...
 
@@ -51,11 +51,11 @@ class SocketCheck(Protocol):
     def fileno(self) -> int: ...
 
     def close(self) -> None:
-        """Give the attempt up. Fine at any time."""
+        """Cancel the attempt, if one is under way."""
 
 
 class TcpCheck:
-    """A connection must be accepted."""
+    """The server must accept a connection."""
 
     def __init__(self, address: tuple[str, int]) -> None:
         self._address = address
@@ -92,10 +92,10 @@ class TcpCheck:
 
 
 class HttpCheck:
-    """GET must answer 200..399.
+    """GET must answer with a status from 200 to 399.
 
-    Each probe makes a connection of its own unless the server says that it likes to keep connections: one
-    that serves a single connection at a time would be blocked by ours idling."""
+    Each probe opens a new connection, unless the server says that it keeps connections: an idle connection would block
+    a server that serves only one connection at a time."""
 
     def __init__(self, address: tuple[str, int], path: str) -> None:
         self._address = address
@@ -134,7 +134,7 @@ class HttpCheck:
             return "closed"
         self.wants_write = False
         try:
-            # A request is smaller than any socket's buffer: it is sent whole or not at all.
+            # The request is smaller than any socket's buffer, so it is sent completely or not at all.
             self._socket.send(self._last if self._uses >= USES_OF_A_CONNECTION else self._keep)
         except BlockingIOError:
             self.wants_write = True
@@ -157,7 +157,7 @@ class HttpCheck:
         return self._judge(is_over=not data or len(self._answer) > ANSWER_BYTES)
 
     def _broken(self, code: int) -> str | None:
-        """A kept connection may be closed by the server at any time, which says nothing: set out afresh."""
+        """A server may close a kept connection at any time, which is no failure: try again with a new one."""
         if self._uses > 1 and not self._answer:
             return self._connect()
         self.close()
@@ -192,14 +192,13 @@ class HttpCheck:
 
 
 class GrpcCheck:
-    """grpc.health.v1.Health/Check must answer SERVING. Its two messages are tiny, so they are spelt by
-    hand."""
+    """grpc.health.v1.Health/Check must answer SERVING. Its two messages are tiny, so they are encoded by hand."""
 
     def __init__(self, address: tuple[str, int], service: str) -> None:
         host, port = address
         name = service.encode()
         if len(name) > 127:
-            raise ProbeError("the service name of a grpc probe may have 127 bytes")
+            raise ProbeError(f"the service name of the grpc probe has {len(name)} bytes; the limit is 127")
         self._channel = grpc.aio.insecure_channel(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
         self._request = b"\x0a" + bytes([len(name)]) + name if name else b""
         self._check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(
@@ -213,7 +212,7 @@ class GrpcCheck:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 return timed_out(timeout_seconds)
             return f"{error.code().name}: {error.details()}"
-        return "" if answer.startswith(_SERVING) else "answered not SERVING"
+        return "" if answer.startswith(_SERVING) else "the answer is not SERVING"
 
     async def close(self) -> None:
         await self._channel.close()
@@ -224,20 +223,20 @@ def timed_out(timeout_seconds: float) -> str:
 
 
 def address_of(endpoints: Mapping[str, str], port: str) -> tuple[str, int]:
-    """Where a named port is reached. Raises ProbeError where there is no such port."""
+    """Host and number of a named port. Raises ProbeError if the cell does not have it."""
     endpoint = endpoints.get(port)
     if endpoint is None:
-        known = ", ".join(sorted(endpoints)) or "none"
-        raise ProbeError(f"the probe names port {port!r}, but the cell's ports are: {known}")
+        names = ", ".join(sorted(endpoints)) or "none"
+        raise ProbeError(f"the probe uses port {port!r}, which the cell does not have; its ports: {names}")
     host, _, number = endpoint.rpartition(":")
     host = host.strip("[]")
     if not _is_numeric(host):
-        raise ProbeError(f"the endpoint {endpoint} must have an IP address to be probed")
+        raise ProbeError(f"cannot probe the endpoint {endpoint}: its host is not an IP address")
     return host, int(number)
 
 
 def socket_check(health: cell_pb2.Health, endpoints: Mapping[str, str]) -> SocketCheck | None:
-    """The check of an http or tcp probe, None for the other kinds. Raises ProbeError."""
+    """The check of an http or tcp probe; None for other kinds. Raises ProbeError."""
     match health.WhichOneof("probe"):
         case "http":
             return HttpCheck(address_of(endpoints, health.http.port), health.http.path)
@@ -263,7 +262,7 @@ def _socket_for(address: tuple[str, int]) -> socket.socket:
 
 
 def _refusal(code: int, address: tuple[str, int]) -> str:
-    return f"{os.strerror(code)} by {_spell(address)}" if code else ""
+    return f"{os.strerror(code)}: {_spell(address)}" if code else ""
 
 
 def _spell(address: tuple[str, int]) -> str:

@@ -1,6 +1,6 @@
-"""Whether this server's disk still takes what is written to it: tried for real, with a small file.
+"""Checks that this server's disk can still be written: writes a small file.
 
-A disk that fails may not answer at all, so the try has a thread of its own that nobody has to wait for.
+A failing disk may not answer at all. So the check runs in its own thread, and nobody has to wait for that thread.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 TRIAL_NAME = ".trial"
 TRIAL = b"galactica\n" * 410
-"""More than a file system keeps beside the file's name, so that it needs room of its own."""
+"""Too large for a file system to store in the file's inode, so that it needs free space."""
 TRIAL_SECONDS = 5.0
 
 
 class DiskTrial:
-    """Tries ``directory``. At most one try is under way."""
+    """Checks ``directory``. At most one check is under way."""
 
     def __init__(self, directory: Path, timeout_seconds: float = TRIAL_SECONDS) -> None:
         self._path = directory / TRIAL_NAME
@@ -29,7 +29,7 @@ class DiskTrial:
         self._running: asyncio.Future[str] | None = None
 
     async def error(self) -> str:
-        """The error's name, such as EROFS; ETIMEDOUT where the disk does not answer; empty where all is well."""
+        """The error's name, such as EROFS; ETIMEDOUT if the disk does not answer in time; empty: no error."""
         if self._running is None:
             self._running = self._begin()
         done, _ = await asyncio.wait([self._running], timeout=self._timeout_seconds)
@@ -56,7 +56,7 @@ class DiskTrial:
 
 
 def attempt(path: Path) -> str:
-    """Write a file through to the disk and remove it: the name of the error, empty where there is none."""
+    """Write a file, sync it to the disk and remove it. Returns the error's name; empty: no error."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         try:

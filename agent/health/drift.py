@@ -1,8 +1,7 @@
-"""When to compare cells with their specs: now and then, and soon after somebody laid hands on one.
+"""When to compare cells with their specs: regularly, and soon after somebody may have changed one.
 
-One comparison at a time, spread over the period, and never more than a tenth of the time: an engine that is
-slow to answer is asked less often. Only containers are compared. Of a process nothing can be compared that it, or
-what it runs, may not change by itself.
+One comparison at a time, spread over the period. Comparisons take at most a tenth of the time: a slow engine is asked
+less often. Only containers are compared: a process may itself change everything that could be compared.
 """
 
 from __future__ import annotations
@@ -25,21 +24,21 @@ if TYPE_CHECKING:
 
 EVERY_SECONDS = 30.0
 JITTER = 0.2
-"""Share of the period by which each pause differs, so that cells drift apart."""
+"""Random part of each pause, as a share of the period, so that cells are not compared all at once."""
 SOON_SECONDS = 0.05
-"""Hands come in groups: what happens within this time is looked at once."""
+"""Changes come in groups: those within this time cause one comparison."""
 LOOK_AROUND_SECONDS = 1.0
-"""How soon new cells are noticed."""
+"""Time until new cells are noticed."""
 SHARE = 0.1
-"""Comparing never takes more than this share of the time, but for cells that hands were laid on."""
+"""Limit for the share of the time that regular comparisons take. Comparisons after a noticed change are not limited."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class DriftWatch:
-    """``cells``: those of this server, as they are now. ``compare`` asks the cell's runtime; ``tell`` takes what it
-    said, each time."""
+    """``cells`` returns the cells of this server as they are now. ``compare`` asks the cell's runtime for differences;
+    ``tell`` is called with every result."""
 
     cells: Callable[[], Mapping[str, Cell]]
     compare: Callable[[Cell], Awaitable[tuple[str, ...]]]
@@ -56,7 +55,7 @@ class DriftWatch:
             self._stirred.set()
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Compare until cancelled."""
         while True:
             running = self._running()
             self._take_in(running)
@@ -92,7 +91,7 @@ class DriftWatch:
 
     async def _look(self, cell: Cell, cells: int) -> None:
         began = time.monotonic()
-        # Before the comparison: hands that are laid on it meanwhile make it due again.
+        # Set before the comparison, so that a change during the comparison makes the cell due again.
         pause_seconds = self.every_seconds * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
         self._due[cell.id] = began + pause_seconds
         try:

@@ -1,4 +1,4 @@
-"""What the kernel complains about: failing disks and memory, file systems in trouble, tasks that hang."""
+"""Counts errors in the kernel's log: failing disks and memory, damaged file systems, tasks that hang."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 KERNEL_LOG = Path("/dev/kmsg")
 WINDOW_SECONDS = 60.0
 RECORDS_LIMIT = 1_000
-"""Read in one go, and remembered: no flood of messages may hold the agent up."""
+"""Limit for one read and for the counted records, so that a flood of messages cannot block the agent."""
 RECORD_BYTES = 8_192
-"""The kernel hands out one record with each read and refuses a buffer that is too small for it."""
+"""Each read returns one record. The kernel refuses a buffer that is too small for it."""
 
 ERROR_LEVEL = 3
 LEVEL_BITS = 3
-"""A priority is facility and level in one number; facility 0 is the kernel itself."""
+"""A priority is one number of facility and level; facility 0 is the kernel."""
 
 TROUBLE = re.compile(
     rb"i/o error|medium error|critical target error|unrecovered read error"
@@ -33,16 +33,16 @@ TROUBLE = re.compile(
 
 
 def is_trouble(record: bytes) -> bool:
-    """Whether a record ("priority,sequence,time,flags;text") is the kernel's own word of such trouble."""
+    """Whether a record ("priority,sequence,time,flags;text") comes from the kernel itself and reports such an error."""
     prefix, _, text = record.partition(b";")
     priority = prefix.partition(b",")[0]
-    if not priority.isdigit() or int(priority) > ERROR_LEVEL:  # other facilities begin above all levels
+    if not priority.isdigit() or int(priority) > ERROR_LEVEL:  # other facilities have larger numbers
         return False
     return TROUBLE.search(text.partition(b"\n")[0]) is not None
 
 
 class KernelLog:
-    """Counts what is new since it was opened."""
+    """Counts the errors since it was opened."""
 
     def __init__(self, path: Path = KERNEL_LOG, is_counted: Callable[[bytes], bool] = is_trouble) -> None:
         self._is_counted = is_counted
@@ -55,7 +55,7 @@ class KernelLog:
             self.close()
 
     def count(self, now: float) -> int | None:
-        """How many in the last minute; None where the log cannot be read. ``now``: a monotonic clock."""
+        """Errors in the last minute; None if the log cannot be read. ``now``: seconds of a monotonic clock."""
         if self._descriptor is None:
             return None
         for _ in range(RECORDS_LIMIT):
@@ -63,7 +63,7 @@ class KernelLog:
                 record = os.read(self._descriptor, RECORD_BYTES)
             except BlockingIOError:
                 break
-            except BrokenPipeError:  # the kernel overwrote what was not read in time
+            except BrokenPipeError:  # the kernel has overwritten records that were not read in time
                 continue
             except OSError:
                 self.close()

@@ -1,9 +1,9 @@
-"""When each cell is probed. One task and one heap for all cells; the attempts themselves are in ``checks``.
+"""When each cell is probed. One task and one heap serve all cells; ``checks`` makes the attempts.
 
-A cell that has not passed yet is tried soon and then ever less often, so that it is READY as soon as it can
-be. One that has passed is probed each ``every``, at one of the instants of a common grid: waking up costs an
-idle agent more than probing does, so neighbours share one. For the same reason answers are looked for once,
-shortly after the attempts of an instant set out, and only those that are slower are waited for one by one.
+A cell that has not passed yet is probed soon and then less and less often, so that it becomes READY as early as
+possible. A cell that has passed is probed once in each ``every``, at an instant of a common grid: for an idle agent
+waking up costs more than probing, so several cells share one instant. For the same reason the answers are collected
+once, shortly after the attempts of an instant; only slower answers are awaited one by one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ GRID_SECONDS = 0.5
 BOOT_FIRST_SECONDS = 0.02
 COLLECT_SECONDS = 0.005
 AT_ONCE = 32
-"""How many attempts set out in one go; the others follow ``STAGGER_SECONDS`` later."""
+"""How many attempts start at once; the others follow ``STAGGER_SECONDS`` later."""
 STAGGER_SECONDS = 0.02
 EVERY_LEAST_SECONDS = 0.05
 TIMEOUT_LEAST_SECONDS = 0.01
@@ -45,7 +45,7 @@ TIMEOUT_LEAST_SECONDS = 0.01
 
 @dataclass(slots=True, eq=False)
 class _Probe:
-    """One probed cell. ``entry`` names its one live place in the heap; older ones are void."""
+    """One probed cell. ``entry`` is the number of its valid entry in the heap; older entries are ignored."""
 
     cell_id: str
     order: link_pb2.Order
@@ -54,22 +54,21 @@ class _Probe:
     check: SocketCheck | None = None
     grpc: GrpcCheck | None = None
     error: str = ""
-    """Why it can never be probed; each attempt ends with this."""
+    """Why it cannot be probed at all; each attempt ends with this error."""
     due: float = 0.0
     deadline: float | None = None
-    """While a socket's attempt is under way."""
+    """The end of a socket's attempt; None: no attempt is under way."""
     pause_seconds: float = BOOT_FIRST_SECONDS
     has_passed: bool = False
     entry: int = 0
     watched: int = -1
-    """The file descriptor that the loop watches for it."""
+    """The file descriptor that the event loop watches for it; -1: none."""
     task: asyncio.Task[None] | None = None
 
 
 @dataclass(slots=True)
 class Prober:
-    """``execute`` runs a command in a cell; ``deliver`` takes a cell id and the attempt's error, empty for a
-    pass."""
+    """``execute`` runs a command in a cell. ``deliver`` takes a cell id and the attempt's error; empty: it passed."""
 
     execute: Execute
     deliver: Deliver
@@ -81,7 +80,7 @@ class Prober:
     _closing: list[GrpcCheck] = field(default_factory=list)
 
     def start(self, order: link_pb2.Order, endpoints: Mapping[str, str]) -> None:
-        """Probe this cell from now on, at once for the first time."""
+        """Probe this cell from now on. The first probe is at once."""
         self.stop(order.cell_id)
         health = order.spec.health
         probe = _Probe(
@@ -102,7 +101,7 @@ class Prober:
         self._wake.set()
 
     def stop(self, cell_id: str) -> None:
-        """Probe this cell no more; an attempt under way is given up."""
+        """Stop probing this cell; an attempt under way is cancelled."""
         probe = self._probes.pop(cell_id, None)
         if probe is None:
             return
@@ -150,7 +149,7 @@ class Prober:
         heapq.heappush(self._heap, (at, probe.entry, probe))
 
     def _pass(self, now: float, tasks: asyncio.TaskGroup) -> None:
-        """Do what is due by now."""
+        """Start and collect the attempts that are due."""
         begun = 0
         while self._heap and self._heap[0][0] <= now:
             _, entry, probe = heapq.heappop(self._heap)
@@ -174,7 +173,7 @@ class Prober:
             probe.deadline = now + probe.timeout_seconds
             try:
                 outcome = probe.check.begin()
-            except OSError as error:  # out of file descriptors: the agent's trouble, told as the probe's
+            except OSError as error:  # for example no free file descriptor
                 outcome = f"cannot probe: {error.strerror}"
             if outcome is None:
                 self._push(probe, now + min(COLLECT_SECONDS, probe.timeout_seconds))
@@ -184,7 +183,7 @@ class Prober:
     def _collect(self, probe: _Probe, now: float) -> None:
         if probe.check is None or probe.deadline is None:
             return
-        # A socket that set out afresh may have the number of the old one: never watch what was closed.
+        # A new socket may get the number of a closed one: stop watching the number before collecting.
         self._unwatch(probe)
         outcome = probe.check.collect()
         if outcome is None and now >= probe.deadline:
@@ -247,13 +246,13 @@ class Prober:
 
 
 def _next(probe: _Probe, now: float, *, first_pass: bool) -> float:
-    """When to set out again, and move the probe's own beat (``due``) on."""
+    """When to make the next attempt. Advances the probe's ``due``."""
     if not probe.has_passed:
         pause, probe.pause_seconds = probe.pause_seconds, min(probe.every_seconds, 2 * probe.pause_seconds)
         probe.due = now
         return now + min(pause, probe.every_seconds)
     if first_pass:
-        # Cells that were born together shall not be probed together for ever.
+        # Spread the probes of cells that started together.
         probe.due = now + probe.every_seconds * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
     else:
         probe.due = max(probe.due + probe.every_seconds, now)

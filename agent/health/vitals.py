@@ -1,4 +1,4 @@
-"""How this server feels: a few cheap readings of /proc, one small file written, and one ping of each engine."""
+"""The vitals of this server: a few cheap readings from /proc, one small file written, and one ping of each engine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PRESSURE = Path("/proc/pressure")
 
 
 def capacity(data: Path) -> cell_pb2.Capacity:
-    """The size of this server; ``data`` lies on the disk that counts."""
+    """The size of this server. Its disk is the one with the directory ``data``."""
     return cell_pb2.Capacity(
         cpu_millis=(os.cpu_count() or 1) * 1_000,
         memory_bytes=psutil.virtual_memory().total,
@@ -36,13 +36,13 @@ def capacity(data: Path) -> cell_pb2.Capacity:
 
 def _cpu_seconds() -> tuple[float, float]:
     times = psutil.cpu_times()
-    total = float(sum(times[:8]))  # guest time is counted in user time already
+    total = float(sum(times[:8]))  # user time already includes guest time
     return total - float(times.idle) - float(getattr(times, "iowait", 0.0)), total
 
 
 @dataclass(slots=True)
 class VitalsTaker:
-    """``clock_offset_ms`` tells what the link measured last, None where it has not."""
+    """``clock_offset_ms`` returns the link's newest measurement; None: not measured yet."""
 
     data: Path
     runtimes: Iterable[Runtime]
@@ -56,7 +56,7 @@ class VitalsTaker:
         self._trial = DiskTrial(self.data)
 
     async def take(self) -> cell_pb2.Vitals:
-        """The cpu fraction counts from the take before this one."""
+        """Take the vitals now. The cpu fraction covers the time since the previous call."""
         latency_ms = await self._latency_ms()
         disk_error = await self._trial.error()
         return cell_pb2.Vitals(
@@ -79,7 +79,7 @@ class VitalsTaker:
         return min(1.0, max(0.0, (busy - busy_before) / (total - all_before))) if total > all_before else 0.0
 
     async def _latency_ms(self) -> float | None:
-        """The slowest engine's; negative where one does not answer, None where there is none."""
+        """The slowest engine's latency; negative if an engine does not answer, None if there is no engine."""
         slowest: float | None = None
         for runtime in self.runtimes:
             try:
@@ -93,7 +93,7 @@ class VitalsTaker:
 
 
 def _disk_fraction(data: Path) -> float:
-    """A disk that cannot even say how full it is, is not full: what is wrong with it shows when it is written to."""
+    """0 if the disk does not say how full it is; the disk check reports that error."""
     try:
         return psutil.disk_usage(str(data)).percent / 100
     except OSError:
@@ -101,7 +101,7 @@ def _disk_fraction(data: Path) -> float:
 
 
 def pressure_avg10(path: Path) -> float | None:
-    """PSI's "some avg10" in percent; None where the kernel does not offer it."""
+    """The "some avg10" value of PSI in percent; None if the kernel does not offer it."""
     try:
         line = path.read_text("ascii").partition("\n")[0]
     except OSError:

@@ -1,6 +1,6 @@
-"""The way to the scheduler (link.proto).
+"""The agent's side of the connection to the scheduler (link.proto).
 
-``session`` keeps one stream open, ``wire`` turns protobuf into events and reports into protobuf, ``enrol``,
-``identity`` and ``renewal`` keep the certificate, ``logs`` and ``shell`` serve operators, ``will`` speaks for
-us on the message bus.
+``session`` keeps one stream open. ``wire`` converts protobuf to events and reports to protobuf. ``enrol``,
+``identity`` and ``renewal`` manage the certificate. ``logs`` and ``shell`` serve operators. ``will`` keeps the agent's
+last will on the message bus.
 """

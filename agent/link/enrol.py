@@ -1,14 +1,13 @@
-"""Enrolment of this host: a short process of its own, so that the daemon never loads what it needs.
+"""Enrolment of this host. It runs as a short process of its own, so that the daemon does not load its libraries.
 
-    python -m agent.enrol --scheduler-enrol HOST:PORT --server-id ID --directory DIR [--token-file FILE]
+    python -m galactica.agent.link.enrol --scheduler-enrol HOST:PORT --server-id ID --directory DIR [--token-file FILE]
 
-The host does not know the scheduler yet; all it trusts is its join token, which holds the digest of the CA.
-So it first looks, unverified, at the certificates which the other side presents, takes the one that has this
-digest, and only then opens the connection over which it tells the token, with that CA as its only root. It
-makes its own key, which never leaves it. The token comes from a file or from GALACTICA_TOKEN where ``ps``
-must not show it.
+The host does not know the scheduler yet. It trusts only its join token, which contains the digest of the CA. So it
+first reads the other side's certificates without verification and picks the one with this digest. Then it opens a
+second connection with that CA as its only root, and sends the token over it. The host creates its own key, which
+never leaves it. A token in a file or in GALACTICA_TOKEN does not show in ``ps``.
 
-Exit codes: 0 enrolled, 1 refused or failed, 2 wrong usage, 3 scheduler not reachable or busy: try again.
+Exit codes: 0 enrolled, 1 refused or failed, 2 wrong usage, 3 scheduler not reachable or busy (try again).
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ EXIT_UNREACHABLE = 3
 TOKEN_VARIABLE = "GALACTICA_TOKEN"  # noqa: S105 (a name, no token)
 
 _TOKEN = re.compile(r"gal1\.[0-9a-f]+\.[A-Za-z0-9_-]+\.(?P<ca_digest>[0-9a-f]{64})")
-"""The scheduler's format, of which only the digest matters here."""
+"""The scheduler's format. Only the digest is used here."""
 _TOKEN_BYTES_LIMIT = 4_096
 _TRY_AGAIN = frozenset(
     {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED}
@@ -53,7 +52,7 @@ _TRY_AGAIN = frozenset(
 
 
 class EnrolmentError(Exception):
-    """Not enrolled; nothing was written. The message is for people, ``exit_code`` for programs."""
+    """The host is not enrolled and nothing was written. The message is for people, ``exit_code`` for programs."""
 
     def __init__(self, message: str, exit_code: int = EXIT_FAILED) -> None:
         super().__init__(message)
@@ -62,7 +61,7 @@ class EnrolmentError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """What a host asks for. ``enrolment``: "HOST:PORT". ``scheduler``: that of the link, only to be kept for
+    """A host's request. ``enrolment``: "HOST:PORT". ``scheduler``: the address of the link, which is only stored for
     the daemon."""
 
     enrolment: str
@@ -73,10 +72,10 @@ class Application:
 
 
 def enrol(application: Application) -> Identity:
-    """Apply at the scheduler. Writes nothing. Blocks up to ``timeout_seconds``. Raises EnrolmentError."""
+    """Enrol at the scheduler. Writes nothing. Blocks up to ``timeout_seconds``. Raises EnrolmentError."""
     token = _TOKEN.fullmatch(application.token)
     if token is None:
-        raise EnrolmentError("this is no join token; was it cut off when it was copied?", EXIT_USAGE)
+        raise EnrolmentError("invalid join token: check that it was copied completely", EXIT_USAGE)
     deadline = time.monotonic() + application.timeout_seconds
     ca = _pinned(_presented_chain(application.enrolment, deadline), token["ca_digest"], application.enrolment)
     ca_pem = ca.public_bytes(serialization.Encoding.PEM)
@@ -101,7 +100,7 @@ def enrol(application: Application) -> Identity:
 
 
 def _presented_chain(address: str, deadline: float) -> list[x509.Certificate]:
-    """The certificates that the other side shows, leaf first. They prove nothing by themselves."""
+    """The other side's certificates, leaf first. They are not verified."""
     host, port = _host_and_port(address)
     context = SSL.Context(SSL.TLS_CLIENT_METHOD)
     context.set_verify(SSL.VERIFY_NONE, lambda *_: True)
@@ -116,14 +115,14 @@ def _presented_chain(address: str, deadline: float) -> list[x509.Certificate]:
             return connection.get_peer_cert_chain(as_cryptography=True) or []
     except TimeoutError as error:
         raise EnrolmentError(
-            f"{address} does not answer; is it the enrolment's port?", EXIT_UNREACHABLE
+            f"no answer from {address}: check that it is the scheduler's enrolment port", EXIT_UNREACHABLE
         ) from error
     except OSError as error:
-        message = f"the scheduler at {address} cannot be reached: {error.strerror or error}"
+        message = f"cannot reach the scheduler at {address}: {error.strerror or error}"
         raise EnrolmentError(message, EXIT_UNREACHABLE) from error
     except SSL.Error as error:
         raise EnrolmentError(
-            f"{address} does not speak TLS as a scheduler does; is it the enrolment's port?"
+            f"TLS handshake with {address} failed: check that it is the scheduler's enrolment port"
         ) from error
 
 
@@ -147,24 +146,25 @@ def _pinned(chain: Sequence[x509.Certificate], ca_digest: str, address: str) -> 
             _check_leaf(chain[0], certificate, address)
             return certificate
     raise EnrolmentError(
-        f"the scheduler at {address} does not hold the CA that the token is pinned to; "
-        "check the address, or make a token with this scheduler"
+        f"the scheduler at {address} does not have the CA to which the token is pinned; "
+        "check the address, or create a token with this scheduler"
     )
 
 
 def _check_leaf(leaf: x509.Certificate, ca: x509.Certificate, address: str) -> None:
-    """TLS checks this again, and more. Here it is for the message: somebody shows a CA that is not theirs."""
+    """TLS checks this again, and more. This check gives a better message if the other side shows a CA that did not
+    issue its certificate."""
     try:
         leaf.verify_directly_issued_by(ca)
     except (ValueError, TypeError, InvalidSignature) as error:
         raise EnrolmentError(
-            f"the scheduler at {address} shows the CA of the token but is not certified by it: "
-            "somebody may stand in between; the token was not sent"
+            f"the scheduler at {address} presents the token's CA, but that CA did not issue its certificate: "
+            "somebody may be intercepting the connection; the token was not sent"
         ) from error
 
 
 def _request_for(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """A request that says nothing but the key: whom the certificate is for is the scheduler's to say."""
+    """A certificate request with the key only: the scheduler chooses the certificate's subject."""
     request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
     return request.public_bytes(serialization.Encoding.PEM)
 
@@ -188,25 +188,25 @@ def _failure_of(error: grpc.RpcError, address: str) -> EnrolmentError:
 
 
 def _check_answer(response: link_pb2.EnrolResponse, key: ec.EllipticCurvePrivateKey, address: str) -> None:
-    """An identity that could not open the link must not take the place of one that can."""
+    """Check the certificate before it replaces an identity that may still work."""
     try:
         certificate = x509.load_pem_x509_certificate(response.certificate_pem)
     except ValueError as error:
-        raise EnrolmentError(f"the scheduler at {address} answered without a readable certificate") from error
+        raise EnrolmentError(f"the scheduler at {address} returned an unreadable certificate") from error
     if certificate.public_key() != key.public_key():
-        raise EnrolmentError(f"the scheduler at {address} answered with a certificate for another key")
+        raise EnrolmentError(f"the scheduler at {address} returned a certificate for another key")
 
 
 def _host_and_port(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
-        raise EnrolmentError(f"'{address}' is not HOST:PORT", EXIT_USAGE)
+        raise EnrolmentError(f"invalid address '{address}': use HOST:PORT", EXIT_USAGE)
     return host, int(port)
 
 
 def _left(deadline: float) -> float:
-    """Seconds until the deadline, never 0, which would mean something else to sockets."""
+    """Seconds until the deadline. Never 0, which makes a socket non-blocking."""
     return max(0.001, deadline - time.monotonic())
 
 
@@ -223,38 +223,54 @@ def _token_of(arguments: argparse.Namespace) -> str:
             )
         except OSError as error:
             raise EnrolmentError(
-                f"the token cannot be read from {arguments.token_file}: {error.strerror}", EXIT_USAGE
+                f"cannot read the token from {arguments.token_file}: {error.strerror}", EXIT_USAGE
             ) from error
     if token := os.environ.get(TOKEN_VARIABLE, "").strip():
         return token
     raise EnrolmentError(
-        f"a join token is needed: --token-file FILE, {TOKEN_VARIABLE} or --token; "
-        "make one with 'galactica token create'",
+        f"no join token given: use --token-file FILE, {TOKEN_VARIABLE} or --token; "
+        "create a token with 'galactica token create'",
         EXIT_USAGE,
     )
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m agent.enrol",
-        description="Enrol this host in a fleet: make its key and get its first certificate.",
+        prog="python -m galactica.agent.link.enrol",
+        description="Enrol this host in a fleet: create its key and get its first certificate.",
         epilog="Exit codes: 0 enrolled, 1 refused or failed, 2 wrong usage, "
         "3 scheduler not reachable or busy (try again).",
     )
     add = parser.add_argument
-    add("--scheduler-enrol", required=True, metavar="HOST:PORT", help="the scheduler's enrolment port")
-    add("--scheduler", default="", metavar="HOST:PORT", help="the scheduler's link, kept for the agent")
-    add("--server-id", required=True, metavar="ID", help="what this server is called in the fleet")
-    add("--directory", required=True, type=Path, metavar="DIR", help="where the identity is kept (mode 0700)")
+    add(
+        "--scheduler-enrol",
+        required=True,
+        metavar="HOST:PORT",
+        help="address of the scheduler's enrolment port",
+    )
+    add(
+        "--scheduler",
+        default="",
+        metavar="HOST:PORT",
+        help="address of the scheduler's port for agents; stored for the agent",
+    )
+    add("--server-id", required=True, metavar="ID", help="name of this server in the fleet")
+    add("--directory", required=True, type=Path, metavar="DIR", help="directory for the identity (mode 0700)")
     token = parser.add_mutually_exclusive_group()
-    token.add_argument("--token-file", metavar="FILE", help="a file that holds the join token")
-    token.add_argument("--token", help=f"the join token; others can see it in ps, unlike in {TOKEN_VARIABLE}")
-    add("--timeout", type=float, default=30.0, metavar="SECONDS", help="how long all of it may take (30)")
+    token.add_argument("--token-file", metavar="FILE", help="file with the join token")
+    token.add_argument("--token", help=f"join token; visible in ps, unlike the variable {TOKEN_VARIABLE}")
+    add(
+        "--timeout",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="maximum time for the enrolment (default: 30)",
+    )
     return parser
 
 
 def run(argv: Sequence[str]) -> int:
-    """The command: enrol and keep the identity. Answers the exit code."""
+    """Enrol and store the identity. Returns the exit code."""
     arguments = _parser().parse_args(argv)
     try:
         application = Application(
@@ -271,9 +287,9 @@ def run(argv: Sequence[str]) -> int:
         return _say(str(failure), failure.exit_code)
     except OSError as error:
         return _say(
-            f"the identity cannot be kept in {arguments.directory}: {error.strerror or error}", EXIT_FAILED
+            f"cannot store the identity in {arguments.directory}: {error.strerror or error}", EXIT_FAILED
         )
-    return _say(f"enrolled as {identity.server_id} in the fleet {identity.fleet}", EXIT_DONE)
+    return _say(f"enrolled as server {identity.server_id} in fleet {identity.fleet}", EXIT_DONE)
 
 
 def _say(message: str, exit_code: int) -> int:
@@ -282,7 +298,7 @@ def _say(message: str, exit_code: int) -> int:
 
 
 def main() -> Never:
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines say less than ours
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # our messages say more than gRPC's log
     sys.exit(run(sys.argv[1:]))
 
 

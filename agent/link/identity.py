@@ -1,12 +1,11 @@
-"""Who this agent is: its key, its certificate and the CA that it trusts, as files in one private directory.
+"""The agent's identity: its key, its certificate and the CA that it trusts, as files in one private directory.
 
-The daemon imports this, so it needs nothing but the standard library and grpc. That is also why a renewal
-sends the stored request (CSR) again instead of making a new one: making keys and requests needs a
-cryptographic library, whose memory a light daemon should not carry for one call an hour. So the key lives as
-long as the enrolment, and only the certificate's life is short.
+The daemon imports this module, so it needs only the standard library and grpc. For the same reason a renewal sends
+the stored request (CSR) again: creating keys and requests needs a cryptography library, and a light daemon should not
+spend its memory on one call an hour. So the key lasts as long as the enrolment; only certificates are short-lived.
 
-``identity.json`` is written last and is the word that the rest is whole; without it there is no identity.
-Everything here that touches files blocks: call it outside of the event loop.
+``identity.json`` is written last: it shows that the other files are complete. Without it there is no identity.
+All functions that use files block: call them outside of the event loop.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from typing import Any
 import grpc
 
 SCHEDULER_NAME = "scheduler.galactica"
-"""The name in every scheduler's certificate, whatever address it is dialled by."""
+"""The name in every scheduler's certificate, independent of its address."""
 
 _IDENTITY = "identity.json"
 _KEY = "key.pem"
@@ -33,18 +32,19 @@ _CA = "ca.pem"
 
 _RENEW_AFTER_FRACTION = 2 / 3
 _LIFETIME_FLOOR_SECONDS = 60.0
-"""To a clock that is far ahead every certificate seems about to end; this keeps renewals apart."""
+"""Least lifetime to assume. To a clock that is far ahead every certificate seems to end soon; this limits how often
+the agent renews it."""
 
 
 class IdentityError(Exception):
-    """The files are not what they should be; the message says what to do."""
+    """The identity's files are missing, damaged or readable by others; the message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """All that the agent needs to be let in. Times are Unix seconds: ``issued_at`` by this machine's clock,
-    ``expires_at`` by the scheduler's. ``scheduler``: "HOST:PORT" of the link, empty where it was not told;
-    ``enrolment``: of the port that enrolled it, which also renews a certificate that has ended."""
+    """Everything that the agent needs to connect. Times are Unix seconds: ``issued_at`` by this machine's clock,
+    ``expires_at`` by the scheduler's. ``scheduler``: "HOST:PORT" of the link, empty if unknown. ``enrolment``:
+    "HOST:PORT" of the port that enrolled this host, which also renews an expired certificate."""
 
     server_id: str
     fleet: str
@@ -59,7 +59,7 @@ class Identity:
 
     @classmethod
     def load(cls, directory: Path) -> Identity | None:
-        """The identity in ``directory``; None where this host has not enrolled. Raises IdentityError."""
+        """The identity in ``directory``; None if this host is not enrolled. Raises IdentityError."""
         try:
             text = (directory / _IDENTITY).read_text("utf-8")
         except FileNotFoundError:
@@ -85,7 +85,7 @@ class Identity:
 
     @property
     def credentials(self) -> grpc.ChannelCredentials:
-        """For the link; to be used with ``channel_options``."""
+        """Credentials for the link. Use them with ``channel_options``."""
         return grpc.ssl_channel_credentials(
             root_certificates=self.ca_pem, private_key=self.key_pem, certificate_chain=self.certificate_pem
         )
@@ -96,27 +96,28 @@ class Identity:
         return max(now, self.issued_at + lifetime_seconds * _RENEW_AFTER_FRACTION)
 
     def has_expired(self, now: float) -> bool:
-        """Expired certificates open no link; by our own clock, which may be wrong (see ``renewal``)."""
+        """Whether the certificate has expired by our own clock, which may be wrong (see ``renewal``). An expired
+        certificate cannot open a link."""
         return now >= self.expires_at
 
 
 def channel_options() -> list[tuple[str, str | int]]:
-    """What every channel to a scheduler needs: its fixed name, and no proxy in between."""
+    """Options of every channel to a scheduler: its fixed name, and no proxy."""
     return [("grpc.ssl_target_name_override", SCHEDULER_NAME), ("grpc.enable_http_proxy", 0)]
 
 
 def prepare(directory: Path) -> None:
-    """Make the directory, for its owner alone. Raises OSError."""
+    """Create the directory, for its owner alone. Raises OSError."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     directory.chmod(0o700)
 
 
 def store(directory: Path, identity: Identity) -> None:
-    """Write a new identity, in place of an older one if there is any. Raises OSError."""
+    """Write a new identity; it replaces an older one. Raises OSError."""
     prepare(directory)
     (directory / _IDENTITY).unlink(
         missing_ok=True
-    )  # a crash from here on leaves no identity, never a mixed one
+    )  # after a crash from here on there is no identity, never a mixed one
     _write(directory / _KEY, identity.key_pem)
     _write(directory / _CSR, identity.csr_pem)
     _write(directory / _CA, identity.ca_pem)
@@ -127,13 +128,13 @@ def store(directory: Path, identity: Identity) -> None:
 def store_renewed(
     directory: Path, certificate_pem: bytes, expires_at: float, issued_at: float | None = None
 ) -> Identity:
-    """Keep a renewed certificate; answers the identity that has it. ``issued_at``: by default now.
+    """Store a renewed certificate. Returns the identity with it. ``issued_at``: by default now.
 
-    A crash in between leaves the new certificate with the older times, which only makes the next renewal come
-    early. Raises IdentityError, OSError."""
+    A crash can leave the new certificate with the older times; then the next renewal only comes early. Raises
+    IdentityError, OSError."""
     identity = Identity.load(directory)
     if identity is None:
-        raise IdentityError(f"there is no identity in {directory} to renew; enrol this host first")
+        raise IdentityError(f"no identity to renew in {directory}: enrol this host first")
     renewed = replace(
         identity,
         certificate_pem=certificate_pem,
@@ -158,7 +159,7 @@ def _facts(identity: Identity) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all, durable, and for nobody else to read from its first moment."""
+    """Write the file atomically and durably. Only its owner can ever read it."""
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # mode 0600
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -180,20 +181,20 @@ def _read_private(path: Path) -> bytes:
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise IdentityError(
-                f"{path} is this host's private key and others than its owner can read it; "
-                f"if nobody did, 'chmod 600 {path}', else enrol anew with a new token"
+                f"other users can read this host's private key {path}: if nobody has read it, "
+                f"run 'chmod 600 {path}', else enrol this host again with a new token"
             )
         return file.read()
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError("a text was expected")
+        raise TypeError("text expected")
     return value
 
 
 def _damaged(directory: Path, error: Exception) -> IdentityError:
     return IdentityError(
         f"the identity in {directory} is damaged ({type(error).__name__}: {error}); "
-        "remove that directory and enrol this host anew with a new token"
+        "remove that directory and enrol this host again with a new token"
     )

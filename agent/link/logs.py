@@ -1,4 +1,4 @@
-"""What cells wrote, on its way to whoever asked: bounded in number, size and rate, behind the reports."""
+"""Sends the output of cells to operators. Streams are limited in number, size and rate; reports go first."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ if TYPE_CHECKING:
 STREAMS_LIMIT = 16
 CHUNK_BYTES = 32 * 1024
 BYTES_PER_SECOND = 1024 * 1024
-"""Of one stream."""
+"""Limit for one stream."""
 TAIL_LIMIT = 10_000
 
 
 @dataclass(slots=True)
 class LogStreams:
-    """The streams under way. ``tasks`` owns them."""
+    """The open log streams. ``tasks`` owns their tasks."""
 
     runtimes: Mapping[int, Runtime]
     link: Link
     tasks: asyncio.TaskGroup
     _streams: dict[tuple[int, int], asyncio.Task[None]] = field(default_factory=dict)
 
-    def fetch(self, asked: FetchLogs) -> None:
-        """Send what the cell wrote as chunks, the last of which says that it is the last."""
+    def fetch(self, request: FetchLogs) -> None:
+        """Send the cell's output in chunks. The last chunk is marked as the end."""
         if len(self._streams) >= STREAMS_LIMIT:
-            self.refuse(asked.link, asked.stream, f"{STREAMS_LIMIT} logs are read from this server already")
+            reason = f"this server already sends {STREAMS_LIMIT} logs, its limit; close one of them"
+            self.refuse(request.link, request.stream, reason)
             return
-        key = (asked.link, asked.stream)
+        key = (request.link, request.stream)
         if key not in self._streams:
-            task = self._streams[key] = self.tasks.create_task(self._pump(asked))
+            task = self._streams[key] = self.tasks.create_task(self._pump(request))
             task.add_done_callback(lambda _: self._streams.pop(key, None))
 
     def stop(self, link: int, stream: int) -> None:
@@ -58,20 +59,20 @@ class LogStreams:
     def refuse(self, link: int, stream: int, reason: str) -> None:
         self.link.send(link, wire.log_chunk(stream, end=True, error=reason))
 
-    async def _pump(self, asked: FetchLogs) -> None:
+    async def _pump(self, request: FetchLogs) -> None:
         error = ""
-        runtime = self.runtimes[asked.kind]
+        runtime = self.runtimes[request.kind]
         try:
-            lines = runtime.logs(asked.cell_id, min(asked.tail, TAIL_LIMIT), follow=asked.follow)
-            await self._send(asked, lines)
+            lines = runtime.logs(request.cell_id, min(request.tail, TAIL_LIMIT), follow=request.follow)
+            await self._send(request, lines)
         except RuntimeFailure as failure:
             error = str(failure)
-        await self.link.send_log(asked.link, wire.log_chunk(asked.stream, end=True, error=error))
+        await self.link.send_log(request.link, wire.log_chunk(request.stream, end=True, error=error))
 
-    async def _send(self, asked: FetchLogs, source: AsyncIterator[bytes]) -> None:
+    async def _send(self, request: FetchLogs, source: AsyncIterator[bytes]) -> None:
         async for data in source:
             for start in range(0, len(data), CHUNK_BYTES):
                 chunk = data[start : start + CHUNK_BYTES]
-                if not await self.link.send_log(asked.link, wire.log_chunk(asked.stream, chunk)):
+                if not await self.link.send_log(request.link, wire.log_chunk(request.stream, chunk)):
                     return
                 await asyncio.sleep(len(chunk) / BYTES_PER_SECOND)

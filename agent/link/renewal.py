@@ -1,8 +1,9 @@
-"""A fresh certificate where the old one has ended: the way back in after an outage, without a person.
+"""Renews an expired certificate, so that an agent can reconnect after a long outage without a person's help.
 
-The link takes valid certificates only, so this goes through the enrolment's port, which asks for none: the ended
-certificate says who this is, the stored request (CSR) that it has the key, and the CA that was pinned at the
-enrolment proves the other side. It needs grpc alone, so the daemon does it itself, and its cells are not touched.
+The link accepts only valid certificates. So the renewal uses the enrolment port, which asks for no certificate. The
+expired certificate names this server, the stored request (CSR) proves that it has the key, and the CA that was pinned
+at the enrolment verifies the other side. This needs only grpc, so the daemon does it itself, and its cells keep
+running.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ ANSWER_SECONDS = 10.0
 
 
 class RenewalRefusedError(Exception):
-    """The scheduler gives this server no fresh certificate; the message says why and what to do."""
+    """The scheduler refuses to renew this server's certificate; the message says why and what to do."""
 
 
 class NotRenewedError(Exception):
-    """Not this time; trying again later may do."""
+    """The renewal failed this time; a later attempt may succeed."""
 
 
 async def renew_expired(enrolment: str, directory: Path, identity: Identity) -> Identity:
-    """Ask at ``enrolment`` ("HOST:PORT") and keep the answer in the identity's ``directory``.
+    """Renew at ``enrolment`` ("HOST:PORT") and store the certificate in the identity's ``directory``.
 
     Raises RenewalRefusedError, NotRenewedError."""
     try:
@@ -39,12 +40,12 @@ async def renew_expired(enrolment: str, directory: Path, identity: Identity) -> 
         if error.code() is not grpc.StatusCode.UNAUTHENTICATED:
             raise NotRenewedError(f"{error.code().name}: {error.details()}") from error
         raise RenewalRefusedError(
-            f"the scheduler at {enrolment} does not renew this server's certificate: {error.details()}"
+            f"the scheduler at {enrolment} refuses to renew this server's certificate: {error.details()}"
         ) from error
     try:
         return await asyncio.to_thread(store_renewed, directory, answer.certificate_pem, answer.expires_at)
     except (IdentityError, OSError) as error:
-        raise NotRenewedError(f"the fresh certificate cannot be kept: {error}") from error
+        raise NotRenewedError(f"cannot store the renewed certificate: {error}") from error
 
 
 async def _ask(enrolment: str, identity: Identity) -> link_pb2.RenewExpiredResponse:

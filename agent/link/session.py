@@ -1,10 +1,11 @@
-"""The link to the scheduler: one stream at a time, made again for as long as the agent lives.
+"""The link to the scheduler: one stream at a time, opened again for as long as the agent lives.
 
-``Link.run`` opens streams one after the other, with growing pauses between failures. What it reads becomes
-events; what the state wants said is queued with ``send`` and written in order. Logs wait behind reports and are
-bounded, so that they never delay one. Before the certificate ends it is renewed, and the stream with the new
-one is open before the old one is closed, so that the scheduler never misses the agent. Where it has ended while no
-scheduler could be reached, it is renewed on another way (``renewal``) before the next stream.
+``Link.run`` opens streams one after the other, with growing pauses between failures. Messages from the scheduler
+become events. ``send`` queues messages to the scheduler; they are written in order. Logs wait behind reports and are
+bounded, so that they never delay a report. The certificate is renewed before it expires. The stream with the new
+certificate is open before the old stream is closed, so that the agent is always connected. If the certificate has
+expired because no scheduler was reachable, it is renewed through the enrolment port (``renewal``) before the next
+stream.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ LOG_CHUNKS_LIMIT = 4
 RENEW_AGAIN_SECONDS = 15.0
 UNTIL_WELCOME_SECONDS = 0.5
 UNHEARD_LIMIT = 5
-"""After so many streams in a row without a welcome the certificate may have ended by the scheduler's clock only."""
+"""After this many streams in a row without a welcome, the certificate may have expired by the scheduler's clock."""
 
 _FINAL = {
     grpc.StatusCode.FAILED_PRECONDITION,
@@ -55,12 +56,12 @@ log = logging.getLogger(__name__)
 
 
 class RefusedError(Exception):
-    """The scheduler will never let this agent in as it is; the message says why and what to do."""
+    """The scheduler refuses this agent for good; the message says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a stream ended. ``is_final``: trying again is of no use."""
+    """How a stream ended. ``is_final``: another attempt is useless."""
 
     reason: str
     is_final: bool = False
@@ -68,7 +69,7 @@ class Ending:
 
 @dataclass(slots=True, eq=False)
 class _Attachment:
-    """One stream, from its opening until its end."""
+    """One stream from its opening to its end."""
 
     number: int
     identity: Identity
@@ -81,7 +82,7 @@ class _Attachment:
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     reason: str = ""
     is_leaving: bool = False
-    """No more is queued: the writer ends when it has written what is."""
+    """Nothing more is queued: the writer ends when the queues are empty."""
     stub: link_pb2_grpc.AgentLinkServiceAsyncStub | None = None
     task: asyncio.Task[Ending] | None = None
 
@@ -92,10 +93,10 @@ class _Attachment:
 
 @dataclass(slots=True)
 class _Pauses:
-    """Growing pauses between attempts, with jitter so that a fleet does not come back as one."""
+    """Growing pauses between attempts, with jitter, so that the agents of a fleet do not reconnect all at once."""
 
     count: int = 0
-    """How many there were since the last success."""
+    """Number of pauses since the last success."""
     _seconds: float = PAUSE_FIRST_SECONDS
 
     def begin_anew(self) -> None:
@@ -110,8 +111,8 @@ class _Pauses:
 
 @dataclass(slots=True)
 class Link:
-    """``address`` and ``enrolment``: HOST:PORT of the scheduler's two ports. ``directory`` is the identity's.
-    ``deliver`` takes events, and may make the reader wait."""
+    """``address`` and ``enrolment``: HOST:PORT of the scheduler's two ports. ``directory``: the identity's directory.
+    ``deliver`` takes events; the reader waits for it."""
 
     address: str
     enrolment: str
@@ -119,26 +120,27 @@ class Link:
     identity: Identity
     deliver: Callable[[Event], Awaitable[None]]
     on_shell: Callable[[int, link_pb2.ShellInput], None] | None = None
-    """What goes past the state: a shell's input, with the link that brought it. Never waits."""
+    """Takes a shell's input and the number of its link; the input bypasses the state. Never waits."""
     clock_offset_ms: float | None = None
-    """Our wall clock minus the scheduler's, by the newest echo."""
+    """Our wall clock minus the scheduler's, measured by the newest echo."""
     _attachments: dict[int, _Attachment] = field(default_factory=dict)
     _numbers: int = 0
     _renew_not_before: float = 0.0
 
     def send(self, number: int, request: link_pb2.AttachRequest) -> None:
-        """Queue for that stream; where it is gone the next Hello will tell. A full queue ends the stream."""
+        """Queue a message for that stream. If the stream has ended, the message is dropped: the next Hello has its
+        facts. A full queue ends the stream."""
         attachment = self._attachments.get(number)
         if attachment is None or attachment.closing.is_set():
             return
         if len(attachment.outgoing) >= OUTGOING_LIMIT:
-            attachment.close(f"the scheduler does not take reports: {OUTGOING_LIMIT} wait")
+            attachment.close(f"the scheduler reads too slowly: {OUTGOING_LIMIT} messages are waiting")
             return
         attachment.outgoing.append(request)
         attachment.something.set()
 
     async def send_log(self, number: int, request: link_pb2.AttachRequest) -> bool:
-        """Wait for room behind the reports. False where that stream is gone."""
+        """Queue a log chunk behind the reports; waits for room. Returns False if the stream has ended."""
         attachment = self._attachments.get(number)
         if attachment is None:
             return False
@@ -171,9 +173,10 @@ class Link:
                 current = self._attach(tasks)
 
     async def _renew_expired(self, failures: int) -> None:
-        """Before a stream is opened, where the certificate has ended by our clock or may have by the scheduler's.
+        """Renew the certificate before a stream is opened, if it has expired by our clock or may have expired by the
+        scheduler's.
 
-        One attempt; the stream is tried whatever comes of it, for the clock may be what is wrong."""
+        One attempt. The caller opens the stream in any case, because our clock may be wrong."""
         is_unheard = failures > 0 and failures % UNHEARD_LIMIT == 0
         if not is_unheard and not self.identity.has_expired(time.time()):
             return
@@ -182,15 +185,16 @@ class Link:
         except NotRenewedError as error:
             log.warning("certificate not renewed scheduler=%s reason=%r", self.enrolment, str(error))
         else:
-            log.info("ended certificate renewed scheduler=%s", self.enrolment)
+            log.info("expired certificate renewed scheduler=%s", self.enrolment)
 
     async def leave(self) -> None:
-        """Say what is queued, then close every stream properly. ``run`` is to be cancelled after this."""
-        leaving = [one for one in self._attachments.values() if one.task]
+        """Send the queued messages, then close every stream properly. Cancel ``run`` after this."""
+        leaving = [attachment for attachment in self._attachments.values() if attachment.task]
         for attachment in leaving:
             attachment.close("the agent ends")
         if leaving:
-            await asyncio.wait([one.task for one in leaving if one.task], timeout=2 * GOODBYE_SECONDS)
+            tasks = [attachment.task for attachment in leaving if attachment.task]
+            await asyncio.wait(tasks, timeout=2 * GOODBYE_SECONDS)
 
     def _attach(self, tasks: asyncio.TaskGroup) -> _Attachment:
         self._numbers += 1
@@ -200,7 +204,7 @@ class Link:
         return attachment
 
     async def _watch(self, attachment: _Attachment) -> Ending | None:
-        """The stream's ending, None when the certificate is to be renewed before that."""
+        """Wait for the stream's end. Returns None if it is time to renew the certificate."""
         assert attachment.task  # noqa: S101 - _attach has set it
         now = time.time()
         due = max(attachment.identity.renew_at(now), self._renew_not_before)
@@ -208,7 +212,7 @@ class Link:
         return attachment.task.result() if done else None
 
     async def _renew(self, current: _Attachment, tasks: asyncio.TaskGroup) -> _Attachment:
-        """The stream to go on with: one with a fresh certificate, or the current one where that failed."""
+        """Renew the certificate. Returns the stream to use: a new one, or the current one if the renewal failed."""
         if current.stub is None or not current.welcomed.is_set():
             self._renew_not_before = time.time() + UNTIL_WELCOME_SECONDS
             return current
@@ -223,14 +227,14 @@ class Link:
             log.warning("certificate not renewed code=%s details=%s", error.code().name, error.details())
             return current
         except (IdentityError, OSError) as error:
-            log.warning("certificate not kept error=%r", str(error))
+            log.warning("certificate not stored error=%r", str(error))
             return current
         successor = self._attach(tasks)
-        await _first(successor.task, successor.welcomed)  # a stream that is not welcomed ends by itself
+        await _first(successor.task, successor.welcomed)  # without a welcome the stream ends by itself
         if not successor.welcomed.is_set():
             return current
         log.info("certificate renewed link=%d", successor.number)
-        current.close("its certificate was renewed")
+        current.close("the certificate was renewed")
         if current.task:
             await asyncio.wait({current.task})
         return successor
@@ -294,7 +298,7 @@ class Link:
             return _ending(self.address, error.code(), error.details())
 
     def _measure_clocks(self, echo: link_pb2.Echo) -> None:
-        """The scheduler wrote its time about half way through the round trip."""
+        """The scheduler read its clock about half way through the round trip."""
         half_way = (echo.sent_at + time.time()) / 2
         self.clock_offset_ms = (half_way - echo.received_at) * 1_000
 
@@ -308,7 +312,7 @@ def _ending(address: str, code: grpc.StatusCode, details: str | None) -> Ending:
 
 
 async def _write(attachment: _Attachment, call: Stream) -> None:
-    """Write what is queued, reports before logs. A broken stream is the reader's to tell."""
+    """Write the queued messages, reports before logs. If the stream breaks, the reader reports it."""
     try:
         while not attachment.is_leaving:
             await attachment.something.wait()
@@ -323,7 +327,7 @@ async def _write(attachment: _Attachment, call: Stream) -> None:
 async def _say_goodbye(
     attachment: _Attachment, call: Stream, reader: asyncio.Task[Ending], writer: asyncio.Task[None]
 ) -> None:
-    """Let what is queued go out and end our half, so that nothing said is lost on the way."""
+    """Write the queued messages and close our half of the stream, so that no message is lost."""
     try:
         async with asyncio.timeout(GOODBYE_SECONDS):
             attachment.is_leaving = True
@@ -336,14 +340,14 @@ async def _say_goodbye(
 
 
 async def _first(*things: asyncio.Task[Ending] | asyncio.Event | None) -> None:
-    """Wait until one of the tasks has ended or one of the events is set; tasks go on."""
-    waits = [asyncio.ensure_future(one.wait()) for one in things if isinstance(one, asyncio.Event)]
+    """Wait until a task has ended or an event is set. The other tasks go on."""
+    waits = [asyncio.ensure_future(thing.wait()) for thing in things if isinstance(thing, asyncio.Event)]
     try:
         await asyncio.wait(
-            [*waits, *(one for one in things if isinstance(one, asyncio.Task))],
+            [*waits, *(thing for thing in things if isinstance(thing, asyncio.Task))],
             return_when=asyncio.FIRST_COMPLETED,
         )
     finally:
-        for one in waits:
-            one.cancel()
+        for wait in waits:
+            wait.cancel()
         await asyncio.gather(*waits, return_exceptions=True)

@@ -1,7 +1,7 @@
-"""Shells that a person has opened in cells: what is typed goes in, what is written goes out, both within windows.
+"""Shells that operators have opened in cells: passes on their input and output, with flow control by windows.
 
-A window bounds what is under way: whoever sends waits until the other end has said how much it took. So a reader
-that stops reading stops the shell, and never the link.
+A window limits how many bytes are under way: the sender waits until the receiver says how many it has taken. So a
+reader that stops reading stops its shell, but never the link.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from galactica.agent.runtimes.port import Runtime, Shell
 
 SHELLS_LIMIT = 4
-"""On one server at once."""
+"""Limit for one server."""
 WINDOW_BYTES = 64 * 1024
-"""How much may be under way to the agent, and how much from it. The scheduler uses the same."""
+"""Limit for the bytes under way, in each direction. The scheduler uses the same limit."""
 DEFAULT_COMMAND = ("/bin/sh",)
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True, eq=False)
 class _Open:
-    """One shell: what waits to be typed into it, and how much it may still say."""
+    """One shell. ``typed``: input that waits for the shell. ``room``: how many bytes of output it may still send."""
 
     typed: deque[bytes] = field(default_factory=deque)
     typed_bytes: int = 0
@@ -48,7 +48,7 @@ class _Open:
 
 @dataclass(slots=True)
 class Shells:
-    """The shells under way. ``tasks`` owns them; ``cells``: those of this server, as they are now."""
+    """The open shells. ``tasks`` owns their tasks. ``cells`` returns the cells of this server as they are now."""
 
     runtimes: Mapping[int, Runtime]
     link: Link
@@ -57,7 +57,7 @@ class Shells:
     _open: dict[tuple[int, int], _Open] = field(default_factory=dict)
 
     def take(self, link: int, message: link_pb2.ShellInput) -> None:
-        """Something for a shell: its opening, or what comes after. Never waits."""
+        """Take a message for a shell: its opening, or its input. Never waits."""
         key = (link, message.stream)
         if message.WhichOneof("what") == "start":
             self._start(key, message.start)
@@ -72,11 +72,11 @@ class Shells:
             return
         refusal = ""
         if cell is None:
-            refusal = f"{start.cell_id} is not on this server"
+            refusal = f"no cell {start.cell_id} on this server"
         elif cell.state is not CellState.RUNNING:
-            refusal = f"{cell.id} does not run: it is {cell.state.name}"
+            refusal = f"cell {cell.id} is not running: its state is {cell.state.name}"
         elif len(self._open) >= SHELLS_LIMIT:
-            refusal = f"{SHELLS_LIMIT} shells are open on this server already; close one of them"
+            refusal = f"{SHELLS_LIMIT} shells are already open on this server, its limit; close one of them"
         if refusal or cell is None:
             last = link_pb2.ShellOutput(stream=key[1], end=True, error=refusal)
             self.link.send(key[0], link_pb2.AttachRequest(shell_output=last))
@@ -91,7 +91,7 @@ class Shells:
                 shell.typed.append(message.data)
                 shell.typed_bytes += len(message.data)
                 if shell.typed_bytes > 2 * WINDOW_BYTES and shell.task:
-                    shell.task.cancel()  # whoever sends that much beyond the window is not ours
+                    shell.task.cancel()  # the sender ignores the window
             case "input_ended":
                 shell.input_ended = True
             case "size":
@@ -122,8 +122,8 @@ class Shells:
         except RuntimeFailure as failure:
             last.error = str(failure)
         except Exception as error:
-            log.exception("shell failed in an unexpected way cell=%s", cell.id)
-            last.error = f"the agent failed: {error!r}"
+            log.exception("shell failed: unexpected error cell=%s", cell.id)
+            last.error = f"unexpected error in the agent: {error!r}"
         await self.link.send_log(key[0], link_pb2.AttachRequest(shell_output=last))
 
     async def _converse(
@@ -157,8 +157,8 @@ class Shells:
                 taken += len(data)
                 shell.typed_bytes -= len(data)
             if taken:
-                told = link_pb2.ShellOutput(stream=key[1], taken=taken)
-                await self.link.send_log(key[0], link_pb2.AttachRequest(shell_output=told))
+                output = link_pb2.ShellOutput(stream=key[1], taken=taken)
+                await self.link.send_log(key[0], link_pb2.AttachRequest(shell_output=output))
             if shell.input_ended and not shell.typed:
                 await opened.end_input()
 
@@ -172,8 +172,8 @@ class Shells:
                 return
             data, is_error = piece
             shell.room -= len(data)
-            said = link_pb2.ShellOutput(stream=key[1], data=data, is_error=is_error)
-            if not await self.link.send_log(key[0], link_pb2.AttachRequest(shell_output=said)):
+            output = link_pb2.ShellOutput(stream=key[1], data=data, is_error=is_error)
+            if not await self.link.send_log(key[0], link_pb2.AttachRequest(shell_output=output)):
                 return
 
 

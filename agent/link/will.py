@@ -1,14 +1,13 @@
-"""The agent's last will on the message bus: the broker tells it when this agent's connection breaks.
+"""The agent's last will on the message bus: the broker publishes it when this agent's connection breaks.
 
-Loaded with ``--bus`` alone. The payloads are described in docs/bus.md; the topic is the one that this agent
-may write:
+Loaded only with ``--bus``. docs/bus.md describes the payloads. The agent may write only this topic:
 
 galactica/FLEET/wills/SERVER   retained; {"says": "here"} while connected, {"says": "lost"} as the will, empty after
                                an orderly end
 
-A will is fixed when a connection begins, and sessions of the link come and go while it lasts. So the will names its
-connection, and "here" says which session that connection speaks for. Of a connection that never got so far (a broker
-that answers late) or that another one has followed, nobody believes the will.
+The will is fixed when a connection begins, but sessions of the link come and go during a connection. So the will names
+its connection, and "here" names the session for which that connection speaks. The will of a connection counts only
+after its "here" was published, and only until another connection follows.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ PASSWORD_VARIABLE = "GALACTICA_BUS_PASSWORD"  # noqa: S105 - a name, no password
 PASSWORD_BYTES_LIMIT = 4_096
 VERSION = 1
 KEEPALIVE_SECONDS = 5
-"""A broker gives up on a client after one and a half times this."""
+"""The broker drops a client after one and a half times this without a message."""
 ANSWER_SECONDS = 5.0
 GOODBYE_SECONDS = 1.0
 PAUSE_FIRST_SECONDS = 0.5
@@ -55,7 +54,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Broker:
-    """Where the broker is and how to get in. ``user`` empty: none is named."""
+    """Address and credentials of the broker. ``user`` empty: no user."""
 
     host: str
     port: int
@@ -65,33 +64,34 @@ class Broker:
 
 
 def broker(url: str, ca_file: str, password_file: str, environment: Mapping[str, str]) -> Broker:
-    """What the command line and the environment say; reads the files. Raises ValueError."""
+    """The broker from the command line and the environment; reads the files. Raises ValueError."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise ValueError(f"'{url}' is no address of a broker: {error}") from error
+        raise ValueError(f"invalid broker address '{url}': {error}") from error
     if parts.scheme not in _PORTS or not host or parts.path not in {"", "/"} or parts.query or parts.fragment:
         raise ValueError(
-            f"'{url}' is no address of a broker; write mqtt://[USER@]HOST[:PORT], or mqtts:// for TLS"
+            f"invalid broker address '{url}': use mqtt://[USER@]HOST[:PORT], or mqtts:// for TLS"
         )
     if parts.password is not None:
         raise ValueError(
-            f"a password in an address can be seen in ps; give it as {PASSWORD_VARIABLE} or in a file"
+            "a password in the broker's address is visible in ps: "
+            f"give it in {PASSWORD_VARIABLE} or with --bus-password-file"
         )
     if ca_file and parts.scheme != "mqtts":
-        raise ValueError(f"a CA file is of use with TLS alone; write mqtts:// for {url}")
+        raise ValueError(f"a CA file needs TLS: use mqtts:// instead of {url}")
     try:
         tls = ssl.create_default_context(cafile=ca_file or None) if parts.scheme == "mqtts" else None
     except OSError as error:
-        raise ValueError(f"the CA file {ca_file} cannot be used: {error.strerror or error}") from error
+        raise ValueError(f"cannot use the CA file {ca_file}: {error.strerror or error}") from error
     password = _password(password_file) if password_file else environment.get(PASSWORD_VARIABLE, "")
     return Broker(host, port or _PORTS[parts.scheme], unquote(parts.username or ""), password, tls)
 
 
 async def _until_it_ends(conversation: asyncio.Task[tuple[str, bool]]) -> tuple[str, bool]:
-    """Its result. Cancelled, it ends the conversation too, asking again where the library took the request for its own,
-    as it may while the broker answers."""
+    """Wait for the conversation's result. If this is cancelled it cancels the conversation, and repeats that: the
+    library may swallow a cancellation while the broker answers."""
     try:
         await asyncio.wait({conversation})
     finally:
@@ -102,9 +102,9 @@ async def _until_it_ends(conversation: asyncio.Task[tuple[str, bool]]) -> tuple[
 
 
 class Will:
-    """Keeps a connection with a last will for as long as it runs; a broker that is away costs the agent nothing.
+    """Keeps a connection with a last will for as long as it runs. The agent does not depend on the broker.
 
-    Where a password but no user is given, the user is the server's id, as deploy/bus/galactica.acl wants it."""
+    If a password but no user is given, the user is the server's id, as deploy/bus/galactica.acl expects."""
 
     def __init__(self, broker: Broker, fleet: str, server_id: str) -> None:
         self._broker = broker
@@ -115,12 +115,12 @@ class Will:
         self._trouble = ""
 
     def attached(self, session: str) -> None:
-        """The link has a new session: from now on the will speaks for this one."""
+        """The link has a new session: from now on the will speaks for it."""
         self._session = session
         self._news.set()
 
     async def run(self) -> None:
-        """Until cancelled, which is the orderly end: the broker then forgets the will."""
+        """Run until cancelled. That is the orderly end: the broker then drops the will."""
         await self._news.wait()
         pause_seconds = PAUSE_FIRST_SECONDS
         while True:
@@ -137,17 +137,17 @@ class Will:
             pause_seconds = min(PAUSE_LIMIT_SECONDS, 2 * pause_seconds)
 
     async def _converse(self) -> tuple[str, bool]:
-        """One connection: why it ended, and whether that was the broker's no to user or password."""
+        """One connection. Returns why it ended, and whether the broker refused user or password."""
         connection = secrets.token_hex(8)
         try:
             async with self._client(connection) as client:
                 await self._hold(client, connection)
-        except Exception as error:  # noqa: BLE001 - the task's outermost edge: the agent goes on without its will
+        except Exception as error:  # noqa: BLE001 - the task's outermost edge: the agent works without its will
             return _trouble_of(error)
         return "the broker ended the connection", False
 
     def _client(self, connection: str) -> Client:
-        """Each connection has a client id of its own: one that took another's place would look like a loss."""
+        """Each connection has its own client id: with a shared id a new connection would look like a loss."""
         connect = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         connect.SessionExpiryInterval = 0
         delay = Properties(PacketTypes.WILLMESSAGE)  # type: ignore[no-untyped-call]
@@ -169,7 +169,7 @@ class Will:
         )
 
     async def _hold(self, client: Client, connection: str) -> None:
-        """Until the connection breaks; that is raised."""
+        """Hold the connection until it breaks, and raise its error."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(_until_broken(client))
             is_new = True
@@ -190,7 +190,7 @@ class Will:
 
 async def _until_broken(client: Client) -> None:
     async for _ in client.messages:
-        pass  # nothing was asked for
+        pass  # there is no subscription
 
 
 def _payload(**fields: str) -> bytes:
@@ -203,7 +203,7 @@ def _password(file: str) -> str:
             return opened.read(PASSWORD_BYTES_LIMIT).decode().rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise ValueError(f"the password cannot be read from {file}: {why}") from error
+        raise ValueError(f"cannot read the password from {file}: {why}") from error
 
 
 def _trouble_of(error: BaseException) -> tuple[str, bool]:
@@ -214,12 +214,12 @@ def _trouble_of(error: BaseException) -> tuple[str, bool]:
             return f"the broker refuses user and password ({code})", True
         case MqttError() | OSError():
             return str(error) or type(error).__name__, False
-    log.error("bus failed in an unexpected way", exc_info=error)
-    return f"unexpected: {error!r}", False
+    log.error("bus failed: unexpected error", exc_info=error)
+    return f"unexpected error: {error!r}", False
 
 
 def _quiet() -> logging.Logger:
-    """For the library, whose words are told here already."""
+    """A disabled logger for the library: this module already logs its errors."""
     logger = logging.getLogger("agent.will.library")
     logger.disabled = True
     return logger

@@ -1,6 +1,6 @@
-"""The only place that turns the contract's messages into ``messages`` values and back.
+"""Converts the contract's messages to the core's events, and instructions to messages. No other module does.
 
-Bounds what goes out: a message never passes ``MESSAGE_BYTES``, whatever cells wrote before they died.
+Outgoing messages are bounded by ``MESSAGE_BYTES``, whatever cells wrote before they died.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ WIRE_VERSION = 1
 MESSAGE_BYTES = 3 * 1024 * 1024
 """gRPC refuses messages above 4 MiB."""
 LAST_WORDS_BYTES = 8 * 1024
-"""What an autopsy's last lines may take in a message that would be too large otherwise."""
+"""Limit for an autopsy's last lines in a message that would otherwise be too large."""
 BEAT_LEAST_SECONDS = 0.05
 LONGEST_MS = 2**32 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """What a Hello says of the server itself; the same for the whole life of the agent."""
+    """The facts about the server in a Hello; they stay the same while the agent runs."""
 
     labels: Mapping[str, str]
     capacity: cell_pb2.Capacity
     runtimes: tuple[cell_pb2.RuntimeKind.ValueType, ...]
     agent_version: str
     watch_address: str = ""
-    """Where neighbours reach this agent; empty where it takes no part in their watch."""
+    """Where neighbours reach this agent; empty: it takes no part in the watch."""
 
 
 def hello(
     instruction: SendHello, facts: ServerFacts, watching: Sequence[Neighbour] = ()
 ) -> link_pb2.AttachRequest:
-    """``watching``: whom this agent watches at the moment."""
+    """``watching``: the servers that this agent watches now."""
     return link_pb2.AttachRequest(
         hello=link_pb2.Hello(
             wire_version=WIRE_VERSION,
@@ -57,29 +57,31 @@ def hello(
             labels=facts.labels,
             capacity=facts.capacity,
             runtimes=facts.runtimes,
-            inventory=_bounded([_cell_report(one) for one in instruction.inventory]),
+            inventory=_bounded([_cell_report(cell) for cell in instruction.inventory]),
             epoch=instruction.epoch,
             watch_address=facts.watch_address,
             beat_at=instruction.beat_at,
             watching=[
-                link_pb2.Neighbour(server_id=one.server_id, address=one.address, key=one.key)
-                for one in watching
+                link_pb2.Neighbour(
+                    server_id=neighbour.server_id, address=neighbour.address, key=neighbour.key
+                )
+                for neighbour in watching
             ],
         )
     )
 
 
 def report(instruction: SendReport, wall_seconds: float) -> link_pb2.AttachRequest:
-    """``wall_seconds``: the agent's clock, Unix seconds; said only where an echo is wanted."""
+    """``wall_seconds``: the agent's wall clock, Unix seconds; sent only with a request for an echo."""
     return link_pb2.AttachRequest(
         report=link_pb2.Report(
             session=instruction.session,
             sequence=instruction.sequence,
-            cells=_bounded([_cell_report(one) for one in instruction.cells]),
+            cells=_bounded([_cell_report(cell) for cell in instruction.cells]),
             vitals=instruction.vitals,
             complete=instruction.complete,
             sent_at=wall_seconds if instruction.wants_echo else 0.0,
-            testimonies=[_testimony(one) for one in instruction.testimonies],
+            testimonies=[_testimony(testimony) for testimony in instruction.testimonies],
             leaving=instruction.leaving,
             beat_at=instruction.beat_at,
         )
@@ -97,7 +99,7 @@ def log_chunk(
 def event(
     response: link_pb2.AttachResponse, link: int, now: float
 ) -> Welcomed | Instructed | Retuned | Echoed | NeighboursGiven | None:
-    """The event that a response is; None where this agent does not know such a message (yet)."""
+    """The event of a response; None if this agent's version does not know the message."""
     match response.WhichOneof("message"):
         case "welcome":
             welcome = response.welcome
@@ -115,15 +117,18 @@ def event(
         case "echo":
             return Echoed(link, now, response.echo.beat_at)
         case "neighbours":
-            given = response.neighbours
-            neighbours = tuple(Neighbour(one.server_id, one.address, one.key) for one in given.neighbours)
-            return NeighboursGiven(link, neighbours, tuple(given.accepted_keys), now)
+            message = response.neighbours
+            neighbours = tuple(
+                Neighbour(neighbour.server_id, neighbour.address, neighbour.key)
+                for neighbour in message.neighbours
+            )
+            return NeighboursGiven(link, neighbours, tuple(message.accepted_keys), now)
         case _:
             return None
 
 
 def _tempo(tempo: link_pb2.Tempo) -> tuple[float, float]:
-    """Beat and lease in seconds, never so short that the agent would spin or call every pause a silence."""
+    """Beat and lease in seconds. Lower bounds keep the agent from spinning and from treating each pause as silence."""
     beat_seconds = max(BEAT_LEAST_SECONDS, tempo.beat_ms / 1_000)
     return beat_seconds, max(2 * beat_seconds, tempo.lease_ms / 1_000)
 
@@ -137,8 +142,8 @@ def _verb(instruction: link_pb2.Instruction) -> Verb | None:
         case "resync":
             return ResyncAsked()
         case "fetch_logs":
-            asked = instruction.fetch_logs
-            return LogsAsked(asked.stream, asked.cell_id, asked.tail, asked.follow)
+            request = instruction.fetch_logs
+            return LogsAsked(request.stream, request.cell_id, request.tail, request.follow)
         case "stop_logs":
             return LogsDeclined(instruction.stop_logs.stream)
         case _:
@@ -186,19 +191,19 @@ def _autopsy(autopsy: cell_pb2.Autopsy | Death | None) -> cell_pb2.Autopsy | Non
 
 
 def _bounded(reports: Sequence[cell_pb2.CellReport]) -> Sequence[cell_pb2.CellReport]:
-    """Cut the last words of the dead where many died at once; what happened to each is still said."""
-    if len(reports) < 2 or sum(one.ByteSize() for one in reports) <= MESSAGE_BYTES:
+    """Shorten the last lines of the autopsies if many cells died at once. Every other fact is kept."""
+    if len(reports) < 2 or sum(cell.ByteSize() for cell in reports) <= MESSAGE_BYTES:
         return reports
     share = min(LAST_WORDS_BYTES, MESSAGE_BYTES // 2 // len(reports))
-    for one in reports:
+    for cell in reports:
         kept: list[str] = []
         room = share
-        for line in reversed(one.autopsy.last_lines):
+        for line in reversed(cell.autopsy.last_lines):
             room -= len(line.encode()) + 3
             if room < 0:
                 break
             kept.insert(0, line)
-        if one.HasField("autopsy"):
-            del one.autopsy.last_lines[:]
-            one.autopsy.last_lines.extend(kept)
+        if cell.HasField("autopsy"):
+            del cell.autopsy.last_lines[:]
+            cell.autopsy.last_lines.extend(kept)
     return reports

@@ -1,1 +1,1 @@
-"""Watching a few other hosts by small keyed UDP pings: ``watch`` sends and answers them, ``state`` judges."""
+"""Watches a few other hosts with small keyed UDP pings: ``watch`` sends and answers them, ``state`` evaluates them."""

@@ -1,10 +1,9 @@
-"""The neighbours' watch: small keyed pings by UDP, sent to those whom the scheduler named and answered to those
-who show a key that it told.
+"""The neighbours' watch: small keyed pings by UDP. The agent pings the neighbours that the scheduler named, and answers
+those that use a key from the scheduler.
 
-Every neighbour has a connected socket of its own, so that the kernel says when its port is closed. A packet is
-``version, kind, key id, sequence, seal``: 30 bytes, and an answer is as long as its ping, so nobody gains by making
-this agent send to others. What carries no accepted key is dropped without a word, and how much is read and
-answered in a second is bounded.
+Every neighbour has its own connected socket, so that the kernel reports a closed port. A packet is ``version, kind,
+key id, sequence, seal``: 30 bytes. An answer is as long as its ping, so that nobody can use the agent to amplify an
+attack. A packet without an accepted key is dropped silently. The reads and answers in each second are bounded.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ from galactica.agent.neighbours.state import (
     WasRefused,
     WatchEvent,
     WatchState,
+    all_testimonies,
     next_look,
-    said,
     step,
 )
 
@@ -50,17 +49,17 @@ _HEAD = struct.Struct("!BB4sQ")
 SEAL_BYTES = 16
 PACKET_BYTES = _HEAD.size + SEAL_BYTES
 READ_BYTES = PACKET_BYTES + 1
-"""Enough to see that a packet is too long."""
+"""Enough to notice that a packet is too long."""
 
 WINDOW_SECONDS = 1.0
 READS_A_WINDOW = 2_000
-"""At about 5 µs each a flood costs a hundredth of a core; what does not fit the kernel drops."""
+"""A read takes about 5 µs, so that a flood costs a hundredth of a core. The kernel drops packets beyond its buffer."""
 READS_AT_ONCE = 32
 ANSWERS_A_WINDOW = 8
-"""To one key: a watcher sends at most three pings a second. Somebody may repeat what it sent, with another's
+"""Limit for one key. A watcher sends at most three pings a second, but somebody may replay them with a forged
 address."""
 READS_A_LOOK = 64
-"""How much of what came from a neighbour's address is looked at, some time after each ping."""
+"""Limit for the packets that are read from one neighbour's socket at each look."""
 RECEIVE_BUFFER_BYTES = 64 * 1024
 KEY_BYTES = 16
 KEYS_LIMIT = 256
@@ -70,12 +69,12 @@ log = logging.getLogger(__name__)
 
 
 def key_id(key: bytes) -> bytes:
-    """What names a key in a packet without showing it."""
+    """Identifies a key in a packet without revealing it."""
     return blake2s(b"id", key=key, digest_size=4).digest()
 
 
 def packet(kind: int, key: bytes, sequence: int) -> bytes:
-    """A ping or its answer. The kind is under the seal, so a ping sent back is no answer."""
+    """A ping or its answer. The seal covers the kind, so that a reflected ping is not an answer."""
     head = _HEAD.pack(VERSION, kind, key_id(key), sequence)
     return head + _seal(key, head)
 
@@ -85,12 +84,12 @@ def _seal(key: bytes, head: bytes) -> bytes:
 
 
 def opened(data: bytes, kind: int, keys: Mapping[bytes, bytes]) -> tuple[bytes, int] | None:
-    """Key and sequence of a packet of that kind under one of the keys (by id); None where it is anything else."""
+    """Key and sequence of a valid packet of that kind with one of the keys (by id); None for anything else."""
     if len(data) != PACKET_BYTES:
         return None
-    version, said, named, sequence = _HEAD.unpack_from(data)
-    key = keys.get(named)
-    if key is None or version != VERSION or said != kind:
+    version, packet_kind, packet_key_id, sequence = _HEAD.unpack_from(data)
+    key = keys.get(packet_key_id)
+    if key is None or version != VERSION or packet_kind != kind:
         return None
     if not hmac.compare_digest(data[_HEAD.size :], _seal(key, data[: _HEAD.size])):
         return None
@@ -98,7 +97,7 @@ def opened(data: bytes, kind: int, keys: Mapping[bytes, bytes]) -> tuple[bytes, 
 
 
 def split_address(text: str) -> tuple[str, int]:
-    """Raises ValueError where it is no numeric ADDRESS:PORT."""
+    """Raises ValueError if it is not a numeric ADDRESS:PORT."""
     host, _, port = text.rpartition(":")
     if not port.isdecimal() or not 0 <= int(port) < 65_536:
         raise ValueError(f"'{text}' is not ADDRESS:PORT")
@@ -117,7 +116,7 @@ def joined_address(host: str, port: int) -> str:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """The socket on which neighbours reach this agent; port 0: a free one. Raises OSError."""
+    """The socket on which neighbours reach this agent. Port 0: any free port. Raises OSError."""
     listening = _udp_socket(host)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
@@ -129,7 +128,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def address_towards(host: str, port: int) -> str:
-    """This server's address on the way to that host. Raises OSError. Looks names up, so it may block."""
+    """This server's own address on the way to that host. Raises OSError. Resolves names, so it may block."""
     family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.connect(where)  # sends nothing
@@ -143,7 +142,7 @@ def _udp_socket(host: str) -> socket.socket:
 
 @dataclass(slots=True)
 class _Peer:
-    """A neighbour's socket. ``keys``: the one key that its answers carry, by its id."""
+    """A neighbour's socket. ``keys``: the key of its answers, by its id."""
 
     socket: socket.socket
     keys: Mapping[bytes, bytes]
@@ -154,9 +153,9 @@ class _Peer:
 
 
 class NeighbourWatch:
-    """Owns ``listening`` and a socket for each neighbour, from ``run`` until that is cancelled.
+    """Owns ``listening`` and a socket for each neighbour; cancelling ``run`` closes them.
 
-    ``deliver`` gets ``Testified`` whenever something changed. The watch needs no session and goes on without one.
+    ``deliver`` gets ``Testified`` after each change. The watch goes on without a session.
     """
 
     def __init__(self, listening: socket.socket, deliver: Callable[[Testified], Awaitable[None]]) -> None:
@@ -179,8 +178,8 @@ class NeighbourWatch:
 
     @property
     def watching(self) -> tuple[Neighbour, ...]:
-        """Those whom it was given last."""
-        return tuple(one.neighbour for one in self._state.watched.values())
+        """The neighbours of the newest assignment."""
+        return tuple(watched.neighbour for watched in self._state.watched.values())
 
     async def run(self) -> None:
         """Answer, ping and testify until cancelled."""
@@ -190,7 +189,7 @@ class NeighbourWatch:
             while True:
                 await self._changed.wait()
                 self._changed.clear()
-                await self._deliver(Testified(said(self._state), clock.now()))
+                await self._deliver(Testified(all_testimonies(self._state), clock.now()))
         finally:
             for timer in self._timers.values():
                 timer.cancel()
@@ -200,19 +199,23 @@ class NeighbourWatch:
             self._listening.close()
 
     def watch(self, neighbours: Sequence[Neighbour], accepted_keys: Sequence[bytes]) -> None:
-        """Whom to watch and whom to answer from now on."""
+        """Take the neighbours to watch and the keys to answer from now on."""
         accepted = [key for key in accepted_keys if len(key) == KEY_BYTES]
         self._accepted = {key_id(key): key for key in accepted[:KEYS_LIMIT]}
         before = self._state.watched
-        reachable = [one for one in neighbours if len(one.key) == KEY_BYTES and _is_address(one.address)]
-        wanted = {one.server_id: one for one in reachable[:NEIGHBOURS_LIMIT]}
-        for server_id, known in before.items():
-            if wanted.get(server_id) != known.neighbour:
+        reachable = [
+            neighbour
+            for neighbour in neighbours
+            if len(neighbour.key) == KEY_BYTES and _is_address(neighbour.address)
+        ]
+        wanted = {neighbour.server_id: neighbour for neighbour in reachable[:NEIGHBOURS_LIMIT]}
+        for server_id, watched in before.items():
+            if wanted.get(server_id) != watched.neighbour:
                 self._close(server_id)
         self._step(Assigned(tuple(wanted.values()), clock.now()))
         self._arm()
 
-    # What others ask of us.
+    # Answering the pings of others.
 
     def _read_pings(self) -> None:
         self._collect()
@@ -224,7 +227,7 @@ class NeighbourWatch:
         for _ in range(READS_AT_ONCE):
             try:
                 data, sender = self._listening.recvfrom(READ_BYTES)
-            except OSError:  # nothing more to read, or an error of an answer that did not arrive
+            except OSError:  # nothing more to read, or the error of an earlier answer
                 return
             self._reads += 1
             self._answer(data, sender)
@@ -233,15 +236,15 @@ class NeighbourWatch:
                 return
 
     def _answer(self, data: bytes, sender: tuple[object, ...]) -> None:
-        known = opened(data, PING, self._accepted)
-        if known is None:
+        ping = opened(data, PING, self._accepted)
+        if ping is None:
             return
-        key, sequence = known
+        key, sequence = ping
         answered = self._answered.get(key, 0)
         if answered >= ANSWERS_A_WINDOW:
             return
         self._answered[key] = answered + 1
-        with contextlib.suppress(OSError):  # a full buffer, no way back: as if it had been lost
+        with contextlib.suppress(OSError):  # full buffer or no route: as if the answer were lost
             self._listening.sendto(packet(ANSWER, key, sequence), sender)
 
     def _pause_reading(self) -> None:
@@ -251,7 +254,7 @@ class NeighbourWatch:
     def _resume_reading(self) -> None:
         asyncio.get_running_loop().add_reader(self._listening, self._read_pings)
 
-    # What we ask of others.
+    # Pinging neighbours.
 
     def _step(self, event: WatchEvent) -> None:
         self._state, instructions = step(self._state, event)
@@ -274,13 +277,13 @@ class NeighbourWatch:
         self._arm()
 
     def _collect(self) -> None:
-        """Read what came back. It waits in its socket until this agent is awake anyway: waking up is what costs."""
+        """Read the answers. They wait in their sockets until the agent is awake anyway, because waking up is costly."""
         for server_id, peer in self._peers.items():
             if self._state.watched[server_id].awaited:
                 self._read_answers(server_id, peer)
 
     def _call_at(self, at: float, act: Callable[[], None]) -> None:
-        """Instead of what was planned for it before; never, where that is at infinity."""
+        """Plan ``act``; replaces its earlier plan. At infinity: never."""
         if timer := self._timers.pop(act, None):
             timer.cancel()
         if at < math.inf:
@@ -292,9 +295,9 @@ class NeighbourWatch:
             return
         try:
             peer.socket.send(packet(PING, peer.key, ping.sequence))
-        except ConnectionRefusedError:  # the kernel's word on an earlier ping, after that was looked at
+        except ConnectionRefusedError:  # belongs to an earlier ping
             asyncio.get_running_loop().call_soon(self._refused, ping.server_id)
-        except OSError as error:  # shows by the answer that is missing
+        except OSError as error:  # the missing answer counts
             log.debug("ping not sent server=%s reason=%r", ping.server_id, str(error))
 
     def _read_answers(self, server_id: str, peer: _Peer) -> None:
@@ -306,24 +309,24 @@ class NeighbourWatch:
             except ConnectionRefusedError:
                 self._refused(server_id)
                 continue
-            except OSError:  # no way there: shows by the answer that is missing
+            except OSError:  # no route: the missing answer counts
                 continue
-            known = opened(data, ANSWER, peer.keys)
-            if known is not None:
-                self._step(Answered(server_id, known[1], clock.now()))
+            answer = opened(data, ANSWER, peer.keys)
+            if answer is not None:
+                self._step(Answered(server_id, answer[1], clock.now()))
 
     def _refused(self, server_id: str) -> None:
         self._step(WasRefused(server_id, clock.now()))
 
     def _open(self, neighbour: Neighbour) -> _Peer | None:
-        """None where there is no way to it at the moment."""
+        """None if there is no route to it now."""
         host, port = split_address(neighbour.address)
         opened_socket = _udp_socket(host)
         try:
             opened_socket.connect((host, port))
         except OSError as error:
             opened_socket.close()
-            log.debug("no way to server=%s reason=%r", neighbour.server_id, str(error))
+            log.debug("no route server=%s reason=%r", neighbour.server_id, str(error))
             return None
         peer = _Peer(opened_socket, {key_id(neighbour.key): neighbour.key})
         self._peers[neighbour.server_id] = peer

@@ -1,1 +1,2 @@
-"""What runs cells: ``port`` says what a runtime is, ``docker`` and ``process`` are runtimes; ``logs`` is for both."""
+"""The runtimes, which run cells: ``port`` defines what a runtime is, ``docker`` and ``process`` implement it, and both
+use ``logs``."""

@@ -1,5 +1,4 @@
-"""What cells wrote, cut to size: the lines that an autopsy may carry, and a process cell's bounded log
-file."""
+"""The output of cells, with limits: the last lines for an autopsy, and the bounded log file of a process cell."""
 
 import asyncio
 import os
@@ -9,7 +8,7 @@ from pathlib import Path
 from galactica.agent.runtimes.port import LAST_LINES, LINE_CHARACTERS
 
 TAIL_BYTES = 1 << 20
-"""How far back a tail is looked for. Enough for an autopsy's 50 lines of 1,000 characters of 4 bytes."""
+"""Limit for a tail. Enough for an autopsy's 50 lines of 1,000 characters of 4 bytes."""
 
 LOG_LIMIT_BYTES = 8 << 20
 KEPT_BYTES = 1 << 20
@@ -18,7 +17,7 @@ FOLLOW_SECONDS = 0.2
 
 
 def last_lines(data: bytes, count: int = LAST_LINES) -> list[str]:
-    """The last ``count`` lines of ``data`` as text, each cut to LINE_CHARACTERS; no line ends in them."""
+    """The last ``count`` lines of ``data`` as text without line ends, each cut to LINE_CHARACTERS."""
     if count <= 0:
         return []
     lines = data.decode(errors="replace").removesuffix("\n").split("\n")[-count:]
@@ -26,7 +25,7 @@ def last_lines(data: bytes, count: int = LAST_LINES) -> list[str]:
 
 
 def tail_of(data: bytes, count: int) -> bytes:
-    """The part of ``data`` that holds its last ``count`` lines, line ends and all."""
+    """The part of ``data`` with its last ``count`` lines, including the line ends."""
     if count <= 0:
         return b""
     at = len(data) - 1 if data.endswith(b"\n") else len(data)
@@ -38,11 +37,11 @@ def tail_of(data: bytes, count: int) -> bytes:
 
 
 class CellLog:
-    """The log of one process cell: a file that the cell appends to by itself, so that it outlives the agent.
+    """The log of one process cell. The cell itself appends to the file, so that logging goes on without the agent.
 
-    Its size is bounded from outside: ``trim`` moves the newest KEPT_BYTES to a second file and empties the
-    first. What the cell writes between these two steps is lost, which only a cell that writes without end
-    will notice. Nobody trims while the agent is away.
+    The agent bounds its size: ``trim`` moves the newest KEPT_BYTES to a second file and empties the first. Output
+    between these two steps is lost, which matters only for a cell that writes all the time. Without a running agent
+    the file is not trimmed.
     """
 
     def __init__(self, path: Path, limit_bytes: int = LOG_LIMIT_BYTES) -> None:
@@ -65,8 +64,7 @@ class CellLog:
         os.truncate(self.path, 0)
 
     def tail(self, count: int) -> bytes:
-        """The last ``count`` lines, as far as they lie within the newest TAIL_BYTES. Blocks. Raises
-        OSError."""
+        """The last ``count`` lines, within the newest TAIL_BYTES. Blocks. Raises OSError."""
         return self._tail_up_to(_size(self.path), count)
 
     def _tail_up_to(self, end: int, count: int) -> bytes:
@@ -76,7 +74,7 @@ class CellLog:
         return tail_of(data, count)
 
     async def stream(self, count: int, is_over: Callable[[], bool]) -> AsyncIterator[bytes]:
-        """The last ``count`` lines, then what comes, until ``is_over()`` and all is read. Raises OSError."""
+        """The last ``count`` lines, then new output, until ``is_over()`` and everything is read. Raises OSError."""
         trims, at = self._trims, _size(self.path)
         tail = await asyncio.to_thread(self._tail_up_to, at, count)
         if tail:

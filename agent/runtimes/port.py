@@ -1,9 +1,9 @@
-"""What runs cells: the port. ``docker`` and ``process`` stand behind it.
+"""The port of the runtimes, which run cells. ``docker`` and ``process`` implement it.
 
-A runtime keeps the *order* (the contract's message, whole) beside each cell it makes, in a label or a file, so
-that an agent that starts again finds its cells with everything it needs to know about them.
+A runtime stores the whole *order* (the contract's message) with each cell that it creates, in a label or a file. So an
+agent finds its cells after its next start, with all facts about them.
 
-All methods are idempotent by cell id, none blocks the event loop, and each is bounded in time.
+All methods are idempotent by cell id. None blocks the event loop, and each has a time limit.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -18,20 +18,20 @@ LINE_CHARACTERS = 1_000
 
 
 class RuntimeFailure(Exception):
-    """The runtime could not do it; the message is for people and names what to do where that is known."""
+    """The runtime failed; the message is for people and says what to do, if that is known."""
 
 
 class StartFailed(RuntimeFailure):
-    """The cell could not be started: no such image, port taken, command not found. Nothing of it is left behind."""
+    """The cell did not start: no such image, port in use, command not found. Nothing of it is left."""
 
 
 class RuntimeUnavailable(RuntimeFailure):
-    """The engine does not answer. Says nothing about the cells."""
+    """The engine does not answer. This says nothing about the cells."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """A cell ended by itself. It still exists, as a corpse, until it is removed."""
+    """A cell ended by itself. Its remains exist until it is removed."""
 
     cell_id: str
     autopsy: cell_pb2.Autopsy
@@ -39,14 +39,14 @@ class Exited:
 
 @dataclass(frozen=True, slots=True)
 class Relisted:
-    """The watch was interrupted (an engine went away and came back); this is everything there is now."""
+    """The watch was interrupted (the engine was away); ``found`` has all cells as they are now."""
 
     found: tuple[Found, ...] = field(default_factory=tuple)
 
 
 @dataclass(frozen=True, slots=True)
 class Stirred:
-    """Somebody laid hands on a cell: it is worth a comparison now."""
+    """Somebody may have changed a cell: compare it with its spec now."""
 
     cell_id: str
 
@@ -60,25 +60,25 @@ class Window:
 
 
 class Shell(Protocol):
-    """A command that runs for a person. Nothing here raises but ``end``."""
+    """A command that runs for an operator. Only ``end`` raises errors."""
 
     async def read(self) -> tuple[bytes, bool] | None:
-        """The next piece (at most 16 KiB) and whether it is standard error's; None at the end."""
+        """The next piece of output (at most 16 KiB) and whether it is standard error; None at the end."""
 
     async def write(self, data: bytes) -> None:
-        """Waits until it is taken; dropped where nobody takes it any more."""
+        """Wait until the command has taken the input. Drop the input if the command has closed its side."""
 
     async def end_input(self) -> None: ...
 
     async def resize(self, window: Window) -> None: ...
 
     async def end(self) -> int:
-        """End what still runs of it: its exit code, 128 + n for signal n. To be called once. Raises
+        """End the command if it still runs. Returns its exit code; 128 + n for signal n. Call it once. Raises
         RuntimeFailure."""
 
 
 class Progress(Protocol):
-    """Called with a line for people while a start takes its time."""
+    """Called with a line for people while a start is under way."""
 
     def __call__(self, text: str, /) -> None: ...
 
@@ -87,39 +87,39 @@ class Runtime(Protocol):
     kind: cell_pb2.RuntimeKind.ValueType
 
     async def list(self) -> Sequence[Found]:
-        """Every cell of this fleet that exists here. Raises RuntimeUnavailable."""
+        """All cells of this fleet on this server. Raises RuntimeUnavailable."""
 
     async def start(self, order: link_pb2.Order, progress: Progress) -> Running:
-        """Make and start the cell. Where it runs already, tell of it. Raises StartFailed, RuntimeUnavailable."""
+        """Create and start the cell. If it already runs, return it. Raises StartFailed, RuntimeUnavailable."""
 
     async def stop(self, cell_id: str, signal: str, grace_seconds: float) -> None:
-        """Ask the cell to end, end it after the grace, remove all of it. Fine where there is none.
+        """Ask the cell to end, kill it after the grace, and remove it. Does nothing if there is no such cell.
 
         Raises RuntimeUnavailable."""
 
     def watch(self) -> AsyncIterator[Exited | Relisted | Stirred]:
-        """Deaths as they happen, without polling. Cells that ``stop`` ended are not told of."""
+        """Deaths as they happen, without polling; not those of cells that ``stop`` ended."""
 
     async def compare(self, order: link_pb2.Order, runtime_id: str) -> tuple[str, ...]:
-        """How the running cell differs, or was seen to differ, from its order: short lines for people, no values of
-        the environment. Empty where it is untouched. Raises RuntimeFailure."""
+        """How the running cell differs from its order, or has differed before: short lines for people, without values
+        of the environment. Empty: untouched. Raises RuntimeFailure."""
 
     def logs(self, cell_id: str, tail: int, *, follow: bool) -> AsyncIterator[bytes]:
-        """What the cell wrote (stdout and stderr): the last ``tail`` lines, then what comes. Raises RuntimeFailure."""
+        """The cell's output (stdout and stderr): the last ``tail`` lines, then new output. Raises RuntimeFailure."""
 
     async def execute(self, cell_id: str, command: Sequence[str], timeout_seconds: float) -> tuple[int, str]:
-        """Run a command inside the cell: exit code and the last line of its output.
+        """Run a command inside the cell. Returns its exit code and the last line of its output.
 
-        Raises TimeoutError (the command was ended), RuntimeFailure."""
+        Raises TimeoutError (the command was killed), RuntimeFailure."""
 
     async def open_shell(
         self, cell_id: str, command: Sequence[str], term: str, window: Window | None
     ) -> Shell:
-        """Run a command in the cell for a person: on a terminal of type ``term``, without a window on pipes.
+        """Run a command in the cell for an operator: on a terminal of type ``term``, or on pipes if ``window`` is None.
         Raises RuntimeFailure."""
 
     async def ping(self) -> float | None:
-        """Round trip to the engine in seconds; None where there is no engine. Raises RuntimeUnavailable."""
+        """Round trip to the engine in seconds; None if the runtime has no engine. Raises RuntimeUnavailable."""
 
     async def close(self) -> None:
-        """Let go of engine and files. Cells live on."""
+        """Disconnect from the engine and close files. Cells live on."""

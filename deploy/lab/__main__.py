@@ -1,16 +1,16 @@
-"""``make lab``: a fleet of several hosts on this machine to play with, until Ctrl-C; and what can be done to a host.
+"""``make lab``: a fleet of several hosts on this machine to experiment with, and commands that cause faults.
 
-    python -m deploy.lab up             scheduler, a pool of four hosts and a service on it, in the foreground
-    python -m deploy.lab hosts          what there is
-    python -m deploy.lab kill HOST      all of it at once, as when the power goes
-    python -m deploy.lab cut HOST       its link; --inwards, --outwards: one way; --scheduler: from the scheduler alone
-    python -m deploy.lab join HOST      its link is whole again
-    python -m deploy.lab blind          the scheduler is cut off from all hosts
-    python -m deploy.lab lose PERCENT   that share of all packets is lost
-    python -m deploy.lab calm           every link is whole again, and nothing is lost
-    python -m deploy.lab down           remove what a lab has left that was killed
+    python -m deploy.lab up             run a scheduler, a pool of four hosts and a service, until Ctrl-C
+    python -m deploy.lab hosts          list the hosts
+    python -m deploy.lab kill HOST      kill all processes of the host at once, like a loss of power
+    python -m deploy.lab cut HOST       cut its link; --inwards, --outwards: one way; --scheduler: only to the scheduler
+    python -m deploy.lab join HOST      connect its link again
+    python -m deploy.lab blind          cut the scheduler off from all hosts
+    python -m deploy.lab lose PERCENT   drop this share of all packets
+    python -m deploy.lab calm           connect all links again and drop no packets
+    python -m deploy.lab down           remove the remains of a lab that was killed
 
-HOST is a server's id, as ``galactica servers`` shows it. Exit code 1: refused or failed.
+HOST is a server's id, as shown by ``galactica servers``. Exit code 1: refused or failed.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=__doc__,
     )
-    command.add_argument("--directory", type=Path, default=DIRECTORY, help=f"the lab's ({DIRECTORY})")
+    command.add_argument(
+        "--directory", type=Path, default=DIRECTORY, help=f"directory of the lab (default: {DIRECTORY})"
+    )
     actions = command.add_subparsers(required=True, metavar="ACTION")
 
     def add(name: str, act: Callable[[Switch, argparse.Namespace], None]) -> argparse.ArgumentParser:
@@ -79,10 +81,10 @@ def parser() -> argparse.ArgumentParser:
         return action
 
     up = add("up", run)
-    up.add_argument("--hosts", type=int, default=HOSTS)
-    up.add_argument("--docker", action="store_true", help="each host has a Docker Engine of its own")
+    up.add_argument("--hosts", type=int, default=HOSTS, help=f"number of hosts (default: {HOSTS})")
+    up.add_argument("--docker", action="store_true", help="give each host its own Docker Engine")
     add("hosts", show)
-    add("kill", lambda switch, said: host_of(switch, said.host).lose_power()).add_argument("host")
+    add("kill", lambda switch, options: host_of(switch, options.host).lose_power()).add_argument("host")
     links = add("cut", cut_link)
     links.add_argument("host")
     way = links.add_mutually_exclusive_group()
@@ -90,21 +92,22 @@ def parser() -> argparse.ArgumentParser:
         way.add_argument(f"--{name}", dest="way", action="store_const", const=name, default="")
     add("join", join_link).add_argument("host")
     add("blind", lambda switch, _: switch.drop(*cut_scheduler_off()))
-    add("lose", lambda switch, said: switch.drop(*lose(said.percent / 100))).add_argument("percent", type=int)
+    losing = add("lose", lambda switch, options: switch.drop(*lose(options.percent / 100)))
+    losing.add_argument("percent", type=int)
     add("calm", lambda switch, _: switch.drop_nothing())
     add("down", lambda switch, _: remove(switch))
     return command
 
 
-# --- what happens to hosts --------------------------------------------------------------------------------------------
+# --- faults of hosts --------------------------------------------------------------------------------------------------
 
 
 def host_of(switch: Switch, name: str) -> Host:
     for host in hosts_of(switch):
         if host.cell == name and host.is_on:
             return host
-    there = ", ".join(host.cell for host in hosts_of(switch) if host.is_on) or "none"
-    raise LabError(f"no host {name} is on; there are: {there}")
+    running = ", ".join(host.cell for host in hosts_of(switch) if host.is_on) or "none"
+    raise LabError(f"no running host {name}; running hosts: {running}")
 
 
 def show(switch: Switch, _: argparse.Namespace) -> None:
@@ -116,26 +119,26 @@ def show(switch: Switch, _: argparse.Namespace) -> None:
         print(row.format(host.cell, host.address, host.namespace, *pids, host.path))
 
 
-def cut_link(switch: Switch, said: argparse.Namespace) -> None:
+def cut_link(switch: Switch, options: argparse.Namespace) -> None:
     ways = {"": cut, "inwards": cut_in, "outwards": cut_out, "scheduler": cut_from_scheduler}
-    switch.drop(*ways[said.way](host_of(switch, said.host).number))
+    switch.drop(*ways[options.way](host_of(switch, options.host).number))
 
 
-def join_link(switch: Switch, said: argparse.Namespace) -> None:
-    number = host_of(switch, said.host).number
+def join_link(switch: Switch, options: argparse.Namespace) -> None:
+    number = host_of(switch, options.host).number
     for drop in (*cut(number), *cut_from_scheduler(number)):
-        with contextlib.suppress(LabError):  # it was not cut so
+        with contextlib.suppress(LabError):  # the link was not cut in this way
             switch.drop_no_more(drop)
 
 
 # --- the lab itself ---------------------------------------------------------------------------------------------------
 
 
-def run(switch: Switch, said: argparse.Namespace) -> None:
-    """Until Ctrl-C; whatever happens, all of it is removed."""
+def run(switch: Switch, options: argparse.Namespace) -> None:
+    """Run until Ctrl-C. In any case the lab is removed at the end."""
     if (switch.directory / "network").exists():
         raise LabError(
-            f"there is a lab in {switch.directory}; end it with Ctrl-C, or remove what it left: "
+            f"there is already a lab in {switch.directory}: end it with Ctrl-C, or remove its remains with "
             "python -m deploy.lab down"
         )
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -143,18 +146,18 @@ def run(switch: Switch, said: argparse.Namespace) -> None:
     try:
         switch.up()
         scheduler = start_scheduler(switch)
-        populate(switch, said)
+        populate(switch, options)
         print(what_to_type(switch), flush=True)
         scheduler.wait()
-        raise LabError(f"the scheduler has ended; its words are in {switch.directory / 'scheduler.log'}")
+        raise LabError(f"the scheduler has ended; its log is {switch.directory / 'scheduler.log'}")
     except KeyboardInterrupt:
-        print("\nThe lab is taken down …", flush=True)
+        print("\nRemoving the lab …", flush=True)
     finally:
         remove(switch)
 
 
 def start_scheduler(switch: Switch) -> subprocess.Popen[bytes]:
-    """In a session of its own, so that Ctrl-C reaches this program alone."""
+    """Start the scheduler in its own session, so that Ctrl-C reaches only this program."""
     data = switch.directory / "scheduler"
     data.mkdir()
     words = ["-m", "deploy.lab.provider", "--directory", str(switch.directory)]
@@ -177,9 +180,9 @@ def start_scheduler(switch: Switch) -> subprocess.Popen[bytes]:
     return scheduler
 
 
-def populate(switch: Switch, said: argparse.Namespace) -> None:
-    server = {"engine": True} if said.docker else {}
-    pool = {"kind": "pool", "name": "rack", "size": said.hosts, "provider": "lab", "server": server}
+def populate(switch: Switch, options: argparse.Namespace) -> None:
+    server = {"engine": True} if options.docker else {}
+    pool = {"kind": "pool", "name": "rack", "size": options.hosts, "provider": "lab", "server": server}
     web = {
         "kind": "service",
         "name": "web",
@@ -189,38 +192,38 @@ def populate(switch: Switch, said: argparse.Namespace) -> None:
         "ports": {"http": "auto"},
         "health": {"http": {"port": "http", "path": "/"}, "every": "1s", "timeout": "2s"},
     }
-    for group in (pool,) if said.docker else (pool, web):
+    for group in (pool,) if options.docker else (pool, web):
         file = switch.directory / f"{group['name']}.yaml"
         file.write_text(json.dumps(group))  # JSON is YAML
         if galactica(switch, "apply", str(file)) is None:
-            raise LabError(f"{file} was refused; the scheduler's words are in {switch.directory}")
+            raise LabError(f"{file} was refused; see scheduler.log in {switch.directory}")
         patience = ["--ready", "--timeout", f"{PATIENCE_SECONDS:g}s"]
         if galactica(switch, "wait", f"{group['kind']}/{group['name']}", *patience) is None:
-            raise LabError(f"{group['name']} did not get ready within {PATIENCE_SECONDS:g} s")
+            raise LabError(f"{group['name']} was not ready within {PATIENCE_SECONDS:g} s")
 
 
 def what_to_type(switch: Switch) -> str:
     context = switch.directory / "context.json"
     return f"""The lab is up: {switch.network}, the scheduler at {switch.address()}:{PORT}, files in {switch.directory}
 
-In another terminal, here:
+In another terminal, in this directory:
   export GALACTICA_CONTEXT={context} PATH={BIN}:$PATH
-  galactica servers                                 # hosts, what their neighbours say, the evidence
+  galactica servers                                 # hosts, their neighbours' testimonies, the evidence
   galactica top
   python -m deploy.lab hosts                        # addresses, namespaces, process ids
-  python -m deploy.lab kill rack/0.1                # the power goes
-  kill -9 AGENT                                     # its agent alone, as hosts shows it
-  python -m deploy.lab cut rack/1.1                 # its link; --inwards, --outwards, --scheduler
+  python -m deploy.lab kill rack/0.1                # like a loss of power
+  kill -9 AGENT                                     # only its agent; see hosts for the pid
+  python -m deploy.lab cut rack/1.1                 # cut its link; --inwards, --outwards, --scheduler
   python -m deploy.lab join rack/1.1
-  python -m deploy.lab blind                        # the scheduler hears nobody: galactica storms
+  python -m deploy.lab blind                        # the scheduler hears nobody: see galactica storms
   python -m deploy.lab calm
   galactica why rack/0.1                            # its death certificate
 
-Ctrl-C ends it all and removes it."""
+Ctrl-C ends and removes everything."""
 
 
 def remove(switch: Switch) -> None:
-    """The scheduler first, so that it orders no others."""
+    """End the scheduler first, so that it orders no new hosts; then remove everything."""
     scheduler = remembered(switch.directory / "scheduler.pid")
     if scheduler is not None:
         scheduler.kill()
@@ -230,7 +233,7 @@ def remove(switch: Switch) -> None:
 
 
 def galactica(switch: Switch, *words: str) -> str | None:
-    """What the command line prints; None where it failed."""
+    """The output of the command; None if it failed."""
     command = [str(BIN / "galactica"), *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment(switch))
     return done.stdout if done.returncode == 0 else None
@@ -245,7 +248,7 @@ def wait(condition: Callable[[], bool], what: str) -> None:
     end = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         if time.monotonic() > end:
-            raise LabError(f"waited {PATIENCE_SECONDS:g} s in vain for {what}")
+            raise LabError(f"timeout: waited {PATIENCE_SECONDS:g} s for {what}")
         time.sleep(0.2)
 
 

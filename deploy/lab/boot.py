@@ -1,9 +1,9 @@
-"""The first process of a host: it prepares the host's filesystems, starts its engine and its agent, and reaps.
+"""The first process of a host: prepares the host's filesystems, starts its engine and its agent, and reaps processes.
 
     boot.py DIRECTORY < plan
 
-The plan is one JSON object: ``agent`` (its command), ``token``, ``group`` (its control group), and what the pool's
-``server`` says: ``engine``, ``disk``. It lives as long as the host does; SIGUSR1 begins an agent.
+The plan is one JSON object: ``agent`` (its command), ``token``, ``group`` (its control group), and the fields of the
+pool's ``server``: ``engine``, ``disk``. This process lives as long as the host. SIGUSR1 makes it start an agent.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main() -> Never:
         environment["DOCKER_HOST"] = f"unix://{SOCKET}"
         start_engine(path, plan["group"])
     begin_agent(path, plan, environment | {"GALACTICA_TOKEN": plan["token"]})
-    # Blocked only now, since a child inherits it.
+    # Blocked only now: children inherit the signal mask.
     signals = {signal.SIGCHLD, signal.SIGUSR1}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     while True:
@@ -63,7 +63,7 @@ def begin_agent(path: Path, plan: dict[str, Any], environment: dict[str, str]) -
 
 
 def start_engine(path: Path, group: str) -> None:
-    """Returns when it answers."""
+    """Start dockerd. Returns when it answers."""
     command = ["dockerd", "--host", f"unix://{SOCKET}", "--pidfile", "/run/dockerd.pid"]
     command += ["--data-root", str(path / "engine"), "--exec-root", "/run/docker", "--cgroup-parent", group]
     with (path / "engine.log").open("ab") as log:
@@ -73,7 +73,7 @@ def start_engine(path: Path, group: str) -> None:
     deadline = time.monotonic() + ENGINE_SECONDS
     while not is_listening():
         if engine.poll() is not None or time.monotonic() > deadline:
-            sys.exit(f"dockerd does not come up; its words are in {path / 'engine.log'}")
+            sys.exit(f"dockerd failed to start; its log is {path / 'engine.log'}")
         time.sleep(0.05)
 
 
@@ -85,7 +85,7 @@ def is_listening() -> bool:
 
 
 def reap() -> None:
-    """A first process is the parent of all that lost theirs."""
+    """Reap ended children: orphaned processes become children of the first process."""
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG) != (0, 0):
             pass

@@ -1,6 +1,6 @@
-"""One host of the lab: namespaces, an address, its first process, and what that started (see ``boot``).
+"""One host of the lab: namespaces, an address, its first process (see ``boot``), and the processes that this started.
 
-A host has process ids of its own, so that it dies as a machine does: with its first process everything ends at once.
+A host has its own process ids, so that it dies like a machine: with its first process everything ends at once.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SOCKET = "/run/docker.sock"
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """``path``: its directory, which holds its number, its log and its agent's data."""
+    """``path``: its directory, with its number, its log and its agent's data."""
 
     switch: Switch
     path: Path
@@ -67,7 +67,7 @@ class Host:
 
     @property
     def first_process(self) -> psutil.Process | None:
-        """None where nothing of the host lives any more."""
+        """None if nothing of the host lives any more."""
         return remembered(self.path / "pid")
 
     @property
@@ -76,12 +76,12 @@ class Host:
 
     @property
     def agent(self) -> psutil.Process | None:
-        """Its agent, if that runs."""
+        """Its agent; None if none runs."""
         return self._child(lambda process: "--id" in process.cmdline())
 
     @property
     def engine_process(self) -> psutil.Process | None:
-        """Its Docker Engine, if it has one and that runs."""
+        """Its Docker Engine; None if none runs."""
         return self._child(lambda process: process.name() == "dockerd")
 
     def _child(self, is_it: Callable[[psutil.Process], bool]) -> psutil.Process | None:
@@ -94,24 +94,24 @@ class Host:
 
     @property
     def root(self) -> Path:
-        """Its filesystem as seen from here, its processes among it: ``root/proc/PID``."""
+        """Its filesystem as seen from this machine, with its processes: ``root/proc/PID``."""
         first = self.first_process
         if first is None:
-            raise LabError(f"the host {self.cell} is dead")
+            raise LabError(f"host {self.cell} is dead")
         return Path(f"/proc/{first.pid}/root")
 
     @property
     def engine(self) -> str:
-        """Where its engine is found from here, as DOCKER_HOST has it."""
+        """The address of its engine from this machine, in the form of DOCKER_HOST."""
         return f"unix://{self.root}{SOCKET}"
 
     # --- life -----------------------------------------------------------------------------------------------------
 
     def create(self, cell: str, agent: Sequence[str], token: str, body: dict[str, object]) -> None:
-        """Idempotent: one that was born is left as it is, dead or alive. Raises LabError."""
+        """Create the host. Idempotent: does nothing if it exists already, dead or alive. Raises LabError."""
         if self.was_born:
             return
-        self.delete()  # what an attempt that was ended half-way has left
+        self.delete()  # the remains of an attempt that was interrupted
         self.path.mkdir(mode=0o700, parents=True)
         (self.path / "cell").write_text(cell)
         with self.switch.locked():
@@ -119,11 +119,12 @@ class Host:
         self.switch.plug_in(self.number)
         command = [*agent, "--host", self.address, "--data", str(self.path / "agent")]
         pid = self._boot({"agent": command, "token": token, "group": f"/{self.namespace}", **body})
-        # Written last: without it there is no host yet, and the next try begins anew.
+        # Written last: without this file the host does not exist yet, and the next attempt starts from scratch.
         remember(psutil.Process(pid), self.path / "pid")
 
     def _boot(self, plan: dict[str, object]) -> int:
-        """Its first process. The plan goes by standard input, since everybody can see arguments and it has a token."""
+        """Start its first process. The plan goes through standard input: it has a token, and arguments are visible to
+        everybody."""
         command = ["nsenter", f"--net={NAMESPACES / self.namespace}"]
         command += ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
         command += [sys.executable, str(BOOT), str(self.path)]
@@ -147,17 +148,18 @@ class Host:
                     return children[0].pid
             time.sleep(0.01)
         log = (self.path / "host.log").read_text(errors="replace")[-1_000:]
-        raise LabError(f"the host {self.cell} does not come up: {log}")
+        raise LabError(f"host {self.cell} failed to start: {log}")
 
     def _give_groups_to(self, pid: int) -> None:
-        """Control groups of its own, so that those of its cells go with it; where the machine lets us make some."""
+        """Give the host its own control groups, if this machine allows it, so that those of its cells are removed with
+        it."""
         hierarchies = [path for path in CONTROL_GROUPS.glob("*") if (path / "cgroup.procs").exists()]
         if (CONTROL_GROUPS / "cgroup.procs").exists():
             hierarchies = [CONTROL_GROUPS]
         for hierarchy in hierarchies:
             if (
                 hierarchy.is_symlink() or hierarchy.name == "cpuset"
-            ):  # a new cpuset takes nobody before it is set up
+            ):  # a new cpuset accepts no process before it is configured
                 continue
             with contextlib.suppress(OSError):
                 group = hierarchy / self.namespace
@@ -165,7 +167,7 @@ class Host:
                 (group / "cgroup.procs").write_text(str(pid))
 
     def delete(self) -> None:
-        """The host and all that belongs to it. Fine where there is none."""
+        """Delete the host and everything that belongs to it. Does nothing if it does not exist."""
         self._end()
         with contextlib.suppress(FileNotFoundError, LabError):
             self.switch.unplug(self.number)
@@ -178,10 +180,10 @@ class Host:
                 first.kill()
                 first.wait(END_SECONDS)
 
-    # --- what may happen to it ------------------------------------------------------------------------------------
+    # --- faults ---------------------------------------------------------------------------------------------------
 
     def lose_power(self) -> None:
-        """All at once: no process of it lives on, and no connection says goodbye."""
+        """End all its processes at once; no connection is closed properly."""
         self.switch.pull_cable(self.number)
         self._end()
         self.switch.unplug(self.number)
@@ -194,10 +196,10 @@ class Host:
         agent.wait(END_SECONDS)
 
     def begin_agent(self) -> None:
-        """Where it has ended: as a machine's init does it."""
+        """Start an agent after the earlier one has ended, as a machine's init does."""
         first = self.first_process
         if first is None:
-            raise LabError(f"the host {self.cell} is dead")
+            raise LabError(f"host {self.cell} is dead")
         first.send_signal(signal.SIGUSR1)
 
     def freeze_agent(self) -> None:
@@ -213,7 +215,7 @@ class Host:
         agent.send_signal(number)
 
     def end_engine(self) -> None:
-        """As an administrator ends it, and its containers with it."""
+        """End the engine as an administrator does; its containers end too."""
         engine = self.engine_process
         if engine is None:
             raise LabError(f"no engine runs on {self.cell}")
@@ -221,7 +223,7 @@ class Host:
         engine.wait(END_SECONDS)
 
     def fill_disk(self) -> None:
-        """Not a byte is left where the agent keeps its data. Of use where the pool says ``disk``."""
+        """Fill the filesystem of the agent's data completely. Useful if the pool's server has ``disk``."""
         with (self.root / str(self.path / "agent").lstrip("/") / "ballast").open("ab", buffering=0) as file:
             for size in (65_536, 4_096, 1):
                 with contextlib.suppress(OSError):
@@ -229,7 +231,7 @@ class Host:
                         pass
 
     def lives(self, pid: int) -> bool:
-        """Whether a process of that id, as the host counts, lives there."""
+        """Whether a process with that id, in the host's own count, lives on the host."""
         try:
             status = (self.root / "proc" / str(pid) / "stat").read_text()
         except (OSError, LabError):
@@ -238,9 +240,9 @@ class Host:
 
 
 def hosts_of(switch: Switch, fleet: str = "*") -> list[Host]:
-    """All there are, dead ones too."""
-    found = (switch.directory / "hosts").glob(f"{fleet}/*/cell")
-    return [Host(switch, file.parent) for file in sorted(found)]
+    """All hosts, dead ones too."""
+    files = (switch.directory / "hosts").glob(f"{fleet}/*/cell")
+    return [Host(switch, file.parent) for file in sorted(files)]
 
 
 def host_of(switch: Switch, fleet: str, cell: str) -> Host:
@@ -248,18 +250,18 @@ def host_of(switch: Switch, fleet: str, cell: str) -> Host:
 
 
 def _next_number(switch: Switch) -> int:
-    """Not the one that was free last: neighbours remember for a while whose address it was."""
+    """The next free number in order, not one that was used recently: other hosts still remember its old address."""
     last = switch.directory / "last-number"
     before = int(last.read_text()) if last.exists() else FIRST_HOST - 1
     taken = {int(file.read_text()) for file in (switch.directory / "hosts").glob("*/*/number")}
     order = [*range(before + 1, LAST_HOST + 1), *range(FIRST_HOST, before + 1)]
     number = next((number for number in order if number not in taken), None)
     if number is None:
-        raise LabError(f"the lab is full: {len(taken)} hosts")
+        raise LabError(f"the lab is full: it has {len(taken)} hosts")
     last.write_text(str(number))
     return number
 
 
 def environment_of(root: Path) -> dict[str, str]:
-    """What ``python -m deploy.lab…`` needs, wherever it runs."""
+    """The environment that ``python -m deploy.lab…`` needs in any directory."""
     return {"PYTHONPATH": str(root), "PATH": os.environ["PATH"]}

@@ -1,9 +1,9 @@
-"""The exec provider's program for the lab: each server is a host with namespaces, an address and an agent of its own.
+"""The exec provider's program for the lab: each server is a host with its own namespaces, address and agent.
 
     python -m deploy.lab.provider --directory DIR [--agent PROGRAM] [--agent-argument WORD]…
 
-The contract is in ``deploy/providers/README.md``. A pool's ``server`` may say ``engine: true`` (the host has a Docker
-Engine of its own, and its cells are containers) and ``disk: 64MiB`` (the agent's data have a filesystem of that size).
+The contract is in ``deploy/providers/README.md``. A pool's ``server`` may have ``engine: true`` (the host has its own
+Docker Engine, and its cells are containers) and ``disk: 64MiB`` (the agent's data has a filesystem of that size).
 """
 
 from __future__ import annotations
@@ -26,17 +26,21 @@ _SIZE = re.compile(r"([1-9][0-9]{0,9})(KiB|MiB|GiB)")
 
 
 class Refused(Exception):
-    """Trying again would not help."""
+    """Another attempt would not help."""
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Servers for Galactica, each a host of the lab.")
-    parser.add_argument("--directory", type=Path, required=True, help="the lab's; it has to be up")
+    parser = argparse.ArgumentParser(description="Create and delete servers for Galactica: hosts of the lab.")
     parser.add_argument(
-        "--agent", default=str(Path(sys.executable).with_name("galactica-agent")), help="its program"
+        "--directory", type=Path, required=True, help="directory of the lab, which must be up"
     )
     parser.add_argument(
-        "--agent-argument", action="append", default=[], help="its first arguments; repeatable"
+        "--agent",
+        default=str(Path(sys.executable).with_name("galactica-agent")),
+        help="the agent's program (default: galactica-agent beside this Python)",
+    )
+    parser.add_argument(
+        "--agent-argument", action="append", default=[], help="first arguments of the agent; repeatable"
     )
     arguments = parser.parse_args()
     question = json.load(sys.stdin)
@@ -56,7 +60,9 @@ def main() -> int:
 
 def answer_to(question: dict[str, Any], switch: Switch, agent: list[str]) -> dict[str, Any]:
     if question["version"] != 1:
-        raise Refused(f"this program speaks version 1 of the contract, not {question['version']}")
+        raise Refused(
+            f"unknown version {question['version']}: this program implements version 1 of the contract"
+        )
     fleet = question["fleet"]
     match question["action"]:
         case "create":
@@ -69,40 +75,43 @@ def answer_to(question: dict[str, Any], switch: Switch, agent: list[str]) -> dic
                 host_of(switch, fleet, question["cell"]).delete()
                 return {}
         case "list":
-            return {"servers": list(all_seen(hosts_of(switch, fleet)))}
+            return {"servers": list(all_listed(hosts_of(switch, fleet)))}
         case other:
             raise Refused(f"no such action: {other}")
 
 
 def create(host: Host, question: dict[str, Any], agent: list[str]) -> None:
-    body, told = plan_of(question["body"]), question["user_data"]
-    runtime = "docker" if body.get("engine") else "process"
-    words = told["arguments"] if told["runtimes"] else [*told["arguments"], "--runtime", runtime]
-    host.create(question["cell"], [*agent, *words], told["token"], body)
+    body, user_data = plan_of(question["body"]), question["user_data"]
+    words = user_data["arguments"]
+    if not user_data["runtimes"]:
+        words = [*words, "--runtime", "docker" if body.get("engine") else "process"]
+    host.create(question["cell"], [*agent, *words], user_data["token"], body)
 
 
 def plan_of(body: dict[str, Any]) -> dict[str, object]:
-    """What ``boot`` is told. Raises Refused."""
+    """The pool's part of the plan for ``boot``. Raises Refused."""
     if unknown := set(body) - {"engine", "disk"}:
-        raise Refused(f"the pool's server may say: engine, disk; not {', '.join(sorted(unknown))}")
+        raise Refused(
+            f"unknown fields in the pool's server: {', '.join(sorted(unknown))}; known: engine, disk"
+        )
     if not isinstance(body.get("engine", False), bool):
-        raise Refused("engine: say true or false")
+        raise Refused("engine: use true or false")
     if "disk" not in body:
         return body
     size = _SIZE.fullmatch(str(body["disk"]))
     if size is None:
-        raise Refused(f"disk: '{body['disk']}' is no size; say 64MiB, for example")
+        raise Refused(f"disk: invalid size '{body['disk']}'; use for example 64MiB")
     return body | {"disk": f"{size[1]}{size[2][0].lower()}"}
 
 
-def all_seen(hosts: list[Host]) -> Iterator[dict[str, str]]:
+def all_listed(hosts: list[Host]) -> Iterator[dict[str, str]]:
     for host in hosts:
-        with contextlib.suppress(FileNotFoundError):  # deleted while we look
+        with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
             if host.was_born:
-                yield seen(host)
+                yield listed(host)
 
 
-def seen(host: Host) -> dict[str, str]:
+def listed(host: Host) -> dict[str, str]:
     state = "running" if host.is_on else "gone"
     return {"cell": host.cell, "ref": host.namespace, "state": state}
 

@@ -1,14 +1,14 @@
-"""The lab's network: a switch with a port for each host and one for the scheduler, all of it on this machine.
+"""The lab's network: a switch with a port for each host and one for the scheduler, all on this machine.
 
-The switch is a bridge in a network namespace of its own, so that neither this machine's packet filter nor its Docker
-Engine has a say in it, and so that what is dropped on it touches nothing else. Each host is a namespace with one
-address; the scheduler stays in the machine's own namespace, behind a port like any other::
+The switch is a bridge in its own network namespace. So this machine's packet filter and Docker Engine do not affect it,
+and packets that it drops affect nothing else. Each host is a namespace with one address. The scheduler stays in the
+machine's own namespace, behind a port of the switch::
 
     machine's own namespace          namespace PREFIXsw                namespace PREFIX-2
     PREFIXup 10.77.N.1  ───────────  uplink ── br0 ── port2  ────────  eth0 10.77.N.2
 
-All names begin with a prefix that is made from the lab's directory: several labs can be up at once, and what a
-lab left behind is found however it ended.
+All names begin with a prefix that is derived from the lab's directory. So several labs can be up at once, and the
+remains of a killed lab can be found.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ BRIDGE_FILTER = "/proc/sys/net/bridge/bridge-nf-call-iptables"
 
 
 class LabError(Exception):
-    """Something of the lab cannot be made; the message is for people."""
+    """A part of the lab cannot be created or found; the message is for people."""
 
 
 class Drop(NamedTuple):
-    """What the switch loses: that share of the packets that enter at one port, leave at another, or both."""
+    """Packets that the switch drops: a share of those that enter at one port, leave at another, or both."""
 
     enters: str = ""
     leaves: str = ""
@@ -61,13 +61,13 @@ class Drop(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Switch:
-    """``directory``: where the lab keeps everything. It decides all names."""
+    """``directory``: the lab's directory. All names are derived from it."""
 
     directory: Path
 
     @property
     def prefix(self) -> str:
-        """Eight characters, since the kernel takes fifteen for an interface."""
+        """Eight characters: the kernel allows fifteen for the name of an interface."""
         return "lab" + blake2s(str(self.directory.absolute()).encode(), digest_size=3).hexdigest()[:5]
 
     @property
@@ -83,26 +83,26 @@ class Switch:
 
     @property
     def network(self) -> ipaddress.IPv4Network:
-        """Raises LabError where the lab is not up."""
+        """Raises LabError if the lab is not up."""
         try:
             return ipaddress.IPv4Network((self.directory / "network").read_text())
         except FileNotFoundError:
-            raise LabError(f"there is no lab in {self.directory}") from None
+            raise LabError(f"no lab in {self.directory}") from None
 
     def address(self, number: int = SCHEDULER) -> str:
         return str(self.network[number])
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """One at a time: the provider's program runs for several hosts at once."""
+        """One process at a time: the provider's program runs for several hosts at once."""
         with self._lock("lock", fcntl.LOCK_EX):
             yield
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
-        """The lab stays up meanwhile. A program of the provider may outlive the scheduler that ran it.
+        """Keep the lab up meanwhile: a program of the provider may outlive the scheduler that started it.
 
-        Raises LabError where it is not up."""
+        Raises LabError if the lab is not up."""
         with self._lock("use", fcntl.LOCK_SH):
             _ = self.network
             yield
@@ -119,7 +119,7 @@ class Switch:
     def up(self) -> None:
         """Raises LabError."""
         if os.geteuid() != 0:
-            raise LabError("only root can make network namespaces")
+            raise LabError("only root can create network namespaces: run the lab as root")
         with self.locked():
             network = _free_network()
             (self.directory / "network").write_text(str(network))
@@ -135,24 +135,24 @@ class Switch:
             self._filter_on_the_bridge()
 
     def _filter_on_the_bridge(self) -> None:
-        """What crosses a bridge is seen by iptables where the kernel's br_netfilter is there and told so, and the
-        faults of this lab are rules of iptables."""
+        """The lab's faults are iptables rules. With br_netfilter loaded and switched on, iptables sees the bridge's
+        packets."""
         try:
             if not Path(BRIDGE_FILTER).exists():
                 run("modprobe", "br_netfilter")
             run("nsenter", f"--net={NAMESPACES / self.namespace}", "sh", "-c", f"echo 1 > {BRIDGE_FILTER}")
         except (LabError, OSError) as error:
             raise LabError(
-                f"this kernel lets iptables see nothing of a bridge (br_netfilter): {error}"
+                f"iptables cannot filter the packets of a bridge on this kernel (br_netfilter): {error}"
             ) from None
 
     def down(self) -> None:
-        """Remove all that has this lab's prefix, whoever made it; fine where there is nothing. Directory and files are
-        left to their owner."""
+        """Remove everything with this lab's prefix; does nothing if there is nothing. The caller removes the directory
+        and its files."""
         with self._lock("use", fcntl.LOCK_EX):
-            mine = sorted(path for path in NAMESPACES.glob(f"{self.prefix}*"))
-            end_processes(mine)
-            for path in mine:
+            namespaces = sorted(path for path in NAMESPACES.glob(f"{self.prefix}*"))
+            end_processes(namespaces)
+            for path in namespaces:
                 run("ip", "netns", "delete", path.name)
             _delete_link(self.scheduler_interface)
             for group in _control_groups(f"{self.prefix}-*"):
@@ -162,7 +162,7 @@ class Switch:
     # --- hosts ----------------------------------------------------------------------------------------------------
 
     def plug_in(self, number: int) -> None:
-        """A namespace with an address, at a port of its own. Raises LabError."""
+        """Create a namespace with an address, at its own port of the switch. Raises LabError."""
         name, port = self.host_namespace(number), port_of(number)
         run("ip", "netns", "add", name)
         words = ["link", "add", "name", port, "type", "veth", "peer", "name", "eth0", "netns", name]
@@ -174,7 +174,7 @@ class Switch:
         self._attach(port)
 
     def unplug(self, number: int) -> None:
-        """End everything that is left of a host. Fine where there is none."""
+        """Remove everything that is left of a host. Does nothing if nothing is left."""
         path = NAMESPACES / self.host_namespace(number)
         with contextlib.suppress(LabError):
             self._ip("link", "delete", port_of(number))
@@ -185,7 +185,7 @@ class Switch:
             _remove_group(group)
 
     def pull_cable(self, number: int) -> None:
-        """As when the power goes: nothing gets out any more, no farewell of a closing connection either."""
+        """Like a loss of power: no packet leaves the host any more, not even those that close connections."""
         self._ip("link", "set", "dev", port_of(number), "down")
 
     def _attach(self, port: str) -> None:
@@ -197,18 +197,18 @@ class Switch:
     # --- faults ---------------------------------------------------------------------------------------------------
 
     def drop(self, *drops: Drop) -> None:
-        for one in drops:
-            self._iptables("--append", *one.rule())
+        for drop in drops:
+            self._iptables("--append", *drop.rule())
 
     def drop_no_more(self, *drops: Drop) -> None:
-        for one in drops:
-            self._iptables("--delete", *one.rule())
+        for drop in drops:
+            self._iptables("--delete", *drop.rule())
 
     def drop_nothing(self) -> None:
         self._iptables("--flush", "FORWARD")
 
     def dropped(self) -> int:
-        """How many packets the rules that stand now have lost."""
+        """How many packets the current rules have dropped."""
         rules = self._iptables("--list", "FORWARD", "--verbose", "--numeric", "--exact").splitlines()[2:]
         return sum(int(rule.split()[0]) for rule in rules)
 
@@ -221,17 +221,17 @@ def port_of(number: int) -> str:
 
 
 def cut(number: int) -> tuple[Drop, ...]:
-    """A host's link, both ways."""
+    """Cut a host's link, both ways."""
     return cut_in(number) + cut_out(number)
 
 
 def cut_in(number: int) -> tuple[Drop, ...]:
-    """Nothing reaches the host."""
+    """No packet reaches the host."""
     return (Drop(leaves=port_of(number)),)
 
 
 def cut_out(number: int) -> tuple[Drop, ...]:
-    """Nothing that the host sends arrives."""
+    """No packet from the host arrives."""
     return (Drop(enters=port_of(number)),)
 
 
@@ -240,36 +240,36 @@ def cut_from_scheduler(number: int) -> tuple[Drop, ...]:
 
 
 def cut_scheduler_off() -> tuple[Drop, ...]:
-    """From all hosts, which reach each other."""
+    """Cut the scheduler off from all hosts. The hosts still reach each other."""
     return Drop(enters=UPLINK), Drop(leaves=UPLINK)
 
 
 def lose(share: float) -> tuple[Drop, ...]:
-    """That share of all packets, whoever sends them."""
+    """Drop this share of all packets."""
     return (Drop(share=share),)
 
 
 def end_processes(namespaces: list[Path]) -> None:
-    """Kill what lives in these network namespaces, until nothing does. Raises LabError."""
+    """Kill all processes in these network namespaces. Raises LabError if some do not end."""
     wanted = {path.stat().st_ino for path in namespaces}
     for _ in range(100):
-        found = [process for process in psutil.process_iter() if _namespace_of(process.pid) in wanted]
-        if not found:
+        left = [process for process in psutil.process_iter() if _namespace_of(process.pid) in wanted]
+        if not left:
             return
-        for process in found:
+        for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        psutil.wait_procs(found, END_SECONDS / 100)
-    raise LabError(f"processes that do not end on SIGKILL: {[process.pid for process in found]}")
+        psutil.wait_procs(left, END_SECONDS / 100)
+    raise LabError(f"processes do not end on SIGKILL: {[process.pid for process in left]}")
 
 
 def remember(process: psutil.Process, file: Path) -> None:
-    """With its start: a pid alone may be somebody else's later."""
+    """Store pid and start time: another process may get the pid later."""
     file.write_text(f"{process.pid} {process.create_time()}")
 
 
 def remembered(file: Path) -> psutil.Process | None:
-    """None where it has ended, or nobody was remembered."""
+    """The stored process; None if it has ended or none was stored."""
     try:
         pid, started = file.read_text().split()
         process = psutil.Process(int(pid))
@@ -280,7 +280,7 @@ def remembered(file: Path) -> psutil.Process | None:
 
 
 def _namespace_of(pid: int) -> int:
-    """0 where it has ended."""
+    """The inode of the process's network namespace; 0 if the process has ended."""
     try:
         return Path(f"/proc/{pid}/ns/net").stat().st_ino
     except OSError:
@@ -288,7 +288,7 @@ def _namespace_of(pid: int) -> int:
 
 
 def _free_network() -> ipaddress.IPv4Network:
-    """A /24 that no route of this machine touches. Raises LabError."""
+    """A /24 network that overlaps no route of this machine. Raises LabError."""
     routes = json.loads(run("ip", "-json", "-4", "route", "show", "table", "all"))
     taken = [
         ipaddress.ip_network(route["dst"], strict=False) for route in routes if route["dst"] != "default"
@@ -301,12 +301,14 @@ def _free_network() -> ipaddress.IPv4Network:
 
 def _delete_link(name: str) -> None:
     if Path(f"/sys/class/net/{name}").exists():
-        with contextlib.suppress(LabError):  # it goes with its other end, a moment later
+        with contextlib.suppress(
+            LabError
+        ):  # the kernel removes it together with its other end, perhaps just now
             run("ip", "link", "delete", name)
 
 
 def _control_groups(pattern: str) -> list[Path]:
-    """In each hierarchy there is (version 1), or in the one (version 2)."""
+    """The groups in each hierarchy (version 1) or in the only one (version 2)."""
     return [*CONTROL_GROUPS.glob(f"*/{pattern}"), *CONTROL_GROUPS.glob(pattern)]
 
 
@@ -318,7 +320,7 @@ def _remove_group(group: Path) -> None:
 
 
 def run(*command: str) -> str:
-    """What it prints. Raises LabError."""
+    """Run a command and return its output. Raises LabError."""
     done = subprocess.run(command, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
         raise LabError(f"{' '.join(command)}: {done.stderr.strip() or f'exit code {done.returncode}'}")

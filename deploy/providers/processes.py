@@ -3,8 +3,8 @@
 
     processes.py --directory DIR [--agent PROGRAM] [--agent-argument WORD]…
 
-It is made to be read, and to be copied for something better: where this begins a process, yours calls Redfish, MAAS,
-Terraform or virsh. README.md beside it has the contract. Needs Python 3.11 and Linux, nothing else.
+It is an example to read and to copy: where it starts a process, your program calls Redfish, MAAS, Terraform or virsh.
+The contract is in README.md in this directory. It needs only Python 3.11 and Linux.
 """
 
 import argparse
@@ -25,21 +25,27 @@ STOP_SECONDS = 30
 
 
 class Refused(Exception):
-    """Trying again would not help."""
+    """Another attempt would not help."""
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Servers for Galactica, each a process of this machine.")
-    parser.add_argument("--directory", type=Path, required=True, help="where the servers are kept")
-    parser.add_argument("--agent", default="galactica-agent", help="the program that is a server")
+    parser = argparse.ArgumentParser(
+        description="Create and delete servers for Galactica: processes of this machine."
+    )
+    parser.add_argument("--directory", type=Path, required=True, help="directory for the servers")
     parser.add_argument(
-        "--agent-argument", action="append", default=[], help="its first arguments; repeatable"
+        "--agent", default="galactica-agent", help="program of a server (default: galactica-agent)"
+    )
+    parser.add_argument(
+        "--agent-argument", action="append", default=[], help="first arguments of the agent; repeatable"
     )
     arguments = parser.parse_args()
     question = json.load(sys.stdin)
     try:
         if question["version"] != 1:
-            raise Refused(f"this program speaks version 1 of the contract, not {question['version']}")
+            raise Refused(
+                f"unknown version {question['version']}: this program implements version 1 of the contract"
+            )
         fleet = arguments.directory / question["fleet"]
         match question["action"]:
             case "create":
@@ -47,7 +53,7 @@ def main() -> int:
             case "delete":
                 answer = delete(server_of(fleet, question["cell"]))
             case "list":
-                answer = {"servers": [seen(path) for path in sorted(fleet.glob("*/cell"))]}
+                answer = {"servers": [listed(path) for path in sorted(fleet.glob("*/cell"))]}
             case other:
                 raise Refused(f"no such action: {other}")
     except Refused as error:
@@ -61,22 +67,22 @@ def main() -> int:
 
 
 def create(fleet: Path, agent: list[str], question: dict) -> dict:
-    """Idempotent: a server of this cell that is there already is the answer."""
+    """Create a server. Idempotent: if this cell has a server already, answer with that one."""
     if unknown := set(question["body"]) - {"nice"}:
-        raise Refused(f"the pool's server may say: nice; not {', '.join(sorted(unknown))}")
+        raise Refused(f"unknown fields in the pool's server: {', '.join(sorted(unknown))}; known: nice")
     path = server_of(fleet, question["cell"])
     if not (path / "pid").exists():
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         (path / "cell").write_text(question["cell"])
         pid = begin(path, [*agent, *question["user_data"]["arguments"]], question)
-        # Written last: without a pid there is no server yet, and the next try begins one.
+        # Written last: without a pid the server does not exist yet, and the next attempt starts one.
         (path / "pid").write_text(f"{pid} {start_of(pid)}")
     return {"ref": ref_of(path)}
 
 
 def begin(path: Path, command: list[str], question: dict) -> int:
-    """A server outlives this program: it has a session of its own, and none of our standard streams. The token goes
-    by environment, since everybody can see arguments."""
+    """Start a server. It outlives this program, so it gets its own session and none of our standard streams. The token
+    is passed in the environment, because arguments are visible to everybody."""
     command = ["nice", "-n", str(int(question["body"].get("nice", 0))), *command]
     command += ["--data", str(path / "agent"), "--stop-cells"]
     environment = os.environ | {"GALACTICA_TOKEN": question["user_data"]["token"]}
@@ -87,7 +93,7 @@ def begin(path: Path, command: list[str], question: dict) -> int:
 
 
 def delete(path: Path) -> dict:
-    """Idempotent: fine where there is none. Answers when it is gone."""
+    """Delete the server. Idempotent: does nothing if there is none. Answers when it is gone."""
     if is_alive(path):
         descriptor = os.pidfd_open(process_of(path)[0])
         for number in (signal.SIGTERM, signal.SIGKILL):
@@ -101,7 +107,7 @@ def delete(path: Path) -> dict:
     return {}
 
 
-def seen(cell_file: Path) -> dict:
+def listed(cell_file: Path) -> dict:
     path = cell_file.parent
     state = "running" if is_alive(path) else "gone"
     if state == "gone":
@@ -110,8 +116,8 @@ def seen(cell_file: Path) -> dict:
 
 
 def clear(path: Path) -> None:
-    """End what an agent that was killed has left behind: gone is said only when nothing of the server runs."""
-    while left := [int(one.name) for one in Path("/proc").glob("[0-9]*") if belongs(int(one.name), path)]:
+    """Kill the processes that a killed agent has left: a server is "gone" only when nothing of it runs."""
+    while left := [int(file.name) for file in Path("/proc").glob("[0-9]*") if belongs(int(file.name), path)]:
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -119,7 +125,8 @@ def clear(path: Path) -> None:
 
 
 def belongs(pid: int, path: Path) -> bool:
-    """Its cells, and whatever they began, have a directory below the server's in their environment."""
+    """Cells of the server, and the processes that they started, have a directory below the server's in their
+    environment."""
     try:
         environment = Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:
@@ -136,7 +143,7 @@ def ref_of(path: Path) -> str:
 
 
 def process_of(path: Path) -> tuple[int, str]:
-    """Pid and start time: a pid alone may be somebody else's by now."""
+    """Pid and start time: another process may have the pid by now."""
     try:
         pid, start = (path / "pid").read_text().split()
     except FileNotFoundError:
@@ -150,7 +157,7 @@ def is_alive(path: Path) -> bool:
 
 
 def start_of(pid: int) -> str:
-    """Empty where it has ended."""
+    """The start time of the process; empty if it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,8 +1,9 @@
 """The connection to the broker: events and retained health go out, agents' last wills come in.
 
-Nothing waits here. Events are read from the journal at the pace at which the broker takes them, so that the journal
-is their queue; what is retained is the difference between what is wanted now and what the broker has, so that of a
-state only the newest is ever sent. A broker that is slow, dead or wrong costs the fleet nothing but this news.
+Nothing is queued here. Events are read from the journal as fast as the broker takes them, so the journal is their
+queue. For retained messages the bus compares the wanted ones with those that the broker has, and sends the
+differences: it never sends an outdated state. A broker that is slow, dead or faulty only delays these messages; the
+fleet does not depend on it.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ from galactica.scheduler.core.sight.observations import WillRead
 from galactica.scheduler.settings.broker import BusOptions, tls_context
 
 BATCH = 100
-"""How many messages are under way at once, each until the broker has it."""
+"""How many messages may wait for the broker's acknowledgement at once."""
 AGENTS_LIMIT = 100_000
 INCOMING_LIMIT = 10_000
 INCOMING_BYTES_LIMIT = 64 * 1024
 KEEPALIVE_SECONDS = 10
 ANSWER_SECONDS = 10.0
 WILLS_EVERY_SECONDS = 1.0
-"""One server's wills are heard no more often."""
+"""Least time between two wills of one server that count."""
 _REFUSALS = {134, 135}
 """MQTT 5, section 3.2.2.2: bad user name or password, not authorized."""
 
@@ -46,8 +47,9 @@ log = structlog.get_logger("scheduler.bus")
 
 
 class Pace(Struct, frozen=True):
-    """``events_behind``: journal positions; who is further behind skips. ``state_share``: how much of the time may go
-    into looking for what changed. ``refused_pause_seconds``: after a no that does not pass by itself."""
+    """``events_behind``: journal positions; if the bus is further behind, it skips events. ``state_share``: the share
+    of the time that may be spent on looking for changed states. ``refused_pause_seconds``: the pause after the broker
+    has refused user or password."""
 
     first_pause_seconds: float = 0.5
     pause_limit_seconds: float = 30.0
@@ -59,7 +61,7 @@ class Pace(Struct, frozen=True):
 
 
 class _Trouble(Struct, frozen=True):
-    """Why there is no connection. ``is_refusal``: the broker's no to user or password."""
+    """Why there is no connection. ``is_refusal``: the broker refuses user or password."""
 
     reason: str
     is_refusal: bool = False
@@ -67,14 +69,15 @@ class _Trouble(Struct, frozen=True):
 
 @dataclass(slots=True)
 class _Agent:
-    """What the topic of a server's will says. ``here`` None: nothing that its will could be believed by."""
+    """The state of a server's will. ``here``: the connection that its agent has announced; None: a will does not
+    count."""
 
     here: Here | None = None
     testified_at: float = float("-inf")
 
 
 class Bus:
-    """``run`` publishes what becomes durable after this was made."""
+    """``run`` publishes the events that become durable after this object was created."""
 
     def __init__(self, options: BusOptions, mind: Mind, fleet: str, pace: Pace | None = None) -> None:
         self._options = options
@@ -88,12 +91,12 @@ class Bus:
         self._agents: dict[str, _Agent] = {}
         self._trouble: _Trouble | None = None
         self._failures = 0
-        self._has_told_of_garbage = False
+        self._has_logged_garbage = False
         self.dropped = 0
-        """Events that were never published, since the broker was away for too long."""
+        """Events that were never published, because the broker was away for too long."""
 
     async def run(self) -> None:
-        """Until cancelled. Nothing that a broker does ends it."""
+        """Run until cancelled. No error of a broker ends it."""
         while True:
             trouble = await _until_it_ends(asyncio.create_task(self._converse(), name="bus conversation"))
             self._failures += 1
@@ -110,11 +113,11 @@ class Bus:
         return min(pace.pause_limit_seconds, pause)
 
     async def _converse(self) -> _Trouble:
-        """One connection from its beginning to its end."""
+        """One connection from beginning to end. Returns why it ended."""
         try:
             async with self._client() as client:
                 await self._serve(client)
-        except Exception as error:  # noqa: BLE001 - the task's outermost edge: the fleet goes on without its bus
+        except Exception as error:  # noqa: BLE001 - the task's outermost edge: the fleet works without its bus
             return _trouble_of(error)
         return _Trouble("the broker ended the connection")
 
@@ -128,7 +131,7 @@ class Bus:
             address.port,
             username=address.user or None,
             password=self._options.password or None,
-            # Each connection is somebody else to the broker: noLocal must not hide what an earlier one has left.
+            # A new id for each connection: noLocal must not hide the messages of an earlier connection.
             identifier=f"galactica-scheduler-{secrets.token_hex(8)}",
             protocol=ProtocolVersion.V5,
             properties=properties,
@@ -142,7 +145,8 @@ class Bus:
         return client
 
     async def _serve(self, client: Client) -> None:
-        """Until the connection breaks; that is raised. What the broker has is learnt anew each time."""
+        """Serve until the connection breaks, and raise its error. The bus reads the broker's retained messages again
+        for each connection."""
         self._there = {}
         self._agents = {}
         async with asyncio.TaskGroup() as tasks:
@@ -173,7 +177,7 @@ class Bus:
                     break
 
     def _skip_to(self, position: int) -> None:
-        """What lies before ``position`` will not be told any more."""
+        """Skip the events before ``position``: they are never published."""
         count = position - self._position
         if count > 0:
             self._position = position
@@ -181,11 +185,12 @@ class Bus:
             log.warning("bus_events_dropped", count=count, in_all=self.dropped, next_position=position)
 
     async def _tell(self, client: Client, records: Sequence[Record]) -> None:
-        """Told is what the broker has acknowledged; what was under way when it went is told again."""
-        told = (event_payload(record) for record in records)
-        await _publish(client, [(self._topics.event(kind), payload) for kind, payload in told])
+        """Publish the events. They count as published when the broker has acknowledged them all; after a lost
+        connection the others are published again."""
+        events = (event_payload(record) for record in records)
+        await _publish(client, [(self._topics.event(kind), payload) for kind, payload in events])
         self._position = records[-1].position + 1
-        # Whoever catches up leaves most of the event loop to the fleet.
+        # While the bus catches up it leaves most of the event loop to the fleet.
         await asyncio.sleep(len(records) / self._pace.events_per_second)
 
     # --- out: what is retained ------------------------------------------------------------------------------------
@@ -200,7 +205,7 @@ class Bus:
                 (topic, payload) for topic, payload in wanted.items() if self._there.get(topic) != payload
             ]
             changes += [(topic, b"") for topic in self._there if topic not in wanted]
-            changes += [(self._topics.will(server), b"") for server in self._strangers()]
+            changes += [(self._topics.will(server), b"") for server in self._take_departed()]
             for start in range(0, len(changes), BATCH):
                 await self._retain(client, changes[start : start + BATCH])
             await asyncio.sleep(max(self._pace.states_every_seconds, took / self._pace.state_share))
@@ -214,8 +219,9 @@ class Bus:
                 self._there.pop(topic, None)
         await asyncio.sleep(len(changes) / self._pace.events_per_second)
 
-    def _strangers(self) -> list[str]:
-        """Servers that left something in the topic of their will and are not of this fleet (any more)."""
+    def _take_departed(self) -> list[str]:
+        """Forget and return the servers that have a message in their will's topic but are not in this fleet (any
+        more)."""
         servers = self._mind.fleet().servers
         gone = [
             server
@@ -233,13 +239,13 @@ class Bus:
             topic, payload = str(message.topic), bytes(message.payload)
             server = self._topics.server_of_will(topic)
             if server is not None:
-                await self._hear(server, payload, is_retained=bool(message.retain))
+                await self._take_will(server, payload, is_retained=bool(message.retain))
             elif message.retain:
                 self._there.setdefault(topic, payload)
 
-    async def _hear(self, server: str, payload: bytes, *, is_retained: bool) -> None:
-        """Only the will of the connection that the server's agent has announced for its current session testifies,
-        and only when it comes: what is retained is old."""
+    async def _take_will(self, server: str, payload: bytes, *, is_retained: bool) -> None:
+        """A will is evidence only if it is of the connection that the agent announced for its current session, and only
+        at the moment when it is published: a retained will is old."""
         if not payload:
             self._agents.pop(server, None)
             return
@@ -247,13 +253,13 @@ class Bus:
             return
         agent = self._agents.setdefault(server, _Agent())
         try:
-            said = read_will(payload)
+            message = read_will(payload)
         except ValueError as error:
-            self._tell_of_garbage(server, str(error))
+            self._log_garbage(server, str(error))
             return
-        match said:
+        match message:
             case Here():
-                agent.here = said
+                agent.here = message
             case Lost(connection=connection):
                 here, agent.here = agent.here, None
                 if here is None or here.connection != connection:
@@ -262,31 +268,31 @@ class Bus:
                     await self._testify(server, agent, here.session)
 
     async def _testify(self, server: str, agent: _Agent, session: str) -> None:
-        seen = self._mind.view().sight.servers.get(server)
+        liveness = self._mind.view().sight.servers.get(server)
         now = self._mind.now()
-        if seen is None or seen.session != session or now - agent.testified_at < WILLS_EVERY_SECONDS:
+        if liveness is None or liveness.session != session or now - agent.testified_at < WILLS_EVERY_SECONDS:
             return
         agent.testified_at = now
         log.info("will_read", server=server, session=session)
         await self._mind.observe(WillRead(server, now))
 
-    def _tell_of_garbage(self, server: str, reason: str) -> None:
-        """Once: whoever writes garbage must not fill the log with it too."""
-        if not self._has_told_of_garbage:
-            self._has_told_of_garbage = True
+    def _log_garbage(self, server: str, reason: str) -> None:
+        """Only once, so that garbage on the bus cannot fill the log."""
+        if not self._has_logged_garbage:
+            self._has_logged_garbage = True
             log.warning("bus_garbage_ignored", topic=self._topics.will(server), reason=reason)
 
 
 async def _publish(client: Client, messages: Sequence[tuple[str, bytes]], *, retain: bool = False) -> None:
-    """Until the broker has acknowledged all of them; it gets them in order."""
+    """Publish in order, and wait until the broker has acknowledged all messages."""
     async with asyncio.TaskGroup() as tasks:
         for topic, payload in messages:
             tasks.create_task(client.publish(topic, payload, qos=1, retain=retain))
 
 
 async def _until_it_ends(conversation: asyncio.Task[_Trouble]) -> _Trouble:
-    """Its result. Cancelled, it ends the conversation too, asking again where the library took the request for its own,
-    as it may while the broker answers."""
+    """Wait for the conversation's result. If this is cancelled it cancels the conversation, and repeats that: the
+    library may swallow a cancellation while the broker answers."""
     try:
         await asyncio.wait({conversation})
     finally:
@@ -302,16 +308,16 @@ def _trouble_of(error: BaseException) -> _Trouble:
             return _trouble_of(error.exceptions[0])
         case MqttConnectError(rc=ReasonCode(value=value) as code) if value in _REFUSALS:
             return _Trouble(
-                f"the broker refuses user and password ({code}); see --bus and its password", True
+                f"the broker refuses user and password ({code}); check --bus and its password", True
             )
         case MqttError() | OSError():
             return _Trouble(str(error) or type(error).__name__)
     log.error("bus_failed", exc_info=error)
-    return _Trouble(f"unexpected: {error!r}")
+    return _Trouble(f"unexpected error: {error!r}")
 
 
 def _quiet() -> logging.Logger:
-    """For the library, which logs to people what is told here already."""
+    """A disabled logger for the library: this module already logs its errors."""
     logger = logging.getLogger("scheduler.bus.library")
     logger.disabled = True
     return logger

@@ -1,6 +1,6 @@
 """Topics and payloads of the bus, as docs/bus.md describes them for readers. Pure.
 
-Every payload is one JSON object with its ``version``. Shapes only grow; a change of meaning is a new version.
+Every payload is one JSON object with a ``version``. Fields may only be added; a change of meaning is a new version.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ from galactica.v1 import operator_pb2
 
 VERSION = 1
 EVENT_BYTES_LIMIT = 64 * 1024
-"""An event beyond this goes without its own fields: brokers refuse, by ending the connection, what is too large."""
+"""A larger event is sent without its own fields: brokers close the connection after a message that is too large."""
 _CALENDAR_ENDS = 253_402_300_799.0
 
 Json = dict[str, Any]
 
 
 class Topics:
-    """An id's slashes are levels of the topic, so that ``cells/web/#`` is a group. A fleet's name is one level."""
+    """The topics. A slash in an id starts a level of the topic, so that ``cells/web/#`` is a group. A fleet's name is
+    one level."""
 
     def __init__(self, fleet: str) -> None:
         self._root = f"galactica/{quote(fleet, safe=' ')}"
@@ -50,17 +51,17 @@ class Topics:
 
     @property
     def heard(self) -> tuple[str, ...]:
-        """What the scheduler subscribes to: its own retained topics, and the wills."""
+        """The scheduler's subscriptions: its own retained topics, and the wills."""
         return tuple(f"{self._root}/{kind}/#" for kind in ("cells", "servers", "wills"))
 
     def server_of_will(self, topic: str) -> str | None:
-        """Whose will that topic is; None where it is no will's."""
+        """The server whose will has that topic; None if it is not a will's topic."""
         server = topic.removeprefix(f"{self._root}/wills/")
         return server if server != topic and SERVER_ID.fullmatch(server) else None
 
 
 class Here(Struct, frozen=True, tag_field="says", tag="here"):
-    """Retained: this connection's will is to be believed for this session of the agents' link."""
+    """Retained: this connection speaks for this session of the agents' link, and its will counts."""
 
     version: int
     connection: str
@@ -80,16 +81,16 @@ _WILLS = msgspec.json.Decoder(Here | Lost)
 def read_will(payload: bytes) -> Here | Lost:
     """Raises ValueError."""
     try:
-        said: Here | Lost = _WILLS.decode(payload)
+        message: Here | Lost = _WILLS.decode(payload)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise ValueError(str(error)) from error
-    if said.version != VERSION:
-        raise ValueError(f"version {said.version} is not spoken here")
-    return said
+    if message.version != VERSION:
+        raise ValueError(f"unknown version {message.version}: this scheduler reads version {VERSION}")
+    return message
 
 
 def event_payload(record: Record) -> tuple[str, bytes]:
-    """The event's type, and what ``events -o json`` shows of it. Values of environments are hidden there as here."""
+    """The event's type and payload, with the fields of ``events -o json``. Both hide the values of environments."""
     row = events_views.event_row(record)
     common: Json = {
         "version": VERSION,
@@ -107,10 +108,10 @@ def event_payload(record: Record) -> tuple[str, bytes]:
 
 
 def states(view: View, topics: Topics) -> dict[str, bytes]:
-    """Topic to payload of everything that is retained. In proportion to the fleet; safe to run in a thread."""
-    found = {topics.cell(row.id): _encode(_cell(row)) for row in views.cells(view)}
-    found.update((topics.server(row.id), _encode(_server(row))) for row in _living_servers(view))
-    return found
+    """Topic to payload of all retained messages. Takes time in proportion to the fleet; may run in a thread."""
+    payloads = {topics.cell(row.id): _encode(_cell(row)) for row in views.cells(view)}
+    payloads.update((topics.server(row.id), _encode(_server(row))) for row in _living_servers(view))
+    return payloads
 
 
 def _living_servers(view: View) -> Iterator[operator_pb2.Server]:
@@ -118,7 +119,7 @@ def _living_servers(view: View) -> Iterator[operator_pb2.Server]:
 
 
 def _cell(row: operator_pb2.Cell) -> Json:
-    """No words that change with every look, such as a reason with its seconds: each would be a message."""
+    """Without texts that change all the time, such as a reason with seconds: each change would be a message."""
     return {
         "version": VERSION,
         "id": row.id,
@@ -161,19 +162,19 @@ def _time_of(row: operator_pb2.Cell, name: str) -> str | None:
 
 
 def _time(at: float) -> str:
-    """RFC 3339 in UTC with microseconds; what no calendar has is told as it came."""
+    """RFC 3339 in UTC with microseconds; a number outside of the calendar stays a number."""
     if not 0 <= at < _CALENDAR_ENDS:
         return str(at)
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def _with_times(value: Any, name: str = "") -> Any:
-    """Times in an event's own fields are Unix seconds in the journal, and texts for readers."""
+    """Convert times in an event's own fields from Unix seconds, as in the journal, to texts."""
     match value:
         case dict():
-            return {key: _with_times(one, key) for key, one in value.items()}
+            return {key: _with_times(field, key) for key, field in value.items()}
         case list():
-            return [_with_times(one) for one in value]
+            return [_with_times(item) for item in value]
         case int() | float() if name == "at" or name.endswith("_at") or name == "not_before":
             return _time(value)
         case _:

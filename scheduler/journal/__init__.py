@@ -1,6 +1,5 @@
-"""The journal: the append-only record of everything that was decided.
+"""The journal: the append-only record of all decisions.
 
-``port`` says what every journal offers; ``sqlite`` is the embedded one, with its ``opening``, ``tables``,
-``writer``, ``reader`` and ``reserve``; ``snapshot`` encodes a whole fleet. The controller alone writes,
-adapters read.
+``port`` defines what every journal offers. ``sqlite`` is the embedded one, with ``opening``, ``tables``, ``writer``,
+``reader`` and ``reserve``. ``snapshot`` encodes a whole fleet. Only the controller writes; adapters read.
 """

@@ -1,6 +1,6 @@
-"""Before a journal is opened: is it ours, whole, of a version that we know, and held by nobody else?
+"""Checks before a journal is opened: that it is a journal, undamaged, of a known version, and not in use.
 
-Every check reads only. A journal that is refused has the same bytes as before.
+The checks only read. A refused journal is not changed.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from galactica.scheduler.journal.writer import NO_SPACE
 
 _HEADER_BYTES = 100
 _MAGIC = b"SQLite format 3\x00"
-_BACKUP = "Keep what is there for a closer look and put a backup of the data directory in its place."
+_BACKUP = "Keep the damaged files for examination and put a backup of the data directory in their place."
 
 
 def take_lock(path: Path) -> int:
-    """The descriptor that holds the lock file; closing it lets go, and so does the end of this process.
+    """The descriptor of the locked file. Closing it releases the lock, and so does the end of this process.
 
-    Raises JournalLocked. The file itself stays: deleting it would let two processes hold "the" lock.
+    Raises JournalLocked. The file is never deleted: otherwise two processes could each lock a different file.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -42,8 +42,8 @@ def take_lock(path: Path) -> int:
         pid = int(text) if text.isdigit() else None
         holder = "another process" if pid is None else f"process {pid}"
         raise JournalLocked(
-            f"the journal in {path.parent} is held by {holder} (lock file {path}). One scheduler at a time can use "
-            f"a data directory: end that one, or name another directory.",
+            f"the journal in {path.parent} is in use by {holder} (lock file {path}). Only one scheduler at a time "
+            f"can use a data directory: end the other one, or use another directory.",
             pid,
         ) from None
     try:
@@ -56,7 +56,7 @@ def take_lock(path: Path) -> int:
 
 
 def check(path: Path) -> None:
-    """Raises JournalCorrupt, JournalTooNew, JournalForeign. Whoever calls this holds the lock."""
+    """Raises JournalCorrupt, JournalTooNew, JournalForeign, JournalFull. The caller must hold the lock."""
     _check_header(path)
     try:
         with _untouched(path) as connection:
@@ -65,30 +65,30 @@ def check(path: Path) -> None:
     except sqlite3.DatabaseError as error:
         if getattr(error, "sqlite_errorcode", None) in NO_SPACE:
             raise JournalFull(
-                f"no space to look at the journal {path} ({error}). Make room on that file system."
+                f"no space left to check the journal {path} ({error}). Free some space on that file system."
             ) from error
         raise JournalCorrupt(f"the journal {path} is damaged: {error}. {_BACKUP}") from error
 
 
 def _check_header(path: Path) -> None:
-    """The header of the main file is never older than the journal, since that is made whole (``tables.create``).
+    """The main file always has a complete header, because the journal is created atomically (``tables.create``).
 
     Offsets: https://www.sqlite.org/fileformat2.html#the_database_header
     """
     with path.open("rb") as file:
         header = file.read(_HEADER_BYTES)
     if len(header) < _HEADER_BYTES or not header.startswith(_MAGIC):
-        raise JournalCorrupt(f"{path} is damaged: it does not begin as a journal does. {_BACKUP}")
+        raise JournalCorrupt(f"the journal {path} is damaged: its header is invalid. {_BACKUP}")
     version = int.from_bytes(header[60:64], "big")
     application = int.from_bytes(header[68:72], "big")
     if application != APPLICATION_ID:
         raise JournalForeign(
-            f"{path} is a database of another program (application id {application:#010x}, not "
-            f"{APPLICATION_ID:#010x}). Name another data directory."
+            f"{path} is the database of another program (application id {application:#010x}, not "
+            f"{APPLICATION_ID:#010x}). Use another data directory."
         )
     if version > TABLES_VERSION:
         raise JournalTooNew(
-            f"the journal {path} has format {version} and this program knows up to {TABLES_VERSION}: "
+            f"the journal {path} has format {version}, but this program reads formats up to {TABLES_VERSION}: "
             f"a newer galactica wrote it. Use that version or a later one."
         )
 
@@ -100,7 +100,7 @@ def _check_pages(path: Path, connection: sqlite3.Connection) -> None:
 
 
 def _check_positions(path: Path, connection: sqlite3.Connection) -> None:
-    """No gap, and nothing before the first record that a snapshot does not stand for."""
+    """There must be no gap, and a snapshot must cover all positions before the first record."""
     count, first, last = connection.execute(
         "SELECT count(*), min(position), max(position) FROM records"
     ).fetchone()
@@ -113,17 +113,18 @@ def _check_positions(path: Path, connection: sqlite3.Connection) -> None:
     (snapshot,) = connection.execute("SELECT coalesce(max(position), 0) FROM snapshots").fetchone()
     if first > snapshot + 1:
         raise JournalCorrupt(
-            f"the journal {path} begins at position {first} and its newest snapshot is of position {snapshot}: "
-            f"what was between them is lost. {_BACKUP}"
+            f"the journal {path} begins at position {first}, but its newest snapshot is of position {snapshot}: "
+            f"the records between them are lost. {_BACKUP}"
         )
 
 
 @contextmanager
 def _untouched(path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection that leaves every file as it is.
+    """A connection that changes no file of the journal.
 
-    After a clean close the main file holds all there is. After a crash the log beside it belongs to it, and even a
-    read-only connection rebuilds the log's index file; that happens beside hard links in a directory of its own.
+    After a clean close the main file is complete. After a crash the log beside it belongs to it, and even a read-only
+    connection rebuilds the log's index file. So this opens hard links in a temporary directory; the index is rebuilt
+    there.
     """
     log = path.with_name(path.name + "-wal")
     if not log.exists() or log.stat().st_size == 0:

@@ -1,7 +1,7 @@
-"""The journal: the append-only record of everything that was decided. This is its port; ``sqlite`` stands behind it.
+"""The port of the journal, the append-only record of all decisions. ``sqlite`` implements it.
 
-The controller alone writes, adapters read. Records are created, and deleted when they are older than both the
-retention and every snapshot that is kept; nothing in it is ever changed.
+Only the controller writes; adapters read. A record is created, and deleted when neither the retention nor a kept
+snapshot needs it any more. It is never changed.
 """
 
 from __future__ import annotations
@@ -14,41 +14,41 @@ from msgspec import Struct
 from galactica.scheduler.core.model.events import Record
 
 READ_LIMIT = 10_000
-"""The most records that one read gives, whatever it asks for."""
+"""Limit for the records that one read returns."""
 
 SNAPSHOTS_KEPT = 2
 
 
 class JournalError(Exception):
-    """Base of this port's errors. The message is for people: what is wrong, where, and what to do."""
+    """Base of this port's errors. The message is for people: it says what is wrong, where, and what to do."""
 
 
 class HeadMoved(JournalError):
-    """``after`` is not the head: somebody else appended, or an append before this one failed."""
+    """``after`` is not the head: another writer has appended, or an earlier append failed."""
 
 
 class StaleEpoch(JournalError):
-    """A newer scheduler claimed the journal; whoever sees this must stop deciding."""
+    """A newer scheduler has claimed the journal. This one must stop deciding."""
 
 
 class JournalBusy(JournalError):
-    """More waits for the disk than the queue takes. Nothing was recorded; try again when appends have finished."""
+    """The queue for the disk is full. Nothing was recorded; try again when earlier appends have finished."""
 
 
 class JournalFull(JournalError):
-    """There is no space. Nothing was recorded; reads go on, and so do appends once there is space."""
+    """No space left on the disk. Nothing was recorded. Reads still work, and appends work again when there is space."""
 
 
 class JournalFailed(JournalError):
-    """The disk or the database refused a write for another reason than space. Nothing was acknowledged."""
+    """A write failed for another reason than missing space. Nothing was acknowledged."""
 
 
 class JournalClosed(JournalError):
-    """Closed, or being closed."""
+    """The journal is closed or being closed."""
 
 
 class JournalLocked(JournalError):
-    """Another process holds it."""
+    """Another process uses the journal."""
 
     def __init__(self, message: str, pid: int | None) -> None:
         super().__init__(message)
@@ -56,20 +56,20 @@ class JournalLocked(JournalError):
 
 
 class JournalCorrupt(JournalError):
-    """Damaged. Nothing was touched."""
+    """The journal is damaged. It was not changed."""
 
 
 class JournalTooNew(JournalError):
-    """Written by a newer program than this one. Nothing was touched."""
+    """A newer program wrote the journal. It was not changed."""
 
 
 class JournalForeign(JournalError):
-    """A database, but not a journal of ours. Nothing was touched."""
+    """The file is the database of another program. It was not changed."""
 
 
 class Retention(Struct, frozen=True):
-    """What is kept for people to look back at. A record goes when it is older than ``keep_seconds`` or not among
-    the newest ``keep_records``, but never before a snapshot has taken its place."""
+    """How long records are kept for people. A record is deleted when it is older than ``keep_seconds`` or not among the
+    newest ``keep_records``, but never before a snapshot covers it."""
 
     keep_seconds: float = 30 * 86_400.0
     keep_records: int = 1_000_000
@@ -78,7 +78,7 @@ class Retention(Struct, frozen=True):
 class Journal(Protocol):
     @property
     def head(self) -> int:
-        """Position of the last record accepted, durable or queued; 0 when there is none."""
+        """Position of the last accepted record, durable or queued; 0: none."""
 
     @property
     def durable(self) -> int:
@@ -86,19 +86,19 @@ class Journal(Protocol):
 
     @property
     def epoch(self) -> int:
-        """The newest epoch that was claimed."""
+        """The newest claimed epoch."""
 
     def claim_epoch(self) -> int:
-        """Durably record a new epoch, one above all before it. For start-up; waits for the disk."""
+        """Durably record a new epoch, one above the newest. For start-up; blocks until it is on disk."""
 
     async def append(self, records: Sequence[Record], *, after: int, epoch: int) -> None:
         """Returns when ``records`` (positions ``after`` + 1, + 2 ...) are durable.
 
-        Accepts or refuses before its first await. Concurrent calls become durable together. When one fails, all
-        that were queued behind it fail too and ``head`` falls back to ``durable``. A caller that is cancelled
-        gives up waiting; what it appended becomes durable all the same.
+        Accepts or refuses before its first await. Concurrent calls become durable together. If one fails, all appends
+        that are queued behind it fail too, and ``head`` falls back to ``durable``. If the caller is cancelled, its
+        records become durable all the same.
 
-        Raises HeadMoved, StaleEpoch, JournalBusy, JournalFull, JournalFailed, JournalClosed; ValueError where
+        Raises HeadMoved, StaleEpoch, JournalBusy, JournalFull, JournalFailed, JournalClosed; ValueError if the
         positions are not contiguous.
         """
 
@@ -121,12 +121,12 @@ class Journal(Protocol):
         """Position and data of the newest snapshot. Synchronous, for start-up."""
 
     async def save_snapshot(self, position: int, data: bytes) -> None:
-        """Keep the fleet as of ``position`` (durable, and above the last snapshot's) and drop all but the newest
-        SNAPSHOTS_KEPT. Raises ValueError, JournalFull, JournalFailed, JournalClosed."""
+        """Store the fleet as of ``position`` (durable, and above the last snapshot's) and delete all snapshots but the
+        newest SNAPSHOTS_KEPT. Raises ValueError, JournalFull, JournalFailed, JournalClosed."""
 
     async def retain(self, retention: Retention, now: float) -> int:
-        """Delete what ``retention`` and the snapshots no longer need, a bounded piece at a time; appends go on
-        meanwhile. Returns how many records went. Raises JournalFull, JournalFailed, JournalClosed."""
+        """Delete the records that neither ``retention`` nor the snapshots need, in bounded pieces, so that appends can
+        go on. Returns how many were deleted. Raises JournalFull, JournalFailed, JournalClosed."""
 
     async def close(self) -> None:
-        """Make durable what is queued, then let go of files and lock. Fine when closed already."""
+        """Make the queued records durable, then close the files and release the lock. May be called again."""

@@ -1,5 +1,5 @@
-"""Reading. Rows are joined to one JSON text inside SQLite and decoded in one call: nothing is done row by row in
-Python, and the interpreter's lock changes hands once for a whole page of records."""
+"""Reads the journal. SQLite joins the rows of a page to one JSON text, which is decoded in one call: Python does
+nothing row by row, and takes and releases the interpreter's lock only once for a page."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from galactica.scheduler.journal.port import (
 T = TypeVar("T")
 
 PAGE_RECORDS = 1_000
-"""Records fetched and decoded at a time; bounds memory, and how long one decode holds the interpreter."""
+"""Records fetched and decoded at a time; bounds the memory, and the time for which a decode blocks the interpreter."""
 
 READS_WAITING = 256
 
@@ -42,7 +42,7 @@ _OF_CELL = """
 
 
 class Pages:
-    """Pages of records from one connection, in the thread that calls. Raises JournalCorrupt, JournalTooNew."""
+    """Pages of records from one connection, read in the caller's thread. Raises JournalCorrupt, JournalTooNew."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self._path = path
@@ -50,7 +50,7 @@ class Pages:
         self._decoder = msgspec.json.Decoder(tuple[Record, ...])
 
     def since(self, from_position: int, limit: int) -> tuple[Record, ...]:
-        """Records from a position on, or from the first that retention left. They leave no gap."""
+        """Records from a position on, or from the first one that retention has kept; without a gap."""
         records = self._fetch(_PAGE, (from_position, limit))
         if records and records[-1].position - records[0].position + 1 != len(records):
             raise JournalCorrupt(
@@ -73,13 +73,13 @@ class Pages:
                 return ()
             if newest_schema > SCHEMA_VERSION:
                 raise JournalTooNew(
-                    f"the journal {self._path} holds records of schema {newest_schema} and this program knows up to "
-                    f"{SCHEMA_VERSION}: a newer galactica wrote them. Use that version or a later one."
+                    f"the journal {self._path} has records of schema {newest_schema}, but this program reads schemas "
+                    f"up to {SCHEMA_VERSION}: a newer galactica wrote them. Use that version or a later one."
                 )
             return self._decoder.decode(b"[" + joined + b"]")
         except (sqlite3.DatabaseError, msgspec.DecodeError) as error:
             raise JournalCorrupt(
-                f"the journal {self._path} cannot be read at {parameters[0]}: {error}. Put a backup of the data "
+                f"cannot read the journal {self._path} at {parameters[0]}: {error}. Put a backup of the data "
                 f"directory in its place."
             ) from error
 
@@ -97,8 +97,9 @@ def replay(pages: Pages, from_position: int) -> Iterator[Record]:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Decoding makes no cycles, yet the thousands of values of a page set off the collector again and again: it
-    takes two thirds of the time (measured). Only for start-up, where no other thread runs."""
+    """Switch garbage collection off. Decoding creates no cycles, but the thousands of values of a page would start the
+    collector again and again: it takes two thirds of the time (measured). Only for start-up, when no other thread
+    runs."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -109,7 +110,7 @@ def _no_collection() -> Iterator[None]:
 
 
 class Reader:
-    """Reads beside the writer, in a thread of its own, one read at a time."""
+    """Reads in its own thread, concurrently with the writer, one read at a time."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self._path = path
@@ -129,7 +130,7 @@ class Reader:
         return await self._in_thread(lambda: self._tail(min(count, READ_LIMIT)))
 
     def stop(self) -> None:
-        """Finish the reads that wait, then let go. Waits; fine when stopped already."""
+        """Finish the queued reads, then close the connection. Blocks. Does nothing if already stopped."""
         self._closed = True
         self._thread.shutdown()
         self._connection.close()
@@ -152,7 +153,7 @@ class Reader:
             raise JournalClosed(f"the journal {self._path} is closed")
         if self._waiting >= READS_WAITING:
             raise JournalBusy(
-                f"{self._waiting} reads of the journal {self._path} wait already; try again later."
+                f"{self._waiting} reads of the journal {self._path} are already waiting; try again later."
             )
         self._waiting += 1
         try:

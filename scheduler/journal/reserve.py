@@ -1,7 +1,7 @@
-"""A little space that is kept for a start on a full disk.
+"""Keeps a little disk space in reserve for a start on a full disk.
 
-Opening a journal after a crash and recording the start need some room. Where there is none left, the reserve is given
-up for them, so that a scheduler that ends on a full disk can come back, serve reads and say what is wrong.
+Opening a journal after a crash and recording the start need some space. On a full disk the reserve is deleted for
+them. So a scheduler that ended on a full disk can start again, serve reads and say what is wrong.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from pathlib import Path
 RESERVE = "journal.reserve"
 RESERVE_BYTES = 512 * 1024
 PLENTY_BYTES = 4 * RESERVE_BYTES
-"""The reserve is set aside only where at least so much is free."""
+"""The reserve is created only if at least this much is free."""
 
 
 def release_when_short(data: Path) -> None:
-    """Give the reserve up where the disk has less left than it holds."""
+    """Delete the reserve if the disk has less free space than its size."""
     if shutil.disk_usage(data).free < RESERVE_BYTES:
         (data / RESERVE).unlink(missing_ok=True)
 
 
 def set_aside(data: Path) -> None:
-    """Make the reserve where it is missing and there is plenty; a journal without one works as well."""
+    """Create the reserve if it is missing and there is plenty of space. A journal works without it too."""
     path = data / RESERVE
     if path.exists() or shutil.disk_usage(data).free < PLENTY_BYTES:
         return

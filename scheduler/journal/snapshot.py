@@ -1,8 +1,8 @@
-"""A fleet as bytes and back, exactly. Pure.
+"""Encodes a fleet as bytes and decodes it without loss. Pure.
 
-The form on disk has structs of its own, flat and without field names, so that the model may change without
-changing what is written. Fields may be added at a struct's end with a default, never renamed, reordered or removed;
-whatever needs more than that is a new VERSION.
+The format on disk has its own structs, flat and without field names, so that the model can change without changing
+the format. Fields may be added at a struct's end with a default, but never renamed, reordered or removed. Any other
+change needs a new VERSION.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ _MAGIC = b"GALFLEET"
 _VERSION_BYTES = 4
 _HEADER_BYTES = len(_MAGIC) + _VERSION_BYTES
 _COMPRESSION_LEVEL = 1
-"""The fastest: a fleet says the same things over and over, so that even this takes most of them away."""
+"""The fastest level: a fleet has so many repetitions that even this level removes most of them."""
 
 
 class SnapshotDamaged(ValueError):
-    """These bytes are no snapshot, or not all of one."""
+    """The bytes are not a complete snapshot."""
 
 
 class SnapshotTooNew(ValueError):
-    """A newer program wrote it."""
+    """A newer program wrote the snapshot."""
 
 
 class _Cell(Struct, frozen=True, array_like=True, gc=False):
-    """``group``, ``digest``, ``server`` and ``condemned_by`` are places in the snapshot's ``words``."""
+    """``group``, ``digest``, ``server`` and ``condemned_by`` are indexes into the snapshot's ``words``."""
 
     id: str
     group: int
@@ -102,7 +102,8 @@ class _Backoff(Struct, frozen=True, array_like=True):
 
 
 class _Group(Struct, frozen=True, array_like=True):
-    """``group`` and ``revisions`` are the model's own, with field names: they are few, and events hold them too."""
+    """``group`` and ``revisions`` are the model's own structs, with field names: they are few, and events contain them
+    too."""
 
     group: Group
     digest: str
@@ -149,8 +150,8 @@ class _Token(Struct, frozen=True, array_like=True):
 
 
 class _Fleet(Struct, frozen=True, array_like=True):
-    """``words``: names that many cells share, each once. ``groups``: each a _Group, made and read one at a time,
-    so that a fleet's worth of cells is never there twice (measured: encoding takes 40 % less time)."""
+    """``words``: names that many cells share, each once. ``groups``: each an encoded _Group. They are encoded and
+    decoded one at a time, so that the cells are not twice in memory (measured: encoding takes 40 % less time)."""
 
     position: int
     at: float
@@ -167,7 +168,7 @@ class _Fleet(Struct, frozen=True, array_like=True):
 
 
 def encode(fleet: Fleet) -> bytes:
-    """Header (magic, version) and the compressed fleet. The same for equal fleets up to the order of maps."""
+    """Header (magic, version) and the compressed fleet. Equal fleets give equal bytes, except for the order of maps."""
     words = _Words()
     write = msgspec.msgpack.Encoder().encode
     disk = _Fleet(
@@ -191,7 +192,7 @@ def encode(fleet: Fleet) -> bytes:
 
 
 def decode(data: bytes) -> Fleet:
-    """The fleet that ``encode`` was given. Raises SnapshotTooNew, SnapshotDamaged."""
+    """The encoded fleet. Raises SnapshotTooNew, SnapshotDamaged."""
     _check_header(data)
     try:
         disk = msgspec.msgpack.decode(zlib.decompress(data[_HEADER_BYTES:]), type=_Fleet)
@@ -204,22 +205,22 @@ def decode(data: bytes) -> Fleet:
 
 def _check_header(data: bytes) -> None:
     if len(data) < _HEADER_BYTES or not data.startswith(_MAGIC):
-        raise SnapshotDamaged("these bytes are no snapshot of a fleet: they do not begin as one does")
+        raise SnapshotDamaged("not a snapshot of a fleet: the header is invalid")
     version = int.from_bytes(data[len(_MAGIC) : _HEADER_BYTES], "big")
     if version > VERSION:
         raise SnapshotTooNew(
-            f"the snapshot has version {version} and this program knows up to {VERSION}: a newer galactica wrote "
-            f"it. Use that version or a later one."
+            f"the snapshot has version {version}, but this program reads versions up to {VERSION}: a newer galactica "
+            f"wrote it. Use that version or a later one."
         )
     if version < VERSION:
-        raise SnapshotDamaged(f"the snapshot says version {version}, which never was")
+        raise SnapshotDamaged(f"the snapshot is damaged: version {version} does not exist")
 
 
 # --- to disk ----------------------------------------------------------------------------------------------------
 
 
 class _Words:
-    """Gives each word its number."""
+    """Numbers the words."""
 
     def __init__(self) -> None:
         self.in_order: list[str] = []
@@ -234,7 +235,7 @@ class _Words:
 
 
 def _cell_to_disk(cell: Cell, words: _Words) -> _Cell:
-    """By position, since this runs for every cell of the fleet."""
+    """Positional arguments are faster, and this runs for every cell of the fleet."""
     resources = cell.resources
     return _Cell(
         cell.id,
@@ -332,7 +333,7 @@ def _fleet_from_disk(disk: _Fleet) -> Fleet:
 
 
 def _cell_from_disk(cell: _Cell, words: list[str]) -> Cell:
-    """By position, since this runs for every cell of the fleet."""
+    """Positional arguments are faster, and this runs for every cell of the fleet."""
     return Cell(
         cell.id,
         words[cell.group],

@@ -1,7 +1,7 @@
-"""The embedded store: one SQLite database in the data directory, held by one process.
+"""The embedded journal: one SQLite database in the data directory, used by one process at a time.
 
-``journal.db`` (with SQLite's own ``-wal`` and ``-shm`` beside it), ``journal.lock`` and ``journal.reserve``. To back it
-up, copy the directory while no scheduler runs, or use SQLite's online backup.
+Its files are ``journal.db`` (with SQLite's own ``-wal`` and ``-shm``), ``journal.lock`` and ``journal.reserve``. To
+back it up, copy the directory while no scheduler runs, or use SQLite's online backup.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from galactica.scheduler.journal.writer import Writer
 DATABASE = "journal.db"
 LOCK = "journal.lock"
 RETENTION_PIECE = 2_000
-"""Records deleted in one transaction; appends wait for no longer than that takes."""
+"""Records deleted in one transaction; an append waits at most for one such transaction."""
 
 
 class SqliteJournal:
-    """Implements ``journal.Journal``. Used from one event loop; made by ``open``."""
+    """Implements ``port.Journal``. Used from one event loop; created by ``open``."""
 
     def __init__(self, path: Path, lock: int) -> None:
         self._path = path
@@ -48,10 +48,10 @@ class SqliteJournal:
 
     @classmethod
     def open(cls, data: Path) -> Self:
-        """Open the journal in a data directory, or make it (mode 0700, files 0600) where there is none.
+        """Open the journal in a data directory; create it if there is none (mode 0700, files 0600).
 
         Blocks, for start-up. Raises JournalLocked, JournalCorrupt, JournalTooNew, JournalForeign, JournalFull,
-        OSError; then nothing was touched.
+        OSError; then the journal was not changed.
         """
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = data.absolute() / DATABASE
@@ -91,8 +91,8 @@ class SqliteJournal:
     async def append(self, records: Sequence[Record], *, after: int, epoch: int) -> None:
         if epoch < self._epoch:
             raise StaleEpoch(
-                f"epoch {epoch} is over: the journal {self._path} was claimed with epoch {self._epoch}. "
-                f"Another scheduler decides now; this one must end."
+                f"epoch {epoch} has ended: another scheduler claimed the journal {self._path} with epoch "
+                f"{self._epoch}. That one decides now; this one must end."
             )
         await self._writer.append(records, after)
 
@@ -130,7 +130,7 @@ class SqliteJournal:
         await asyncio.to_thread(self.release)
 
     def release(self) -> None:
-        """``close`` for a start-up that fails before there is a loop. Blocks."""
+        """``close`` for a start-up that fails before the event loop runs. Blocks."""
         self._reader.stop()
         self._writer.stop()
         lock, self._lock = self._lock, -1
@@ -156,7 +156,7 @@ def _save_snapshot(connection: sqlite3.Connection, position: int, data: bytes) -
     (durable,) = connection.execute("SELECT coalesce(max(position), 0) FROM records").fetchone()
     (last,) = connection.execute("SELECT coalesce(max(position), 0) FROM snapshots").fetchone()
     if not last < position <= durable:
-        raise ValueError(f"a snapshot of position {position} does not lie above {last} and up to {durable}")
+        raise ValueError(f"snapshot of position {position}: it must be above {last} and at most {durable}")
     connection.execute("INSERT INTO snapshots VALUES (?, ?)", (position, data))
     connection.execute(
         "DELETE FROM snapshots WHERE position < (SELECT min(position) FROM "
@@ -166,7 +166,7 @@ def _save_snapshot(connection: sqlite3.Connection, position: int, data: bytes) -
 
 
 def _floor_of(connection: sqlite3.Connection, retention: Retention, now: float) -> int:
-    """The highest position that nobody needs any more; the last record always stays."""
+    """The highest position that may be deleted; the last record always stays."""
     first, last = connection.execute("SELECT min(position), max(position) FROM records").fetchone()
     (snapshot,) = connection.execute("SELECT coalesce(min(position), 0) FROM snapshots").fetchone()
     if first is None:
@@ -178,8 +178,8 @@ def _floor_of(connection: sqlite3.Connection, retention: Retention, now: float) 
 
 
 def _last_before(connection: sqlite3.Connection, at: float, first: int, last: int) -> int:
-    """The last position in first..last of a record older than ``at`` (``first`` - 1: none), by halving: time
-    never goes back along the journal."""
+    """The last position in first..last of a record older than ``at`` (``first`` - 1: none). Binary search: times never
+    decrease along the journal."""
     low, high = first - 1, last
     while low < high:
         middle = (low + high + 1) // 2

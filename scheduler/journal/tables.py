@@ -1,7 +1,7 @@
-"""The journal's tables, and what they refuse by themselves, whoever opens the file.
+"""The journal's tables, with triggers that refuse forbidden changes by any program that opens the file.
 
-``records.body`` is the record, whole, as JSON. The view ``events`` shows it as columns to whoever looks with a SQLite
-shell; as generated columns they would be computed at every INSERT, for its trigger (measured: half the speed).
+``records.body`` is the whole record as JSON. For people with a SQLite shell the view ``events`` shows it as columns.
+They are not generated columns: those would be computed at every INSERT, for its trigger (measured: half the speed).
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from pathlib import Path
 from galactica.scheduler.journal.port import SNAPSHOTS_KEPT
 
 APPLICATION_ID = 0x47414C41
-"""'GALA' in the header of the file: this is a journal of ours."""
+"""'GALA' in the file's header identifies a journal of Galactica."""
 
 TABLES_VERSION = 1
-"""The header's user_version; grows when the tables change."""
+"""The header's user_version; it grows when the tables change."""
 
 RETENTION_FLOOR = "galactica_retention_floor"
-"""SQL function that only retention defines: the highest position that may be deleted. To anybody else the
-trigger that calls it fails, and with it the DELETE."""
+"""SQL function that only the writer's connection defines: the highest position that may be deleted. On other
+connections the trigger that calls it fails, and so does the DELETE."""
 
 _TABLES = f"""
 CREATE TABLE records (
@@ -46,20 +46,20 @@ CREATE VIEW events AS SELECT
 FROM records;
 CREATE TRIGGER records_only_grow BEFORE INSERT ON records
     WHEN NEW.position IS NOT (SELECT coalesce(max(position), 0) + 1 FROM records)
-    BEGIN SELECT RAISE(ABORT, 'a record takes the position after the last one'); END;
+    BEGIN SELECT RAISE(ABORT, 'a record must have the position after the last record'); END;
 CREATE TRIGGER records_never_change BEFORE UPDATE ON records
     BEGIN SELECT RAISE(ABORT, 'records are never changed'); END;
 CREATE TRIGGER records_go_by_retention BEFORE DELETE ON records
     WHEN OLD.position > {RETENTION_FLOOR}()
         OR OLD.position > (SELECT coalesce(min(position), 0) FROM snapshots)
         OR OLD.position = (SELECT max(position) FROM records)
-    BEGIN SELECT RAISE(ABORT, 'records are deleted by retention alone'); END;
+    BEGIN SELECT RAISE(ABORT, 'only retention may delete records'); END;
 
 CREATE TABLE snapshots (position INTEGER PRIMARY KEY, data BLOB NOT NULL) STRICT;
 CREATE TRIGGER snapshots_only_grow BEFORE INSERT ON snapshots
     WHEN NEW.position <= (SELECT coalesce(max(position), 0) FROM snapshots)
         OR NEW.position > (SELECT coalesce(max(position), 0) FROM records)
-    BEGIN SELECT RAISE(ABORT, 'a snapshot is above the last one and not above the last record'); END;
+    BEGIN SELECT RAISE(ABORT, 'a snapshot must be above the last snapshot and at most at the last record'); END;
 CREATE TRIGGER snapshots_never_change BEFORE UPDATE ON snapshots
     BEGIN SELECT RAISE(ABORT, 'snapshots are never changed'); END;
 CREATE TRIGGER snapshots_go_when_there_are_newer BEFORE DELETE ON snapshots
@@ -69,7 +69,7 @@ CREATE TRIGGER snapshots_go_when_there_are_newer BEFORE DELETE ON snapshots
 CREATE TABLE epochs (epoch INTEGER PRIMARY KEY, at REAL NOT NULL, pid INTEGER NOT NULL) STRICT;
 CREATE TRIGGER epochs_only_grow BEFORE INSERT ON epochs
     WHEN NEW.epoch IS NOT (SELECT coalesce(max(epoch), 0) + 1 FROM epochs)
-    BEGIN SELECT RAISE(ABORT, 'an epoch is one above the last one'); END;
+    BEGIN SELECT RAISE(ABORT, 'an epoch must be one above the last epoch'); END;
 CREATE TRIGGER epochs_never_change BEFORE UPDATE ON epochs
     BEGIN SELECT RAISE(ABORT, 'epochs are never changed'); END;
 CREATE TRIGGER epochs_never_go BEFORE DELETE ON epochs
@@ -77,17 +77,17 @@ CREATE TRIGGER epochs_never_go BEFORE DELETE ON epochs
 """  # noqa: S608 - made of constants
 
 _CHECKPOINT_PAGES = 4_000
-"""About 16 MiB of log before it is copied into the database: fewer, larger copies than by default."""
+"""About 16 MiB of log before it is copied into the database. The default is smaller and copies more often."""
 
 _LOG_BYTES_KEPT = 64 * 1024 * 1024
 
 
 def create(path: Path) -> None:
-    """Make an empty journal at ``path``, whole or not at all: built beside it and then renamed."""
-    making = path.with_name(path.name + ".creating")
-    making.unlink(missing_ok=True)
-    os.close(os.open(making, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    connection = sqlite3.connect(making, isolation_level=None)
+    """Create an empty journal at ``path`` atomically: under another name first, then renamed."""
+    draft = path.with_name(path.name + ".creating")
+    draft.unlink(missing_ok=True)
+    os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    connection = sqlite3.connect(draft, isolation_level=None)
     try:
         connection.executescript(f"""
             PRAGMA synchronous = FULL;
@@ -100,13 +100,13 @@ def create(path: Path) -> None:
         """)
     finally:
         connection.close()
-    making.rename(path)
+    draft.rename(path)
     sync_directory(path.parent)
     sync_directory(path.parent.parent)
 
 
 def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
+    """Make a directory's entries durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -115,7 +115,7 @@ def sync_directory(path: Path) -> None:
 
 
 def open_for_writing(path: Path) -> sqlite3.Connection:
-    """Used by one thread at a time, which need not be this one."""
+    """Used by one thread at a time, not necessarily the calling one."""
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     connection.executescript(f"""
         PRAGMA synchronous = FULL;
@@ -128,7 +128,7 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
 
 
 def open_for_reading(path: Path) -> sqlite3.Connection:
-    """Sees what is durable and can write nothing. Used by one thread at a time, which need not be this one."""
+    """Reads durable records and cannot write. Used by one thread at a time, not necessarily the calling one."""
     return sqlite3.connect(
         f"{path.as_uri()}?mode=ro", uri=True, isolation_level=None, check_same_thread=False
     )

@@ -1,4 +1,4 @@
-"""The one thread that writes. What is queued while the disk is busy becomes durable together, in one commit."""
+"""The only thread that writes. Batches that are queued while the disk is busy become durable together in one commit."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ T = TypeVar("T")
 QUEUED_RECORDS = 200_000
 GROUP_RECORDS = 20_000
 ROWS_PER_STATEMENT = 128
-"""Many rows in one statement: the interpreter's lock is let go and waited for once for all of them."""
+"""Many rows in one statement: the interpreter's lock is released and taken again only once for all of them."""
 
 NO_SPACE = frozenset(
     {
@@ -65,7 +65,7 @@ class Writer:
         self._connection = connection
         self._encoder = msgspec.json.Encoder()
         self._lock = threading.Lock()
-        """Guards head, durable, the queue and closing together; never held while the disk works."""
+        """Guards head, durable, the queue and closing together. Never held during disk access."""
         self._news = threading.Condition(self._lock)
         self._queue: deque[_Batch | _Work] = deque()
         self._queued_records = 0
@@ -81,13 +81,14 @@ class Writer:
             self._refuse_when_closing()
             if after != self.head:
                 raise HeadMoved(
-                    f"the journal {self._path} is at position {self.head}, not {after}: somebody else appended, or "
-                    f"an append before this one failed. Decide again from what is durable."
+                    f"the journal {self._path} is at position {self.head}, not {after}: another writer has appended, "
+                    f"or an earlier append failed. Decide again from the durable records."
                 )
             _require_contiguous(batch.records, after)
             if self._queued_records and self._queued_records + count > QUEUED_RECORDS:
                 raise JournalBusy(
-                    f"{self._queued_records} records wait for the disk under {self._path}; wait for them first."
+                    f"{self._queued_records} records for the journal {self._path} are waiting for the disk; wait for "
+                    f"them first."
                 )
             self.head += count
             self._queued_records += count
@@ -96,7 +97,7 @@ class Writer:
         return batch.durable
 
     def submit(self, do: Callable[[sqlite3.Connection], T]) -> Future[T]:
-        """Run ``do`` on the writing thread in a transaction of its own, after all that is queued before it."""
+        """Run ``do`` on the writing thread in its own transaction, after everything that is queued before it."""
         work = _Work(do, Future())
         with self._lock:
             self._refuse_when_closing()
@@ -105,7 +106,7 @@ class Writer:
         return work.done
 
     def stop(self) -> None:
-        """Finish what is queued and end the thread. Waits; fine when stopped already."""
+        """Finish the queued work and end the thread. Blocks. Does nothing if already stopped."""
         with self._lock:
             self._closing = True
             self._news.notify()
@@ -126,7 +127,7 @@ class Writer:
         self._connection.close()
 
     def _next_group(self) -> list[_Batch] | _Work | None:
-        """The next piece of work, or the batches in front of the queue; None when closing and all is done."""
+        """The next work item, or the batches at the front of the queue; None when closing and the queue is empty."""
         with self._lock:
             while not self._queue:
                 if self._closing:
@@ -148,7 +149,7 @@ class Writer:
         records = [record for batch in group for record in batch.records]
         try:
             self._transact(lambda connection: self._insert(connection, records))
-        except Exception as error:  # noqa: BLE001 - the thread's outermost edge: whoever waits is told
+        except Exception as error:  # noqa: BLE001 - the thread's outermost edge: the callers get the error
             self._fall_back(group, self._explained(error))
             return
         with self._lock:
@@ -171,7 +172,7 @@ class Writer:
             )
 
     def _fall_back(self, group: list[_Batch], error: JournalError) -> None:
-        """Nothing of the group was recorded, so what was queued behind it cannot be either."""
+        """The group was not recorded, so the batches that are queued behind it fail too."""
         with self._lock:
             behind = [item for item in self._queue if isinstance(item, _Batch)]
             others = [item for item in self._queue if not isinstance(item, _Batch)]
@@ -186,7 +187,7 @@ class Writer:
             return
         try:
             result = self._transact(work.do)
-        except Exception as error:  # noqa: BLE001 - the thread's outermost edge: whoever waits is told
+        except Exception as error:  # noqa: BLE001 - the thread's outermost edge: the caller gets the error
             work.done.set_exception(error if isinstance(error, ValueError) else self._explained(error))
             return
         work.done.set_result(result)
@@ -194,7 +195,9 @@ class Writer:
     def _transact(self, do: Callable[[sqlite3.Connection], T]) -> T:
         connection = self._connection
         if connection.in_transaction:
-            connection.execute("ROLLBACK")  # of one before, whose own rollback the disk refused
+            connection.execute(
+                "ROLLBACK"
+            )  # an earlier transaction is still open, because its rollback failed
         connection.execute("BEGIN IMMEDIATE")
         try:
             result = do(connection)
@@ -210,12 +213,12 @@ class Writer:
         if isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", None) in NO_SPACE:
             free = shutil.disk_usage(self._path.parent).free
             explained = JournalFull(
-                f"no space for the journal {self._path} ({error}; {free:,} bytes free). Make room on that file "
-                f"system or raise its limit; the journal goes on as soon as there is space."
+                f"no space left for the journal {self._path} ({error}; {free:,} bytes free). Free some space on that "
+                f"file system or raise its limit; the journal goes on as soon as there is space."
             )
         else:
             explained = JournalFailed(
-                f"the journal {self._path} could not be written: {error!r}. Look at the disk and at the kernel's log."
+                f"cannot write the journal {self._path}: {error!r}. Check the disk and the kernel's log."
             )
         explained.__cause__ = error
         return explained
@@ -224,12 +227,12 @@ class Writer:
 def _require_contiguous(records: tuple[Record, ...], after: int) -> None:
     for expected, record in enumerate(records, after + 1):
         if record.position != expected:
-            raise ValueError(f"a record has position {record.position} where {expected} belongs")
+            raise ValueError(f"a record has position {record.position} instead of {expected}")
 
 
 def _settle(futures: list[asyncio.Future[None]], error: Exception | None) -> None:
-    """Wake those who wait, on their own loop, in the order they came."""
-    with suppress(RuntimeError):  # their loop is closed: nobody waits
+    """Complete the futures on their own event loop, in order."""
+    with suppress(RuntimeError):  # the event loop is closed, so nobody waits
         futures[0].get_loop().call_soon_threadsafe(_wake, futures, error)
 
 

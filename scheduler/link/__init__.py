@@ -1,6 +1,6 @@
-"""The agents' side: one stream for each agent (link.proto).
+"""The agents' side of the scheduler: one stream for each agent (link.proto).
 
-Reports come in as observations and go to the controller; orders leave through the ``session``. ``dispatcher``
-is the service, ``watch`` tells agents which neighbours to watch (``neighbourhood`` draws them), ``shells`` are
-operators' looks inside a cell.
+Reports become observations for the controller; orders go out through a ``session``. ``dispatcher`` implements the
+service. ``watch`` tells agents which neighbours to watch, ``neighbourhood`` draws them. ``shells`` passes on the shells
+that operators open in cells.
 """

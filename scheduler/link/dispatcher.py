@@ -1,7 +1,8 @@
-"""The scheduler's end of the agents' link: authenticates, stamps and passes on, and decides nothing.
+"""The scheduler's end of the agents' link. It authenticates messages, stamps them with the time and passes them on; it
+decides nothing.
 
 ``Dispatcher`` owns the sessions. It implements ``ports.Outbox`` for the controller and ``AgentLinkService`` for agents.
-A session's task tree is its gRPC call: a reader, a writer, and whatever ends first ends both.
+The tasks of a session belong to its gRPC call: a reader and a writer. When one ends, it ends the other.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ log = structlog.get_logger("scheduler.dispatcher")
 
 
 class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
-    """One per scheduler. ``epoch`` is the one that this scheduler claimed."""
+    """One for each scheduler. ``epoch``: the epoch that this scheduler claimed."""
 
     def __init__(
         self,
@@ -68,25 +69,26 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
                 session.instruct(wire.instruction(command))
 
     def open_logs(self, server: str, cell: str, tail: int, *, follow: bool) -> AsyncIterator[bytes]:
-        """What a cell wrote: the last ``tail`` lines, then what comes. Raises Refused, also later on."""
+        """A cell's output: the last ``tail`` lines, and with ``follow`` the new output. Raises Refused, now or while
+        reading."""
         session = self._sessions.get(server)
         if session is None:
             raise Refused(
-                "not_attached", f"server {server} is not attached at the moment; its cells' logs are there"
+                "not_attached", f"server {server} is not attached now, and the logs of its cells are there"
             )
         return session.read_logs(cell, tail, follow=follow)
 
     def open_shell(self, server: str) -> ShellStream:
-        """A stream to one shell on that server, not begun yet. Raises Refused."""
+        """A stream for one shell on that server; the shell is not started yet. Raises Refused."""
         session = self._sessions.get(server)
         if session is None:
             raise Refused(
-                "not_attached", f"server {server} is not attached at the moment; its cells cannot be reached"
+                "not_attached", f"server {server} is not attached now, so its cells cannot be reached"
             )
         return session.open_shell()
 
     def close(self) -> None:
-        """End every session; agents keep their cells and come back to the next scheduler."""
+        """End all sessions. Agents keep their cells and attach to the next scheduler."""
         self._watch.close()
         for session in self._sessions.values():
             session.end(grpc.StatusCode.UNAVAILABLE, "the scheduler ends")
@@ -127,7 +129,7 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         watch_address = _checked(lambda: wire.watch_address(hello))
         watching = _checked(lambda: wire.watching(hello))
         session = self._open(server, session_id, hello.beat_at)
-        ending = Ending(grpc.StatusCode.CANCELLED, "its stream broke")
+        ending = Ending(grpc.StatusCode.CANCELLED, "the stream broke")
         try:
             await self._mind.observe(attached)
             log.info("attached", server=server, session=session.id, cells=len(attached.inventory))
@@ -141,16 +143,16 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
             await abort(context, ending.code, ending.reason)
 
     def _check_member(self, server: str) -> None:
-        """A drained server may attach: it gets no cells, and what it may still run has to be removed."""
+        """A drained server may attach: it gets no cells, but cells that it still runs have to be removed."""
         if server not in self._mind.fleet().servers:
             raise Refused(
-                "unknown_server", f"server {server} is not in this fleet; enrol it anew with a token"
+                "unknown_server", f"server {server} is not in this fleet: enrol it again with a new token"
             )
 
     def _check_not_drained(self, server: str) -> None:
-        known = self._mind.fleet().servers[server]
-        if known.phase is Phase.DECOMMISSIONED and known.is_drained:
-            raise Refused("drained", f"server {server} was drained; enrol it anew with a token")
+        record = self._mind.fleet().servers[server]
+        if record.phase is Phase.DECOMMISSIONED and record.is_drained:
+            raise Refused("drained", f"server {server} was drained: enrol it again with a new token")
 
     async def _hello(self, context: Context) -> link_pb2.Hello:
         try:
@@ -163,19 +165,19 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
                 f"no Hello within {self._limits.hello_seconds:g} s",
             )
         if not isinstance(first, link_pb2.AttachRequest) or not first.HasField("hello"):
-            raise InvalidRequest("the first message of a link is a Hello")
+            raise InvalidRequest("the first message of a link must be a Hello")
         version = first.hello.wire_version
         if version != wire.WIRE_VERSION:
             older = "agent" if version < wire.WIRE_VERSION else "scheduler"
             raise Refused(
                 "wire_version",
-                f"the agent speaks wire version {version} and this scheduler {wire.WIRE_VERSION}; "
+                f"the agent uses wire version {version}, but this scheduler uses {wire.WIRE_VERSION}: "
                 f"install a newer {older}",
             )
         return first.hello
 
     def _open(self, server: str, session_id: str, beat_at: float) -> Session:
-        """A new session of a server takes the place of the one before it."""
+        """Open a session; it replaces an older session of the same server."""
         welcome = link_pb2.Welcome(
             session=session_id,
             epoch=self._epoch,
@@ -186,7 +188,7 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         older = self._sessions.get(server)
         self._sessions[server] = session = Session(server, session_id, welcome, self._limits)
         if older is not None:
-            older.end(grpc.StatusCode.ABORTED, f"session {session_id} of the same server took its place")
+            older.end(grpc.StatusCode.ABORTED, f"session {session_id} of the same server replaced this one")
         return session
 
     def _close(self, session: Session, ending: Ending) -> None:
@@ -213,7 +215,7 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         except InvalidRequest as wrong:
             session.end(grpc.StatusCode.INVALID_ARGUMENT, str(wrong))
         except grpc.aio.BaseError as error:
-            session.end(grpc.StatusCode.UNAVAILABLE, f"its stream broke: {error}")
+            session.end(grpc.StatusCode.UNAVAILABLE, f"the stream broke: {error}")
         else:
             session.end(grpc.StatusCode.OK, "the agent ended its stream")
 
@@ -223,24 +225,26 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
                 await self._take_report(session, message.report)
             case "log_chunk":
                 if len(message.log_chunk.data) > wire.CHUNK_BYTES_LIMIT:
-                    raise InvalidRequest(f"a log chunk has more than {wire.CHUNK_BYTES_LIMIT} bytes")
+                    raise InvalidRequest(f"log chunk too large: the limit is {wire.CHUNK_BYTES_LIMIT} bytes")
                 session.take_log_chunk(message.log_chunk)
             case "shell_output":
                 if len(message.shell_output.data) > wire.CHUNK_BYTES_LIMIT:
-                    raise InvalidRequest(f"a shell's output has more than {wire.CHUNK_BYTES_LIMIT} bytes")
+                    raise InvalidRequest(
+                        f"shell output too large: the limit is {wire.CHUNK_BYTES_LIMIT} bytes"
+                    )
                 session.take_shell_output(message.shell_output)
             case "hello":
-                raise InvalidRequest("a link has one Hello")
+                raise InvalidRequest("second Hello: a link has only one")
             case _:
-                raise InvalidRequest("a message of the link is empty, or of a kind that is not known here")
+                raise InvalidRequest("a message is empty, or of a kind that this scheduler does not know")
 
     async def _take_report(self, session: Session, report: link_pb2.Report) -> None:
         if report.session != session.id or session.ended.done():
-            return  # void by contract
+            return  # the contract says: ignored
         now = self._mind.now()
         observation = _checked(lambda: wire.reported(report, session.server, now))
         await self._mind.observe(self._with_witnesses(observation))
-        # Only now: what the agent is told to have been heard is on its way to those who judge its silence.
+        # Acknowledge only after the report is queued: agents extend leases on this.
         session.beat_at = report.beat_at
         if report.sent_at:
             echo = link_pb2.Echo(sent_at=report.sent_at, received_at=now, beat_at=report.beat_at)
@@ -250,7 +254,7 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
     # --- neighbours -----------------------------------------------------------------------------------------------
 
     def _with_witnesses(self, report: Reported) -> Reported:
-        """Of others a server is heard only about those that it was given to watch."""
+        """Keep only the testimonies about servers that the sender was told to watch."""
         is_whole = report.complete or report.sequence == 1
         heard = self._watch.heard(report.server, report.testimonies, is_whole=is_whole)
         if not report.testimonies and not heard.withdrawn:
@@ -258,8 +262,8 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         return replace(report, testimonies=heard.testimonies, withdrawn=heard.withdrawn)
 
     def _is_member(self, server: str) -> bool:
-        known = self._mind.fleet().servers.get(server)
-        return known is not None and known.phase is not Phase.DECOMMISSIONED
+        record = self._mind.fleet().servers.get(server)
+        return record is not None and record.phase is not Phase.DECOMMISSIONED
 
     def _tell_neighbours(self, server: str, neighbours: link_pb2.Neighbours) -> None:
         session = self._sessions.get(server)
@@ -269,25 +273,25 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
     # --- tempo ----------------------------------------------------------------------------------------------------
 
     def _tempo(self, server: str) -> link_pb2.Tempo:
-        """The server's, as its pool and the size of the fleet demand."""
+        """The server's tempo; it depends on its pool and on the size of the fleet."""
         fleet = self._mind.fleet()
         terms = terms_of(fleet, fleet.servers[server], self._policy)
         return wire.tempo_to_proto(Tempo(terms.tempo.beat_seconds, terms.lease_seconds))
 
     def _retune(self, session: Session) -> None:
-        """Tell an agent whose session goes on what became of its tempo."""
+        """Send the agent its tempo, if it has changed during the session."""
         if session.server not in self._mind.fleet().servers:
             return
-        tempo, told = self._tempo(session.server), session.tempo
-        if _is_near(tempo.beat_ms, told.beat_ms) and _is_near(tempo.lease_ms, told.lease_ms):
+        tempo, sent = self._tempo(session.server), session.tempo
+        if _is_near(tempo.beat_ms, sent.beat_ms) and _is_near(tempo.lease_ms, sent.lease_ms):
             return
         session.tempo = tempo
         log.info("tempo", server=session.server, beat_ms=tempo.beat_ms, lease_ms=tempo.lease_ms)
         session.notice(link_pb2.AttachResponse(tempo=tempo))
 
 
-def _is_near(wanted: int, told: int) -> bool:
-    return abs(wanted - told) < TEMPO_WORTH_TELLING * told
+def _is_near(wanted: int, sent: int) -> bool:
+    return abs(wanted - sent) < TEMPO_WORTH_TELLING * sent
 
 
 def _checked(convert: Callable[[], T]) -> T:

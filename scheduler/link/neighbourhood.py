@@ -1,8 +1,8 @@
-"""Who watches whom: a random regular graph over the fleet, the same for the same servers and seed.
+"""Who watches whom: a random regular graph over the fleet. It depends only on the servers and the seed.
 
-The servers stand on ``degree`` rings, each in an order of its own that a hash decides, and everyone watches the one
-that follows on each ring. So everyone watches as many as watch it, one that comes or goes touches only those beside its
-places, and one ring alone connects all.
+The servers form ``degree`` rings. A hash gives each ring its own order, and each server watches its successor on each
+ring. So each server watches as many servers as watch it. A server that comes or goes changes only its neighbours on
+the rings, and one ring alone connects all servers.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from itertools import pairwise
 DEGREE = 3
 
 Watched = Mapping[str, tuple[str, ...]]
-"""Watcher to those whom it watches."""
+"""Watcher to the servers that it watches."""
 
 
 def draw(servers: Sequence[str], seed: int, degree: int = DEGREE) -> Watched:
-    """Everyone's ``degree`` others, all distinct; where there are no more than that, all of them."""
+    """For each server ``degree`` other servers, all distinct; in a smaller fleet all others."""
     names = sorted(set(servers))
     if len(names) <= degree + 1:
         return {name: tuple(other for other in names if other != name) for name in names}
@@ -34,31 +34,34 @@ def draw(servers: Sequence[str], seed: int, degree: int = DEGREE) -> Watched:
 def redraw(
     before: Watched, servers: Sequence[str], absent: AbstractSet[str], seed: int, degree: int = DEGREE
 ) -> Watched:
-    """A draw in which those who are ``absent`` keep those who watch them.
+    """A draw in which ``absent`` servers keep their watchers.
 
-    They cannot be told of new ones, whose pings they would not answer; and just now it matters what is said of them.
+    An absent server cannot learn the keys of new watchers, so it would not answer their pings. And its watchers'
+    testimonies are needed just then.
     """
     drawn = draw(servers, seed, degree)
-    known = set(servers)
+    present = set(servers)
     kept = {
-        watcher: [one for one in before.get(watcher, ()) if one in absent and one in known]
+        watcher: [watched for watched in before.get(watcher, ()) if watched in absent and watched in present]
         for watcher in drawn
     }
-    had = {watched for others in before.values() for watched in others}
-    pinned = absent & had
+    had_watchers = {watched for others in before.values() for watched in others}
+    pinned = absent & had_watchers
     return {
-        watcher: tuple(dict.fromkeys((*(one for one in others if one not in pinned), *kept[watcher])))
+        watcher: tuple(
+            dict.fromkeys((*(watched for watched in others if watched not in pinned), *kept[watcher]))
+        )
         for watcher, others in drawn.items()
     }
 
 
 def watchers_of(watched: Watched) -> Watched:
-    """The same pairs the other way round: who is watched, to those who watch it."""
+    """The same pairs the other way round: each watched server to its watchers."""
     watchers: dict[str, list[str]] = {}
     for watcher, others in watched.items():
-        for one in others:
-            watchers.setdefault(one, []).append(watcher)
-    return {one: tuple(sorted(others)) for one, others in watchers.items()}
+        for server in others:
+            watchers.setdefault(server, []).append(watcher)
+    return {server: tuple(sorted(others)) for server, others in watchers.items()}
 
 
 def _ring(names: Sequence[str], seed: int, ring: int) -> list[str]:
@@ -68,7 +71,8 @@ def _ring(names: Sequence[str], seed: int, ring: int) -> list[str]:
 
 
 def _matched(ring: Sequence[str], chosen: Mapping[str, Sequence[str]]) -> Mapping[str, str]:
-    """Everyone's follower on the ring; who has chosen that one already swaps with as few others as it takes."""
+    """Each server's successor on the ring. A server that watches its successor already swaps with as few others as
+    possible."""
     watched: dict[str, str] = {}
     leftover: list[str] = []
     for watcher, follower in (*pairwise(ring), (ring[-1], ring[0])):
@@ -89,35 +93,40 @@ def _augment(
     watched: dict[str, str],
     watchers: dict[str, str],
 ) -> None:
-    """The shortest chain of swaps that gives ``start`` somebody to watch, breadth first.
+    """The shortest chain of swaps that gives ``start`` a server to watch, breadth first.
 
-    There is one: who may watch whom is a regular bipartite graph, and each of those has a perfect matching (König).
+    There always is such a chain: watchers and possible targets form a regular bipartite graph, and each of those has a
+    perfect matching (König).
     """
     reached_by: dict[str, str] = {}
     queue = deque([start])
     while queue:
         watcher = queue.popleft()
-        for one in _others(watcher, ring, chosen, reached_by):
-            reached_by[one] = watcher
-            if one not in watchers:
-                _swap(one, start, reached_by, watched, watchers)
+        for server in _others(watcher, ring, chosen, reached_by):
+            reached_by[server] = watcher
+            if server not in watchers:
+                _swap(server, start, reached_by, watched, watchers)
                 return
-            queue.append(watchers[one])
-    raise AssertionError(f"no server is left for {start} to watch on this ring")
+            queue.append(watchers[server])
+    raise AssertionError(f"no server is left on this ring that {start} could watch")
 
 
 def _others(
     watcher: str, ring: Sequence[str], chosen: Mapping[str, Sequence[str]], reached: Mapping[str, str]
 ) -> list[str]:
-    return [one for one in ring if one != watcher and one not in chosen[watcher] and one not in reached]
+    return [
+        server
+        for server in ring
+        if server != watcher and server not in chosen[watcher] and server not in reached
+    ]
 
 
 def _swap(
     end: str, start: str, reached_by: Mapping[str, str], watched: dict[str, str], watchers: dict[str, str]
 ) -> None:
-    one: str | None = end
-    while one is not None:
-        watcher = reached_by[one]
+    server: str | None = end
+    while server is not None:
+        watcher = reached_by[server]
         before = watched.get(watcher) if watcher != start else None
-        watched[watcher], watchers[one] = one, watcher
-        one = before
+        watched[watcher], watchers[server] = server, watcher
+        server = before

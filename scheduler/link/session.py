@@ -1,7 +1,7 @@
-"""What goes out to one agent, and the logs that come from it: bounded, and nobody else's concern.
+"""One agent's session: the messages to the agent, and the logs and shells from it, all bounded.
 
-A session takes instructions without waiting; its writer sends whatever has gathered as one batch. An agent that does
-not drain its stream loses this session and no other agent notices.
+A session queues instructions without waiting. Its writer sends the queued instructions in batches. An agent that does
+not read its stream loses its session; other agents are not affected.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from galactica.v1 import link_pb2
 
 BATCH_LIMIT = 1_000
 BATCH_BYTES_LIMIT = 1024 * 1024
-"""Agents take messages of up to 4 MiB; one order stays far below the difference."""
+"""Agents accept messages of up to 4 MiB. The last order of a batch is far smaller than the rest of that."""
 
 
 class LinkLimits(Struct, frozen=True):
-    """What one agent and its readers may cost. ``instructions``: waiting ones; twice what a server may carry, so that
-    orders and decommissions of all its cells fit. ``hello_seconds``: from the stream's opening. ``write_seconds``: how
-    long a message may wait for a stream that does not drain. ``log_streams``: per server; agents serve no more at
-    once. ``log_bytes``: what waits for one reader of logs."""
+    """Limits for one agent and the readers of its logs. ``instructions``: queued ones; twice the cells of a server, so
+    that orders and decommissions of all its cells fit. ``hello_seconds``: from the stream's opening to the Hello.
+    ``write_seconds``: how long writing one message may take. ``log_streams``: for each server; agents have the same
+    limit. ``log_bytes``: unread bytes of one log stream."""
 
     hello_seconds: float = 5.0
     write_seconds: float = 10.0
@@ -37,7 +37,7 @@ class LinkLimits(Struct, frozen=True):
 
 
 class Ending(NamedTuple):
-    """How a session ended: the status that its agent gets."""
+    """How a session ended: the gRPC status for its agent."""
 
     code: grpc.StatusCode
     reason: str
@@ -48,7 +48,7 @@ class Writer(Protocol):
 
 
 class LogStream:
-    """What one reader wants of one cell. Chunks wait here until they are read; too many of them end it."""
+    """The log of one cell for one reader. Chunks wait here until they are read; too many unread bytes end it."""
 
     def __init__(self, bytes_limit: int) -> None:
         self._bytes_limit = bytes_limit
@@ -63,9 +63,7 @@ class LogStream:
             return
         self._waiting_bytes += len(chunk)
         if self._waiting_bytes > self._bytes_limit:
-            self.end(
-                f"more than {self._bytes_limit} bytes wait to be read; read faster, or ask for fewer lines"
-            )
+            self.end(f"more than {self._bytes_limit} bytes are unread: read faster, or ask for fewer lines")
             return
         self._chunks.append(chunk)
         self._news.set()
@@ -77,7 +75,7 @@ class LogStream:
             self._news.set()
 
     async def read(self) -> bytes | None:
-        """The next chunk; None at the end. Raises Refused where it ended for a reason."""
+        """The next chunk; None at the end. Raises Refused if the stream ended with an error."""
         while not self._chunks:
             if self.ended:
                 if self._error:
@@ -91,16 +89,16 @@ class LogStream:
 
 
 class Session:
-    """One agent's session. ``ended`` is done as soon as it is to be closed."""
+    """One agent's session. ``ended`` is done when the session must be closed."""
 
     def __init__(self, server: str, session_id: str, welcome: link_pb2.Welcome, limits: LinkLimits) -> None:
         self._limits = limits
         self.server = server
         self.id = session_id
         self.tempo = welcome.tempo
-        """What the agent was told last."""
+        """The newest tempo that was sent to the agent."""
         self.beat_at = welcome.beat_at
-        """The agent's clock in the newest of its messages that was taken."""
+        """The agent's time in its newest message that was processed."""
         self._epoch = welcome.epoch
         self.ended: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         self._notices: deque[link_pb2.AttachResponse] = deque([link_pb2.AttachResponse(welcome=welcome)])
@@ -122,27 +120,28 @@ class Session:
     # --- out ------------------------------------------------------------------------------------------------------
 
     def instruct(self, instruction: link_pb2.Instruction) -> None:
-        """Queue for the next batch. Never waits; what does not fit ends the session."""
+        """Queue an instruction for the next batch. Never waits; a full queue ends the session."""
         if len(self._instructions) >= self._limits.instructions:
-            reason = f"the agent does not take its instructions: {self._limits.instructions} wait"
+            reason = f"the agent reads too slowly: {self._limits.instructions} instructions are waiting"
             self.end(grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
             return
-        # Now and not when it is written: what waits here long must not look fresh.
+        # Set now, not when it is written: an instruction that waits here long must not look fresh.
         instruction.beat_at = self.beat_at
         self._instructions.append(instruction)
         self._wake.set()
 
     def notice(self, message: link_pb2.AttachResponse) -> None:
-        """Queue an echo or a tempo, before instructions. Only the newest of each kind waits."""
+        """Queue an echo, a tempo or neighbours; they are sent before instructions. Only the newest of each kind is
+        kept."""
         kind = message.WhichOneof("message")
-        older = next((one for one in self._notices if one.WhichOneof("message") == kind), None)
+        older = next((notice for notice in self._notices if notice.WhichOneof("message") == kind), None)
         if older is not None:
             self._notices.remove(older)
         self._notices.append(message)
         self._wake.set()
 
     async def write(self, stream: Writer) -> None:
-        """Send what is queued until the session ends; a stream that fails or does not drain ends it."""
+        """Send queued messages until the session ends. A write that fails or takes too long ends the session."""
         while not self.ended.done():
             await self._wake.wait()
             self._wake.clear()
@@ -151,11 +150,11 @@ class Session:
                     async with asyncio.timeout(self._limits.write_seconds):
                         await stream.write(message)
                 except TimeoutError:
-                    reason = f"the agent did not take a message for {self._limits.write_seconds:g} s"
+                    reason = f"the agent did not read a message within {self._limits.write_seconds:g} s"
                     self.end(grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
                     return
                 except (grpc.aio.BaseError, asyncio.InvalidStateError) as error:
-                    self.end(grpc.StatusCode.UNAVAILABLE, f"its stream broke: {error}")
+                    self.end(grpc.StatusCode.UNAVAILABLE, f"the stream broke: {error}")
                     return
 
     def _messages(self) -> Iterator[link_pb2.AttachResponse]:
@@ -184,14 +183,15 @@ class Session:
     # --- logs -----------------------------------------------------------------------------------------------------
 
     async def read_logs(self, cell: str, tail: int, *, follow: bool) -> AsyncIterator[bytes]:
-        """What the cell wrote. Raises Refused where there is no more for another reason than its end."""
+        """The cell's output. Raises Refused if the stream ends with an error."""
         if len(self._logs) >= self._limits.log_streams:
             raise Refused(
                 "logs",
-                f"{self._limits.log_streams} logs are read from server {self.server} already; try later",
+                f"{self._limits.log_streams} logs are already being read from server {self.server}, its limit; "
+                "try again later",
             )
         if self.ended.done():
-            raise Refused("not_attached", f"server {self.server} is not attached at the moment; try again")
+            raise Refused("not_attached", f"server {self.server} is not attached now; try again")
         self._log_streams_made += 1
         number = self._log_streams_made
         stream = self._logs[number] = LogStream(self._limits.log_bytes)
@@ -208,7 +208,7 @@ class Session:
                 self.instruct(link_pb2.Instruction(stop_logs=link_pb2.StopLogs(stream=number)))
 
     def take_log_chunk(self, chunk: link_pb2.LogChunk) -> None:
-        """Late chunks of a stream that nobody reads any more are dropped."""
+        """Take a chunk. Late chunks of a closed stream are dropped."""
         stream = self._logs.get(chunk.stream)
         if stream is None:
             return
@@ -220,13 +220,14 @@ class Session:
     # --- shells ---------------------------------------------------------------------------------------------------
 
     def open_shell(self) -> ShellStream:
-        """Not begun yet. Raises Refused."""
+        """A stream for a shell that is not started yet. Raises Refused."""
         if len(self._shells) >= SHELLS_LIMIT:
             raise Refused(
-                "shells", f"{SHELLS_LIMIT} shells are open on server {self.server} already; close one of them"
+                "shells",
+                f"{SHELLS_LIMIT} shells are already open on server {self.server}, its limit; close one of them",
             )
         if self.ended.done():
-            raise Refused("not_attached", f"server {self.server} is not attached at the moment; try again")
+            raise Refused("not_attached", f"server {self.server} is not attached now; try again")
         self._shells_made += 1
         number = self._shells_made
         self._shells[number] = ShellStream(number, self._type, lambda: self._forget_shell(number))
@@ -241,7 +242,7 @@ class Session:
             self._wake.set()
 
     def take_shell_output(self, output: link_pb2.ShellOutput) -> None:
-        """What a shell says that nobody listens to any more is dropped."""
+        """Take output. Output of a closed shell is dropped."""
         if (stream := self._shells.get(output.stream)) is not None:
             stream.take(output)
 

@@ -1,5 +1,5 @@
-"""The dispatcher's end of one shell: what is typed goes to the agent and what is written comes back, both within a
-window, so that neither a slow reader nor a fast writer costs more memory than that."""
+"""The dispatcher's end of one shell: passes input to the agent and output back. A window for each direction bounds the
+memory that a slow reader or a fast writer can use."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from galactica.scheduler.wire.link import WINDOW_BYTES
 from galactica.v1 import cell_pb2, link_pb2
 
 SHELLS_LIMIT = 4
-"""On one server; agents serve no more at once."""
+"""For each server; agents have the same limit."""
 
 
 class ShellStream:
-    """``send`` hands a message to the session and never waits; ``forget`` is called once, when the shell is over."""
+    """``send`` queues a message in the session and never waits. ``forget`` is called once, when the shell has ended."""
 
     def __init__(
         self, number: int, send: Callable[[link_pb2.ShellInput], None], forget: Callable[[], None]
@@ -38,7 +38,7 @@ class ShellStream:
         self._send(link_pb2.ShellInput(stream=self._number, start=start))
 
     async def type(self, data: bytes) -> None:
-        """Waits until there is room in the window."""
+        """Send input; waits for room in the window."""
         while data:
             while self._room <= 0:
                 self._has_room.clear()
@@ -54,10 +54,10 @@ class ShellStream:
         self._send(link_pb2.ShellInput(stream=self._number, size=size))
 
     async def read(self) -> link_pb2.ShellOutput:
-        """The next piece of output, or the end with its exit code. Raises Refused where there is none."""
+        """The next piece of output, or the end with the exit code. Raises Refused if the shell has ended otherwise."""
         while not self._outputs:
             if self._is_over:
-                raise Refused("shell", self._error or "the shell is over")
+                raise Refused("shell", self._error or "the shell has ended")
             self._news.clear()
             await self._news.wait()
         output = self._outputs.popleft()
@@ -69,7 +69,7 @@ class ShellStream:
         return output
 
     def close(self) -> None:
-        """Nobody is there any more."""
+        """The operator has left: end the shell."""
         if not self._is_over:
             self._send(link_pb2.ShellInput(stream=self._number, close=True))
         self._end("")
@@ -85,7 +85,7 @@ class ShellStream:
         self._waiting_bytes += len(output.data)
         if self._waiting_bytes > 2 * WINDOW_BYTES:
             self.close()
-            self._error = "the agent sent more than was asked for"
+            self._error = "the agent sent more output than the window allows"
             return
         self._outputs.append(output)
         if output.end:
@@ -93,7 +93,7 @@ class ShellStream:
         self._news.set()
 
     def lose(self, reason: str) -> None:
-        """The agent is gone."""
+        """The link to the agent has ended."""
         self._end(reason)
 
     def _end(self, error: str) -> None:
@@ -101,7 +101,7 @@ class ShellStream:
             return
         self._is_over = True
         self._error = error
-        self._room = 2**62  # what is typed from now on goes nowhere, and nobody is to wait for it
+        self._room = 2**62  # further input is dropped, so nobody must wait for room
         self._has_room.set()
         self._news.set()
         self._forget()

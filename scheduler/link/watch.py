@@ -1,8 +1,9 @@
-"""The dispatcher's part in the neighbours' watch: who takes part, the pairs' keys, whom to tell, and whom to believe.
+"""The scheduler's part in the neighbours' watch: it decides who takes part, creates the pairs' keys, tells agents their
+neighbours, and decides which testimonies count.
 
-Servers that come and go are gathered for a moment, then pairs are drawn anew. Pairs that stay keep their key. A server
-that went away without being decommissioned stays in, watched by the same neighbours: now it matters what they say.
-It stays in for the next scheduler too, which knows nothing of it: its neighbours say whom they watch when they attach.
+Changes are collected for a moment, then the pairs are drawn again. Pairs that stay keep their key. A server that
+detached without being decommissioned stays in the watch, with the same watchers: their testimonies are needed now. The
+next scheduler keeps it too: when its watchers attach, they say whom they watch.
 """
 
 from __future__ import annotations
@@ -22,31 +23,31 @@ from galactica.v1 import link_pb2
 
 DRAW_AFTER_SECONDS = 0.2
 DRAW_AFTER_SECONDS_PER_SERVER = 0.0002
-"""A draw takes a hundredth of a millisecond per server: together they stay below a twentieth of one core."""
+"""A draw takes 0.01 ms for each server; with this pause draws take less than 5 % of a core."""
 ABSENT_LOOK_SECONDS = 1.0
-"""How often to see whether servers that went away were decommissioned."""
+"""How often to check whether absent servers were decommissioned."""
 KEY_BYTES = 16
 
 log = structlog.get_logger("scheduler.watch")
 
 
 class _Role(Struct, frozen=True):
-    """What one server is told: those whom it watches (id, address, key), and the keys of those who watch it."""
+    """The instructions for one server: the servers that it watches (id, address, key), and its watchers' keys."""
 
     neighbours: tuple[tuple[str, str, bytes], ...]
     accepted_keys: tuple[bytes, ...]
 
 
 class Heard(Struct, frozen=True):
-    """What a report says of others, as far as it may. ``withdrawn``: of these its sender says nothing any more."""
+    """The valid testimonies of a report. ``withdrawn``: servers about which the sender no longer testifies."""
 
     testimonies: tuple[Testimony, ...] = ()
     withdrawn: tuple[str, ...] = ()
 
 
 class Watch:
-    """``is_member``: the server is in the fleet. ``tell`` hands a server its neighbours, and must not block.
-    ``secret``: 32 bytes from which the pairs' keys are made, the same for every scheduler of the fleet."""
+    """``is_member``: whether a server is in the fleet. ``tell`` sends a server its neighbours and must not block.
+    ``secret``: 32 bytes from which the pairs' keys are derived, the same for every scheduler of the fleet."""
 
     def __init__(
         self,
@@ -64,13 +65,14 @@ class Watch:
         self._watched: Watched = {}
         self._keys: dict[tuple[str, str, str], bytes] = {}
         self._told: dict[str, _Role] = {}
-        self._said: dict[str, set[str]] = {}
+        self._subjects: dict[str, set[str]] = {}
+        """Witness to the servers about which it testifies now."""
         self._timer: asyncio.TimerHandle | None = None
         self._is_closed = False
 
     def attached(self, server: str, address: str, watching: Sequence[WatchedServer] = ()) -> None:
-        """A session began. ``address``: where its neighbours reach it; empty where it takes no part. ``watching``: whom
-        it was told to watch, by whichever scheduler."""
+        """A session began. ``address``: where neighbours reach the server; empty: it takes no part. ``watching``: the
+        servers that this or an earlier scheduler told it to watch."""
         self._told.pop(server, None)
         if address:
             self._addresses[server] = address
@@ -81,35 +83,38 @@ class Watch:
         self._draw_soon()
 
     def _learn(self, watcher: str, watching: Sequence[WatchedServer]) -> None:
-        """Pairs from before this scheduler: it says of them now what it will not say again. Of those who were not
-        heard yet it alone knows where they are. The key proves that a scheduler of this fleet made the pair."""
-        for one in watching:
-            if not self._is_member(one.server):
+        """Take over pairs from an earlier scheduler: the agent reports its testimonies about them only once, and it may
+        be the only one that knows the address of a server that has not attached yet. The key proves that a scheduler of
+        this fleet created the pair."""
+        for watched in watching:
+            server, address = watched.server, watched.address
+            if not self._is_member(server):
                 continue
-            if not hmac.compare_digest(one.key, self._key(watcher, one.server, one.address)):
+            if not hmac.compare_digest(watched.key, self._key(watcher, server, address)):
                 continue
-            given = self._watched.get(watcher, ())
-            if self._addresses.setdefault(one.server, one.address) == one.address and one.server not in given:
-                self._watched = {**self._watched, watcher: (*given, one.server)}
+            others = self._watched.get(watcher, ())
+            if self._addresses.setdefault(server, address) == address and server not in others:
+                self._watched = {**self._watched, watcher: (*others, server)}
 
     def detached(self, server: str) -> None:
-        """Its session ended, and no other took its place."""
+        """The server's session ended, and no new session has replaced it."""
         if server in self._present:
             self._present.discard(server)
             self._draw_soon()
 
     def heard(self, server: str, testimonies: Sequence[Testimony], *, is_whole: bool) -> Heard:
-        """What of it counts. ``is_whole``: of those who are left out its sender has nothing to say."""
-        given = self._watched.get(server, ())
-        said = self._said.get(server)
-        if not said and not (given and testimonies):
+        """The testimonies that count. ``is_whole``: the sender has no testimony about servers that it leaves out."""
+        watched = self._watched.get(server, ())
+        before = self._subjects.get(server, set())
+        if not before and not (watched and testimonies):
             return Heard()
-        before = said or set()
-        # Of one that it watched until a moment ago it may still speak: that is late, and no lie.
-        counted = tuple({one.server: one for one in testimonies if one.server in given}.values())
-        now = {one.server for one in counted}
-        kept = now if is_whole else {one for one in before if one in given} | now
-        self._said[server] = kept
+        # A late testimony about a server that it no longer watches is ignored; it is not an error.
+        counted = tuple(
+            {testimony.server: testimony for testimony in testimonies if testimony.server in watched}.values()
+        )
+        now = {testimony.server for testimony in counted}
+        kept = now if is_whole else {subject for subject in before if subject in watched} | now
+        self._subjects[server] = kept
         return Heard(counted, tuple(sorted(before - kept)))
 
     def close(self) -> None:
@@ -135,16 +140,19 @@ class Watch:
 
     def _draw(self) -> None:
         self._timer = None
-        for server in [
-            one for one in self._addresses if one not in self._present and not self._is_member(one)
-        ]:
+        gone = [
+            server
+            for server in self._addresses
+            if server not in self._present and not self._is_member(server)
+        ]
+        for server in gone:
             self._forget(server)
         absent = self._addresses.keys() - self._present
         self._watched = redraw(self._watched, tuple(self._addresses), absent, self._seed)
         pairs = [
-            (watcher, one, self._addresses[one])
+            (watcher, watched, self._addresses[watched])
             for watcher, others in self._watched.items()
-            for one in others
+            for watched in others
         ]
         self._keys = {pair: self._keys.get(pair) or self._key(*pair) for pair in pairs}
         told = 0
@@ -160,14 +168,16 @@ class Watch:
     def _roles(self) -> Iterator[tuple[str, _Role]]:
         watchers = watchers_of(self._watched)
         for server, others in self._watched.items():
-            addresses = [(one, self._addresses[one]) for one in sorted(others)]
-            neighbours = tuple((one, address, self._keys[server, one, address]) for one, address in addresses)
+            addresses = [(other, self._addresses[other]) for other in sorted(others)]
+            neighbours = tuple(
+                (other, address, self._keys[server, other, address]) for other, address in addresses
+            )
             own = self._addresses[server]
             keys = tuple(self._keys[watcher, server, own] for watcher in watchers.get(server, ()))
             yield server, _Role(neighbours, keys)
 
     def _key(self, watcher: str, watched: str, address: str) -> bytes:
-        """No id and no address has a line break."""
+        """The pair's key. Ids and addresses contain no line break, so the text is unambiguous."""
         pair = f"{watcher}\n{watched}\n{address}".encode()
         return blake2s(pair, key=self._secret, digest_size=KEY_BYTES).digest()
 
@@ -175,7 +185,7 @@ class Watch:
         del self._addresses[server]
         self._present.discard(server)
         self._told.pop(server, None)
-        self._said.pop(server, None)
+        self._subjects.pop(server, None)
 
 
 def _neighbours(role: _Role) -> link_pb2.Neighbours:

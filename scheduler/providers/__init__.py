@@ -1,7 +1,7 @@
-"""Who supplies servers. A server is a cell too; here its order is carried out.
+"""Providers create and delete servers: a server is a cell too, and its orders are carried out here.
 
-``port`` says what a provider is, ``configuration`` reads which there are, ``runner`` takes the core's commands
-and hands each to its ``lane``; what comes of them returns as observations. ``provisioning`` gives each new
-server its join token. ``local``, ``exec`` and ``cloud`` are kinds of providers. A provider decides nothing.
-Only ``serve`` imports this room.
+``port`` defines what a provider is. ``configuration`` reads the configured providers. ``runner`` takes the core's
+commands and passes each to its ``lane``; the results return as observations. ``provisioning`` gives each new server its
+join token. ``local``, ``exec`` and ``cloud`` are kinds of providers. A provider decides nothing. Only ``serve`` imports
+this package.
 """

@@ -1,10 +1,10 @@
-"""Which providers there are: a YAML (or JSON) file, and entry points that make them.
+"""The configured providers: read from a YAML (or JSON) file, and created by entry points.
 
     providers:
       local: {kind: local}
       lab:
         kind: exec
-        scheduler: 10.77.0.1:7400        # as its servers reach the scheduler; default: as it is advertised
+        scheduler: 10.77.0.1:7400        # the scheduler's address for its servers; default: the advertised one
         options: {program: [/usr/local/bin/lab-provider], timeout: 30}
 
 ``kind`` is the name of an entry point. ``options`` are checked by the provider itself.
@@ -35,7 +35,7 @@ _ADDRESS = re.compile(r".+:[0-9]{1,5}")
 
 
 class ConfigurationError(Exception):
-    """The providers' file is wrong, or names what is not installed. The message has a line for each mistake."""
+    """The providers' file is wrong, or uses a kind that is not installed. The message has a line for each mistake."""
 
 
 class Entry(BaseModel):
@@ -54,14 +54,14 @@ class Entry(BaseModel):
     @classmethod
     def _is_an_address(cls, value: str) -> str:
         if value and not _ADDRESS.fullmatch(value):
-            raise ValueError(f"'{value}' is not HOST:PORT")
+            raise ValueError(f"invalid address '{value}': use HOST:PORT")
         return value
 
     @field_validator("runtimes")
     @classmethod
     def _an_agent_has_them(cls, value: tuple[RuntimeKind, ...]) -> tuple[RuntimeKind, ...]:
         if RuntimeKind.SERVER in value:
-            raise ValueError("an agent runs process or docker cells")
+            raise ValueError("invalid runtime 'server': an agent runs process or docker cells")
         return value
 
 
@@ -74,13 +74,13 @@ class _File(BaseModel):
     @classmethod
     def _names(cls, value: dict[str, Entry]) -> dict[str, Entry]:
         if wrong := [name for name in value if not NAME.fullmatch(name)]:
-            raise ValueError(f"no names: {', '.join(wrong)} (lower-case letters, digits and hyphens)")
+            raise ValueError(f"invalid name {', '.join(wrong)}: use lower-case letters, digits and '-'")
         return value
 
 
 class Supplier(Struct, frozen=True):
-    """A provider and how its servers reach the scheduler. ``scheduler``, ``enrolment`` empty: as advertised.
-    ``arguments``: further words for their agents."""
+    """A provider and how its servers reach the scheduler. ``scheduler``, ``enrolment`` empty: the advertised addresses.
+    ``arguments``: further command-line arguments for its agents."""
 
     provider: Provider
     scheduler: str = ""
@@ -90,8 +90,8 @@ class Supplier(Struct, frozen=True):
 
 
 def read_providers(given: Path | None, data: Path) -> dict[str, Entry]:
-    """The file's entries by name. ``given`` None: the one in the data directory, or ``local`` alone where there is
-    none. ``local`` is always there unless the file says otherwise. Blocks. Raises ConfigurationError."""
+    """The file's entries by name. ``given`` None: the file in the data directory; without one there is only ``local``.
+    ``local`` is always configured; the file may override it. Blocks. Raises ConfigurationError."""
     path = given or data / FILE_NAME
     default = {"local": Entry(kind="local")}
     try:
@@ -100,18 +100,18 @@ def read_providers(given: Path | None, data: Path) -> dict[str, Entry]:
     except FileNotFoundError as error:
         if given is None:
             return default
-        raise ConfigurationError(f"there is no file {path} that says which providers there are") from error
+        raise ConfigurationError(f"no such providers' file: {path}") from error
     except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise ConfigurationError(f"cannot read {path}: {error.strerror or error}") from error
     if len(text) > SIZE_LIMIT:
-        raise ConfigurationError(f"{path} is larger than {SIZE_LIMIT} bytes")
+        raise ConfigurationError(f"{path} is too large: the limit is {SIZE_LIMIT} bytes")
     return default | _checked(path, _parsed(path, text))
 
 
 def make_suppliers(entries: Mapping[str, Entry], fleet: str, data: Path) -> dict[str, Supplier]:
-    """Provider by name. ``data``: the scheduler's directory; each provider has its own below ``providers/``.
-    Raises ConfigurationError, with every mistake that was found."""
-    kinds = {found.name: found for found in entry_points(group=ENTRY_POINT_GROUP)}
+    """Suppliers by name. ``data``: the scheduler's directory; each provider has its own below ``providers/``. Raises
+    ConfigurationError with all mistakes."""
+    kinds = {entry_point.name: entry_point for entry_point in entry_points(group=ENTRY_POINT_GROUP)}
     suppliers: dict[str, Supplier] = {}
     mistakes: list[str] = []
     for name, entry in entries.items():
@@ -130,19 +130,19 @@ def make_suppliers(entries: Mapping[str, Entry], fleet: str, data: Path) -> dict
 
 
 def _make_of(kind: str, kinds: Mapping[str, EntryPoint]) -> MakeProvider:
-    found = kinds.get(kind)
-    if found is None:
-        known = ", ".join(sorted(kinds)) or "none, so Galactica itself is not installed here"
+    entry_point = kinds.get(kind)
+    if entry_point is None:
+        installed = ", ".join(sorted(kinds)) or "none, so Galactica itself is not installed here"
         raise ProviderRefused(
-            f"no provider of the kind '{kind}' is installed (installed: {known}). Choose one of these, or "
-            f"install the package that has it as an entry point of the group {ENTRY_POINT_GROUP}"
+            f"the provider kind '{kind}' is not installed (installed: {installed}). Choose one of these, or "
+            f"install the package that offers it as an entry point of the group {ENTRY_POINT_GROUP}"
         )
     try:
-        make: MakeProvider = found.load()
+        make: MakeProvider = entry_point.load()
     except ImportError as error:
         raise ProviderRefused(
-            f"the provider kind '{kind}' ({found.value}) cannot be loaded: {error}. "
-            f"A part of its own is missing; for the cloud kind: pip install 'galactica[cloud]'"
+            f"cannot load the provider kind '{kind}' ({entry_point.value}): {error}. "
+            f"A library that it needs is missing; for the cloud kind: pip install 'galactica[cloud]'"
         ) from error
     return make
 
@@ -155,12 +155,14 @@ def _parsed(path: Path, text: bytes) -> object:
         where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
         raise ConfigurationError(f"{path}{where}: {error.problem or error.context}") from error
     except (YAMLError, ValueError, RecursionError) as error:
-        raise ConfigurationError(f"{path} is no YAML: {error}") from error
+        raise ConfigurationError(f"{path}: invalid YAML: {error}") from error
 
 
 def _checked(path: Path, content: object) -> dict[str, Entry]:
     if not isinstance(content, dict):
-        raise ConfigurationError(f"{path}: begin with 'providers:' and below it a name for each provider")
+        raise ConfigurationError(
+            f"{path}: it must begin with 'providers:', with a name below it for each provider"
+        )
     try:
         return _File.model_validate(content).providers
     except ValidationError as error:

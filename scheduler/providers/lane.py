@@ -1,8 +1,9 @@
-"""One provider at work: its commands, each cell's in order; its sweep; what comes of both, as observations.
+"""The lane of one provider: carries out commands, in order for each cell, and lists the provider's servers. The results
+return as observations.
 
-A cell's first command starts a task that ends with its last one. Calls are bounded in number and in time. What fails
-for now is tried again after a pause that doubles, with jitter, a bounded number of times; then it is reported and
-the core decides anew.
+A cell's first command starts a task, which ends after its last one. Calls are bounded in number and time. A call that
+fails temporarily is tried again a bounded number of times, after pauses that double, with jitter. Then the failure is
+reported, and the core decides again.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ from galactica.scheduler.providers.port import (
 
 REF_CHARACTERS = 256
 LIST_GAP_SECONDS = 0.02
-"""From one list to the next, however much happens meanwhile."""
+"""Least time from one list to the next."""
 JITTER = 0.25
-"""Pauses are longer or shorter by up to this fraction, so that what failed together does not try together."""
+"""Pauses are longer or shorter by up to this fraction, so that calls that failed together are not repeated together."""
 
 T = TypeVar("T")
 
@@ -52,7 +53,7 @@ log = structlog.get_logger("scheduler.providers")
 
 
 class RunnerLimits(Struct, frozen=True):
-    """Bounds of each provider. ``waiting``: cells with commands at once. ``sweep_seconds``: from list to list."""
+    """Limits for each provider. ``waiting``: cells with commands at once. ``sweep_seconds``: from list to list."""
 
     concurrency: int = 8
     waiting: int = 10_000
@@ -67,7 +68,7 @@ class RunnerLimits(Struct, frozen=True):
 
 
 class Lane:
-    """``user_data``: what the agent of an ordered server needs to know."""
+    """``user_data`` returns the facts that the agent of an ordered server needs."""
 
     def __init__(
         self,
@@ -83,14 +84,14 @@ class Lane:
         self._user_data = user_data
         self._limits = limits
         self._cells: dict[str, deque[ProviderCommand]] = {}
-        """Each cell's commands; the first is being carried out. At most an order and the decommission after it."""
+        """Each cell's commands: at most an order and the decommission after it. The first one is under way."""
         self._slots = asyncio.Semaphore(limits.concurrency)
         self._tasks: asyncio.TaskGroup | None = None
         self._next_list_at = 0.0
         self._list_sooner = asyncio.Event()
 
     def take(self, command: ProviderCommand) -> None:
-        """Never waits. A repeated command takes the place of the one before it, so that the newest words count."""
+        """Never waits. A repeated command replaces the earlier one, so that the newest counts."""
         commands = self._cells.get(command.cell)
         if commands is None:
             self._begin(command)
@@ -98,10 +99,10 @@ class Lane:
             commands[-1] = command
         elif isinstance(command, DecommissionServer):
             commands.append(command)
-        # else: an order after its decommission. Ids are never used twice, so it is old news.
+        # else: an order after its decommission. Ids are never used twice, so the order is outdated.
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Run until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             try:
@@ -117,7 +118,7 @@ class Lane:
 
     def _begin(self, command: ProviderCommand) -> None:
         if len(self._cells) >= self._limits.waiting:
-            # Not lost for good: what is wanted and not seen is decided again.
+            # The core decides again, as long as it wants the server and does not see it.
             log.warning("command_dropped", provider=self._name, cell=command.cell, waiting=len(self._cells))
             return
         self._cells[command.cell] = deque([command])
@@ -134,7 +135,7 @@ class Lane:
         del self._cells[cell]
 
     async def _carry_out(self, commands: deque[ProviderCommand]) -> ProviderNews:
-        """The first command, as often as it takes."""
+        """Try the first command until it succeeds, is refused or has failed too often."""
         limits = self._limits
         for number in range(1, limits.tries + 1):
             command = commands[0]
@@ -149,11 +150,11 @@ class Lane:
                     "try_failed", provider=self._name, cell=command.cell, number=number, reason=reason
                 )
             if len(commands) > 1:
-                return self._failed(command, f"given up, for it is to be decommissioned: {reason}")
+                return self._failed(command, f"gave up, because the server is to be decommissioned: {reason}")
             if number < limits.tries:
                 pause = min(limits.pause_limit_seconds, limits.pause_first_seconds * 2 ** (number - 1))
                 await asyncio.sleep(_jittered(pause))
-        return self._failed(commands[0], f"given up after {limits.tries} tries: {reason}")
+        return self._failed(commands[0], f"gave up after {limits.tries} tries: {reason}")
 
     async def _attempt(self, command: ProviderCommand) -> ProviderNews:
         """Raises ProviderRefused, ProviderUnavailable."""
@@ -161,13 +162,13 @@ class Lane:
         match command:
             case OrderServer():
                 if command.spec.server is None:
-                    raise ProviderRefused("the spec describes no server")
-                made = provider.order(command.cell, command.spec.server, self._user_data(command))
-                ref = _checked_ref(await self._bounded(made, self._limits.call_seconds, "the order"))
+                    raise ProviderRefused("the spec does not describe a server")
+                order = provider.order(command.cell, command.spec.server, self._user_data(command))
+                ref = _checked_ref(await self._bounded(order, self._limits.call_seconds, "the order"))
                 return ServerMade(self._name, command.cell, ref, now())
             case DecommissionServer():
-                unmade = provider.decommission(command.ref, command.cell)
-                await self._bounded(unmade, self._limits.call_seconds, "the decommission")
+                decommission = provider.decommission(command.ref, command.cell)
+                await self._bounded(decommission, self._limits.call_seconds, "the decommission")
                 return ServerUnmade(self._name, command.cell, now())
 
     def _failed(self, command: ProviderCommand, reason: str) -> ProviderNews:
@@ -176,12 +177,12 @@ class Lane:
             return ServerNotMade(self._name, command.cell, reason, self._mind.now())
         return ProviderSilent(self._name, f"{command.cell} was not deleted: {reason}", self._mind.now())
 
-    # --- what there is --------------------------------------------------------------------------------------------
+    # --- the list of servers --------------------------------------------------------------------------------------
 
     async def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            # Before the question, so that what changes while it is answered is asked about again.
+            # Set before the list is requested, so that a change during the request causes another list.
             self._next_list_at = loop.time() + _jittered(self._limits.sweep_seconds)
             await self._mind.observe(await self._listed())
             await asyncio.sleep(LIST_GAP_SECONDS)
@@ -203,7 +204,7 @@ class Lane:
             try:
                 async for _ in provider.watch():
                     self._list_within(0.0)
-            except Exception as error:  # noqa: BLE001 - somebody else's code; the sweep goes on without it
+            except Exception as error:  # noqa: BLE001 - foreign code; the regular lists go on without it
                 log.warning("watch_failed", provider=self._name, reason=repr(error)[:REASON_CHARACTERS])
             await asyncio.sleep(_jittered(self._limits.sweep_seconds))
 
@@ -212,7 +213,7 @@ class Lane:
         self._list_sooner.set()
 
     async def _bounded(self, call: Awaitable[T], seconds: float, what: str) -> T:
-        """Raises ProviderRefused, ProviderUnavailable, and nothing else."""
+        """Limit a call's time and translate its errors. Raises only ProviderRefused and ProviderUnavailable."""
         try:
             async with asyncio.timeout(seconds):
                 return await call
@@ -221,29 +222,29 @@ class Lane:
         except TimeoutError as error:
             raise ProviderUnavailable(f"{what} took longer than {seconds:g} s") from error
         except Exception as error:
-            # Where it was, but no local variables: a token may be among them.
+            # The traceback without local variables: one may be a token.
             trace = "".join(traceback.format_exception(error))
             log.error("provider_failed", provider=self._name, call=what, traceback=trace)  # noqa: TRY400
             raise ProviderUnavailable(f"{what} failed: {type(error).__name__}: {error}") from error
 
 
 def believable(answer: object, limit: int) -> tuple[ProviderServer, ...]:
-    """The answer, if it can be a list of servers. An empty one can. Raises ProviderUnavailable."""
+    """The answer, if it is a valid list of servers; it may be empty. Raises ProviderUnavailable."""
     if not isinstance(answer, Sequence) or isinstance(answer, (str, bytes)):
-        raise ProviderUnavailable(f"the list is a {type(answer).__name__} and no list of servers")
+        raise ProviderUnavailable(f"invalid list: a {type(answer).__name__} instead of a list of servers")
     if len(answer) > limit:
-        raise ProviderUnavailable(f"the list has {len(answer)} servers, more than {limit}")
+        raise ProviderUnavailable(f"invalid list: {len(answer)} servers, the limit is {limit}")
     seen: set[tuple[str, str]] = set()
     for server in answer:
         if not isinstance(server, ProviderServer) or not isinstance(server.state, ProviderState):
             raise ProviderUnavailable(
-                f"the list has an entry that is no server: {server!r}"[:REASON_CHARACTERS]
+                f"invalid list: an entry is not a server: {server!r}"[:REASON_CHARACTERS]
             )
         if not isinstance(server.cell, str) or parse_cell_id(server.cell) is None:
-            raise ProviderUnavailable(f"the list has a server of '{server.cell!s:.100}', which is no cell id")
+            raise ProviderUnavailable(f"invalid list: '{server.cell!s:.100}' is not a cell id")
         _checked_ref(server.ref)
         if (server.cell, server.ref) in seen:
-            raise ProviderUnavailable(f"the list has {server.cell} ({server.ref}) twice")
+            raise ProviderUnavailable(f"invalid list: {server.cell} ({server.ref}) is in it twice")
         seen.add((server.cell, server.ref))
     return tuple(answer)
 
@@ -251,13 +252,13 @@ def believable(answer: object, limit: int) -> tuple[ProviderServer, ...]:
 def _checked_ref(ref: object) -> str:
     if not isinstance(ref, str) or not 0 < len(ref) <= REF_CHARACTERS or not ref.isprintable():
         raise ProviderUnavailable(
-            f"the answer's ref is no text of 1 to {REF_CHARACTERS} characters: {ref!r:.100}"
+            f"invalid ref {ref!r:.100}: it must be a printable text of 1 to {REF_CHARACTERS} characters"
         )
     return ref
 
 
 def _without_token(command: ProviderCommand, text: str) -> str:
-    """What a provider says may repeat what it was given; a token belongs in no log."""
+    """The text without the token: a provider's message may repeat it, and a token must not be logged."""
     token = command.token if isinstance(command, OrderServer) else ""
     return text.replace(token, "(the token)") if token else text
 

@@ -1,4 +1,4 @@
-"""What people write for a provider, in its configuration or in a pool's ``server``: checked, every mistake told."""
+"""Checks the options of a provider, in its configuration or in a pool's ``server``. An error lists all mistakes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Shape = TypeVar("Shape", bound=BaseModel)
 
 
 def checked_options(shape: type[Shape], values: Mapping[str, Any], what: str = "options") -> Shape:
-    """``values`` as a ``shape``. Raises ProviderRefused that names each mistake. ``what``: whose options they are."""
+    """``values`` as a ``shape``. Raises ProviderRefused; it lists all mistakes. ``what``: names the options."""
     try:
         return shape.model_validate(dict(values))
     except ValidationError as error:
-        known = ", ".join(shape.model_fields) or "none"
-        raise ProviderRefused(f"{what}: {'; '.join(mistakes_in(error))} (known: {known})") from None
+        names = ", ".join(shape.model_fields) or "none"
+        raise ProviderRefused(f"{what}: {'; '.join(mistakes_in(error))} (known: {names})") from None
 
 
 def checked_body(shape: type[Shape], spec: ServerBody) -> Shape:
@@ -29,18 +29,19 @@ def checked_body(shape: type[Shape], spec: ServerBody) -> Shape:
 
 
 def body_of(spec: ServerBody) -> dict[str, Any]:
-    """Raises ProviderRefused where it is no JSON object."""
+    """Raises ProviderRefused if it is not a JSON object."""
     try:
         body = json.loads(spec.body_json)
     except (ValueError, RecursionError) as error:
-        raise ProviderRefused(f"the pool's server is no JSON: {error}") from error
+        raise ProviderRefused(f"the pool's server is invalid JSON: {error}") from error
     if not isinstance(body, dict):
-        raise ProviderRefused("the pool's server is no JSON object")
+        raise ProviderRefused("the pool's server must be a JSON object")
     return body
 
 
 def mistakes_in(error: ValidationError) -> list[str]:
-    """A line for each: where, and what is wrong. The values themselves are left out: one may be a secret."""
+    """A line for each mistake: where, and what is wrong. Without the values: one may be a secret."""
     return [
-        f"{'.'.join(map(str, one['loc'])) or 'it'}: {one['msg']}" for one in error.errors(include_url=False)
+        f"{'.'.join(map(str, mistake['loc'])) or 'it'}: {mistake['msg']}"
+        for mistake in error.errors(include_url=False)
     ]

@@ -1,7 +1,7 @@
-"""Between the core and the providers: each new server gets a join token of its own, which nobody else can use.
+"""Sits between the core and the providers: adds a join token to each order of a server. Only that server can use it.
 
-Making a secret takes chance and admitting its hash takes the journal, so it is done here, on the way out; the core's
-order names only the cell.
+A secret needs randomness, and its hash must be recorded in the journal. So the token is created here and not in the
+core, whose order names only the cell.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from galactica.scheduler.core.ports import Mind
 from galactica.scheduler.security.tokens import new_token
 
 TOKEN_SECONDS_AFTER_BOOT = 300.0
-"""How much longer than its boot may take a server's token holds."""
+"""A server's token is valid this much longer than its boot may take."""
 
 QUEUE_LIMIT = 10_000
 
@@ -27,7 +27,7 @@ log = structlog.get_logger("scheduler.provisioning")
 
 
 class Providers(Protocol):
-    """What carries commands out."""
+    """Carries out commands."""
 
     def send(self, commands: Sequence[ProviderCommand]) -> None: ...
 
@@ -42,19 +42,19 @@ class Provisioner:
         self._orders: asyncio.Queue[OrderServer] = asyncio.Queue(QUEUE_LIMIT)
 
     def send(self, commands: Sequence[ProviderCommand]) -> None:
-        """Never waits. An order that finds no room is dropped: the core tells it again."""
+        """Never waits. If the queue is full the order is dropped: the core sends it again."""
         self._providers.send([command for command in commands if not isinstance(command, OrderServer)])
         for command in commands:
             if isinstance(command, OrderServer) and not self._orders.full():
                 self._orders.put_nowait(command)
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Run until cancelled."""
         while True:
             order = await self._orders.get()
             text, token_id, secret_sha256 = new_token(self._ca_digest)
-            holds_for = order.spec.health.boot_within_seconds + TOKEN_SECONDS_AFTER_BOOT
-            expires_at = self._mind.now() + holds_for
+            valid_seconds = order.spec.health.boot_within_seconds + TOKEN_SECONDS_AFTER_BOOT
+            expires_at = self._mind.now() + valid_seconds
             request = CreateToken(token_id, secret_sha256, 1, expires_at, order.cell)
             try:
                 await self._mind.ask(request, by=Asker(AskerKind.SCHEDULER))

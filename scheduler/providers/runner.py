@@ -1,7 +1,7 @@
 """The adapter between the core's commands for servers and the providers that carry them out.
 
-Commands come in by ``send``, which never waits; what comes of them goes back through ``Mind.observe``. Whether an
-answer is believed, an empty list for one, is the core's to decide: here only garbage is kept away from it.
+``send`` takes commands and never waits. The results go back through ``Mind.observe``. The core decides whether it
+believes an answer, for example an empty list; only invalid answers are rejected here.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ log = structlog.get_logger("scheduler.providers")
 
 
 class ProviderRunner:
-    """Owns the providers. ``scheduler``, ``enrolment``: "HOST:PORT" that new servers are told, where a supplier has
-    none of its own."""
+    """Owns the providers. ``scheduler``, ``enrolment``: "HOST:PORT" for new servers, unless a supplier has its own."""
 
     def __init__(
         self,
@@ -56,7 +55,7 @@ class ProviderRunner:
         return tuple(sorted(self._lanes))
 
     def send(self, commands: Sequence[ProviderCommand]) -> None:
-        """Never waits. Fine before ``run``."""
+        """Never waits. May be called before ``run``."""
         for command in commands:
             lane = self._lanes.get(command.provider)
             if lane is not None:
@@ -66,7 +65,7 @@ class ProviderRunner:
                 self._stray_came.set()
 
     async def run(self) -> None:
-        """Until cancelled. Servers live on; what was under way is asked for again by the next scheduler."""
+        """Run until cancelled. Servers live on. The next scheduler repeats the commands that were under way."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 for name, lane in self._lanes.items():
@@ -83,8 +82,8 @@ class ProviderRunner:
                 await self._mind.observe(self._no_such_provider(self._strays.popleft()))
 
     def _no_such_provider(self, command: ProviderCommand) -> ProviderNews:
-        known = ", ".join(self.names) or "none"
-        reason = f"no provider '{command.provider}' is configured (configured: {known})"
+        names = ", ".join(self.names) or "none"
+        reason = f"the provider '{command.provider}' is not configured (configured: {names})"
         if isinstance(command, OrderServer):
             return ServerNotMade(command.provider, command.cell, reason, self._mind.now())
         return ProviderSilent(command.provider, reason, self._mind.now())

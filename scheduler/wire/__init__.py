@@ -1,4 +1,4 @@
-"""Where protobuf becomes model values and back: one file for each .proto, ``cell``, ``link`` and ``operator``.
+"""Converts protobuf to model values and back: one file for each .proto, ``cell``, ``link`` and ``operator``.
 
-What comes from outside is bounded and checked here; ``WireError`` says what is wrong with it.
+Incoming messages are checked and bounded here. ``WireError`` says what is wrong with a message.
 """

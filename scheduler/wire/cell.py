@@ -1,5 +1,5 @@
-"""cell.proto: cells' reports, vitals and specs, from protobuf and back; and the bounds that all that comes in must
-keep.
+"""cell.proto: converts reports on cells, vitals and specs from protobuf and back; and defines the limits for incoming
+messages.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from galactica.scheduler.core.sight.vitals import Vitals
 from galactica.v1 import cell_pb2
 
 CELLS_LIMIT = 10_000
-"""Cells of one server, in one message."""
+"""Limit for the cells in one message."""
 ID_CHARACTERS = 200
-"""Orphans may have ids that this scheduler would not give."""
+"""Longer than this scheduler's own ids, because orphans may have other ids."""
 TEXT_CHARACTERS = 1_000
 WORD_CHARACTERS = 100
 LABEL_CHARACTERS = 256
@@ -53,7 +53,7 @@ _STATES: Mapping[int, CellState] = {
 
 
 class WireError(ValueError):
-    """A message that no agent of ours would send; says what is wrong with which field."""
+    """A message is invalid; the text says which field and why."""
 
 
 def cell_reports(messages: Sequence[cell_pb2.CellReport]) -> tuple[CellReport, ...]:
@@ -64,11 +64,11 @@ def cell_reports(messages: Sequence[cell_pb2.CellReport]) -> tuple[CellReport, .
 def _cell_report(message: cell_pb2.CellReport) -> CellReport:
     cell = message.cell_id
     if not cell:
-        raise WireError("cells: one has no id")
+        raise WireError("cells: a cell has no id")
     bounded_text("cells", cell, ID_CHARACTERS)
     state = _STATES.get(message.state)
     if state is None:
-        raise WireError(f"{cell}: its state {int(message.state)} is not known here")
+        raise WireError(f"{cell}: unknown state {int(message.state)}")
     return CellReport(
         cell=cell,
         digest=bounded_text(f"{cell}: digest", message.digest, ID_CHARACTERS),
@@ -107,7 +107,7 @@ def _autopsy(cell: str, message: cell_pb2.Autopsy) -> Autopsy:
 
 
 def vitals_from_proto(message: cell_pb2.Vitals) -> Vitals:
-    """Raises WireError where a value is no number, or below 0 and may not be."""
+    """Raises WireError if a value is not finite or out of its range."""
     return Vitals(
         cpu_fraction=_number("vitals.cpu_fraction", message.cpu_fraction),
         memory_fraction=_number("vitals.memory_fraction", message.memory_fraction),
@@ -131,18 +131,18 @@ def _optional(message: cell_pb2.Vitals, field: str, least: float = 0.0) -> float
 
 def _number(field: str, value: float, least: float = 0.0) -> float:
     if not math.isfinite(value) or not least <= value <= LARGEST_NUMBER:
-        raise WireError(f"{field}: {value:g} cannot be")
+        raise WireError(f"{field}: invalid value {value:g}; the range is {least:g} to {LARGEST_NUMBER:g}")
     return value
 
 
 def bounded(field: str, count: int, limit: int) -> None:
     if count > limit:
-        raise WireError(f"{field}: {count} is more than {limit}")
+        raise WireError(f"{field}: {count} is too large; the limit is {limit}")
 
 
 def bounded_text(field: str, value: str, limit: int) -> str:
     if len(value) > limit:
-        raise WireError(f"{field}: {len(value)} characters are more than {limit}")
+        raise WireError(f"{field}: {len(value)} characters is too long; the limit is {limit}")
     return value
 
 
@@ -182,7 +182,7 @@ RUNTIMES = {
 
 
 def spec_to_proto(spec: Spec) -> cell_pb2.Spec:
-    """The contract's form of a valid spec; nothing is lost."""
+    """Convert a valid spec to the contract's message, without loss."""
     runtime = next(wire for wire, own in RUNTIMES.items() if own is spec.runtime)
     return cell_pb2.Spec(
         runtime=runtime,
@@ -209,7 +209,8 @@ def _server_to_proto(body: ServerBody) -> cell_pb2.ServerBody:
 
 
 def spec_from_proto(message: cell_pb2.Spec) -> Spec:
-    """A container's spec as it was sent, unchecked but for its shape. An unknown runtime comes back as ``process``."""
+    """Convert a container's spec from the contract's message. Only its shape is checked. An unknown runtime becomes
+    ``process``."""
     resources = message.resources
     return Spec(
         runtime=RUNTIMES.get(message.runtime, RuntimeKind.PROCESS),

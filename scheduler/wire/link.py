@@ -1,8 +1,8 @@
-"""The only place that turns the link's messages into the model's values and back.
+"""link.proto: converts the link's messages to model values and back. No other module does.
 
-No agent is trusted: whatever comes in is checked and bounded here. Names, counts and numbers that cannot be are a
-``WireError``, which ends the session that sent them; texts that are for people only are cut, since a long
-complaint is no reason to lose a server.
+Agents are not trusted: every incoming message is checked and bounded here. An invalid name, count or number is a
+``WireError``, which ends the session that sent it. Texts for people are only cut: a long message is no reason to lose
+a server.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from galactica.scheduler.wire.cell import (
 from galactica.v1 import cell_pb2, link_pb2
 
 WINDOW_BYTES = 64 * 1024
-"""As ``link.proto`` says; agents use the same."""
+"""The window of ``link.proto``; agents use the same."""
 
 WIRE_VERSION = 1
 LABELS_LIMIT = 64
 LARGEST_INTEGER = 2**63 - 1
 CHUNK_BYTES_LIMIT = 1024 * 1024
 TESTIMONIES_LIMIT = 256
-"""In one message; an agent watches three others, and those who were absent when pairs were drawn anew."""
+"""For one message. An agent watches three servers, and in addition those that were absent when pairs were drawn."""
 
 _RUNTIMES: Mapping[int, RuntimeKind] = {
     cell_pb2.RUNTIME_KIND_PROCESS: RuntimeKind.PROCESS,
@@ -55,7 +55,7 @@ _ANSWERS: Mapping[int, Answer] = {
 
 
 class WatchedServer(NamedTuple):
-    """Whom an agent watches, as a scheduler once told it."""
+    """A server that an agent watches, as a scheduler told the agent."""
 
     server: str
     address: str
@@ -66,14 +66,14 @@ class WatchedServer(NamedTuple):
 
 
 def attached(hello: link_pb2.Hello, server: str, session: str, at: float) -> Attached:
-    """Raises WireError. The wire version is the dispatcher's to judge, before this."""
+    """Raises WireError. The dispatcher has checked the wire version before."""
     return Attached(server, session, at, _facts(hello), cell_reports(hello.inventory))
 
 
 def reported(report: link_pb2.Report, server: str, at: float) -> Reported:
     """Raises WireError."""
     if report.sequence == 0:
-        raise WireError("report: its sequence is 0; the first one is 1")
+        raise WireError("report: invalid sequence 0; the first one is 1")
     return Reported(
         server=server,
         session=report.session,
@@ -88,23 +88,24 @@ def reported(report: link_pb2.Report, server: str, at: float) -> Reported:
 
 
 def watch_address(hello: link_pb2.Hello) -> str:
-    """Where neighbours reach the agent, as "address:port" with a numeric address; empty where it takes no part.
+    """Where neighbours reach the agent, as "address:port" with a numeric address; empty: it takes no part.
 
-    Raises WireError. Others will send there, so it must be one host's address, and no name that somebody else resolves.
+    Raises WireError. Other agents send packets there, so it must be the address of one host, not a name that somebody
+    else could resolve differently.
     """
     return _host_address("hello.watch_address", hello.watch_address) if hello.watch_address else ""
 
 
 def watching(hello: link_pb2.Hello) -> tuple[WatchedServer, ...]:
-    """Whom the agent watches, as it says. Raises WireError."""
+    """The servers that the agent says it watches. Raises WireError."""
     bounded("hello.watching", len(hello.watching), TESTIMONIES_LIMIT)
     return tuple(
         WatchedServer(
-            bounded_text("hello.watching", one.server_id, ID_CHARACTERS),
-            _host_address("hello.watching", one.address),
-            one.key,
+            bounded_text("hello.watching", neighbour.server_id, ID_CHARACTERS),
+            _host_address("hello.watching", neighbour.address),
+            neighbour.key,
         )
-        for one in hello.watching
+        for neighbour in hello.watching
     )
 
 
@@ -117,7 +118,7 @@ def _host_address(field: str, given: str) -> str:
         raise WireError(f"{field}: not a numeric ADDRESS:PORT") from None
     is_one_host = not (address.is_unspecified or address.is_multicast or str(address) == "255.255.255.255")
     if not is_one_host or not port.isdecimal() or not 0 < int(port) < 65_536:
-        raise WireError(f"{field}: nobody can be reached at {given[:LABEL_CHARACTERS]}")
+        raise WireError(f"{field}: {given[:LABEL_CHARACTERS]} is not the address and port of one host")
     return given
 
 
@@ -130,7 +131,7 @@ def _testimony(message: link_pb2.Testimony, at: float) -> Testimony:
     server = bounded_text("testimonies", message.server_id, ID_CHARACTERS)
     answer = _ANSWERS.get(message.answer)
     if answer is None:
-        raise WireError(f"testimonies: the answer {int(message.answer)} about {server} is not known here")
+        raise WireError(f"testimonies: unknown answer {int(message.answer)} about {server}")
     return Testimony(server, answer, since=at - message.for_ms / 1_000)
 
 
@@ -142,7 +143,7 @@ def _facts(hello: link_pb2.Hello) -> ServerFacts:
     bounded("hello.runtimes", len(hello.runtimes), len(_RUNTIMES))
     unknown = [kind for kind in hello.runtimes if kind not in _RUNTIMES]
     if unknown:
-        raise WireError(f"hello.runtimes: {unknown[0]} is not known here")
+        raise WireError(f"hello.runtimes: unknown runtime {unknown[0]}")
     bounded("hello.capacity.memory_bytes", hello.capacity.memory_bytes, LARGEST_INTEGER)
     bounded("hello.capacity.disk_bytes", hello.capacity.disk_bytes, LARGEST_INTEGER)
     return ServerFacts(

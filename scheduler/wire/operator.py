@@ -1,4 +1,5 @@
-"""Groups and specs as protobuf, there and back. What comes back is checked: no client is trusted."""
+"""operator.proto: converts groups to protobuf and back. Groups from clients are checked, because clients are not
+trusted."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ _DRIFTS = {operator_pb2.DRIFT_UNSPECIFIED, operator_pb2.DRIFT_REPLACE, operator_
 
 
 def group_to_proto(group: Group) -> operator_pb2.Group:
-    """The contract's form of a valid group; nothing is lost."""
+    """Convert a valid group to the contract's message, without loss."""
     kind = next(wire for wire, own in KINDS.items() if own is group.kind)
     message = operator_pb2.Group(
         kind=kind,
@@ -47,21 +48,22 @@ def group_to_proto(group: Group) -> operator_pb2.Group:
 
 
 def group_from_proto(message: operator_pb2.Group) -> Group:
-    """The group that a client sent. Raises ValueError that lists every problem with its field's path."""
+    """The group that a client sent. Raises ValueError; it lists every problem with the path of its field."""
     problems: list[Problem] = []
     kind = KINDS.get(message.kind)
     if kind is None:
-        problems.append(Problem(("kind",), f"{int(message.kind)} is not known to this scheduler"))
+        problems.append(Problem(("kind",), f"this scheduler does not know kind {int(message.kind)}"))
     if message.spec.runtime not in RUNTIMES:
-        problems.append(Problem(("runtime",), f"{int(message.spec.runtime)} is not known to this scheduler"))
+        runtime = int(message.spec.runtime)
+        problems.append(Problem(("runtime",), f"this scheduler does not know runtime {runtime}"))
     if message.drift not in _DRIFTS:
-        problems.append(Problem(("drift",), f"{int(message.drift)} is not known to this scheduler"))
+        problems.append(Problem(("drift",), f"this scheduler does not know drift {int(message.drift)}"))
     group = _pool(message, problems) if kind is GroupKind.POOL else _service(message)
     unreadable = {problem.path[0] for problem in problems}
     rules = problems_of_pool if kind is GroupKind.POOL else problems_of
     problems += [problem for problem in rules(group) if not (problem.needs | {problem.path[0]}) & unreadable]
     if problems:
-        raise ValueError(_told(message.name, problems))
+        raise ValueError(_summary(message.name, problems))
     return group
 
 
@@ -77,7 +79,8 @@ def _service(message: operator_pb2.Group) -> Group:
 
 
 def _pool(message: operator_pb2.Group, problems: list[Problem]) -> Group:
-    """Of the spec only what a server has, so that one pool has one digest however it was sent."""
+    """The pool, with only those fields of the spec that a server has. So its digest does not depend on other fields
+    that were sent."""
     sent = message.spec.server
     try:
         body = read_body(sent.body_json) if sent.body_json else "{}"
@@ -120,8 +123,8 @@ def _replace_from_proto(message: operator_pb2.Replace) -> Replace:
     return Replace(message.surge, message.unavailable, message.count, message.window_ms / 1_000)
 
 
-def _told(name: str, problems: list[Problem]) -> str:
-    told = [str(problem) for problem in problems[:PROBLEMS_TOLD]]
+def _summary(name: str, problems: list[Problem]) -> str:
+    texts = [str(problem) for problem in problems[:PROBLEMS_TOLD]]
     if len(problems) > PROBLEMS_TOLD:
-        told.append(f"and {len(problems) - PROBLEMS_TOLD} more")
-    return f"{name[:63] or 'a group without a name'}: {'; '.join(told)}"
+        texts.append(f"and {len(problems) - PROBLEMS_TOLD} more")
+    return f"{name[:63] or 'a group without a name'}: {'; '.join(texts)}"

@@ -92,7 +92,7 @@ def test_a_port_that_is_taken_is_named_with_its_holder(fleet):
         order(fleet, "taken", command=HTTP_SERVER, ports={"http": port})
         why = first_death(fleet, "taken")
         assert why["rule"] == "start_failed"
-        assert f"port http: {port} on 127.0.0.1 is taken by" in why["autopsy"]["reason"]
+        assert f"port http: {port} on 127.0.0.1 is already used by" in why["autopsy"]["reason"]
     fleet.until(lambda: len(fleet.ready("taken")) == 1, "it is ready when the port is free")
 
 

@@ -67,7 +67,7 @@ def fill(disk, fleet):
 def check_that_orders_are_refused_and_reads_go_on(fleet, before):
     refused = fleet.run("apply", str(fleet.service("new", 1)))
     assert (refused.code, refused.out) == (1, "")
-    assert refused.err.startswith("Error: no space for the journal")
+    assert refused.err.startswith("Error: no space left for the journal")
     assert str(fleet.data / "journal.db") in refused.err
     assert fleet.run("condemn", before[0]["id"]).code == 1
     assert [cell["id"] for cell in fleet.run("cells", "web", "-o", "json").json] == [c["id"] for c in before]

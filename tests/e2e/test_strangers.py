@@ -132,7 +132,7 @@ def test_expired_certificate_opens_nothing(fleet, authority):
 def test_certificate_of_a_server_that_never_enrolled_is_refused_by_name(fleet, authority):
     assert attach(server_channel(fleet, authority, "ghost"), hello()) == (
         grpc.StatusCode.FAILED_PRECONDITION,
-        "server ghost is not in this fleet; enrol it anew with a token",
+        "server ghost is not in this fleet: enrol it again with a new token",
     )
 
 
@@ -163,7 +163,7 @@ def test_agent_of_another_wire_version_is_refused_with_both_versions(fleet, auth
     fleet.end_agent("old")
     code, words = attach(server_channel(fleet, authority, "old"), hello(version))
     assert code is grpc.StatusCode.FAILED_PRECONDITION
-    assert words == f"the agent speaks wire version {version} and this scheduler 1; install a newer {who}"
+    assert words == f"the agent uses wire version {version}, but this scheduler uses 1: install a newer {who}"
 
 
 def test_agent_with_another_servers_identity_is_refused_by_name(fleet):
@@ -171,7 +171,7 @@ def test_agent_with_another_servers_identity_is_refused_by_name(fleet):
     fleet.begin_agent("mask")
     code, words = ended(fleet, "mask")
     assert code == 2
-    assert "belongs to the server earth, not mask" in words
+    assert "belongs to server earth, not mask" in words
     assert fleet.is_attached("earth")
 
 

@@ -47,17 +47,17 @@ async def test_agent_enrols_with_its_token_and_says_who_and_how_large_it_is(worl
     await until(lambda: any(one.HasField("vitals") for one in session.reports), "vitals")
     code, said = await agent.ended()
     assert code == 0
-    assert "event=ended cells=live on" in said
+    assert "event=ended cells=still running" in said
 
 
 @pytest.mark.parametrize(
     ("arguments", "environment", "code", "message"),
     [
-        ((), {}, 2, "this server has not enrolled yet: a join token is needed"),
-        ((), {"GALACTICA_TOKEN": "nonsense"}, 2, "this is no join token"),
-        (("--label", "zone"), {}, 2, "the label 'zone' is not KEY=VALUE"),
-        (("--scheduler", "nowhere"), {}, 2, "'nowhere' is not HOST:PORT"),
-        (("--token-file", "/no/such/file"), {}, 2, "the token cannot be read from /no/such/file"),
+        ((), {}, 2, "this server is not enrolled and needs a join token"),
+        ((), {"GALACTICA_TOKEN": "nonsense"}, 2, "invalid join token"),
+        (("--label", "zone"), {}, 2, "invalid label 'zone': use KEY=VALUE"),
+        (("--scheduler", "nowhere"), {}, 2, "invalid address 'nowhere': use HOST:PORT"),
+        (("--token-file", "/no/such/file"), {}, 2, "cannot read the token from /no/such/file"),
     ],
 )
 async def test_agent_that_cannot_begin_says_why_in_one_line(
@@ -87,7 +87,10 @@ async def test_second_agent_on_one_data_directory_is_refused(world: AgentWorld) 
     code, said = await second.ended(None)
     assert (code, said) == (
         1,
-        f"error: another agent runs with the data directory {world.data}; give this one its own with --data\n",
+        (
+            f"error: another agent already uses the data directory {world.data}; give this agent a different one"
+            " with --data\n"
+        ),
     )
 
 
@@ -138,7 +141,7 @@ async def test_runtime_that_this_server_does_not_have_is_a_failed_cell(world: Ag
     wrong.order.spec.runtime = cell_pb2.RUNTIME_KIND_DOCKER
     session.instruct(wrong)
     failed = await session.until_state(CELL, cell_pb2.CELL_STATE_FAILED)
-    assert failed.autopsy.reason == "this server does not have the runtime that the cell needs"
+    assert failed.autopsy.reason == "this server does not offer the cell's runtime"
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
@@ -342,7 +345,9 @@ async def test_logs_of_an_unknown_cell_end_with_the_reason(world: AgentWorld) ->
     ask = link_pb2.FetchLogs(stream=9, cell_id="db/1.1")
     session.instruct(link_pb2.Instruction(fetch_logs=ask))
     await until(lambda: session.logs, "an answer")
-    assert list(session.logs) == [link_pb2.LogChunk(stream=9, end=True, error="db/1.1 is not on this server")]
+    assert list(session.logs) == [
+        link_pb2.LogChunk(stream=9, end=True, error="no cell db/1.1 on this server")
+    ]
 
 
 async def test_probed_cell_is_told_passing_then_failing_then_passing(

@@ -101,7 +101,7 @@ def http(path: str = "/") -> dict[str, object]:
         (b"HTTP/1.1 100 Continue\r\n\r\n", "answered 100"),
         (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", "no HTTP answer from 127.0.0.1:{port}"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 500000\r\n\r\n" + b"x" * 500_000, ""),
-        (b"", "Connection reset by peer by 127.0.0.1:{port}"),
+        (b"", "Connection reset by peer: 127.0.0.1:{port}"),
     ],
 )
 async def test_http_probe_judges_by_the_status(probing: Probing, answer: bytes, outcome: str) -> None:
@@ -178,7 +178,7 @@ async def test_port_where_nobody_listens_fails_at_once(probing: Probing, kind: s
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     probing.start(port, **{kind: probe})
-    assert await probing.next_outcome() == f"Connection refused by 127.0.0.1:{port}"
+    assert await probing.next_outcome() == f"Connection refused: 127.0.0.1:{port}"
 
 
 async def test_tcp_probe_passes_where_a_connection_is_accepted(probing: Probing) -> None:
@@ -189,7 +189,10 @@ async def test_tcp_probe_passes_where_a_connection_is_accepted(probing: Probing)
 
 async def test_port_that_the_cell_does_not_have_is_named(probing: Probing) -> None:
     probing.start(1, http=cell_pb2.HttpProbe(port="web"))
-    assert await probing.next_outcome() == "the probe names port 'web', but the cell's ports are: http"
+    assert (
+        await probing.next_outcome()
+        == "the probe uses port 'web', which the cell does not have; its ports: http"
+    )
 
 
 @pytest.mark.parametrize(
@@ -216,7 +219,7 @@ async def test_exec_probe_judges_by_the_exit_code(
     [
         ("", health_pb2.HealthCheckResponse.SERVING, ""),
         ("shop", health_pb2.HealthCheckResponse.SERVING, ""),
-        ("shop", health_pb2.HealthCheckResponse.NOT_SERVING, "answered not SERVING"),
+        ("shop", health_pb2.HealthCheckResponse.NOT_SERVING, "the answer is not SERVING"),
     ],
 )
 async def test_grpc_probe_speaks_the_standard_health_protocol(

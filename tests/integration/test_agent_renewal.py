@@ -80,7 +80,7 @@ async def test_refused_agent_ends_with_what_to_do_and_leaves_its_cells_alone(wor
     again.start()
     code, said = await again.ended(None)
     words = (
-        f"error: the scheduler at 127.0.0.1:{world.scheduler.enrol_port} does not renew this server's "
+        f"error: the scheduler at 127.0.0.1:{world.scheduler.enrol_port} refuses to renew this server's "
         "certificate: server host1 is not in this fleet; make a token with 'galactica token create' at the "
         "scheduler and start the agent with it (--token-file FILE)"
     )

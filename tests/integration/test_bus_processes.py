@@ -144,10 +144,10 @@ async def test_agent_finds_its_broker_again_and_nobody_takes_that_for_a_loss(tmp
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--bus", "broker"), "'broker' is no address of a broker"),
-        (("--bus", "mqtt://me:word@b"), "a password in an address can be seen in ps"),
-        (("--bus", "mqtts://b", "--bus-ca", "/no/such/file"), "the CA file /no/such/file cannot be used"),
-        (("--bus", "mqtt://b", "--bus-password-file", "/no/such/file"), "the password cannot be read from"),
+        (("--bus", "broker"), "invalid broker address 'broker'"),
+        (("--bus", "mqtt://me:word@b"), "a password in the broker's address is visible in ps"),
+        (("--bus", "mqtts://b", "--bus-ca", "/no/such/file"), "cannot use the CA file /no/such/file"),
+        (("--bus", "mqtt://b", "--bus-password-file", "/no/such/file"), "cannot read the password from"),
     ],
 )
 async def test_agent_refuses_a_bus_that_cannot_be_in_one_line(tmp_path, words, message):

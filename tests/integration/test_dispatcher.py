@@ -78,7 +78,7 @@ class TestAttaching:
 
         assert await agent.ending() == (
             Code.FAILED_PRECONDITION,
-            f"the agent speaks wire version {version} and this scheduler 1; install a newer {newer}",
+            f"the agent uses wire version {version}, but this scheduler uses 1: install a newer {newer}",
         )
         assert world.mind.observed == []
 
@@ -89,7 +89,7 @@ class TestAttaching:
 
         assert (await call.code(), await call.details()) == (
             Code.FAILED_PRECONDITION,
-            "server web-1 is not in this fleet; enrol it anew with a token",
+            "server web-1 is not in this fleet: enrol it again with a new token",
         )
 
     async def test_drained_server_may_attach_for_its_orphans_but_gets_no_new_certificate(self, world):
@@ -103,7 +103,7 @@ class TestAttaching:
         with pytest.raises(grpc.aio.AioRpcError) as refusal:
             await again.stub.RenewCertificate(link_pb2.RenewCertificateRequest(csr_pem=new_key_and_csr()[1]))
         assert refusal.value.code() is Code.FAILED_PRECONDITION
-        assert refusal.value.details() == "server web-1 was drained; enrol it anew with a token"
+        assert refusal.value.details() == "server web-1 was drained: enrol it again with a new token"
 
     @limited(hello_seconds=0.1)
     async def test_agent_that_says_no_hello_is_let_go(self, world):
@@ -115,7 +115,7 @@ class TestAttaching:
         older = await world.agent("web-1")
         newer = await world.agent("web-1")
 
-        assert await older.ending() == (Code.ABORTED, "session 7-2 of the same server took its place")
+        assert await older.ending() == (Code.ABORTED, "session 7-2 of the same server replaced this one")
         await newer.report()
         await world.mind.until(lambda: observed(world, Reported))
         assert [one.session for one in observed(world, Reported)] == ["7-2"]
@@ -183,17 +183,17 @@ class TestReports:
     @pytest.mark.parametrize(
         ("message", "reason"),
         [
-            ({"report": {"sequence": 0}}, "report: its sequence is 0; the first one is 1"),
+            ({"report": {"sequence": 0}}, "report: invalid sequence 0; the first one is 1"),
             (
                 {"report": {"sequence": 1, "cells": [{"cell_id": "web/0.1"}]}},
-                "web/0.1: its state 0 is not known here",
+                "web/0.1: unknown state 0",
             ),
             (
                 {"report": {"sequence": 1, "vitals": {"load_1m": float("nan")}}},
-                "vitals.load_1m: nan cannot be",
+                "vitals.load_1m: invalid value nan; the range is 0 to 1e+15",
             ),
-            ({"hello": {"wire_version": 1}}, "a link has one Hello"),
-            ({}, "a message of the link is empty, or of a kind that is not known here"),
+            ({"hello": {"wire_version": 1}}, "second Hello: a link has only one"),
+            ({}, "a message is empty, or of a kind that this scheduler does not know"),
         ],
     )
     async def test_message_that_cannot_be_closes_that_session_alone(self, world, message, reason):
@@ -214,7 +214,7 @@ class TestReports:
 
         assert await bad.ending() == (
             Code.INVALID_ARGUMENT,
-            "hello.labels: 300 characters are more than 256",
+            "hello.labels: 300 characters is too long; the limit is 256",
         )
         await good.report(sent_at=1.0)
         assert (await good.hear()).HasField("echo")
@@ -265,7 +265,7 @@ class TestInstructions:
         await world.mind.until(lambda: observed(world, Detached))
         assert sent_seconds < 5.0
         assert [(one.server, one.reason) for one in observed(world, Detached)] == [
-            ("web-1", "the agent did not take a message for 0.5 s")
+            ("web-1", "the agent did not read a message within 0.5 s")
         ]
         stuck.call.cancel()
 
@@ -276,7 +276,7 @@ class TestInstructions:
 
         assert await agent.ending() == (
             Code.RESOURCE_EXHAUSTED,
-            "the agent does not take its instructions: 10 wait",
+            "the agent reads too slowly: 10 instructions are waiting",
         )
 
 
@@ -376,7 +376,7 @@ class TestLogs:
         assert (await agent.hear()).HasField("echo")
 
         assert await reading == b"1234567"
-        with pytest.raises(Refused, match="more than 10 bytes wait to be read"):
+        with pytest.raises(Refused, match="more than 10 bytes are unread"):
             await _all(logs)
 
     @pytest.mark.parametrize("ends", ["agent", "link"])

@@ -113,7 +113,7 @@ async def test_a_command_run_by_hand_is_told_by_its_program_alone(engine, busybo
     async with touched_cell(engine, busybox_image) as cell:
         cell.docker("exec", cell.runtime_id, "sh", "-c", "echo hunter2")
         await cell.news_of_hands()
-        assert await cell.compare() == ("sh was run in it by hand (docker exec)",)
+        assert await cell.compare() == ("somebody ran sh in it (docker exec)",)
 
 
 async def test_a_command_that_a_hand_began_while_no_agent_was_there_is_told(engine, busybox_image):
@@ -128,9 +128,7 @@ async def test_a_command_that_a_hand_began_while_no_agent_was_there_is_told(engi
         client.exec_start(exec_id, detach=True)
         client.close()
         await runtime.list()
-        assert await runtime.compare(made, running.runtime_id) == (
-            "sleep was run in it by hand (docker exec)",
-        )
+        assert await runtime.compare(made, running.runtime_id) == ("somebody ran sleep in it (docker exec)",)
 
 
 async def test_a_copy_into_a_cell_is_told_even_where_the_cell_may_write(engine, busybox_image, tmp_path):
@@ -138,7 +136,7 @@ async def test_a_copy_into_a_cell_is_told_even_where_the_cell_may_write(engine, 
     async with touched_cell(engine, busybox_image) as cell:
         cell.docker("cp", str(tmp_path / "file"), f"{cell.runtime_id}:/var/cache/app/file")
         await cell.news_of_hands()
-        assert await cell.compare() == ("files were copied into it by hand (docker cp)",)
+        assert await cell.compare() == ("somebody copied files into it (docker cp)",)
 
 
 async def test_a_file_that_changed_under_a_read_only_root_is_told_by_its_path(engine, busybox_image):
@@ -214,7 +212,7 @@ async def test_a_container_of_a_strangers_making_is_told_without_any_value(engin
         "its root filesystem is not read-only",
         "bind mounted at /host",
         "no volume at /var/cache/app",
-        "its command is not the spec's",
+        "its command differs from the spec",
         "environment variable CELL_ID was removed",
         "environment variable NEW was added",
         "environment variable SECRET was changed",
@@ -231,7 +229,7 @@ async def test_a_name_that_means_another_image_now_is_told(engine, busybox_image
         async with touched_cell(engine, tag) as cell:
             client.tag(busybox_image.replace(":1", ":2"), tag)
             (told,) = await cell.compare()
-        assert told.startswith(f"image {tag} means ")
+        assert told.startswith(f"image {tag} is now ")
     finally:
         client.remove_image(tag, force=True)
         client.close()
@@ -290,4 +288,4 @@ async def test_every_cell_is_compared_in_time_and_a_touched_one_at_once(engine, 
             async with asyncio.timeout(5):
                 await seen.wait()
             looking.cancel()
-        assert told["web/3.1"] == ("true was run in it by hand (docker exec)",)
+        assert told["web/3.1"] == ("somebody ran true in it (docker exec)",)

@@ -44,9 +44,9 @@ async def test_a_reader_that_leaves_makes_room_for_others(engine, busybox_image)
 
 async def test_commands_and_logs_of_a_cell_that_is_not_here_are_refused_by_name(engine):
     async with a_runtime(engine) as runtime:
-        with pytest.raises(RuntimeFailure, match=r"there is no cell web/9\.9 on this server"):
+        with pytest.raises(RuntimeFailure, match=r"no cell web/9\.9 on this server"):
             await runtime.execute("web/9.9", ["true"], 5)
-        with pytest.raises(RuntimeFailure, match=r"there is no cell web/9\.9 on this server"):
+        with pytest.raises(RuntimeFailure, match=r"no cell web/9\.9 on this server"):
             await anext(runtime.logs("web/9.9", 10, follow=False))
 
 

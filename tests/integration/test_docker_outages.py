@@ -94,7 +94,7 @@ async def test_an_engine_that_comes_later_is_found_and_tells_what_it_has(engine,
     with own_engine(engine, busybox_image) as own:
         own.kill()
         async with a_runtime(own.url) as runtime:
-            with pytest.raises(RuntimeUnavailable, match="is it running"):
+            with pytest.raises(RuntimeUnavailable, match="check that it runs"):
                 await runtime.list()
             with pytest.raises(RuntimeUnavailable):
                 await runtime.start(order("web/0.1", busybox_image, *SLEEPER), ignore_progress)

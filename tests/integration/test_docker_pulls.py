@@ -101,7 +101,7 @@ async def test_a_private_registry_refuses_without_the_right_credentials(engine, 
         async with a_runtime(engine, credentials=credentials) as runtime:
             with pytest.raises(StartFailed) as failed:
                 await runtime.start(order("web/0.1", image), ignore_progress)
-            head = f"image {image} is not on this server and could not be pulled: "
+            head = f"image {image} is not on this server and cannot be pulled: "
             assert str(failed.value).startswith(head)
             assert "no basic auth credentials" in str(failed.value) or "unauthorized" in str(failed.value)
             assert await runtime.list() == ()
@@ -113,7 +113,7 @@ async def test_an_image_that_no_registry_has_is_named_with_the_registrys_words(e
         async with a_runtime(engine) as runtime:
             with pytest.raises(StartFailed) as failed:
                 await runtime.start(order("web/0.1", image), ignore_progress)
-            head = f"image {image} is not on this server and could not be pulled: "
+            head = f"image {image} is not on this server and cannot be pulled: "
             assert str(failed.value).startswith(head)
             assert "not found" in str(failed.value) or "manifest unknown" in str(failed.value)
 

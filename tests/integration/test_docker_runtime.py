@@ -178,17 +178,17 @@ async def test_a_container_that_somebody_removed_is_a_death_too(engine, busybox_
 @pytest.mark.parametrize(
     ("command", "spec", "reason"),
     [
-        (("frobnicate", "-x"), {}, "command not found: there is no frobnicate in image {image}"),
+        (("frobnicate", "-x"), {}, "command not found: frobnicate is not in image {image}"),
         (("/etc",), {}, "command not executable: /etc in image {image}"),
         (
             ("echo", "{port.htpp}"),
             {"ports": {"http": 8080}},
-            "{{port.htpp}} names no port of the spec (its ports: http)",
+            "{{port.htpp}}: the spec has no such port; its ports: http",
         ),
         (
             SLEEPER,
             {"ports": {"http": 0}},
-            "port http is 0: in a container it needs a number from 1 to 65535",
+            "invalid port http: 0; a container needs a number from 1 to 65535",
         ),
     ],
     ids=["no such command", "a directory", "no such port", "no number"],
@@ -343,7 +343,9 @@ async def test_a_stranger_with_the_cells_name_is_left_alone_and_named(engine, bu
     stranger = client.create_container(busybox_image, list(SLEEPER), name=name)["Id"]
     try:
         async with a_runtime(engine, fleet=fleet) as runtime:
-            with pytest.raises(StartFailed, match=f"is named {name}; remove it"):
+            with pytest.raises(
+                StartFailed, match=f"{name} does not belong to this server's fleet; remove or rename it"
+            ):
                 await runtime.start(order("web/0.1", busybox_image, *SLEEPER), ignore_progress)
             assert client.inspect_container(stranger)["State"]["Status"] == "created"
     finally:
@@ -376,7 +378,7 @@ async def test_a_cell_lives_once(engine, busybox_image):
         cell = order("web/0.1", busybox_image, "sh", "-c", "exit 7")
         await runtime.start(cell, ignore_progress)
         await news(watch)
-        with pytest.raises(StartFailed, match=r"ended \(exited with 7\); a cell lives once"):
+        with pytest.raises(StartFailed, match=r"ended \(exited with 7\); a cell runs only once"):
             await runtime.start(cell, ignore_progress)
         assert await runtime.list() == ()
 

@@ -215,7 +215,7 @@ class TestEnrolling:
             environment={"GALACTICA_TOKEN": token}, address=house.enrolment_address,
         )  # fmt: skip
 
-        assert (code, said) == (0, "enrolled as rack-1/web in the fleet alpha\n")
+        assert (code, said) == (0, "enrolled as server rack-1/web in fleet alpha\n")
         identity = Identity.load(directory)
         assert identity is not None
         assert (identity.server_id, identity.fleet, identity.scheduler, identity.enrolment) == (
@@ -374,8 +374,8 @@ class TestPinning:
 
         assert code == 1
         assert said == (
-            f"error: the scheduler at {house.enrolment_address} does not hold the CA "
-            "that the token is pinned to; check the address, or make a token with this scheduler\n"
+            f"error: the scheduler at {house.enrolment_address} does not have the CA "
+            "to which the token is pinned; check the address, or create a token with this scheduler\n"
         )
         assert house.book.asked == []
         assert Identity.load(tmp_path / "identity") is None
@@ -393,7 +393,7 @@ class TestPinning:
             )  # fmt: skip
 
         assert code == 1
-        assert "is not certified by it" in said
+        assert "that CA did not issue its certificate" in said
         assert said.count("\n") == 1
         assert book.asked == []
 
@@ -431,7 +431,7 @@ class TestPinning:
                 environment={"GALACTICA_TOKEN": new_token(ca.digest)[0]}, address=f"{LOOPBACK}:{port}",
             )  # fmt: skip
 
-        assert (code, said.endswith("answered with a certificate for another key\n")) == (1, True)
+        assert (code, said.endswith("returned a certificate for another key\n")) == (1, True)
         assert Identity.load(tmp_path / "identity") is None
 
 
@@ -453,8 +453,8 @@ class TestEnrolCommand:
     @pytest.mark.parametrize(
         ("arguments", "says"),
         [
-            (["--server-id", "a", "--directory", "unused"], "a join token is needed"),
-            (["--server-id", "a", "--directory", "unused", "--token", "gal1.00"], "is no join token"),
+            (["--server-id", "a", "--directory", "unused"], "no join token given"),
+            (["--server-id", "a", "--directory", "unused", "--token", "gal1.00"], "invalid join token"),
             (["--server-id", "a", "--directory", "unused", "--token-file", "missing"], "No such file"),
             (["--directory", "unused"], "--server-id"),
         ],
@@ -474,14 +474,14 @@ class TestEnrolCommand:
             address="nowhere",
         )  # fmt: skip
 
-        assert (code, said) == (2, "error: 'nowhere' is not HOST:PORT\n")
+        assert (code, said) == (2, "error: invalid address 'nowhere': use HOST:PORT\n")
 
     @pytest.mark.parametrize(
         ("behaviour", "exit_code", "says"),
         [
-            ("closed", 3, "cannot be reached"),
-            ("silent", 3, "does not answer"),
-            ("plain", 1, "does not speak TLS"),
+            ("closed", 3, "cannot reach the scheduler"),
+            ("silent", 3, "no answer from"),
+            ("plain", 1, "TLS handshake with"),
         ],
     )
     async def test_what_is_no_scheduler_is_told_apart(self, ca, tmp_path, behaviour, exit_code, says):
@@ -522,7 +522,7 @@ class TestEnrolCommand:
         )  # fmt: skip
 
         assert code == 1
-        assert said.startswith("error: the identity cannot be kept in")
+        assert said.startswith("error: cannot store the identity in")
         assert house.book.asked == []
 
 
@@ -686,7 +686,7 @@ class TestIdentityFiles:
         store(tmp_path, identity)
         (tmp_path / "key.pem").chmod(mode)
 
-        with pytest.raises(IdentityError, match="others than its owner can read it"):
+        with pytest.raises(IdentityError, match="other users can read this host's private key"):
             Identity.load(tmp_path)
 
     @pytest.mark.parametrize("name", ["key.pem", "csr.pem", "cert.pem", "ca.pem"])
@@ -694,7 +694,7 @@ class TestIdentityFiles:
         store(tmp_path, identity)
         (tmp_path / name).unlink()
 
-        with pytest.raises(IdentityError, match=r"is damaged .*enrol this host anew"):
+        with pytest.raises(IdentityError, match=r"is damaged .*enrol this host again"):
             Identity.load(tmp_path)
 
     @pytest.mark.parametrize("content", ["", "[]", "{}", '{"server_id": 1}', "nonsense"])
@@ -702,7 +702,7 @@ class TestIdentityFiles:
         store(tmp_path, identity)
         (tmp_path / "identity.json").write_text(content)
 
-        with pytest.raises(IdentityError, match=r"is damaged .*enrol this host anew"):
+        with pytest.raises(IdentityError, match=r"is damaged .*enrol this host again"):
             Identity.load(tmp_path)
 
     def test_renewal_is_due_after_two_thirds_of_the_life(self, identity):

@@ -117,9 +117,9 @@ async def test_append_that_is_not_at_the_head_is_refused_before_anything_is_queu
         await journal.append(records(1, 1), after=0, epoch=0)
     with pytest.raises(HeadMoved):
         await journal.append(records(4, 4), after=3, epoch=0)
-    with pytest.raises(ValueError, match="position 4 where 3 belongs"):
+    with pytest.raises(ValueError, match="position 4 instead of 3"):
         await journal.append(records(4, 4), after=2, epoch=0)
-    with pytest.raises(ValueError, match="position 5 where 4 belongs"):
+    with pytest.raises(ValueError, match="position 5 instead of 4"):
         await journal.append([record(3), record(5)], after=2, epoch=0)
     await first
     assert (journal.head, journal.durable) == (2, 2)
@@ -130,7 +130,7 @@ async def test_scheduler_of_an_older_epoch_can_append_nothing(journal: SqliteJou
     mine = journal.claim_epoch()
     await journal.append(records(1, 1), after=0, epoch=mine)
     assert (mine, journal.claim_epoch()) == (1, 2)
-    with pytest.raises(StaleEpoch, match="epoch 1 is over"):
+    with pytest.raises(StaleEpoch, match="epoch 1 has ended"):
         await journal.append(records(2, 2), after=1, epoch=mine)
     again = await reopened(journal, data)
     try:
@@ -161,7 +161,7 @@ async def test_queue_is_bounded(journal: SqliteJournal, data: Path) -> None:
         hold.execute("BEGIN IMMEDIATE")
         first = asyncio.ensure_future(journal.append(records(1, QUEUED_RECORDS), after=0, epoch=0))
         await asyncio.sleep(0)
-        with pytest.raises(JournalBusy, match="wait for the disk"):
+        with pytest.raises(JournalBusy, match="waiting for the disk"):
             await journal.append(
                 records(QUEUED_RECORDS + 1, QUEUED_RECORDS + 1), after=QUEUED_RECORDS, epoch=0
             )
@@ -251,7 +251,7 @@ async def test_even_whoever_defines_the_function_of_retention_cannot_delete_what
     await journal.save_snapshot(4, b"fleet")
     with shell(data) as connection:
         connection.create_function("galactica_retention_floor", 0, lambda: 10**9)
-        with pytest.raises(sqlite3.IntegrityError, match="retention alone"):
+        with pytest.raises(sqlite3.IntegrityError, match="only retention"):
             connection.execute("DELETE FROM records WHERE position <= 5")
         connection.execute("DELETE FROM records WHERE position <= 4")
     assert tuple(journal.replay(1)) == records(5, 10)
@@ -270,7 +270,7 @@ async def test_two_snapshots_are_kept_and_the_newest_is_given(journal: SqliteJou
         assert connection.execute("SELECT position FROM snapshots").fetchall() == [(4,), (9,)]
     for position in (9, 3, 11):
         with pytest.raises(
-            ValueError, match=f"a snapshot of position {position} does not lie above 9 and up to 10"
+            ValueError, match=f"snapshot of position {position}: it must be above 9 and at most 10"
         ):
             await journal.save_snapshot(position, b"")
 

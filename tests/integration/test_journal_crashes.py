@@ -74,7 +74,7 @@ async def test_full_disk_refuses_appends_keeps_reading_and_goes_on_when_there_is
     journal = SqliteJournal.open(data)
     try:
         await journal.append(records(1, 10), after=0, epoch=0)
-        with pytest.raises(JournalFull, match="bytes free.* Make room") as refusal:
+        with pytest.raises(JournalFull, match="bytes free.* Free some space") as refusal:
             await append_until_refused(journal)
         assert str(data) in str(refusal.value)
         durable = journal.durable

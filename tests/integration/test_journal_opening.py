@@ -94,10 +94,14 @@ def _beginning_lost(path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "error", "says"),
     [
-        (lambda path: _write(path, 60, (2).to_bytes(4, "big")), JournalTooNew, "format 2 .* knows up to 1"),
+        (
+            lambda path: _write(path, 60, (2).to_bytes(4, "big")),
+            JournalTooNew,
+            "format 2, .* formats up to 1",
+        ),
         (_foreign, JournalForeign, "another program"),
-        (lambda path: path.write_bytes(b""), JournalCorrupt, "does not begin"),
-        (lambda path: path.write_bytes(b"#!/bin/sh\n" * 500), JournalCorrupt, "does not begin"),
+        (lambda path: path.write_bytes(b""), JournalCorrupt, "its header is invalid"),
+        (lambda path: path.write_bytes(b"#!/bin/sh\n" * 500), JournalCorrupt, "its header is invalid"),
         (lambda path: os.truncate(path, path.stat().st_size // 2), JournalCorrupt, "damaged"),
         (_scribble, JournalCorrupt, "damaged"),
         (_gap, JournalCorrupt, "gaps: 199 records between positions 1 and 200"),
@@ -156,7 +160,9 @@ def test_record_of_a_newer_schema_stops_the_replay_before_it_is_understood_wrong
         connection.execute("INSERT INTO records (position, schema, body) VALUES (4, 9, ?)", (body,))
     journal = SqliteJournal.open(data)
     try:
-        with pytest.raises(JournalTooNew, match=f"schema 9 and this program knows up to {SCHEMA_VERSION}"):
+        with pytest.raises(
+            JournalTooNew, match=f"schema 9, but this program reads schemas up to {SCHEMA_VERSION}"
+        ):
             list(journal.replay(1))
     finally:
         journal.release()
@@ -168,7 +174,7 @@ def test_record_that_cannot_be_read_is_named(data: Path) -> None:
         connection.execute("INSERT INTO records (position, schema, body) VALUES (4, 1, '{\"at\":true}')")
     journal = SqliteJournal.open(data)
     try:
-        with pytest.raises(JournalCorrupt, match="cannot be read"):
+        with pytest.raises(JournalCorrupt, match="cannot read the journal"):
             list(journal.replay(1))
     finally:
         journal.release()

@@ -386,12 +386,12 @@ async def test_agents_watch_each_other_and_say_what_they_see(tmp_path):
 @pytest.mark.parametrize(
     ("watch", "code", "message"),
     [
-        ("nowhere", 2, "--watch: 'nowhere' is neither off nor ADDRESS:PORT with a numeric address"),
-        ("0.0.0.0:0", 2, "--watch: '0.0.0.0:0' is neither off nor ADDRESS:PORT with a numeric address"),
+        ("nowhere", 2, "invalid --watch 'nowhere': use off, or ADDRESS:PORT with a numeric address"),
+        ("0.0.0.0:0", 2, "invalid --watch '0.0.0.0:0': use off, or ADDRESS:PORT with a numeric address"),
         (
             "192.0.2.1:0",
             1,
-            "neighbours cannot reach this agent at 192.0.2.1:0: Cannot assign requested address",
+            "cannot listen for neighbours at 192.0.2.1:0: Cannot assign requested address",
         ),
     ],
 )

@@ -83,7 +83,7 @@ async def test_death_of_the_keeper_is_the_death_of_the_cell(runtime):
     os.kill(keeper_of(pid), signal.SIGKILL)
     death = await next_death(runtime.watch())
     assert without_time(death.autopsy) == cell_pb2.Autopsy(
-        reason="its keeper process was ended from outside, so it was killed by SIGKILL",
+        reason="killed by SIGKILL, because somebody ended its keeper process",
         exit_code=137,
         signal="SIGKILL",
     )
@@ -202,7 +202,7 @@ async def test_process_that_only_has_the_pid_of_a_cell_is_neither_taken_for_it_n
             [found] = await runtime.list()
             assert (found.running, found.autopsy.reason) == (
                 None,
-                "ended together with its keeper process; how is not known",
+                "ended together with its keeper process; the cause is unknown",
             )
             await runtime.stop("web/0.1", "SIGKILL", 5)
         assert stranger.poll() is None
@@ -226,7 +226,7 @@ async def test_corrupt_record_is_set_aside_and_its_processes_are_ended(tmp_path,
         keeper = keeper_of(int(running.runtime_id))
         async with agent_on(tmp_path) as successor:
             assert [found.order.cell_id for found in await successor.list()] == ["other/0.1"]
-            assert "the record of a cell is corrupt" in caplog.text
+            assert "corrupt record of a cell" in caplog.text
             [aside] = (tmp_path / "test" / ".corrupt").iterdir()
             assert (aside / "record").read_bytes() == content
             await until(lambda: not is_alive(int(running.runtime_id)) and not is_alive(keeper))

@@ -150,8 +150,8 @@ async def test_taken_port_is_refused_by_name_and_leaves_nothing(runtime, tmp_pat
         with pytest.raises(StartFailed) as refused:
             await runtime.start(order(SLEEP, ports={"http": number}), quiet)
     assert str(refused.value) == (
-        f"port http: {number} on 127.0.0.1 is taken by {psutil.Process().name()} (pid {os.getpid()}); "
-        "end it, choose another number, or write auto to have one picked"
+        f"port http: {number} on 127.0.0.1 is already used by {psutil.Process().name()} (pid {os.getpid()}); "
+        "end it, choose another number, or write auto to get a free one"
     )
     assert (await runtime.list(), left_in(tmp_path / "cells")) == ([], [])
 
@@ -159,7 +159,7 @@ async def test_taken_port_is_refused_by_name_and_leaves_nothing(runtime, tmp_pat
 async def test_port_of_another_cell_is_refused_even_while_that_does_not_listen_yet(runtime):
     running = await runtime.start(order(SLEEP, "a/0.1", ports={"http": 0}), quiet)
     number = int(running.endpoints["http"].split(":")[1])
-    with pytest.raises(StartFailed, match=rf"{number} on 127\.0\.0\.1 is taken by cell a/0\.1"):
+    with pytest.raises(StartFailed, match=rf"{number} on 127\.0\.0\.1 is already used by cell a/0\.1"):
         await runtime.start(order(SLEEP, "b/0.1", ports={"http": number}), quiet)
     await runtime.stop("a/0.1", "SIGTERM", 5)
     assert (
@@ -170,11 +170,11 @@ async def test_port_of_another_cell_is_refused_even_while_that_does_not_listen_y
 @pytest.mark.parametrize(
     ("command", "reason"),
     [
-        (("no-such-program",), "command 'no-such-program' not found in PATH"),
+        (("no-such-program",), "command 'no-such-program' not found in this server's PATH"),
         (("/no/such/program",), "command '/no/such/program' not found on this server"),
         (("/etc/passwd",), "command '/etc/passwd' is not an executable file"),
         ((), "a process cell needs a command"),
-        (("echo", "{port.htpp}"), "{port.htpp} in '{port.htpp}' names no port of the spec; its ports: http"),
+        (("echo", "{port.htpp}"), "{port.htpp} in '{port.htpp}': the spec has no such port; its ports: http"),
         (("BROKEN",), "cannot run {broken}: Exec format error"),
         (("BROKEN INTERPRETER",), "cannot run {broken}: No such file or directory"),
     ],
@@ -195,7 +195,7 @@ async def test_command_that_cannot_be_run_is_refused_with_the_reason(runtime, tm
 async def test_dead_cell_does_not_come_back_by_a_second_order(runtime):
     await runtime.start(shell("exit 0"), quiet)
     before = await settled(runtime)
-    with pytest.raises(StartFailed, match=r"web/0\.1 has ended already"):
+    with pytest.raises(StartFailed, match=r"web/0\.1 has already ended"):
         await runtime.start(shell("exit 0"), quiet)
     assert await runtime.list() == before
 
@@ -216,7 +216,7 @@ async def test_logs_give_the_last_lines_and_follow_until_the_end(runtime, tmp_pa
             read += chunk
             gate.touch()
     assert read == b"two\nthree\nfour\n"
-    with pytest.raises(RuntimeFailure, match=r"there is no cell other/0\.1 here"):
+    with pytest.raises(RuntimeFailure, match=r"no cell other/0\.1 on this server"):
         await anext(runtime.logs("other/0.1", 1, follow=False))
 
 
@@ -241,9 +241,9 @@ async def test_execute_runs_with_the_cells_environment_in_its_directory(runtime,
     said = await runtime.execute("web/0.1", ("sh", "-c", "echo first; echo $GREETING $PWD; exit 4"), 10)
     assert said == (4, f"hello {scratch}")
     assert await runtime.execute("web/0.1", ("sh", "-c", "kill -9 $$"), 10) == (137, "")
-    with pytest.raises(RuntimeFailure, match="command 'nope' not found in PATH"):
+    with pytest.raises(RuntimeFailure, match="command 'nope' not found in this server's PATH"):
         await runtime.execute("web/0.1", ("nope",), 10)
-    with pytest.raises(RuntimeFailure, match=r"there is no cell other/0\.1 here"):
+    with pytest.raises(RuntimeFailure, match=r"no cell other/0\.1 on this server"):
         await runtime.execute("other/0.1", ("true",), 10)
 
 

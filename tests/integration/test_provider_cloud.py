@@ -128,7 +128,7 @@ async def test_decommissioned_node_is_terminated_and_shown_as_gone(cloud, fleet,
     ref = await provider.order(CELL, body(SERVER), user_data())
     for _ in range(2):
         await provider.decommission(ref, CELL)
-        gone = ProviderServer(CELL, ref, ProviderState.GONE, "the cloud says: terminated")
+        gone = ProviderServer(CELL, ref, ProviderState.GONE, "state at the cloud: terminated")
         assert await provider.list() == (gone,)
     await provider.decommission("", "pool/9.9")
 
@@ -138,7 +138,7 @@ async def test_node_that_somebody_stopped_is_gone(cloud, fleet, provider):
     (node,) = nodes_of(cloud, fleet)
     driver_of(cloud).stop_node(node)
     assert await provider.list() == (
-        ProviderServer(CELL, ref, ProviderState.GONE, "the cloud says: stopped"),
+        ProviderServer(CELL, ref, ProviderState.GONE, "state at the cloud: stopped"),
     )
     assert await provider.order(CELL, body(SERVER), user_data()) == ref
 
@@ -163,13 +163,19 @@ async def test_runner_orders_finds_and_decommissions_nodes(cloud, fleet, tmp_pat
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"size": "t3.mirco"}, "the cloud has no size 't3.mirco'; it has for instance t3.micro"),
-        ({"location": "us-east-1q"}, "the cloud has no location 'us-east-1q'; it has for instance us-east-1"),
-        ({"arguments": {"ex_colour": "red"}}, r"the driver does not know ex_colour \(known: ex_keyname"),
-        ({"arguments": {"ex_userdata": "x"}}, "arguments: .*ex_userdata: only a driver's own arguments"),
+        ({"size": "t3.mirco"}, "the cloud has no size 't3.mirco'; it has for example t3.micro"),
+        ({"location": "us-east-1q"}, "the cloud has no location 'us-east-1q'; it has for example us-east-1"),
+        (
+            {"arguments": {"ex_colour": "red"}},
+            r"the driver does not have the arguments ex_colour \(it has: ex_keyname",
+        ),
+        (
+            {"arguments": {"ex_userdata": "x"}},
+            "ex_userdata: not allowed; give only the driver's own arguments",
+        ),
         (
             {"arguments": {"ex_security_group_ids": ["sg-1"]}},
-            "the driver does not take these arguments: .*ex_subnet",
+            "the driver does not accept these arguments: .*ex_subnet",
         ),
         ({"colour": 1}, "the pool's server: colour: Extra inputs"),
     ],
@@ -183,7 +189,7 @@ async def test_wrong_body_is_refused_for_good(cloud, fleet, provider, change, sa
 async def test_what_the_cloud_itself_refuses_is_final(provider):
     arguments = {"ex_security_group_ids": ["sg-nonesuch"], "ex_subnet": {"id": "subnet-nonesuch"}}
     text = json.dumps({**json.loads(SERVER), "arguments": arguments})
-    with pytest.raises(ProviderRefused, match=r"the cloud refuses \(400\).*nonesuch"):
+    with pytest.raises(ProviderRefused, match=r"the cloud refused the request \(400\).*nonesuch"):
         await provider.order(CELL, body(text), user_data())
 
 
@@ -192,7 +198,7 @@ async def test_cloud_that_does_not_answer_is_unavailable_and_bounded_in_time(fle
         settings = {"host": "127.0.0.1", "port": deaf.getsockname()[1], "secure": False}
         provider = provider_of(settings, fleet, tmp_path, timeout=0.3)
         async with asyncio.timeout(10):
-            with pytest.raises(ProviderUnavailable, match="the cloud did not do it"):
+            with pytest.raises(ProviderUnavailable, match="the request to the cloud failed"):
                 await provider.list()
         await provider.close()
 
@@ -201,7 +207,7 @@ async def test_cloud_that_is_not_there_is_unavailable(fleet, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     provider = provider_of({"host": "127.0.0.1", "port": port, "secure": False}, fleet, tmp_path)
-    with pytest.raises(ProviderUnavailable, match="the cloud did not do it"):
+    with pytest.raises(ProviderUnavailable, match="the request to the cloud failed"):
         await provider.list()
     await provider.close()
 

@@ -74,21 +74,21 @@ async def test_large_question_and_large_answer_come_through_whole(tmp_path):
 @pytest.mark.parametrize(
     ("script", "error", "says"),
     [
-        ("echo no such rack >&2; exit 65", ProviderRefused, r"\(list\) refuses: no such rack"),
-        ("echo busy >&2; exit 3", ProviderUnavailable, r"\(list\) ended with exit code 3: busy"),
-        ("exit 1", ProviderUnavailable, "exit code 1, without a word on standard error"),
-        ("kill -9 $$", ProviderUnavailable, "was ended by SIGKILL"),
-        ("exit 0", ProviderUnavailable, r"answered no JSON but b''"),
-        ("echo it went well", ProviderUnavailable, r"answered no JSON but b'it went well"),
-        ("echo '[]'", ProviderUnavailable, "did not answer as agreed"),
-        ("echo '{}'", ProviderUnavailable, "did not answer as agreed: servers: Field required"),
-        ("echo '{\"servers\": null}'", ProviderUnavailable, "did not answer as agreed"),
+        ("echo no such rack >&2; exit 65", ProviderRefused, r"\(list\) refused: no such rack"),
+        ("echo busy >&2; exit 3", ProviderUnavailable, r"\(list\) failed with exit code 3: busy"),
+        ("exit 1", ProviderUnavailable, "exit code 1; nothing on standard error"),
+        ("kill -9 $$", ProviderUnavailable, "was killed by SIGKILL"),
+        ("exit 0", ProviderUnavailable, r"gave an invalid answer, not JSON: b''"),
+        ("echo it went well", ProviderUnavailable, r"gave an invalid answer, not JSON: b'it went well"),
+        ("echo '[]'", ProviderUnavailable, "gave an invalid answer"),
+        ("echo '{}'", ProviderUnavailable, "gave an invalid answer: servers: Field required"),
+        ("echo '{\"servers\": null}'", ProviderUnavailable, "gave an invalid answer"),
         (
             'echo \'{"servers": [{"cell": "pool/0.1", "ref": "r", "state": "well"}]}\'',
             ProviderUnavailable,
-            "did not answer as agreed: servers.0.state",
+            "gave an invalid answer: servers.0.state",
         ),
-        ("yes | head -c 20000000", ProviderUnavailable, "wrote more than 16777216 bytes and was ended"),
+        ("yes | head -c 20000000", ProviderUnavailable, "wrote more than 16777216 bytes and was killed"),
     ],
 )
 async def test_whatever_is_no_good_answer_is_told_for_what_it_is(tmp_path, script, error, says):
@@ -107,7 +107,7 @@ async def test_program_that_takes_too_long_is_killed_with_its_children(tmp_path)
     provider = shell(
         tmp_path, f"sleep 600 & echo $! > {tmp_path}/child; echo thinking >&2; wait", timeout=0.5
     )
-    with pytest.raises(ProviderUnavailable, match=r"took longer than 0.5 s and was ended: thinking"):
+    with pytest.raises(ProviderUnavailable, match=r"took longer than 0.5 s and was killed: thinking"):
         await provider.list()
     child = int((tmp_path / "child").read_text())
     await until(lambda: not is_alive(child), "the child has ended")
@@ -169,7 +169,7 @@ async def test_example_makes_lists_and_deletes_real_servers(tmp_path):
 
 
 async def test_example_refuses_a_body_that_it_does_not_understand(tmp_path):
-    with pytest.raises(ProviderRefused, match="the pool's server may say: nice; not colour"):
+    with pytest.raises(ProviderRefused, match="unknown fields in the pool's server: colour; known: nice"):
         await example(tmp_path).order(CELL, body('{"colour": "red"}'), user_data())
 
 

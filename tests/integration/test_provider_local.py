@@ -107,7 +107,7 @@ async def test_killed_server_is_told_of_within_a_second_and_none_of_its_cells_is
         assert time.monotonic() - killed_at < 1.0
         assert not is_alive(cell)
         assert (seen.cell, seen.ref) == (CELL, made.ref)
-        assert seen.reason.startswith("its agent was ended by SIGKILL")
+        assert seen.reason.startswith("its agent was killed by SIGKILL")
 
 
 async def test_servers_outlive_the_scheduler_and_the_next_one_knows_them_again(tmp_path):
@@ -206,7 +206,7 @@ async def test_agent_that_cannot_join_is_gone_with_its_last_words(tmp_path):
             "the pool's server: runtme: Extra inputs are not permitted (known: runtime, listen_host)",
         ),
         ('{"runtime": "vm"}', "the pool's server: runtime: Input should be 'process', 'docker' or ''"),
-        ("[]", "the pool's server is no JSON object"),
+        ("[]", "the pool's server must be a JSON object"),
     ],
 )
 async def test_wrong_body_is_refused_for_good_and_says_why(tmp_path, text, says):
@@ -221,7 +221,7 @@ async def test_wrong_body_is_refused_for_good_and_says_why(tmp_path, text, says)
 async def test_server_directory_that_cannot_be_made_is_told_as_something_for_later(tmp_path):
     (tmp_path / "servers").write_text("a file is in the way")
     provider = provider_in(tmp_path)
-    with pytest.raises(ProviderUnavailable, match="an agent cannot begin in .*pool.0.1"):
+    with pytest.raises(ProviderUnavailable, match="cannot start an agent in .*pool.0.1"):
         await provider.order(CELL, body(PROCESS), user_data())
     (tmp_path / "servers").unlink()
     await provider.close()

@@ -144,7 +144,7 @@ async def test_order_that_never_works_is_given_up_after_six_tries():
     mind, provider = ListeningMind(), Warehouse(*[ProviderUnavailable("busy")] * 20)
     async with runner_with(provider, mind, [order()], QUICK):
         await mind.until(lambda: mind.of(ServerNotMade))
-    assert what_became_of_commands(mind) == [ServerNotMade("it", CELL, "given up after 6 tries: busy", 0.0)]
+    assert what_became_of_commands(mind) == [ServerNotMade("it", CELL, "gave up after 6 tries: busy", 0.0)]
     assert len(provider.calls) == 6
 
 
@@ -152,7 +152,7 @@ async def test_decommission_that_never_works_is_told_and_no_server_is_called_gon
     mind, provider = ListeningMind(), Warehouse(*[ProviderUnavailable("busy")] * 20)
     async with runner_with(provider, mind, [decommission()], QUICK):
         await mind.until(lambda: mind.of(ProviderSilent))
-    reason = f"{CELL} was not deleted: given up after 6 tries: busy"
+    reason = f"{CELL} was not deleted: gave up after 6 tries: busy"
     assert timeless(mind.of(ProviderSilent)) == [ProviderSilent("it", reason, 0.0)]
     assert mind.of(ServerUnmade) == []
 
@@ -163,7 +163,7 @@ async def test_call_that_hangs_is_ended_and_counts_as_a_failure():
     limits = replace(QUICK, call_seconds=0.05, tries=2)
     async with runner_with(provider, mind, [order()], limits):
         await mind.until(lambda: mind.of(ServerNotMade))
-    reason = "given up after 2 tries: the order took longer than 0.05 s"
+    reason = "gave up after 2 tries: the order took longer than 0.05 s"
     assert what_became_of_commands(mind) == [ServerNotMade("it", CELL, reason, 0.0)]
     assert provider.busy == 0
 
@@ -235,7 +235,7 @@ async def test_provider_that_nobody_configured_makes_nothing_and_says_which_ther
     mind = ListeningMind()
     async with runner_with(Warehouse(), mind, [order(provider="moon"), decommission(provider="moon")], QUICK):
         await mind.until(lambda: mind.of(ProviderSilent))
-    reason = "no provider 'moon' is configured (configured: it)"
+    reason = "the provider 'moon' is not configured (configured: it)"
     assert what_became_of_commands(mind) == [ServerNotMade("moon", CELL, reason, 0.0)]
     assert timeless(mind.of(ProviderSilent)) == [ProviderSilent("moon", reason, 0.0)]
 

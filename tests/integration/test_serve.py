@@ -240,7 +240,7 @@ class TestRefusals:
     def test_second_scheduler_on_one_data_directory(self, machine):
         first = machine.up()
         said = self.refused(machine, "--listen", "127.0.0.1:0")
-        assert f"is held by process {first.pid}" in said
+        assert f"is in use by process {first.pid}" in said
 
     def test_port_in_use(self, machine):
         with socket.socket() as taken:

@@ -430,7 +430,7 @@ def test_cell_that_something_else_removed_is_dead() -> None:
     (report,) = agent.told()
     assert (report.state, report.autopsy.reason) == (
         CellState.EXITED,
-        "it vanished: something other than the agent removed it",
+        "the cell vanished: the agent did not remove it",
     )
 
 
@@ -626,7 +626,7 @@ def test_logs_are_fetched_for_cells_that_are_here_only() -> None:
     assert agent.instruct(LogsAsked(9, CELL, 10, True)) == (FetchLogs(1, 9, CELL, PROCESS, 10, True),)
     assert agent.instruct(LogsDeclined(9)) == (StopLogs(1, 9),)
     assert agent.instruct(LogsAsked(10, "db/1.1", 10, False)) == (
-        RefuseLogs(1, 10, "db/1.1 is not on this server"),
+        RefuseLogs(1, 10, "no cell db/1.1 on this server"),
     )
 
 
@@ -659,7 +659,7 @@ def test_what_hands_did_to_a_cell_is_told_once_and_with_every_whole_report() -> 
     agent = running()
     agent.sleep(1.0)
     agent.sent.clear()
-    touched = ("sh was run in it by hand (docker exec)",)
+    touched = ("somebody ran sh in it (docker exec)",)
     agent.take(Compared(CELL, (), agent.now))
     agent.take(Compared(CELL, touched, agent.now))
     agent.take(Compared(CELL, touched, agent.now))

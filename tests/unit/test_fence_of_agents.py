@@ -254,7 +254,7 @@ def test_instructions_of_an_older_epoch_are_refused_whatever_session_brings_them
     host = Host()
     host.attach(epoch=7)
     said = host.instruct(Ordered(order_of(), host.now), epoch=6)
-    assert said == [CloseSession(1, "instructions of epoch 6 came, but epoch 7 was obeyed already")]
+    assert said == [CloseSession(1, "outdated instructions: their epoch is 6, the agent has obeyed epoch 7")]
     assert host.state.cells == {}
     assert host.state.session is None
 

@@ -72,13 +72,13 @@ def test_json_is_read_too(tmp_path):
             "providers: {lab: {kind: exec, program: x}}",
             "providers.lab.program: Extra inputs are not permitted",
         ),
-        ("providers: {lab: {kind: exec, scheduler: here}}", "'here' is not HOST:PORT"),
+        ("providers: {lab: {kind: exec, scheduler: here}}", "invalid address 'here': use HOST:PORT"),
         ("providers: {lab: {kind: exec, runtimes: [server]}}", "an agent runs process or docker cells"),
-        ("providers: {Lab_1: {kind: exec}}", "no names: Lab_1"),
+        ("providers: {Lab_1: {kind: exec}}", "invalid name Lab_1"),
         ("provider: {}", "provider: Extra inputs are not permitted"),
         ("providers: {a: 1}\nproviders: {a: 2}", r"providers.yaml:2:1: found duplicate key"),
         ("providers: [", r"providers.yaml:1:13: "),
-        ("\x00", "is no YAML"),
+        ("\x00", "invalid YAML"),
     ],
 )
 def test_mistakes_are_told_with_their_place(tmp_path, text, says):
@@ -87,7 +87,7 @@ def test_mistakes_are_told_with_their_place(tmp_path, text, says):
 
 
 def test_file_that_was_named_and_is_not_there_is_a_mistake(tmp_path):
-    with pytest.raises(ConfigurationError, match="there is no file .*nowhere.yaml"):
+    with pytest.raises(ConfigurationError, match="no such providers' file: .*nowhere.yaml"):
         read_providers(tmp_path / "nowhere.yaml", tmp_path)
 
 
@@ -101,7 +101,7 @@ def test_every_mistake_of_every_provider_is_told_at_once(tmp_path):
         make_suppliers(entries, "f", tmp_path)
     lines = str(error.value).splitlines()
     assert lines[0].startswith(
-        "provider 'moon': no provider of the kind 'moon' is installed (installed: cloud, exec, local"
+        "provider 'moon': the provider kind 'moon' is not installed (installed: cloud, exec, local"
     )
     assert lines[1:] == [
         "provider 'lab': options: program: Field required (known: program, timeout, environment)",
@@ -154,6 +154,6 @@ def test_a_package_of_others_brings_its_own_kind(tmp_path, monkeypatch):
     assert setting.data == tmp_path / "data/providers/luna"
     assert made["luna"].scheduler == "h:1"
     with pytest.raises(
-        ConfigurationError, match="'broken' .* cannot be loaded: No module named 'moonbase_2'"
+        ConfigurationError, match="cannot load the provider kind 'broken' .*: No module named 'moonbase_2'"
     ):
         make_suppliers({"x": Entry(kind="broken")}, "f", tmp_path)

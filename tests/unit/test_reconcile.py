@@ -484,7 +484,7 @@ def test_fixed_process_ports_put_at_most_one_cell_of_a_group_on_a_server() -> No
 def test_a_touched_cell_is_a_snowflake_and_is_replaced_before_it_goes() -> None:
     world = three_ready()
     world.obedient = False
-    differences = ("file /etc/motd was changed", "sh was run in it by hand (docker exec)")
+    differences = ("file /etc/motd was changed", "somebody ran sh in it (docker exec)")
     server = server_of(world, "web/1.1")
     world.report(server, replace(running("web/1.1"), touched=differences))
     (event,) = world.events(e.CellCondemned)

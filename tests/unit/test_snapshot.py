@@ -194,7 +194,9 @@ def _required(kind: type) -> list[None]:
 def test_newer_snapshot_is_refused_by_its_version() -> None:
     data = encode(FULL)
     newer = data[:8] + (VERSION + 1).to_bytes(4, "big") + data[12:]
-    with pytest.raises(SnapshotTooNew, match=f"version {VERSION + 1} and this program knows up to {VERSION}"):
+    with pytest.raises(
+        SnapshotTooNew, match=f"version {VERSION + 1}, but this program reads versions up to {VERSION}"
+    ):
         decode(newer)
 
 

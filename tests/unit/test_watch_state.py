@@ -17,8 +17,8 @@ from galactica.agent.neighbours.state import (
     Tell,
     WasRefused,
     WatchState,
+    all_testimonies,
     next_look,
-    said,
     step,
 )
 
@@ -69,7 +69,7 @@ class Watcher:
 
     @property
     def answers(self):
-        return {one.server_id: one.answer for one in said(self.state)}
+        return {one.server_id: one.answer for one in all_testimonies(self.state)}
 
 
 def test_neighbour_that_answers_is_pinged_once_a_second_and_told_once():

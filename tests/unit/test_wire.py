@@ -124,30 +124,45 @@ class TestWhatIsTaken:
 
 
 WRONG_REPORTS = [
-    (report(sequence=0), "report: its sequence is 0; the first one is 1"),
-    (report(cells=[cell(cell_id="")]), "cells: one has no id"),
-    (report(cells=[cell(cell_id="x" * 201)]), "cells: 201 characters are more than 200"),
-    (report(cells=[cell(state=0)]), "web/0.1: its state 0 is not known here"),
-    (report(cells=[cell(state=99)]), "web/0.1: its state 99 is not known here"),
-    (report(cells=[cell(digest="x" * 201)]), "web/0.1: digest: 201 characters are more than 200"),
-    (report(cells=[cell(runtime_id="x" * 201)]), "web/0.1: runtime_id: 201 characters are more than 200"),
+    (report(sequence=0), "report: invalid sequence 0; the first one is 1"),
+    (report(cells=[cell(cell_id="")]), "cells: a cell has no id"),
+    (report(cells=[cell(cell_id="x" * 201)]), "cells: 201 characters is too long; the limit is 200"),
+    (report(cells=[cell(state=0)]), "web/0.1: unknown state 0"),
+    (report(cells=[cell(state=99)]), "web/0.1: unknown state 99"),
+    (report(cells=[cell(digest="x" * 201)]), "web/0.1: digest: 201 characters is too long; the limit is 200"),
+    (
+        report(cells=[cell(runtime_id="x" * 201)]),
+        "web/0.1: runtime_id: 201 characters is too long; the limit is 200",
+    ),
     (
         report(cells=[cell(endpoints={str(n): "h:1" for n in range(65)})]),
-        "web/0.1: endpoints: 65 is more than 64",
+        "web/0.1: endpoints: 65 is too large; the limit is 64",
     ),
     (
         report(cells=[cell(endpoints={"http": "x" * 257})]),
-        "web/0.1: endpoints[http]: 257 characters are more than 256",
+        "web/0.1: endpoints[http]: 257 characters is too long; the limit is 256",
     ),
     (
         report(cells=[cell(autopsy=cell_pb2.Autopsy(lived_seconds=-1))]),
-        "web/0.1: autopsy.lived_seconds: -1 cannot be",
+        "web/0.1: autopsy.lived_seconds: invalid value -1; the range is 0 to 1e+15",
     ),
-    (report(vitals=cell_pb2.Vitals(cpu_fraction=-0.1)), "vitals.cpu_fraction: -0.1 cannot be"),
-    (report(vitals=cell_pb2.Vitals(load_1m=math.inf)), "vitals.load_1m: inf cannot be"),
-    (report(vitals=cell_pb2.Vitals(pressure_io=math.nan)), "vitals.pressure_io: nan cannot be"),
-    (report(vitals=cell_pb2.Vitals(clock_offset_ms=-1e300)), "vitals.clock_offset_ms: -1e+300 cannot be"),
-    (report(cells=[cell()] * 10_001), "cells: 10001 is more than 10000"),
+    (
+        report(vitals=cell_pb2.Vitals(cpu_fraction=-0.1)),
+        "vitals.cpu_fraction: invalid value -0.1; the range is 0 to 1e+15",
+    ),
+    (
+        report(vitals=cell_pb2.Vitals(load_1m=math.inf)),
+        "vitals.load_1m: invalid value inf; the range is 0 to 1e+15",
+    ),
+    (
+        report(vitals=cell_pb2.Vitals(pressure_io=math.nan)),
+        "vitals.pressure_io: invalid value nan; the range is 0 to 1e+15",
+    ),
+    (
+        report(vitals=cell_pb2.Vitals(clock_offset_ms=-1e300)),
+        "vitals.clock_offset_ms: invalid value -1e+300; the range is -1e+15 to 1e+15",
+    ),
+    (report(cells=[cell()] * 10_001), "cells: 10001 is too large; the limit is 10000"),
 ]
 
 
@@ -159,14 +174,14 @@ def test_report_that_cannot_be_is_refused_with_its_reason(message, reason):
 
 
 WRONG_HELLOS = [
-    ({"labels": {str(n): "" for n in range(65)}}, "hello.labels: 65 is more than 64"),
-    ({"labels": {"zone": "x" * 257}}, "hello.labels[zone]: 257 characters are more than 256"),
-    ({"runtimes": [7]}, "hello.runtimes: 7 is not known here"),
-    ({"runtimes": [1, 1, 1]}, "hello.runtimes: 3 is more than 2"),
-    ({"agent_version": "x" * 257}, "hello.agent_version: 257 characters are more than 256"),
+    ({"labels": {str(n): "" for n in range(65)}}, "hello.labels: 65 is too large; the limit is 64"),
+    ({"labels": {"zone": "x" * 257}}, "hello.labels[zone]: 257 characters is too long; the limit is 256"),
+    ({"runtimes": [7]}, "hello.runtimes: unknown runtime 7"),
+    ({"runtimes": [1, 1, 1]}, "hello.runtimes: 3 is too large; the limit is 2"),
+    ({"agent_version": "x" * 257}, "hello.agent_version: 257 characters is too long; the limit is 256"),
     (
         {"capacity": {"memory_bytes": 2**63}},
-        f"hello.capacity.memory_bytes: {2**63} is more than {2**63 - 1}",
+        f"hello.capacity.memory_bytes: {2**63} is too large; the limit is {2**63 - 1}",
     ),
 ]
 

@@ -69,8 +69,8 @@ def test_a_group_that_says_nothing_is_refused_with_all_that_is_missing():
     with pytest.raises(ValueError) as caught:
         group_from_proto(operator_pb2.Group())
     assert str(caught.value) == (
-        "a group without a name: kind: 0 is not known to this scheduler; "
-        "runtime: 0 is not known to this scheduler; name: is missing; every service needs a name"
+        "a group without a name: kind: this scheduler does not know kind 0; "
+        "runtime: this scheduler does not know runtime 0; name: is missing; every service needs a name"
     )
 
 

@@ -1,5 +1,4 @@
-"""Cells as containers of a real Docker Engine. The only room that may import the docker library.
+"""Cells as containers of a Docker Engine. Only this package may import the docker library.
 
-``runtime`` is the port's implementation; ``spec`` turns an order into a container, ``engine`` speaks with the
-engine.
+``runtime`` implements the port, ``spec`` converts an order to a container, ``engine`` calls the engine.
 """

@@ -1,4 +1,4 @@
-"""How a container ended: from what the engine says of it, or sooner, from what is known without asking."""
+"""How a container ended: from the engine's inspection, or sooner, from facts that are known without asking it."""
 
 import json
 import signal
@@ -17,13 +17,12 @@ _FRAME = struct.Struct(">BxxxL")
 LOG_TAIL_BYTES = 262_144
 
 _YEAR_ONE = "0001-"
-"""The engine's zero time: it has not happened."""
+"""The engine's zero time begins like this; it means that the event has not happened."""
 
 
 @dataclass(slots=True)
 class Life:
-    """A container whose death is news. The fields with defaults are filled in once the engine has told
-    them."""
+    """A container whose death will be reported. The fields with defaults are set after its inspection."""
 
     cell_id: str
     started_at: float = 0.0
@@ -40,7 +39,7 @@ class Life:
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """A container ended: what the engine's event says. ``at``: Unix seconds."""
+    """A container ended: the facts of the engine's event. ``at``: Unix seconds."""
 
     container_id: str
     exit_code: int
@@ -48,12 +47,12 @@ class Death:
 
 
 def autopsy_at_once(life: Life, death: Death) -> cell_pb2.Autopsy | None:
-    """The autopsy without asking the engine, None where too little is known (another host's engine, or no
-    right to read its files).
+    """The autopsy without asking the engine; None if facts are missing (an engine on another host, or no permission to
+    read its files).
 
-    An engine answers no question about a container that has just ended while it clears the container's
-    network away, for a tenth of a second and longer; a successor need not wait for that. The log is complete
-    before the engine tells of the death, and it tells of a lack of memory before that."""
+    After a container's end the engine removes its network, for a tenth of a second or longer, and answers no question
+    about the container meanwhile. A successor need not wait for that. The log is complete before the engine reports
+    the death, and an out-of-memory event comes before the death too."""
     lines = _lines_of_file(life.log_path, death.container_id)
     if not life.started_at or lines is None:
         return None
@@ -70,7 +69,7 @@ def _add_lack_of_memory(autopsy: cell_pb2.Autopsy, limit_bytes: int) -> None:
 
 
 def _lines_of_file(log_path: str, container_id: str) -> list[str] | None:
-    """The newest lines of the engine's log file (and of the one before it, where it was just begun)."""
+    """The newest lines of the engine's log file and of the file before it."""
     if container_id not in log_path:
         return None
     text = ""
@@ -92,7 +91,7 @@ def _tail(path: Path) -> bytes:
 
 
 def _entries(raw: bytes) -> Iterator[str]:
-    """What the container wrote; the file has a JSON object a line. A cut first one is left out."""
+    """The container's output. Each line of the file is a JSON object; an incomplete first line is skipped."""
     for line in raw.splitlines():
         try:
             yield str(json.loads(line)["log"])
@@ -105,13 +104,13 @@ def _newest(text: str) -> list[str]:
 
 
 def unix_seconds(text: str) -> float:
-    """Unix seconds of the engine's RFC 3339 time with nanoseconds; 0 where it has not happened."""
+    """Unix seconds of the engine's RFC 3339 time with nanoseconds; 0 if the event has not happened."""
     return 0.0 if not text or text.startswith(_YEAR_ONE) else datetime.fromisoformat(text).timestamp()
 
 
 def autopsy_of(inspected: Mapping[str, Any], raw_log: bytes) -> cell_pb2.Autopsy:
-    """``inspected``: of a container that does not run. ``raw_log``: its newest output, in the engine's
-    frames."""
+    """``inspected``: the inspection of a container that is not running. ``raw_log``: its newest output, in the
+    engine's frames."""
     state = inspected["State"]
     started_at = unix_seconds(state["StartedAt"])
     if not started_at:
@@ -125,8 +124,7 @@ def autopsy_of(inspected: Mapping[str, Any], raw_log: bytes) -> cell_pb2.Autopsy
 
 
 def autopsy_of_exit(exit_code: int, lived_seconds: float) -> cell_pb2.Autopsy:
-    """What the exit code alone says. Above 128 it is 128 + the signal's number, by the shells' and engine's
-    habit."""
+    """The autopsy from the exit code alone. A code above 128 is 128 + the signal's number, as in shells."""
     name = _signal_name(exit_code - 128)
     reason = f"killed by {name}" if name else f"exited with {exit_code}"
     return cell_pb2.Autopsy(reason=reason, exit_code=exit_code, signal=name, lived_seconds=lived_seconds)
@@ -144,8 +142,7 @@ def last_lines(raw_log: bytes) -> list[str]:
 
 
 def frames(raw: bytes) -> Iterator[bytes]:
-    """The payloads of the engine's multiplexed stream (stdout and stderr, as they came); a cut last one is
-    left out."""
+    """The payloads of the engine's multiplexed stream (stdout and stderr in their order)."""
     at = 0
     while at + _FRAME.size <= len(raw):
         _, length = _FRAME.unpack_from(raw, at)

@@ -1,5 +1,4 @@
-"""Is the command of a created container there? Asked of the engine, which can stat paths inside a
-container."""
+"""Checks that a created container has its command. The engine can stat paths inside the container."""
 
 import base64
 import json
@@ -12,7 +11,7 @@ import requests
 from galactica.agent.runtimes.port import StartFailed
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-"""The engine's own, where neither image nor spec says."""
+"""The engine's own default, if neither image nor spec sets PATH."""
 STAT_SECONDS = 10.0
 
 _GO_DIRECTORY = 1 << 31
@@ -22,20 +21,20 @@ _EXECUTABLE = 0o111
 
 
 def check_command(client: docker.APIClient, container_id: str) -> None:
-    """Raises StartFailed where the container's program is missing or cannot be executed."""
+    """Raises StartFailed if the container's program is missing or not executable."""
     inspected = client.inspect_container(container_id)
     program, image = inspected["Path"], inspected["Config"]["Image"]
     stats = [
         stat for path in _candidates(inspected) if (stat := _stat(client, container_id, path)) is not None
     ]
     if not stats:
-        raise StartFailed(f"command not found: there is no {program} in image {image}")
+        raise StartFailed(f"command not found: {program} is not in image {image}")
     if not any(_may_run(stat["mode"]) for stat in stats):
         raise StartFailed(f"command not executable: {program} in image {image}")
 
 
 def _candidates(inspected: dict[str, Any]) -> list[str]:
-    """Where the program may be, by execvp's rule."""
+    """The paths at which execvp looks for the program."""
     program = inspected["Path"]
     working_directory = inspected["Config"]["WorkingDir"] or "/"
     if "/" in program:
@@ -46,7 +45,7 @@ def _candidates(inspected: dict[str, Any]) -> list[str]:
 
 
 def _stat(client: docker.APIClient, container_id: str, path: str) -> dict[str, Any] | None:
-    """The engine's stat of a path; symbolic links in the last place are not followed."""
+    """The engine's stat of a path; None if there is no such file. A final symbolic link is not followed."""
     url = f"{client.base_url}/v{client.api_version}/containers/{container_id}/archive"
     answer = client.head(url, params={"path": path}, timeout=STAT_SECONDS)
     if answer.status_code == requests.codes.not_found:
@@ -58,5 +57,5 @@ def _stat(client: docker.APIClient, container_id: str, path: str) -> dict[str, A
 
 def _may_run(mode: int) -> bool:
     if mode & _GO_SYMLINK:
-        return True  # what it points to shows when it runs
+        return True  # its target is checked when the container starts
     return not mode & _GO_DIRECTORY and bool(mode & _EXECUTABLE)

@@ -1,8 +1,8 @@
-"""How a container differs from its order. Pure: what the engine says goes in, short lines for people come out.
+"""How a container differs from its order. Pure: takes the engine's inspection, returns short lines for people.
 
-Compared is what somebody can change from outside while the cell lives, and what a stranger's container would have
-different. What follows from the agent's own version (log options, capabilities) is not: a newer agent would call
-every cell touched. No line holds a value of the environment, nor an argument of a command.
+It compares what somebody can change from outside while the cell lives, and what differs in a container that another
+program created. It does not compare what depends on the agent's version (log options, capabilities): a newer agent
+would find every cell touched. No line contains a value of the environment or an argument of a command.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ PATHS_TOLD = 5
 EXECS_KEPT = 4_096
 
 OURS_KEYS = "ctrl-^,ctrl-_,ctrl-^"
-"""The keys that detach from a command of ours: a mark that the engine keeps with it. Nobody types them."""
+"""Detach keys for the agent's own commands. Nobody types them: they are a mark that the engine stores."""
 OURS_MARK = "Hh8e"
-"""How the engine tells these keys."""
+"""How the engine reports these keys."""
 
 ENGINES_PLACES = (
     *("/proc", "/sys", "/dev", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/.dockerenv"),
     "/sbin/docker-init",
 )
-"""What the engine itself puts into every container."""
+"""Files that the engine itself adds to every container."""
 
 DEFAULT_NETWORKS = frozenset({"bridge", "none"})
-"""Where a container lives for which none is named; an engine without a bridge has only the second."""
+"""Networks of a container without a network of its own choice; an engine without a bridge has only "none"."""
 _CHANGES = {0: "changed", 1: "added", 2: "removed"}
 _LIMITS = {
     "Memory": "memory limit",
@@ -51,9 +51,9 @@ _LIMITS = {
 
 
 class Touches:
-    """What was done to one container: kept for as long as it lives, since undoing a touch leaves a touched cell.
+    """Changes to one container. They are kept as long as it lives: a cell stays touched if somebody reverts a change.
 
-    Written by the thread of events and by the one that compares."""
+    Used by the events thread and the comparing thread."""
 
     def __init__(self) -> None:
         self._lines: dict[str, None] = {}
@@ -71,9 +71,9 @@ class Touches:
 
 
 class OwnExecs:
-    """Commands that the agent itself began inside containers: the newest, by the engine's ids.
+    """The newest commands that the agent itself started inside containers, by the engine's ids.
 
-    An id is noted before its command starts, and the engine tells of a command only when it starts."""
+    An id is noted before its command starts, and the engine sends its event when it starts."""
 
     def __init__(self) -> None:
         self._ids: dict[str, None] = {}
@@ -91,11 +91,11 @@ class OwnExecs:
 
 
 def ran(program: str) -> str:
-    """The line for a command that somebody ran inside."""
-    return f"{program or 'a command'} was run in it by hand (docker exec)"
+    """The line for a command that somebody ran in the container."""
+    return f"somebody ran {program or 'a command'} in it (docker exec)"
 
 
-COPIED = "files were copied into it by hand (docker cp)"
+COPIED = "somebody copied files into it (docker cp)"
 
 
 def differences(
@@ -106,9 +106,9 @@ def differences(
     image_now: Mapping[str, Any] | None,
     image_environment: Sequence[str] | None,
 ) -> list[str]:
-    """``inspected`` is a running container; ``changes`` its filesystem's; ``image_now``: what the spec's image
-    means on this engine now, None where the name means nothing; ``image_environment``: of the image that it was
-    made from, None where that is not known."""
+    """``inspected``: the inspection of a running container. ``changes``: the changes of its filesystem. ``image_now``:
+    the image that the spec's image name has on this engine now; None: there is no such image. ``image_environment``:
+    the environment of the container's own image; None: unknown."""
     body = body_of(scope, order, init=False)
     return [
         *_name(scope, order, inspected),
@@ -132,13 +132,13 @@ def _name(scope: Scope, order: link_pb2.Order, inspected: Mapping[str, Any]) -> 
 def _image(
     order: link_pb2.Order, inspected: Mapping[str, Any], image_now: Mapping[str, Any] | None
 ) -> Iterator[str]:
-    made_from, wanted = inspected["Config"].get("Image"), order.spec.image
-    if made_from != wanted:
-        yield f"its image is {made_from} instead of {wanted}"
+    used, wanted = inspected["Config"].get("Image"), order.spec.image
+    if used != wanted:
+        yield f"its image is {used} instead of {wanted}"
     elif image_now is not None and image_now["Id"] != inspected["Image"]:
         yield (
-            f"image {wanted} means {_short(image_now['Id'])} on this server now, "
-            f"and it was made from {_short(inspected['Image'])}"
+            f"image {wanted} is now {_short(image_now['Id'])} on this server, "
+            f"but the cell runs {_short(inspected['Image'])}"
         )
 
 
@@ -157,7 +157,7 @@ def _limits(wanted: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[str
 
 
 def _limit(value: Any) -> Any:
-    """One way to say that there is none."""
+    """The limit; 0 for all values that mean no limit."""
     return value if isinstance(value, str) and value else value if isinstance(value, int) and value > 0 else 0
 
 
@@ -201,7 +201,7 @@ def _mounts(order: link_pb2.Order, inspected: Mapping[str, Any]) -> Iterator[str
 
 
 def _volumes(order: link_pb2.Order, inspected: Mapping[str, Any]) -> set[str]:
-    """What is writable by the spec, and what the image itself declares."""
+    """The paths that the spec makes writable, and the volumes that the image declares."""
     declared = inspected["Config"].get("Volumes") or {}
     return {_path(path) for path in (*order.spec.writable, *declared)} - {TMP}
 
@@ -212,19 +212,19 @@ def _path(path: str) -> str:
 
 def _command(body: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
     if "Cmd" in body and (config.get("Cmd") or []) != body["Cmd"]:
-        yield "its command is not the spec's"
+        yield "its command differs from the spec"
 
 
 def _environment(ours: Sequence[str], there: Sequence[str], image: Sequence[str] | None) -> Iterator[str]:
     wanted = _variables(ours) if image is None else _variables(image) | _variables(ours)
-    found = _variables(there)
-    for name in sorted(wanted.keys() | found.keys()):
-        if name not in found:
+    actual = _variables(there)
+    for name in sorted(wanted.keys() | actual.keys()):
+        if name not in actual:
             yield f"environment variable {name} was removed"
         elif name not in wanted:
             if image is not None:
                 yield f"environment variable {name} was added"
-        elif wanted[name] != found[name]:
+        elif wanted[name] != actual[name]:
             yield f"environment variable {name} was changed"
 
 
@@ -235,20 +235,20 @@ def _variables(words: Iterable[str]) -> dict[str, str]:
 def _files(
     order: link_pb2.Order, inspected: Mapping[str, Any], changes: Sequence[Mapping[str, Any]]
 ) -> Iterator[str]:
-    """The engine tells each changed path and the directories above it; only the former are worth a line."""
+    """The engine lists each changed path and the directories above it. Only the paths themselves get a line."""
     places = {*_volumes(order, inspected), TMP, *ENGINES_PLACES}
-    strange = {
-        one["Path"]: _CHANGES.get(one["Kind"], "changed")
-        for one in changes
-        if not any(_is_within(one["Path"], place) or _is_within(place, one["Path"]) for place in places)
+    changed = {
+        change["Path"]: _CHANGES.get(change["Kind"], "changed")
+        for change in changes
+        if not any(_is_within(change["Path"], place) or _is_within(place, change["Path"]) for place in places)
     }
-    # A directory above a place of ours may hold a stranger too; that one is told by its own path.
-    above = {parent for path in strange for parent in _parents(path)}
-    told = sorted(set(strange) - above)
-    for path in told[:PATHS_TOLD]:
-        yield f"{path} was {strange[path]}"
-    if len(told) > PATHS_TOLD:
-        yield f"and {len(told) - PATHS_TOLD} more files"
+    # A directory above an expected place may contain another changed file; that file is listed by its own path.
+    above = {parent for path in changed for parent in _parents(path)}
+    paths = sorted(set(changed) - above)
+    for path in paths[:PATHS_TOLD]:
+        yield f"{path} was {changed[path]}"
+    if len(paths) > PATHS_TOLD:
+        yield f"and {len(paths) - PATHS_TOLD} more files"
 
 
 def _is_within(path: str, place: str) -> bool:
@@ -261,6 +261,6 @@ def _parents(path: str) -> Iterator[str]:
 
 
 def _plain(line: str) -> str:
-    """Names of files may hold anything."""
+    """A printable line of limited length: names of files may contain any characters."""
     line = "".join(character if character.isprintable() else "?" for character in line)
     return line if len(line) <= TOUCH_CHARACTERS else f"{line[: TOUCH_CHARACTERS - 1]}…"

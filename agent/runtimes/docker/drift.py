@@ -1,7 +1,7 @@
-"""Comparing containers with their orders. Blocking; called from one worker thread.
+"""Compares containers with their orders. Blocking; called from one worker thread.
 
-One comparison is an inspection and a list of changed files; what an image means is asked once for all cells that
-are made from it, and again after ``IMAGE_SECONDS``.
+One comparison is an inspection and a list of changed files. An image is inspected once for all its cells, and again
+after ``IMAGE_SECONDS``.
 """
 
 import time
@@ -19,14 +19,14 @@ IMAGES_KEPT = 256
 
 
 class Comparer:
-    """Not for use by several threads at once."""
+    """Not thread-safe: use it from one thread at a time."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._images: dict[str, tuple[float, Any]] = {}
 
     def compare(self, order: link_pb2.Order, container_id: str) -> tuple[str, ...]:
-        """Everything by which the container was ever seen to differ; empty where it does not, or has ended.
+        """All differences found so far in the container's life; empty if there are none, or if it has ended.
 
         Raises RuntimeUnavailable, RuntimeFailure."""
         life = self._engine.alive.get(container_id)
@@ -41,18 +41,18 @@ class Comparer:
                 changes = client.diff(container_id) or []
             except docker.errors.NotFound:
                 return ()
-            now, made_from = self._image(client, order.spec.image), self._image(client, inspected["Image"])
-            life.touches.add(self._strangers(client, inspected))
-        environment = None if made_from is None else (made_from["Config"] or {}).get("Env") or []
-        life.touches.add(differences(self._engine.scope, order, inspected, changes, now, environment))
+            image_now, image = self._image(client, order.spec.image), self._image(client, inspected["Image"])
+            life.touches.add(self._foreign_commands(client, inspected))
+        environment = None if image is None else (image["Config"] or {}).get("Env") or []
+        life.touches.add(differences(self._engine.scope, order, inspected, changes, image_now, environment))
         return tuple(life.touches)
 
     def _image(self, client: docker.APIClient, name: str) -> Any:
-        """None where there is none of that name (it may be removed while cells still run from it)."""
+        """None if there is no image of that name: it may have been removed while cells still use it."""
         now = time.monotonic()
-        known = self._images.get(name)
-        if known is not None and now - known[0] < IMAGE_SECONDS:
-            return known[1]
+        cached = self._images.get(name)
+        if cached is not None and now - cached[0] < IMAGE_SECONDS:
+            return cached[1]
         inspect: Any = client.inspect_image  # untyped in the SDK's stubs
         try:
             image = inspect(name)
@@ -63,8 +63,8 @@ class Comparer:
         self._images[name] = now, image
         return image
 
-    def _strangers(self, client: docker.APIClient, inspected: Any) -> list[str]:
-        """Commands that run in it and are not the agent's: also such as began while no agent was there."""
+    def _foreign_commands(self, client: docker.APIClient, inspected: Any) -> list[str]:
+        """Commands in the container that the agent did not start, even those from a time without an agent."""
         lines = []
         for exec_id in inspected.get("ExecIDs") or []:
             if exec_id in self._engine.execs:

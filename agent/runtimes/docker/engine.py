@@ -1,6 +1,6 @@
-"""Blocking conversation with a Docker Engine. Everything here is called from worker threads.
+"""Blocking calls to a Docker Engine. Everything here is called from worker threads.
 
-Each call is bounded by the client's time limit, and every error leaves as one of the port's.
+The client's time limit bounds each call. Every error is translated to one of the port's errors.
 """
 
 import contextlib
@@ -28,25 +28,25 @@ from galactica.v1 import link_pb2
 PING_SECONDS = 2.0
 CONNECTIONS = 32
 CREATE_ATTEMPTS = 3
-SEEN_COMMANDS = 1_024
+CHECKED_COMMANDS = 1_024
 DEFAULT_URL = "unix:///var/run/docker.sock"
 
 _log = logging.getLogger(__name__)
 
 
 class ImageMissing(RuntimeFailure):
-    """The image is not on this server; a pull may bring it."""
+    """The image is not on this server; it may be pulled."""
 
 
 class Abandoned(RuntimeFailure):
-    """The caller of a start is gone; what was made has been removed."""
+    """The caller of a start has cancelled it; the new container was removed."""
 
 
 class Engine:
     """One engine and the containers of one scope in it.
 
-    ``alive`` holds the containers whose death is news, by their ids. It is shared between threads
-    and changed only by single dictionary operations, which are atomic.
+    ``alive`` has the containers whose death will be reported, by id. Threads share it and change it only by single
+    dictionary operations, which are atomic.
     """
 
     def __init__(self, scope: Scope, base_url: str | None, timeout_seconds: int) -> None:
@@ -59,7 +59,7 @@ class Engine:
         self._connecting = threading.Lock()
         self._client: docker.APIClient | None = None
         self._init = False
-        self._seen_commands: set[tuple[str, tuple[str, ...]]] = set()
+        self._checked_commands: set[tuple[str, tuple[str, ...]]] = set()
 
     def client(self) -> docker.APIClient:
         """The connected client. Raises RuntimeUnavailable."""
@@ -69,7 +69,8 @@ class Engine:
             return self._client
 
     def forget_client(self) -> None:
-        """The engine went away: what comes back may be another version, so that its API is agreed anew."""
+        """Disconnect after the engine was away: it may come back as another version, so the API version is negotiated
+        again."""
         with self._connecting:
             client, self._client = self._client, None
         if client is not None:
@@ -81,7 +82,7 @@ class Engine:
             client = docker.APIClient(
                 **settings, version="auto", timeout=self._timeout_seconds, max_pool_size=CONNECTIONS
             )
-            # Proxies and .netrc are for the world outside, and are read anew with each request.
+            # Without this, requests would read proxy settings and .netrc at each request.
             client.trust_env = False
             components = client.version().get("Components") or []
         versions = {component["Name"]: component["Version"] for component in components}
@@ -90,8 +91,8 @@ class Engine:
 
     @contextlib.contextmanager
     def errors(self, doing: str) -> Iterator[None]:
-        """Translate what the SDK and everything under it raises. APIError is an answer (5xx: the
-        engine itself is in trouble), the others are silence."""
+        """Translate the errors of the SDK and its libraries. An APIError is an answer (5xx: the engine itself has a
+        problem); with the others there was no answer."""
         try:
             yield
         except docker.errors.APIError as error:
@@ -104,8 +105,8 @@ class Engine:
             OSError,
         ) as error:
             raise RuntimeUnavailable(
-                f"the Docker engine at {self.url} does not answer ({doing}): {error}; is it running, "
-                "and may this user reach it?"
+                f"the Docker engine at {self.url} does not answer ({doing}): {error}; check that it runs "
+                "and that this user may use it"
             ) from error
 
     def ping(self) -> float:
@@ -117,7 +118,7 @@ class Engine:
             return time.perf_counter() - began
 
     def make(self, order: link_pb2.Order, abandoned: threading.Event) -> Running:
-        """Create and start. Three round trips where nothing is in the way.
+        """Create and start the container. Three round trips in the usual case.
 
         Raises ImageMissing, StartFailed, RuntimeUnavailable, Abandoned."""
         if abandoned.is_set():
@@ -130,11 +131,12 @@ class Engine:
             if running is not None:
                 return running
         raise StartFailed(
-            f"the name {self.scope.name_of(order.cell_id)} is being taken again and again on this engine"
+            f"the container name {self.scope.name_of(order.cell_id)} is still in use on this engine after "
+            f"{CREATE_ATTEMPTS} attempts"
         )
 
     def _create(self, order: link_pb2.Order) -> str | None:
-        """The new container's id, None where its name is taken."""
+        """The new container's id; None if its name is in use."""
         body = body_of(self.scope, order, init=self._init_of())
         create: Any = self.client().create_container_from_config  # untyped in the SDK's stubs
         with self.errors("create a container"):
@@ -147,7 +149,7 @@ class Engine:
                     return None
                 if _is_away(error):
                     raise
-                raise StartFailed(f"the engine cannot make it: {explained(error)}") from error
+                raise StartFailed(f"the engine cannot create the container: {explained(error)}") from error
         return str(created["Id"])
 
     def _init_of(self) -> bool:
@@ -155,7 +157,7 @@ class Engine:
         return self._init
 
     def _start(self, container_id: str, order: link_pb2.Order, abandoned: threading.Event) -> Running:
-        # From here on its death is news; it must be known before it can happen.
+        # Register the container before it starts, so that its death is reported.
         life = self.alive[container_id] = Life(order.cell_id)
         try:
             return self._started(container_id, order, life, abandoned)
@@ -175,7 +177,7 @@ class Engine:
             except docker.errors.APIError as error:
                 if _is_away(error):
                     raise
-                raise StartFailed(f"the engine cannot start it: {explained(error)}") from error
+                raise StartFailed(f"the engine cannot start the container: {explained(error)}") from error
             inspected = client.inspect_container(container_id)
         life.learn(inspected)
         if abandoned.is_set():
@@ -183,20 +185,21 @@ class Engine:
         return self._running(order, inspected)
 
     def _check_command(self, client: docker.APIClient, container_id: str, order: link_pb2.Order) -> None:
-        """With the engine's init as process 1 the engine itself does not notice that the command is missing.
-        Looked at once for each image and command, so that later cells of a spec do not pay for it."""
-        seen = (order.spec.image, tuple(order.spec.command[:1]))
-        if not self._init or seen in self._seen_commands:
+        """If the engine's init is process 1, the engine does not notice a missing command. Checked once for each image
+        and command, so that later cells of a spec start faster."""
+        command = (order.spec.image, tuple(order.spec.command[:1]))
+        if not self._init or command in self._checked_commands:
             return
         check_command(client, container_id)
-        if len(self._seen_commands) >= SEEN_COMMANDS:
-            self._seen_commands.clear()
-        self._seen_commands.add(seen)
+        if len(self._checked_commands) >= CHECKED_COMMANDS:
+            self._checked_commands.clear()
+        self._checked_commands.add(command)
 
     def _running_already(self, order: link_pb2.Order) -> Running | None:
-        """Who has the name: this very cell, running, or a leftover of it that was removed now (None).
+        """The cell that already has the name, if it runs. None: there was only a leftover without a life, which is
+        removed now.
 
-        Raises StartFailed where it is a stranger, or where the cell has had its life."""
+        Raises StartFailed if another container has the name, or if the cell has lived and ended."""
         client = self.client()
         name = self.scope.name_of(order.cell_id)
         with self.errors("inspect a container"):
@@ -206,14 +209,18 @@ class Engine:
                 return None
         labels = inspected["Config"]["Labels"] or {}
         if not self.scope.owns(labels) or labels.get(CELL_LABEL) != order.cell_id:
-            raise StartFailed(f"a container that is not of this server's fleet is named {name}; remove it")
+            raise StartFailed(
+                f"the container {name} does not belong to this server's fleet; remove or rename it"
+            )
         if inspected["State"]["Running"]:
             self.alive.setdefault(inspected["Id"], Life(order.cell_id)).learn(inspected)
             return self._running(order, inspected)
         autopsy = self._autopsy(client, inspected)
         self.remove(inspected["Id"])
         if unix_seconds(inspected["State"]["StartedAt"]):
-            raise StartFailed(f"it has run here before and ended ({autopsy.reason}); a cell lives once")
+            raise StartFailed(
+                f"the cell has already run here and ended ({autopsy.reason}); a cell runs only once"
+            )
         return None
 
     def _running(self, order: link_pb2.Order, inspected: dict[str, Any]) -> Running:
@@ -224,22 +231,22 @@ class Engine:
         )
 
     def containers_of(self, cell_id: str) -> list[str]:
-        """Ids of the cell's containers, whatever their state and name."""
+        """Ids of the cell's containers, in any state and with any name."""
         client = self.client()
         with self.errors("list containers"):
             rows = client.containers(all=True, filters=self.scope.filters(f"{CELL_LABEL}={cell_id}"))
         return [row["Id"] for row in rows]
 
     def found(self) -> list[Found]:
-        """Every container of the scope; the running ones are in ``alive`` before they are looked at closely,
-        so that no death falls between this list and the event stream."""
+        """All containers of the scope. Each is in ``alive`` before it is inspected, so that a death between this list
+        and the event stream is not missed."""
         client = self.client()
         with self.errors("list containers"):
             rows = client.containers(all=True, filters=self.scope.filters())
-        seen = [
+        inspected = [
             self._look_at(client, row["Id"], row["Labels"]) for row in rows if CELL_LABEL in row["Labels"]
         ]
-        return [found for found in seen if found is not None]
+        return [found for found in inspected if found is not None]
 
     def _look_at(self, client: docker.APIClient, container_id: str, labels: dict[str, str]) -> Found | None:
         order = order_of(labels)
@@ -257,7 +264,7 @@ class Engine:
         return Found(order, None, self._autopsy(client, inspected))
 
     def examine(self, container_id: str) -> Any:
-        """The autopsy of a container that ended; None where it is gone or runs again."""
+        """The autopsy of a container that has ended; None if it is gone or running."""
         client = self.client()
         with self.errors("inspect a container"):
             try:
@@ -270,8 +277,8 @@ class Engine:
         return autopsy_of(inspected, self._raw_log(client, inspected["Id"]))
 
     def _raw_log(self, client: docker.APIClient, container_id: str) -> bytes:
-        """The newest output; empty where the engine has none to give. (The SDK's own call would inspect once
-        more.)"""
+        """The newest output; empty if the engine returns none. (The SDK's own call would inspect the container
+        again.)"""
         url = f"{client.base_url}/v{client.api_version}/containers/{container_id}/logs"
         with self.errors("read a log"):
             answer = client.get(
@@ -282,20 +289,21 @@ class Engine:
         return answer.content if answer.ok else b""
 
     def kill(self, container_id: str, signal: str) -> bool:
-        """Send the signal; False where there is nothing that takes it (ended, gone, or no such signal)."""
+        """Send the signal. Returns False if that is not possible (the container has ended or is gone, or there is no
+        such signal)."""
         client = self.client()
         with self.errors("signal a container"):
             try:
                 client.kill(container_id, signal)
             except docker.errors.APIError as error:
                 if error.is_client_error():
-                    _log.debug("no %s for %s: %s", signal, container_id, explained(error))
+                    _log.debug("%s not sent to %s: %s", signal, container_id, explained(error))
                     return False
                 raise
         return True
 
     def remove(self, container_id: str) -> None:
-        """End it if it runs, and remove it with its volumes; fine where it is gone or another removes it."""
+        """Kill it if it runs, and remove it with its volumes. Does nothing if it is gone or already being removed."""
         client = self.client()
         with self.errors("remove a container"), contextlib.suppress(docker.errors.NotFound):
             try:
@@ -306,10 +314,10 @@ class Engine:
 
 
 def _is_away(error: docker.errors.APIError) -> bool:
-    """The engine is starting or ending: that says nothing about the cell."""
+    """Whether the engine is starting or shutting down, which says nothing about the cell."""
     return bool(error.status_code == requests.codes.service_unavailable)
 
 
 def explained(error: docker.errors.APIError) -> str:
-    """The engine's own words."""
+    """The engine's own explanation."""
     return str(error.explanation or error)

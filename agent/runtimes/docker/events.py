@@ -1,5 +1,5 @@
-"""The engine's event stream: one thread that tells of deaths and of hands on containers and, after a break, lists
-everything anew."""
+"""The engine's event stream: one thread reports deaths and changes of containers. After a break it lists all
+containers again."""
 
 import contextlib
 import logging
@@ -18,19 +18,19 @@ from galactica.agent.runtimes.port import RuntimeUnavailable
 BACKOFF_FIRST_SECONDS = 0.1
 BACKOFF_LIMIT_SECONDS = 2.0
 OVERLAP_SECONDS = 2
-"""The engine answers a moment before it has subscribed us; asking from a little earlier covers that
-moment."""
+"""The engine answers shortly before the subscription is active. Asking for slightly older events covers that gap."""
 JOIN_SECONDS = 2.0
 
 HANDS = ("update", "rename", "exec_start", "extract-to-dir", "connect", "disconnect")
-"""Events that a person's hands cause. The agent's own commands are among them, and are told apart by their ids."""
+"""Events of changes by other people or programs. The agent's own commands cause such events too; their ids tell them
+apart."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Touch:
-    """Somebody laid hands on a container; ``line`` says how, where a comparison would not show it. ``exec_id``: the
+    """Somebody may have changed a container. ``line`` says how, if a comparison would not show it. ``exec_id``: the
     command that was run."""
 
     container_id: str
@@ -41,8 +41,8 @@ class Touch:
 
 @dataclass(frozen=True, slots=True)
 class Hearers:
-    """What the thread calls, in the thread. ``out_of_memory``: with a container's id. ``connected``: an
-    attempt succeeded (None) or failed."""
+    """Callbacks; the events thread calls them. ``out_of_memory``: with a container's id. ``connected``: an attempt to
+    connect succeeded (None) or failed."""
 
     death: Callable[[Death], None]
     out_of_memory: Callable[[str], None]
@@ -52,7 +52,7 @@ class Hearers:
 
 
 class EventThread:
-    """Reads for as long as it is not closed. After each break of the stream: subscribe first, then list."""
+    """Reads events until it is closed. After each break of the stream it subscribes first, then lists."""
 
     def __init__(self, engine: Engine, hearers: Hearers) -> None:
         self._engine = engine
@@ -66,14 +66,14 @@ class EventThread:
         self._thread.start()
 
     def interrupt(self) -> None:
-        """Break the stream: the thread connects again and lists everything."""
+        """Close the stream: the thread connects again and lists everything."""
         with self._lock:
             if self._stream is not None:
                 with contextlib.suppress(OSError):
                     self._stream.close()
 
     def close(self) -> None:
-        """Ends the thread; blocks for a moment."""
+        """End the thread. Blocks for a moment."""
         self._closed.set()
         self.interrupt()
         self._thread.join(JOIN_SECONDS)
@@ -93,8 +93,8 @@ class EventThread:
                 self._hearers.connected(error)
                 self._part(str(error), backoff_seconds)
                 backoff_seconds = min(2 * backoff_seconds, BACKOFF_LIMIT_SECONDS)
-            except Exception:  # noqa: BLE001 - the thread's outermost edge: without it deaths would go unseen
-                _log.exception("reading the Docker engine's events failed; connecting anew")
+            except Exception:  # noqa: BLE001 - the thread's outermost edge: without the thread deaths would be missed
+                _log.exception("reading the Docker engine's events failed; connecting again")
                 self._part("see above", backoff_seconds)
                 backoff_seconds = min(2 * backoff_seconds, BACKOFF_LIMIT_SECONDS)
             attempts += 1
@@ -102,20 +102,20 @@ class EventThread:
     def _part(self, why: str, wait_seconds: float) -> None:
         if not self._closed.is_set():
             level = logging.WARNING if wait_seconds <= BACKOFF_FIRST_SECONDS else logging.DEBUG
-            _log.log(level, "no events from the Docker engine (%s); connecting in %.1f s", why, wait_seconds)
+            _log.log(level, "lost the Docker engine's events (%s); connecting in %.1f s", why, wait_seconds)
             self._engine.forget_client()
             self._closed.wait(wait_seconds)
 
     @contextlib.contextmanager
     def _subscribed(self) -> Iterator[Any]:
-        # Not by label: a network's events carry none of the container's.
+        # Not filtered by label: a network's events do not have the container's labels.
         filters = {"type": ["container", "network"], "event": ["die", "oom", *HANDS]}
         client = self._engine.client()
-        with self._engine.errors("tell of events"):
+        with self._engine.errors("send events"):
             stream = client.events(since=int(time.time()) - OVERLAP_SECONDS, filters=filters, decode=True)
         with self._lock:
             self._stream = stream
-        if self._closed.is_set():  # close() came before there was a stream to break
+        if self._closed.is_set():  # close() was called before the stream existed
             self.interrupt()
         try:
             yield stream
@@ -126,7 +126,7 @@ class EventThread:
                 stream.close()
 
     def _read(self, events: Iterator[Any]) -> None:
-        with self._engine.errors("tell of events"):
+        with self._engine.errors("send events"):
             for event in events:
                 news = news_of(event)
                 if isinstance(news, Death):
@@ -138,8 +138,8 @@ class EventThread:
 
 
 def news_of(event: Any) -> Death | Touch | str | None:
-    """A death, or the id of a container that ran out of memory. None for all else, and for what does not say
-    of whom it speaks: engines send events without an id, and errors as events."""
+    """A death, a touch, or the id of a container that ran out of memory. None for other events and for those without
+    an id: engines send events without one, and errors as events."""
     if not isinstance(event, dict):
         return None
     actor = event.get("Actor") or {}
@@ -151,27 +151,28 @@ def news_of(event: Any) -> Death | Touch | str | None:
         return _touch_of(event, actor, action)
     if action == "oom":
         return str(container_id)
-    told = actor.get("Attributes") or {}
-    return Death(container_id, _number(told.get("exitCode"), -1), _number(event.get("timeNano"), 0) / 1e9)
+    attributes = actor.get("Attributes") or {}
+    at = _number(event.get("timeNano"), 0) / 1e9
+    return Death(container_id, _number(attributes.get("exitCode"), -1), at)
 
 
 def _touch_of(event: Any, actor: Any, action: str) -> Touch | None:
-    told, at = actor.get("Attributes") or {}, _number(event.get("timeNano"), 0) / 1e9
+    attributes, at = actor.get("Attributes") or {}, _number(event.get("timeNano"), 0) / 1e9
     if event.get("Type") == "network":
-        container_id = told.get("container")
-        is_start = action == "connect" and told.get("name") in DEFAULT_NETWORKS
+        container_id = attributes.get("container")
+        is_start = action == "connect" and attributes.get("name") in DEFAULT_NETWORKS
         return Touch(container_id, at) if container_id and action in HANDS and not is_start else None
     verb, _, words = action.partition(":")
     if verb == "exec_start":
         program = (words.split() or [""])[0]
-        return Touch(actor.get("ID", ""), at, ran(program), told.get("execID", ""))
+        return Touch(actor.get("ID", ""), at, ran(program), attributes.get("execID", ""))
     if verb not in HANDS:
         return None
     return Touch(actor.get("ID", ""), at, COPIED if verb == "extract-to-dir" else "")
 
 
-def _number(text: Any, otherwise: int) -> int:
+def _number(text: Any, default: int) -> int:
     try:
         return int(text)
     except (TypeError, ValueError):
-        return otherwise
+        return default

@@ -1,9 +1,8 @@
 """Commands inside a container. Blocking; called from worker threads.
 
-The engine can start a command but not end one. A command that takes too long is killed from the host, by the
-process id that the engine tells; that needs the engine on this very host and the right to signal its
-processes. Where that is not so (a remote engine, an agent in a container of its own) the command runs on
-inside the cell until it ends.
+The engine can start a command but cannot end it. The agent kills a command that takes too long by its process id on
+the host. This works only if the engine is on the same host and the agent may signal its processes. Otherwise (a remote
+engine, an agent in a container) the command runs on inside the cell until it ends.
 """
 
 import contextlib
@@ -26,7 +25,7 @@ from galactica.agent.runtimes.docker.engine import Engine, explained
 from galactica.agent.runtimes.port import LINE_CHARACTERS, RuntimeFailure
 
 OUTPUT_BYTES = 65_536
-"""How much of the newest output is kept."""
+"""Limit for the newest output that is kept."""
 CANNOT_EXECUTE, NOT_FOUND = 126, 127
 
 _HEADER = struct.Struct(">BxxxL")
@@ -61,17 +60,17 @@ def _created(engine: Engine, client: docker.APIClient, cell_id: str, command: Se
     try:
         exec_id = str(client.exec_create(name, list(command), detach_keys=OURS_KEYS)["Id"])
     except docker.errors.NotFound as error:
-        raise RuntimeFailure(f"there is no cell {cell_id} on this server") from error
+        raise RuntimeFailure(f"no cell {cell_id} on this server") from error
     except docker.errors.APIError as error:
         if error.status_code == requests.codes.conflict:
-            raise RuntimeFailure(f"cell {cell_id} does not run") from error
+            raise RuntimeFailure(f"cell {cell_id} is not running") from error
         raise
     engine.execs.note(exec_id)
     return exec_id
 
 
 def _not_started(why: str) -> tuple[int, str]:
-    """As a shell would say it."""
+    """Exit code and error line, as in a shell."""
     line = _last_line(why.encode())
     return (NOT_FOUND if "not found" in line or "no such file" in line else CANNOT_EXECUTE), line
 
@@ -82,7 +81,7 @@ def _last_line(output: bytes) -> str:
 
 
 def _output(client: docker.APIClient, exec_id: str, deadline: float) -> bytes | None:
-    """Everything up to the command's end, the newest OUTPUT_BYTES; None where the deadline came first."""
+    """The newest OUTPUT_BYTES of output up to the command's end; None if the deadline comes first."""
     connection: Any = client.exec_start(exec_id, socket=True)
     kept = bytearray()
     try:
@@ -98,7 +97,7 @@ def _output(client: docker.APIClient, exec_id: str, deadline: float) -> bytes | 
 
 
 def _payloads(connection: Any, deadline: float) -> Iterator[bytes]:
-    """Pieces of the frames' payloads (header: stream, three zero bytes, length) as they come."""
+    """Pieces of the frames' payloads as they arrive (header: stream, three zero bytes, length)."""
     header, left = b"", 0
     while data := _received(connection, deadline):
         while data:
@@ -123,21 +122,20 @@ def _received(connection: Any, deadline: float) -> bytes:
 
 
 def end_command(client: docker.APIClient, exec_id: str) -> None:
-    """Kill the command and what it started: the engine makes it the leader of a session of its own."""
+    """Kill the command and the processes that it started: the engine runs it as the leader of its own session."""
     inspected = client.exec_inspect(exec_id)
     process_id = inspected.get("Pid") or 0
     if not inspected["Running"] or process_id <= 1:
         return
     if not _is_of_container(process_id, inspected["ContainerID"]):
-        _log.warning("a command that took too long runs on: its engine is not on this host")
+        _log.warning("a command exceeded its time limit but cannot be killed: its engine is not on this host")
         return
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process_id, signal.SIGKILL)
 
 
 def _is_of_container(process_id: int, container_id: str) -> bool:
-    """True where that process of this host is in the container's control group, so that no stranger is
-    killed."""
+    """Whether that process of this host is in the container's control group. Other processes must not be killed."""
     try:
         return container_id in Path(f"/proc/{process_id}/cgroup").read_text(
             encoding="ascii", errors="replace"

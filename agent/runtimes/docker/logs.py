@@ -1,4 +1,4 @@
-"""What a container writes, as a stream: a worker thread reads, the event loop takes at its own pace."""
+"""A container's output as a stream: a worker thread reads it, the event loop takes it at its own pace."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ CHUNKS_AHEAD = 64
 async def read_logs(
     engine: Engine, executor: Executor, cell_id: str, tail: int, *, follow: bool
 ) -> AsyncGenerator[bytes, None]:
-    """The last ``tail`` lines, then what comes (``follow``) until the cell ends. Raises RuntimeFailure."""
+    """The last ``tail`` lines, and with ``follow`` the new output until the cell ends. Raises RuntimeFailure."""
     reader = _Reader(asyncio.get_running_loop())
     ended = asyncio.get_running_loop().run_in_executor(executor, reader.run, engine, cell_id, tail, follow)
     try:
@@ -31,7 +31,7 @@ async def read_logs(
 
 
 class _Reader:
-    """Between the thread (``run``) and the loop (``next``, ``close``)."""
+    """Connects the thread (``run``) and the event loop (``next``, ``close``)."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -47,7 +47,7 @@ class _Reader:
         return chunk
 
     def close(self) -> None:
-        """Ends the thread soon; never blocks."""
+        """End the thread soon. Never blocks."""
         self._closed.set()
         self._credits.release()
         with self._lock:
@@ -72,7 +72,7 @@ class _Reader:
                 name, stdout=True, stderr=True, stream=True, follow=follow, tail=tail
             )
         except docker.errors.NotFound as error:
-            raise RuntimeFailure(f"there is no cell {cell_id} on this server") from error
+            raise RuntimeFailure(f"no cell {cell_id} on this server") from error
         with self._lock:
             self._stream = stream
             if self._closed.is_set():
@@ -85,5 +85,5 @@ class _Reader:
                 self._put(chunk)
 
     def _put(self, chunk: bytes | None) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended, and with it the reader
+        with contextlib.suppress(RuntimeError):  # the event loop has ended, so nobody reads
             self._loop.call_soon_threadsafe(self._chunks.put_nowait, chunk)

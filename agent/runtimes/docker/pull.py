@@ -1,4 +1,4 @@
-"""Bringing an image to this server: one pull for all who wait for it, with progress for people."""
+"""Pulls images: one pull for all starts that wait for the image, with progress for people."""
 
 import asyncio
 import contextlib
@@ -20,14 +20,14 @@ from galactica.agent.runtimes.docker.engine import Abandoned, Engine
 from galactica.agent.runtimes.port import Progress, RuntimeFailure, RuntimeUnavailable, StartFailed
 
 SILENCE_SECONDS = 300.0
-"""A registry that says nothing for so long has hung."""
+"""After this time without data from the registry the pull fails."""
 LIMIT_SECONDS = 3_600.0
 ERROR_CHARACTERS = 500
 
 
 @dataclass(slots=True)
 class _Pull:
-    """A pull under way. ``text``: its newest progress, for those who join late."""
+    """A pull under way. ``text``: its newest progress, for listeners that join later."""
 
     text: str
     done: asyncio.Future[None]
@@ -41,10 +41,10 @@ class _Pull:
 
 
 class Puller:
-    """Lives on the event loop; the pulls themselves run in ``executor``.
+    """Used by the event loop; the pulls run in ``executor``.
 
-    ``credentials``: a file like ~/.docker/config.json that is asked before that one. Both are read at each
-    pull, so that credentials may be replaced under a running agent."""
+    ``credentials``: a file like ~/.docker/config.json, which it takes precedence over. Both are read at each pull, so
+    that credentials can be replaced while the agent runs."""
 
     def __init__(self, engine: Engine, executor: Executor, credentials: Path | None) -> None:
         self._engine = engine
@@ -53,8 +53,8 @@ class Puller:
         self._pulls: dict[str, _Pull] = {}
 
     async def pull(self, image: str, progress: Progress) -> None:
-        """Returns when the image is here. Raises StartFailed, RuntimeUnavailable. A pull ends when nobody
-        waits."""
+        """Returns when the image is on this server. Raises StartFailed, RuntimeUnavailable. A pull is cancelled when
+        nobody waits for it."""
         pull = self._pulls.get(image) or self._begin(image)
         pull.listeners.append(progress)
         progress(pull.text)
@@ -72,7 +72,7 @@ class Puller:
         self._pulls[image] = pull
 
         def tell(text: str) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended, and with it all who listened
+            with contextlib.suppress(RuntimeError):  # the event loop has ended, so nobody listens
                 loop.call_soon_threadsafe(pull.tell, text)
 
         pull.done = loop.run_in_executor(self._executor, self._carry_out, image, tell, pull.abandoned)
@@ -82,7 +82,7 @@ class Puller:
     def _ended(self, image: str, pull: _Pull, done: asyncio.Future[None]) -> None:
         self._forget(image, pull)
         if not done.cancelled():
-            done.exception()  # looked at, also where nobody waits any more
+            done.exception()  # retrieved, because nobody may wait for it any more
 
     def _forget(self, image: str, pull: _Pull) -> None:
         if self._pulls.get(image) is pull:
@@ -97,13 +97,11 @@ class Puller:
             raise RuntimeUnavailable(str(error)) from error
         except RuntimeFailure as error:
             why = str(error)[:ERROR_CHARACTERS]
-            raise StartFailed(
-                f"image {image} is not on this server and could not be pulled: {why}"
-            ) from error
+            raise StartFailed(f"image {image} is not on this server and cannot be pulled: {why}") from error
 
 
 def _credentials_header(image: str, credentials: Path | None) -> str | None:
-    """The X-Registry-Auth header for the image's registry; None where there are no credentials for it."""
+    """The X-Registry-Auth header for the image's registry; None without credentials for it."""
     registry, _ = docker.auth.resolve_repository_name(docker.utils.parse_repository_tag(image)[0])
     for path in (credentials, None):
         if path is None or path.exists():
@@ -111,9 +109,7 @@ def _credentials_header(image: str, credentials: Path | None) -> str | None:
                 found = docker.auth.load_config(str(path) if path else None).resolve_authconfig(registry)
             except docker.errors.DockerException as error:
                 where = path or "the docker configuration"
-                raise RuntimeFailure(
-                    f"the registry credentials in {where} cannot be read: {error}"
-                ) from error
+                raise RuntimeFailure(f"cannot read the registry credentials in {where}: {error}") from error
             if found:
                 return str(docker.auth.encode_header(found).decode())
     return None
@@ -122,10 +118,10 @@ def _credentials_header(image: str, credentials: Path | None) -> str | None:
 def pull_image(
     client: Any, image: str, auth_header: str | None, tell: Callable[[str], None], abandoned: threading.Event
 ) -> None:
-    """Blocking. Raises RuntimeFailure with the engine's or the registry's words, Abandoned, and what requests
-    raises."""
+    """Blocking. Raises RuntimeFailure with the error of the engine or the registry, Abandoned, and the errors of
+    requests."""
     repository, tag = docker.utils.parse_repository_tag(image)
-    # Not the SDK's own call, which would wait for a silent registry for ever.
+    # The SDK's own call has no time limit for a silent registry.
     answer = client.post(
         f"{client.base_url}/v{client.api_version}/images/create",
         params={"fromImage": repository, "tag": tag or "latest"},
@@ -143,7 +139,7 @@ def pull_image(
             if abandoned.is_set():
                 raise Abandoned
             if time.monotonic() > deadline:
-                raise RuntimeFailure(f"it took longer than {LIMIT_SECONDS / 60:.0f} min")
+                raise RuntimeFailure(f"the pull took longer than {LIMIT_SECONDS / 60:.0f} min")
             if "error" in line:
                 raise RuntimeFailure(line["error"])
             percent = layers.see(line)
@@ -166,14 +162,14 @@ def _message(answer: requests.Response) -> str:
 
 
 class Layers:
-    """Adds up the layers of a pull. The percentage never goes back, though layers become known one by one."""
+    """Adds up the layers of a pull. The percentage never goes back, although the layers are found one by one."""
 
     def __init__(self) -> None:
         self._sizes: dict[str, tuple[int, int]] = {}
         self._percent = 0
 
     def see(self, line: dict[str, Any]) -> int:
-        """Take one progress line of the engine; the whole pull's percentage after it."""
+        """Take one progress line of the engine. Returns the percentage of the whole pull."""
         layer, status = line.get("id", ""), line.get("status", "")
         detail = line.get("progressDetail") or {}
         if status == "Downloading" and detail.get("total"):

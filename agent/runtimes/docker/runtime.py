@@ -1,11 +1,11 @@
 """Cells as containers of a Docker Engine.
 
-The SDK blocks, so each kind of work has a few threads of its own (``_Lanes``): a hung image registry, slow
-commands or an engine that does not answer hold up nothing else. One more thread reads the engine's events.
-All state of a runtime lives on the event loop, but for ``Engine.alive``.
+The SDK blocks, so each kind of work has its own threads (``_Lanes``): a hung image registry, slow commands or an engine
+that does not answer block no other work. One more thread reads the engine's events. All state of the runtime belongs
+to the event loop, except ``Engine.alive``.
 
-What an engine's own end means for cells is the engine's business: with ``live-restore`` they live on, without
-they end with it. Either way the watch tells, once the engine is back.
+With ``live-restore`` containers survive the end of the engine, without it they end too. In both cases the watch
+reports the result when the engine is back.
 """
 
 import asyncio
@@ -43,10 +43,10 @@ from galactica.agent.runtimes.port import (
 from galactica.v1 import cell_pb2, link_pb2
 
 NEWS_LIMIT = 4_096
-"""Deaths that wait to be fetched from ``watch``; beyond it everything is listed anew instead."""
+"""Limit for deaths that wait for ``watch``. Beyond it all containers are listed again instead."""
 LOG_READERS = 16
 SHELL_THREADS = 16
-"""Each shell needs a reader and a writer, and a moment's help to begin and end."""
+"""Each shell needs a thread that reads and one that writes, and briefly one to begin and to end."""
 
 _Args = TypeVarTuple("_Args")
 _T = TypeVar("_T")
@@ -54,7 +54,7 @@ _log = logging.getLogger(__name__)
 
 
 class _Lanes:
-    """Threads by kind of work. They come into being when they are needed."""
+    """Threads by kind of work. They are created when needed."""
 
     def __init__(self) -> None:
         self.make = ThreadPoolExecutor(8, "docker-make")
@@ -77,11 +77,10 @@ class _Lanes:
 class DockerRuntime:
     """The port's runtime on a Docker Engine.
 
-    ``fleet`` and ``server`` name whose containers these are; agents that share an engine need different
-    servers. ``base_url``: where the engine is ("unix:///…", "tcp://…"), None: as DOCKER_HOST says. ``host``:
-    the address of this server on which ports are published. ``credentials``: a file like
-    ~/.docker/config.json, asked before that one. ``timeout_seconds`` bounds each single call to the engine.
-    Made without touching the engine.
+    ``fleet`` and ``server`` identify this agent's containers; agents that share an engine need different servers.
+    ``base_url``: the engine's address ("unix:///…", "tcp://…"); None: from DOCKER_HOST. ``host``: the address of this
+    server on which ports are published. ``credentials``: a file like ~/.docker/config.json, which it takes precedence
+    over. ``timeout_seconds`` bounds each single call to the engine. The constructor does not call the engine.
     """
 
     kind = cell_pb2.RUNTIME_KIND_DOCKER
@@ -134,7 +133,7 @@ class DockerRuntime:
             return await self._make(order)
         except ImageMissing:
             raise StartFailed(
-                f"image {order.spec.image} was pulled and is gone again; is something pruning?"
+                f"image {order.spec.image} was pulled but is already gone; check whether something removes images"
             ) from None
 
     async def stop(self, cell_id: str, signal: str, grace_seconds: float) -> None:
@@ -144,15 +143,16 @@ class DockerRuntime:
             await self._end(container_id, signal, grace_seconds)
 
     async def watch(self) -> AsyncIterator[Exited | Relisted | Stirred]:
-        """Ends when the runtime is closed. A death is told of after the ``start`` of its cell has
-        returned."""
+        """Ends when the runtime is closed. A death is reported after the ``start`` of its cell has returned."""
         await self._listening()
         while (news := await self._news.get()) is not None:
             yield news
 
     async def logs(self, cell_id: str, tail: int, *, follow: bool) -> AsyncIterator[bytes]:
         if self._log_readers >= LOG_READERS:
-            raise RuntimeFailure(f"{LOG_READERS} readers follow logs on this server already; end one of them")
+            raise RuntimeFailure(
+                f"{LOG_READERS} logs are already being read on this server, its limit; close one of them"
+            )
         self._log_readers += 1
         try:
             chunks = read_logs(self._engine, self._lanes.logs, cell_id, tail, follow=follow)
@@ -187,12 +187,12 @@ class DockerRuntime:
         self._news.put_nowait(None)
 
     async def _run(self, lane: ThreadPoolExecutor, work: Callable[[*_Args], _T], *args: *_Args) -> _T:
-        """In that lane's threads. Raises RuntimeUnavailable where they are too busy to begin with it."""
+        """Run it in that lane's threads. Raises RuntimeUnavailable if they are too busy to begin in time."""
         working = lane.submit(work, *args)
         return await self._bounded(working, asyncio.wrap_future(working))
 
     async def _bounded(self, working: Future[_T], result: asyncio.Future[_T]) -> _T:
-        """A caller may be cancelled; work that has begun runs to its end."""
+        """Wait for the result. If the caller is cancelled, work that has begun runs to its end."""
         try:
             await asyncio.wait([result], timeout=self._timeout_seconds)
         except asyncio.CancelledError:
@@ -200,15 +200,14 @@ class DockerRuntime:
             raise
         if working.cancel():
             raise RuntimeUnavailable(
-                f"the Docker engine keeps everything waiting: nothing ended within {self._timeout_seconds} s"
+                f"the Docker engine is too slow: no earlier call ended within {self._timeout_seconds} s"
             )
         return await asyncio.shield(result)
 
     # Making
 
     async def _make(self, order: link_pb2.Order) -> Running:
-        """One at a time for each cell. A caller that is cancelled leaves nothing behind: the thread removes
-        it."""
+        """One at a time for each cell. If the caller is cancelled, the thread removes the new container."""
         await self._settled(order.cell_id)
         abandoned = threading.Event()
         working = self._lanes.make.submit(self._engine.make, order, abandoned)
@@ -224,21 +223,21 @@ class DockerRuntime:
     def _made(self, cell_id: str, making: asyncio.Future[Running]) -> None:
         del self._making[cell_id]
         if not making.cancelled():
-            making.exception()  # looked at, also where the caller is gone
+            making.exception()  # retrieved, because the caller may be gone
 
     async def _settled(self, cell_id: str) -> None:
-        """Wait until nobody makes this cell; bounded by the time limits of the engine's calls."""
+        """Wait until no start of this cell is under way; bounded by the time limits of the engine's calls."""
         while (making := self._making.get(cell_id)) is not None:
             await asyncio.wait([making])
 
     def _without_unfinished(self, found: Sequence[Found]) -> tuple[Found, ...]:
-        """A container that is being made looks like one that never ran."""
-        return tuple(one for one in found if one.running or one.order.cell_id not in self._making)
+        """Leave out containers that are being created: they look like containers that never ran."""
+        return tuple(cell for cell in found if cell.running or cell.order.cell_id not in self._making)
 
     # Ending
 
     async def _end(self, container_id: str, signal: str, grace_seconds: float) -> None:
-        """Nobody is told of this death; but where the caller gives up before it came, it is news again."""
+        """End and remove a container. Its death is not reported, unless this fails before the container has ended."""
         life = self._engine.alive.pop(container_id, None)
         ended = self._ends.setdefault(container_id, asyncio.get_running_loop().create_future())
         try:
@@ -255,8 +254,8 @@ class DockerRuntime:
     # Watching
 
     async def _listening(self) -> None:
-        """The event thread runs, and its first attempt to subscribe is over. Whoever lists or starts does so
-        after that, so that no death is missed between."""
+        """Start the events thread and wait for its first attempt to subscribe. Lists and starts come after that, so
+        that no death is missed."""
         if self._subscribed is None:
             loop = asyncio.get_running_loop()
             self._subscribed = loop.create_future()
@@ -266,7 +265,7 @@ class DockerRuntime:
 
     def _hearers(self, loop: asyncio.AbstractEventLoop) -> Hearers:
         def on_loop(call: Callable[..., None], *args: object) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended: nobody is left to hear it
+            with contextlib.suppress(RuntimeError):  # the event loop has ended, so nobody listens
                 loop.call_soon_threadsafe(call, *args)
 
         def death(death: Death) -> None:
@@ -278,7 +277,7 @@ class DockerRuntime:
             if autopsy is not None:
                 on_loop(self._tell, Exited(life.cell_id, autopsy))
                 return
-            with contextlib.suppress(RuntimeError):  # closed: nobody is left to tell
+            with contextlib.suppress(RuntimeError):  # the runtime is closed, so nobody listens
                 self._lanes.look.submit(lambda: on_loop(self._tell, self._examined(life, death)))
 
         def out_of_memory(container_id: str) -> None:
@@ -288,7 +287,7 @@ class DockerRuntime:
 
         def touched(touch: Touch) -> None:
             life = self._engine.alive.get(touch.container_id)
-            # Of what was done before this agent's life it cannot be told whose hands it were.
+            # For a change from before this agent's start it is unknown who made it.
             if life is None or touch.at < self._born_at or touch.exec_id in self._engine.execs:
                 return
             if touch.line:
@@ -304,11 +303,11 @@ class DockerRuntime:
         )
 
     def _examined(self, life: Life, death: Death) -> Exited:
-        """Ask the engine, in a thread. Whatever goes wrong with the autopsy, the death itself is told."""
+        """Ask the engine, in a thread. The death is reported even if the autopsy fails."""
         try:
             autopsy = self._engine.examine(death.container_id)
         except RuntimeFailure as error:
-            _log.warning("no full autopsy of %s: %s", life.cell_id, error)
+            _log.warning("incomplete autopsy of %s: %s", life.cell_id, error)
             autopsy = None
         lived_seconds = max(death.at - life.started_at, 0.0) if life.started_at else 0.0
         return Exited(life.cell_id, autopsy or autopsy_of_exit(death.exit_code, lived_seconds))
@@ -323,14 +322,14 @@ class DockerRuntime:
             ended.set_result(None)
 
     def _on_relisted(self, found: Sequence[Found]) -> None:
-        running = {one.running.runtime_id for one in found if one.running}
+        running = {cell.running.runtime_id for cell in found if cell.running}
         for container_id in set(self._ends) - running:
             self._on_end(container_id)
         self._empty_news()
         self._news.put_nowait(Relisted(self._without_unfinished(found)))
 
     def _on_touched(self, cell_id: str) -> None:
-        """Where nobody fetches, deaths go first: the next comparison shows it too."""
+        """If the queue is half full, the room is kept for deaths: the next comparison shows the change too."""
         if self._news.qsize() < NEWS_LIMIT // 2:
             self._news.put_nowait(Stirred(cell_id))
 
@@ -341,12 +340,12 @@ class DockerRuntime:
         try:
             self._news.put_nowait(exited)
         except asyncio.QueueFull:
-            _log.warning("%d deaths wait to be fetched; listing everything instead", NEWS_LIMIT)
+            _log.warning("the queue of %d deaths is full; listing all containers instead", NEWS_LIMIT)
             if self._events is not None:
                 self._events.interrupt()
 
     def _tell_deferred(self, cell_id: str) -> None:
-        """The last start of the cell returns."""
+        """After the last start of the cell has returned, report the death that waited for it."""
         if self._starting[cell_id]:
             return
         del self._starting[cell_id]

@@ -1,4 +1,4 @@
-"""A shell inside a container, for a person's diagnosis. The socket blocks, so worker threads read and write it."""
+"""A shell inside a container, for diagnosis by an operator. The socket blocks, so worker threads read and write it."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ from galactica.agent.runtimes.port import RuntimeFailure, Window
 
 READ_BYTES = 16_384
 CODE_SECONDS = 3.0
-"""The engine closes the stream a moment before it knows the exit code."""
+"""Time to wait for the exit code: the engine closes the stream shortly before it knows the code."""
 CODE_PAUSE_SECONDS = 0.05
 UNKNOWN_CODE = 255
 
@@ -29,7 +29,7 @@ _STDERR = 2
 
 
 class DockerShell:
-    """One command with its streams. ``executor`` needs two threads for each shell."""
+    """One command and its streams. ``executor`` needs two threads for each shell."""
 
     def __init__(
         self, engine: Engine, executor: Executor, exec_id: str, connection: Any, *, tty: bool
@@ -55,7 +55,7 @@ class DockerShell:
         return self._pieces.pop(0)
 
     async def write(self, data: bytes) -> None:
-        with contextlib.suppress(OSError):  # it has ended; the reader tells
+        with contextlib.suppress(OSError):  # the shell has ended; the reader notices
             await self._in_thread(self._socket.sendall, data)
 
     async def end_input(self) -> None:
@@ -63,7 +63,7 @@ class DockerShell:
             self._socket.shutdown(socket.SHUT_WR)
 
     async def resize(self, window: Window) -> None:
-        with contextlib.suppress(RuntimeFailure):  # it has ended
+        with contextlib.suppress(RuntimeFailure):  # the shell has ended
             await self._in_thread(self.resize_now, window)
 
     async def end(self) -> int:
@@ -86,7 +86,7 @@ class DockerShell:
             return b""
 
     def _unpacked(self, data: bytes) -> Iterator[tuple[bytes, bool]]:
-        """Without a terminal the engine sends frames: which stream, and how long."""
+        """Unpack the frames that the engine sends without a terminal; a header has the stream and the length."""
         while data:
             if self._left:
                 piece, data = data[: self._left], data[self._left :]
@@ -101,13 +101,13 @@ class DockerShell:
                 self._header = b""
 
     def resize_now(self, window: Window) -> None:
-        """Blocks. What has ended already has no size."""
+        """Blocks. Does nothing if the shell has ended."""
         client = self._engine.client()
         with self._engine.errors("resize a terminal"), contextlib.suppress(docker.errors.APIError):
             client.exec_resize(self._exec_id, height=window.rows, width=window.columns)
 
     def _ended(self) -> int:
-        """What still runs is killed. Its exit code."""
+        """Kill the command if it still runs. Returns its exit code."""
         client = self._engine.client()
         with self._engine.errors("end a shell"):
             inspected = self._inspected(client)
@@ -143,10 +143,10 @@ def open_shell(
             engine.execs.note(exec_id)
             connection = client.exec_start(exec_id, tty=tty, socket=True)
         except docker.errors.NotFound as error:
-            raise RuntimeFailure(f"there is no cell {cell_id} on this server") from error
+            raise RuntimeFailure(f"no cell {cell_id} on this server") from error
         except docker.errors.APIError as error:
             if error.status_code == requests.codes.conflict:
-                raise RuntimeFailure(f"cell {cell_id} does not run") from error
+                raise RuntimeFailure(f"cell {cell_id} is not running") from error
             raise RuntimeFailure(
                 f"the engine cannot open a shell in {cell_id}: {explained(error)}"
             ) from error

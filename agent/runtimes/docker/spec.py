@@ -1,6 +1,6 @@
-"""What the engine is told about a cell: an order becomes a container's body, and a container tells its order.
+"""Converts an order to the body of a container, and a container's labels to its order.
 
-Everything here is pure. The body is the Engine API's ``POST /containers/create`` (version 1.41 and newer).
+Everything here is pure. The body is for the Engine API's ``POST /containers/create`` (version 1.41 and newer).
 """
 
 import base64
@@ -24,13 +24,13 @@ ORDER_LABEL = "galactica.order"
 
 TMP = "/tmp"  # noqa: S108 - inside the cell
 TMP_OPTIONS = "rw,noexec,nosuid,nodev,size=64m,mode=1777"
-"""Memory that counts against the cell's limit; its size is bounded even where the cell has no limit."""
+"""This memory counts against the cell's limit. Its size is bounded even if the cell has no limit."""
 
 LOG_OPTIONS = {"max-size": "8m", "max-file": "2"}
-"""A chatty cell keeps at most 16 MiB on the disk."""
+"""The log of a cell takes at most 16 MiB of the disk."""
 
 CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "NET_BIND_SERVICE", "SETGID", "SETUID")
-"""What servers need to open a low port and to give up root. Raw sockets, device nodes and the rest are
+"""Capabilities that servers need to open a low port and to give up root. Raw sockets, device nodes and the rest are
 dropped."""
 
 _PLACEHOLDER = re.compile(r"\{port\.([^{}]*)\}")
@@ -39,8 +39,8 @@ _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9-]")
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """Whose containers these are: no others are listed or touched. ``host``: the address to publish ports
-    on."""
+    """Identifies the containers of this agent; it never lists or touches others. ``host``: the address on which ports
+    are published."""
 
     fleet: str
     server: str
@@ -66,16 +66,15 @@ def _escaped(text: str) -> str:
 
 
 def body_of(scope: Scope, order: link_pb2.Order, *, init: bool) -> dict[str, Any]:
-    """The container to create. ``init``: let the engine's init be process 1, so that signals reach a program
-    which does not handle them itself and zombies are reaped. Raises StartFailed for a port or placeholder
-    that cannot be."""
+    """The container to create. ``init``: run the engine's init as process 1, so that signals also end a program that
+    does not handle them, and zombies are reaped. Raises StartFailed for an invalid port or placeholder."""
     spec = order.spec
     body: dict[str, Any] = {
         "Image": spec.image,
         "Env": _environment(order),
         "Labels": _labels(scope, order),
         "ExposedPorts": {f"{number}/tcp": {} for number in _ports(spec).values()},
-        # The agent's probes decide; the image's own would only cost time.
+        # Only the agent's probes count; the image's own health check would cost time.
         "Healthcheck": {"Test": ["NONE"]},
         "StopSignal": spec.stop.signal or "SIGTERM",
         "StopTimeout": math.ceil(spec.stop.grace_ms / 1000),
@@ -91,8 +90,7 @@ def _host_config(scope: Scope, spec: cell_pb2.Spec, *, init: bool) -> dict[str, 
         "RestartPolicy": {"Name": "no"},
         "ReadonlyRootfs": True,
         "Tmpfs": {TMP: TMP_OPTIONS},
-        # Volumes without a name start with what the image has there, work for any user, and go with the
-        # container.
+        # Unnamed volumes start with the image's files, work for any user, and are removed with the container.
         "Mounts": [{"Type": "volume", "Target": path} for path in spec.writable if path.rstrip("/") != TMP],
         "SecurityOpt": ["no-new-privileges"],
         "CapDrop": ["ALL"],
@@ -117,7 +115,7 @@ def _host_config(scope: Scope, spec: cell_pb2.Spec, *, init: bool) -> dict[str, 
 def _ports(spec: cell_pb2.Spec) -> dict[str, int]:
     for name, number in spec.ports.items():
         if not 0 < number < 65_536:
-            raise StartFailed(f"port {name} is {number}: in a container it needs a number from 1 to 65535")
+            raise StartFailed(f"invalid port {name}: {number}; a container needs a number from 1 to 65535")
     return dict(spec.ports)
 
 
@@ -142,20 +140,20 @@ def _environment(order: link_pb2.Order) -> list[str]:
 
 
 def _filled(text: str, spec: cell_pb2.Spec) -> str:
-    """``{port.http}`` becomes that port's number inside the container."""
+    """Replace ``{port.NAME}`` by that port's number inside the container."""
 
     def number(match: re.Match[str]) -> str:
         if match[1] not in spec.ports:
-            known = ", ".join(sorted(spec.ports)) or "none"
-            raise StartFailed(f"{match[0]} names no port of the spec (its ports: {known})")
+            names = ", ".join(sorted(spec.ports)) or "none"
+            raise StartFailed(f"{match[0]}: the spec has no such port; its ports: {names}")
         return str(spec.ports[match[1]])
 
     return _PLACEHOLDER.sub(number, text)
 
 
 def order_of(labels: Mapping[str, str]) -> link_pb2.Order:
-    """The order that a container's labels carry. Where somebody damaged it, the cell's id and digest alone,
-    so that the scheduler sees the cell and can remove it."""
+    """The order in a container's labels. If it is damaged, only the cell's id and digest, so that the scheduler sees
+    the cell and can decommission it."""
     try:
         order = link_pb2.Order.FromString(base64.b64decode(labels.get(ORDER_LABEL, ""), validate=True))
     except (binascii.Error, ValueError, DecodeError):
@@ -166,7 +164,7 @@ def order_of(labels: Mapping[str, str]) -> link_pb2.Order:
 
 
 def endpoints_of(scope: Scope, spec: cell_pb2.Spec, inspected: Mapping[str, Any]) -> dict[str, str]:
-    """Port name to "host:port" as the engine published them; empty once the container ended."""
+    """Port name to "host:port" as published by the engine; empty after the container's end."""
     published = inspected["NetworkSettings"].get("Ports") or {}
     host = f"[{scope.host}]" if ":" in scope.host else scope.host
     return {

@@ -1,4 +1,4 @@
 """Cells as processes of this host, for machines without an engine.
 
-``runtime`` is the port's implementation; ``launcher`` is a program of its own that becomes a cell's keeper.
+``runtime`` implements the port. ``launcher`` is a separate program that becomes a cell's keeper.
 """

@@ -1,5 +1,4 @@
-"""One process cell that exists: watched while it lives, looked into when it has died, swept away in the
-end."""
+"""One process cell: watched while it lives, examined after its death, removed at the end."""
 
 import asyncio
 import logging
@@ -22,16 +21,16 @@ from galactica.agent.runtimes.process.record import Record
 from galactica.v1 import cell_pb2
 
 SIGNAL_EXIT_BASE = 128
-"""Exit code of what a signal ended: 128 + its number, as shells and container engines say."""
+"""Exit code after a signal: 128 + its number, as in shells and container engines."""
 
 log = logging.getLogger(__name__)
 
 
 class Cell:
-    """Belongs to the event loop; the functions below it block and run in threads.
+    """Used by the event loop only; the functions below the class block and run in threads.
 
-    ``died``: set as soon as one of its two processes has ended. ``is_stopping``: its end is wanted, so its
-    death is no news.
+    ``died``: set as soon as one of its two processes has ended. ``is_stopping``: the agent ends it, so its death is
+    not reported.
     """
 
     def __init__(self, folder: Folder, record: Record, log_limit_bytes: int) -> None:
@@ -49,7 +48,7 @@ class Cell:
         return self.record.order.cell_id
 
     def observe(self, on_death: Callable[["Cell"], None]) -> None:
-        """Calls ``on_death`` once, when the cell dies or if it has died already. Raises OSError."""
+        """Call ``on_death`` once: when the cell dies, or now if it is dead. Raises OSError."""
 
         def dead() -> None:
             if not self.died.is_set():
@@ -75,7 +74,7 @@ class Cell:
         self._pidfds.clear()
 
     async def examine(self) -> cell_pb2.Autopsy:
-        """How it died; what is left of its processes is ended first."""
+        """The autopsy. Kills the rest of the cell's processes first."""
         async with self._examining:
             if self.record.autopsy is not None:
                 return self.record.autopsy
@@ -98,18 +97,18 @@ def endpoint(host: str, number: int) -> str:
 
 
 def post_mortem(record: Record, folder: Folder, written: CellLog) -> cell_pb2.Autopsy:
-    """How it died, written down before the kernel's own record of the exit is let go.
+    """The autopsy of a dead cell. It is stored before the kernel's record of the exit is released.
 
-    Blocks. What goes wrong meanwhile is reported and hides no death.
+    Blocks. Errors are logged; the autopsy is returned all the same.
     """
     cell_id, lived_seconds = record.order.cell_id, max(0.0, time.time() - record.started_at)
-    # Looked at first: what is killed here must not be taken for its own death.
+    # Read before the rest is killed, so that this kill is not taken for the cause of death.
     main = process_table.look_at(record.main) if is_of_this_boot(record) else None
     oom_killed = process_limits.ran_out_of_memory(record.groups)
     try:
         kill_all(record, folder)
     except RuntimeFailure as error:
-        log.warning("%s died: %s", cell_id, error)
+        log.warning("cannot kill all processes of the dead cell %s: %s", cell_id, error)
     autopsy = _how_it_ended(main) if is_of_this_boot(record) else _with_the_server()
     if oom_killed and autopsy.signal == "SIGKILL":
         autopsy.oom_killed = True
@@ -119,8 +118,8 @@ def post_mortem(record: Record, folder: Folder, written: CellLog) -> cell_pb2.Au
     try:
         process_record.write(folder.record, replace(record, autopsy=autopsy))
     except OSError as error:
-        # The keeper stays, so that the next agent can look once more.
-        log.warning("cannot write down how %s died: %s", cell_id, error)
+        # The keeper stays, so that the next agent can examine the death again.
+        log.warning("cannot store the autopsy of %s: %s", cell_id, error)
         return autopsy
     end_keeper(record)
     return autopsy
@@ -139,7 +138,7 @@ def _tail(written: CellLog) -> bytes:
     try:
         return written.tail(LAST_LINES)
     except OSError as error:
-        return f"(its log cannot be read: {error})".encode()
+        return f"(cannot read the log: {error})".encode()
 
 
 def _with_the_server() -> cell_pb2.Autopsy:
@@ -148,9 +147,9 @@ def _with_the_server() -> cell_pb2.Autopsy:
 
 def _how_it_ended(main: process_table.Stat | None) -> cell_pb2.Autopsy:
     if main is None:
-        return cell_pb2.Autopsy(reason="ended together with its keeper process; how is not known")
+        return cell_pb2.Autopsy(reason="ended together with its keeper process; the cause is unknown")
     if not main.has_ended:
-        reason = "its keeper process was ended from outside, so it was killed by SIGKILL"
+        reason = "killed by SIGKILL, because somebody ended its keeper process"
         return _killed(signal.SIGKILL, reason)
     number = main.status & 0x7F
     if number:
@@ -171,7 +170,7 @@ def signal_name(number: int) -> str:
 
 
 def kill_all(record: Record, folder: Folder) -> None:
-    """All of the cell but its keeper. Blocks. Raises RuntimeFailure where something does not end."""
+    """Kill all processes of the cell except its keeper. Blocks. Raises RuntimeFailure if a process does not end."""
     if record.groups:
         process_limits.kill_all(record.groups)
     elif is_of_this_boot(record):
@@ -179,7 +178,7 @@ def kill_all(record: Record, folder: Folder) -> None:
 
 
 def sweep(record: Record, folder: Folder) -> None:
-    """Every process, control group and file of the cell. Blocks. Raises RuntimeFailure, OSError."""
+    """Remove all processes, control groups and files of the cell. Blocks. Raises RuntimeFailure, OSError."""
     kill_all(record, folder)
     process_limits.remove(record.groups)
     end_keeper(record)

@@ -1,4 +1,4 @@
-"""Runs one command beside a cell's own processes: an exec probe."""
+"""Runs one command in a process cell, for exec probes."""
 
 import asyncio
 import contextlib
@@ -16,13 +16,13 @@ from galactica.agent.runtimes.process.record import Record
 KEPT_BYTES = 8 << 10
 CHUNK_BYTES = 64 << 10
 PIPE_READS = 64
-"""A pipe holds no more than this after its writers are gone."""
+"""Enough reads to empty a pipe after its writers have ended."""
 
 SIGNAL_EXIT_BASE = 128
 
 
 class _Output:
-    """The end of what comes through a pipe. The pipe never blocks, neither this program nor the command."""
+    """The newest output from a pipe. The pipe blocks neither this program nor the command."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -32,7 +32,7 @@ class _Output:
         self._loop.add_reader(self._read, self.take)
 
     def take(self) -> bool:
-        """Reads once; False where there is nothing more now."""
+        """Read once. Returns False if there is nothing to read now."""
         try:
             chunk = os.read(self._read, CHUNK_BYTES)
         except BlockingIOError:
@@ -50,7 +50,7 @@ class _Output:
 async def execute(
     record: Record, folder: Folder, command: Sequence[str], timeout_seconds: float
 ) -> tuple[int, str]:
-    """Exit code and last line. The whole process group is ended after it, and after the timeout.
+    """Exit code and last line. Kills the whole process group after the command's end or the timeout.
 
     Raises TimeoutError, RuntimeFailure (no such command).
     """
@@ -88,9 +88,9 @@ async def execute(
 
 
 async def _wait(process: asyncio.subprocess.Process, record: Record, timeout_seconds: float) -> int:
-    """Its return code. Raises TimeoutError. In any case nothing of its group is left."""
+    """The command's return code. Raises TimeoutError. In any case its process group is killed."""
     try:
-        with contextlib.suppress(OSError):  # it, or the cell, has ended already
+        with contextlib.suppress(OSError):  # the command or the cell has already ended
             process_limits.join(record.groups, process.pid)
         async with asyncio.timeout(timeout_seconds):
             return await process.wait()

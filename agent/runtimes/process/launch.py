@@ -1,5 +1,4 @@
-"""The blocking half of a start: a folder for the cell, its keeper, its main process, its record. Runs in a
-thread."""
+"""The blocking half of a start: creates the cell's folder, keeper, main process and record. Runs in a thread."""
 
 import contextlib
 import hashlib
@@ -34,7 +33,7 @@ ANSWER_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """Where a cell's things are. The cell itself has ``scratch``; the rest is the agent's."""
+    """The folder of a cell. The cell itself uses only ``scratch``; the rest belongs to the agent."""
 
     path: Path
 
@@ -52,19 +51,18 @@ class Folder:
 
     @property
     def group_name(self) -> str:
-        """Control groups of all agents of a machine may lie side by side."""
+        """A name that is unique on this machine: all its agents may create control groups in one place."""
         return f"galactica-{hashlib.sha256(os.fsencode(self.path)).hexdigest()[:16]}"
 
 
 def folder_name(text: str) -> str:
-    """One name for one text, safe as a file name and never hidden."""
+    """A unique name for the text, safe as a file name and never hidden."""
     name = quote(text, safe="")
     return "%2E" + name[1:] if name.startswith(".") else name
 
 
 def launch(order: link_pb2.Order, ports: dict[str, int], folder: Folder, limiter: Limiter) -> Record:
-    """Starts the cell and returns once its exec has worked. Raises StartFailed, and then nothing is left
-    behind."""
+    """Start the cell. Returns when its exec has succeeded. Raises StartFailed; then nothing of it is left."""
     try:
         plan = process_plan.plan(order, ports, folder.scratch)
         _make(folder)
@@ -82,8 +80,8 @@ def launch(order: link_pb2.Order, ports: dict[str, int], folder: Folder, limiter
 
 
 def remove(folder: Folder) -> None:
-    """Removes the cell's folder, however the cell left it. Raises OSError."""
-    # The record goes first: a folder without one is removed by the next agent, too.
+    """Remove the cell's folder, even if the cell has changed its permissions. Raises OSError."""
+    # The record goes first: after a crash the next agent removes a folder without a record.
     folder.record.unlink(missing_ok=True)
     if folder.path.exists():
         try:
@@ -104,7 +102,7 @@ def _launch(draft: Record, plan: process_plan.Plan, folder: Folder, limiter: Lim
     records = [draft]
 
     def prepare(keeper: Process, main: Process) -> None:
-        """Between fork and exec: what follows is under its limits, and is known before it runs."""
+        """Called between fork and exec: sets the limits and stores the record before the cell's program runs."""
         process_limits.limit_process(main.pid, draft.order.spec.resources, limiter)
         process_limits.join(draft.groups, main.pid)
         records.append(replace(draft, keeper=keeper, main=main, started_at=time.time()))
@@ -122,29 +120,29 @@ def _launch(draft: Record, plan: process_plan.Plan, folder: Folder, limiter: Lim
 def _start_keeper(
     plan: process_plan.Plan, folder: Folder, prepare: Callable[[Process, Process], None]
 ) -> None:
-    """Raises StartFailed where the cell does not run (then its processes are gone)."""
+    """Raises StartFailed if the cell does not run; then its processes are gone."""
     sleep = shutil.which("sleep", path=process_plan.DEFAULT_PATH)
     if sleep is None:
         raise StartFailed(
-            "this server has no sleep command, which keeps a cell's exit status; install coreutils"
+            "this server has no sleep command, which is needed to keep a cell's exit status: install coreutils"
         )
     keeper = [sleep, "infinity"]
     orders = marshal.dumps((str(plan.scratch), plan.executable, plan.command, plan.environment, keeper))
     orders_read, orders_write = _pipe()
-    said_read, said_write = _pipe()
+    replies_read, replies_write = _pipe()
     started: list[Process] = []
-    with orders_read, orders_write, said_read, said_write:
+    with orders_read, orders_write, replies_read, replies_write:
         deadline = time.monotonic() + HANDSHAKE_SECONDS
-        started.append(process_table.identify(_spawn(folder, orders_read, said_write)))
+        started.append(process_table.identify(_spawn(folder, orders_read, replies_write)))
         orders_read.close()
-        said_write.close()
+        replies_write.close()
         try:
-            _tell(orders_write, orders)
-            first = _hear(said_read, deadline, until=b"\n")
+            _send(orders_write, orders)
+            first = _receive(replies_read, deadline, until=b"\n")
             started.append(process_table.identify(_forked_pid(first, folder)))
             prepare(*started)
-            _tell(orders_write, b"!")
-            _check_exec(plan, _hear(said_read, deadline))
+            _send(orders_write, b"!")
+            _check_exec(plan, _receive(replies_read, deadline))
         except BaseException:
             for process in reversed(started):
                 process_table.kill_and_reap(process)
@@ -156,21 +154,21 @@ def _pipe() -> tuple[io.FileIO, io.FileIO]:
     return io.FileIO(read, "r"), io.FileIO(write, "w")
 
 
-def _spawn(folder: Folder, orders: io.FileIO, said: io.FileIO) -> int:
-    """The launcher's pid. It leads a session of its own, so that no signal meant for the agent reaches it."""
+def _spawn(folder: Folder, orders: io.FileIO, replies: io.FileIO) -> int:
+    """Start the launcher and return its pid. It leads its own session, so that signals to the agent do not reach it."""
     launcher = Path(__file__).with_name("launcher.py")
-    said_as = 3
+    replies_to = 3
     appended = os.open(folder.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
         return os.posix_spawn(
             sys.executable,
-            [sys.executable, "-I", "-S", str(launcher), str(said_as)],
+            [sys.executable, "-I", "-S", str(launcher), str(replies_to)],
             process_plan.keeper_environment(folder.scratch),
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, orders.fileno(), 0),
                 (os.POSIX_SPAWN_DUP2, appended, 1),
                 (os.POSIX_SPAWN_DUP2, appended, 2),
-                (os.POSIX_SPAWN_DUP2, said.fileno(), said_as),
+                (os.POSIX_SPAWN_DUP2, replies.fileno(), replies_to),
             ],
             setsid=True,
             setsigmask=(),
@@ -180,22 +178,22 @@ def _spawn(folder: Folder, orders: io.FileIO, said: io.FileIO) -> int:
         os.close(appended)
 
 
-def _tell(pipe: io.FileIO, data: bytes) -> None:
-    # A launcher that is gone is noticed by its silence.
+def _send(pipe: io.FileIO, data: bytes) -> None:
+    # If the launcher has ended, reading its replies shows that.
     with contextlib.suppress(BrokenPipeError):
         while data:
             data = data[pipe.write(data) or 0 :]
 
 
-def _hear(pipe: io.FileIO, deadline: float, until: bytes = b"") -> bytes:
-    """What the launcher says up to ``until`` or its end. Raises StartFailed after the deadline."""
+def _receive(pipe: io.FileIO, deadline: float, until: bytes = b"") -> bytes:
+    """The launcher's output up to ``until`` or its end. Raises StartFailed after the deadline."""
     data = b""
     poll = select.poll()
     poll.register(pipe, select.POLLIN)
     while not (until and data.endswith(until)):
         if not poll.poll(max(0.0, deadline - time.monotonic()) * 1_000):
             raise StartFailed(
-                f"the cell did not start within {HANDSHAKE_SECONDS:.0f} s; is this server overloaded?"
+                f"the cell did not start within {HANDSHAKE_SECONDS:.0f} s; this server may be overloaded"
             )
         chunk = pipe.read(ANSWER_BYTES)
         if not chunk:
@@ -207,8 +205,8 @@ def _hear(pipe: io.FileIO, deadline: float, until: bytes = b"") -> bytes:
 def _forked_pid(line: bytes, folder: Folder) -> int:
     if line.endswith(b"\n"):
         return int(line)
-    said = last_lines(CellLog(folder.log).tail(1))
-    raise StartFailed(f"the cell's launcher ended: {said[-1] if said else 'without a word'}")
+    lines = last_lines(CellLog(folder.log).tail(1))
+    raise StartFailed(f"the cell's launcher failed: {lines[-1] if lines else 'it wrote no error'}")
 
 
 def _check_exec(plan: process_plan.Plan, answer: bytes) -> None:
@@ -217,7 +215,7 @@ def _check_exec(plan: process_plan.Plan, answer: bytes) -> None:
 
 
 def _open_up(top: Path) -> None:
-    """A cell may have left directories without permissions."""
+    """Restore permissions on directories: the cell may have removed them."""
     for directory, _, _ in os.walk(top):
         for entry in os.scandir(directory):
             if entry.is_dir(follow_symlinks=False):

@@ -1,17 +1,16 @@
-"""The program that turns itself into a cell's keeper. Run as a file of its own, never imported.
+"""The program that becomes a cell's keeper. It is run as a script and never imported.
 
-It forks the cell's main process and then becomes ``sleep infinity`` by exec. A keeper never waits for its
-child, so a cell that has ended stays in the kernel's process table with its true exit status until somebody
-who knows it has read it there: an agent that was away loses nothing, and the cell's pid is not given away
-meanwhile.
+It forks the cell's main process and then becomes ``sleep infinity`` by exec. A keeper never waits for its child. So a
+cell that has ended stays in the kernel's process table, with its true exit status, until an agent has read it: an
+agent that was away misses nothing, and the kernel does not reuse the cell's pid.
 
-It starts with nothing but the standard library's core (``python -I -S``) and speaks with the agent so:
+It uses only the core of the standard library (``python -I -S``). Its protocol with the agent:
 
-- standard input: the orders by ``marshal`` (a tuple, see ``main``), then one byte, the word to go;
-- descriptor ``argv[1]``: the main process' pid and a line end, then, after the word to go, "ok" once the exec
-  has worked, or why it did not. Closed with the exec of the keeper.
+- standard input: the orders by ``marshal`` (a tuple, see ``main``), then one byte, the go signal;
+- descriptor ``argv[1]``: the pid of the main process and a line end; after the go signal "ok" if the exec succeeded,
+  else the error. The keeper's exec closes it.
 
-An agent that ends before it gave the word leaves nothing behind.
+If the agent ends before it sends the go signal, nothing is left behind.
 """
 
 import marshal
@@ -22,10 +21,10 @@ from typing import NoReturn
 
 
 def main() -> None:
-    said = int(sys.argv[1])
+    replies = int(sys.argv[1])
     _close_on_exec()
     with os.fdopen(os.dup(0), "rb") as orders:
-        # Written by the agent that started this very program, with this very interpreter.
+        # Written by the agent that started this program, with the same interpreter.
         directory, executable, command, environment, keeper = marshal.load(orders)  # noqa: S302
         os.chdir(directory)
         go_read, go_write = os.pipe()
@@ -35,7 +34,7 @@ def main() -> None:
             os.close(go_write)
             _become_the_cell(go_read, outcome_write, executable, command, environment)
         os.close(outcome_write)
-        os.write(said, b"%d\n" % child)
+        os.write(replies, b"%d\n" % child)
         if orders.read(1) != b"!":
             os.kill(child, signal.SIGKILL)
             sys.exit(1)
@@ -43,17 +42,17 @@ def main() -> None:
     failure = _all_of(outcome_read)
     if failure:
         os.waitpid(child, 0)
-        _say(said, failure)
+        _reply(replies, failure)
         sys.exit(1)
-    _say(said, b"ok")
-    _forget_the_log()
+    _reply(replies, b"ok")
+    _close_the_log()
     os.execv(keeper[0], keeper)  # noqa: S606
 
 
 def _become_the_cell(
     go: int, outcome: int, executable: str, command: list[str], environment: dict[str, str]
 ) -> NoReturn:
-    """A session of its own, default signals, no input; then the word to go, then the exec."""
+    """Set up a new session, default signals and empty input; wait for the go signal; then exec."""
     try:
         os.setsid()
         for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
@@ -65,13 +64,13 @@ def _become_the_cell(
             os.execve(executable, command, environment)  # noqa: S606
     except OSError as error:
         os.write(outcome, (error.strerror or str(error)).encode())
-    except BaseException as error:  # noqa: BLE001 -- whatever it is, it must not go on as a second launcher
+    except BaseException as error:  # noqa: BLE001 -- the child must never continue as a second launcher
         os.write(outcome, str(error).encode())
     os._exit(127)
 
 
 def _close_on_exec() -> None:
-    """Nothing that the agent's libraries left open may reach the cell or its keeper."""
+    """The cell and its keeper must not inherit descriptors that the agent's libraries left open."""
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
         if int(name) > 2:
             try:
@@ -87,14 +86,14 @@ def _all_of(descriptor: int) -> bytes:
     return data
 
 
-def _say(said: int, text: bytes) -> None:
+def _reply(replies: int, text: bytes) -> None:
     try:
-        os.write(said, text)
-    except BrokenPipeError:  # the agent ended meanwhile; it finds the cell when it comes back
+        os.write(replies, text)
+    except BrokenPipeError:  # the agent has ended; the next agent finds the cell
         return
 
 
-def _forget_the_log() -> None:
+def _close_the_log() -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)

@@ -1,11 +1,11 @@
-"""What a process cell may use: by control group where the agent may make one, else by rlimit.
+"""Resource limits of a process cell: by control groups if the agent may create them, else by rlimit.
 
-With control groups (version 1 or 2, below the agent's own group) all of ``resources`` holds for the cell as a
-whole, the kernel says when it ran out of memory, and no process of a cell can get away from it. Without (an
-agent that is not root and has no delegated group) only memory is limited, and for each process by itself:
-RLIMIT_DATA, so that an allocation above it fails. It is not RLIMIT_AS, because many language runtimes reserve
-far more address space than they use. CPU time has no rlimit that fits, and RLIMIT_NPROC counts all processes
-of a user, so ``cpu`` and ``pids`` are then not held; the agent says so in its log.
+With control groups (version 1 or 2, below the agent's own group) all of ``resources`` applies to the cell as a whole,
+the kernel reports when it ran out of memory, and no process of a cell can escape. Without them (an agent that is not
+root and has no delegated group) only memory is limited, for each process separately: by RLIMIT_DATA, so that an
+allocation above the limit fails. RLIMIT_AS does not fit: many language runtimes reserve far more address space than
+they use. For CPU there is no suitable rlimit, and RLIMIT_NPROC counts all processes of a user. So ``cpu`` and ``pids``
+are then not limited; the agent's log says so.
 """
 
 import contextlib
@@ -24,19 +24,19 @@ from galactica.v1 import cell_pb2
 CONTROLLERS = ("cpu", "memory", "pids")
 PERIOD_MICROSECONDS = 100_000
 LEAST_QUOTA_MICROSECONDS = 1_000
-"""The kernel refuses a smaller share of a period."""
+"""Least quota for a period that the kernel accepts."""
 
 KILL_ROUNDS = 200
 KILL_PAUSE_SECONDS = 0.01
 
 Settings = Mapping[str, str]
-"""File name in a control group to what is written there."""
+"""File name in a control group to its content."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limiter:
-    """Where control groups are made. ``separate``: controller to directory (version 1). Both empty:
-    rlimits."""
+    """Where control groups are created. ``unified``: the parent (version 2). ``separate``: controller to parent
+    (version 1). Both empty: rlimits."""
 
     unified: Path | None = None
     controllers: frozenset[str] = frozenset()
@@ -49,25 +49,25 @@ class Limiter:
         if self.unified is not None and self.controllers:
             return f"{', '.join(sorted(self.controllers))} by control groups (version 2)"
         return (
-            "memory by rlimit for each process; cpu and pids are NOT limited, because the agent may not make "
-            "control groups here (run it as root, or in a systemd unit with Delegate=yes)"
+            "memory by rlimit for each process; cpu and pids are NOT limited, because the agent cannot create "
+            "control groups (run it as root, or in a systemd unit with Delegate=yes)"
         )
 
     def make(self, name: str, limits: cell_pb2.Resources) -> tuple[Path, ...]:
-        """The control groups for one cell, limits set; empty where there are none. Raises OSError."""
-        made: list[Path] = []
+        """Create one cell's control groups and set their limits. Empty: no control groups. Raises OSError."""
+        groups: list[Path] = []
         try:
             for directory, settings in self._wanted(name, limits):
                 directory.mkdir(exist_ok=True)
-                made.append(directory)
+                groups.append(directory)
                 _write(directory, settings)
         except OSError:
-            remove(made)
+            remove(groups)
             raise
-        return tuple(made)
+        return tuple(groups)
 
     def existing(self, name: str) -> tuple[Path, ...]:
-        """The groups of that name that there are."""
+        """The existing groups of that name."""
         parents = [*self.separate.values(), *([self.unified] if self.unified else [])]
         return tuple(parent / name for parent in parents if (parent / name).exists())
 
@@ -79,13 +79,13 @@ class Limiter:
             yield self.unified / name, _settings_v2(limits, self.controllers)
         for controller, parent in self.separate.items():
             settings = _SETTINGS_V1[controller](limits)
-            # The pids group is made in any case: it is how all processes of a cell are found.
+            # The pids group is always created: with it the agent finds all processes of a cell.
             if settings or controller == "pids":
                 yield parent / name, settings
 
 
 def detect(proc: Path = Path("/proc/self"), root: Path = Path("/sys/fs/cgroup")) -> Limiter:
-    """What can be had here. Tries it: makes and removes an empty group."""
+    """Find out what this host offers. Tests it: creates and removes an empty group."""
     own = dict(_own_groups((proc / "cgroup").read_text()))
     separate = {
         controller: directory
@@ -107,15 +107,14 @@ def join(groups: Iterable[Path], pid: int) -> None:
 
 
 def limit_process(pid: int, limits: cell_pb2.Resources, limiter: Limiter) -> None:
-    """The rlimits of a cell's first process, which its children inherit. No core dumps: they would fill the
-    disk."""
+    """Set the rlimits of a cell's first process; its children inherit them. No core dumps: they could fill the disk."""
     resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
     if limits.memory_bytes and not limiter.holds_memory():
         resource.prlimit(pid, resource.RLIMIT_DATA, (limits.memory_bytes, limits.memory_bytes))
 
 
 def ran_out_of_memory(groups: Iterable[Path]) -> bool:
-    """Whether the kernel killed a process of these groups for its memory."""
+    """Whether the kernel killed a process of these groups because they ran out of memory."""
     for group in groups:
         for name in ("memory.oom_control", "memory.events"):
             with contextlib.suppress(OSError):
@@ -125,8 +124,7 @@ def ran_out_of_memory(groups: Iterable[Path]) -> bool:
 
 
 def kill_all(groups: Sequence[Path]) -> None:
-    """Until no process is left in any. Blocks for at most about two seconds. Raises RuntimeFailure beyond
-    that."""
+    """Kill until no process is left in any group. Blocks for up to about two seconds, then raises RuntimeFailure."""
     for _ in range(KILL_ROUNDS):
         pids = {pid for group in groups for pid in _pids_in(group)}
         if not pids:
@@ -135,11 +133,13 @@ def kill_all(groups: Sequence[Path]) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(KILL_PAUSE_SECONDS)
-    raise RuntimeFailure(f"processes {sorted(pids)} do not end on SIGKILL; look at them with ps (state D)")
+    raise RuntimeFailure(
+        f"processes {sorted(pids)} do not end on SIGKILL; check them with ps (state D: waiting for a disk)"
+    )
 
 
 def remove(groups: Iterable[Path]) -> None:
-    """Removes empty groups. Fine where there is none. Raises OSError."""
+    """Remove empty groups. Does nothing for a group that does not exist. Raises OSError."""
     for group in groups:
         for round_number in range(KILL_ROUNDS):
             try:
@@ -147,7 +147,7 @@ def remove(groups: Iterable[Path]) -> None:
             except FileNotFoundError:
                 break
             except OSError as error:
-                # A process that was just killed leaves its group a moment after it has left the list.
+                # A killed process blocks the removal for a moment after it has disappeared from the list.
                 if error.errno != errno.EBUSY or round_number == KILL_ROUNDS - 1:
                     raise
                 time.sleep(KILL_PAUSE_SECONDS)
@@ -156,7 +156,7 @@ def remove(groups: Iterable[Path]) -> None:
 
 
 def _pids_in(group: Path) -> list[int]:
-    """Zombies are not listed, and do not keep a group from being removed."""
+    """Without zombies: they do not block the removal of a group."""
     try:
         return [int(line) for line in (group / "cgroup.procs").read_text().split()]
     except OSError:
@@ -182,10 +182,10 @@ def _may_make_groups(parent: Path) -> bool:
 
 
 def _delegate(own: Path) -> frozenset[str]:
-    """Hands the controllers on to groups below ``own`` (version 2); those that could be had.
+    """Enable the controllers for groups below ``own`` (version 2). Returns the enabled ones.
 
-    A group that hands controllers on may hold no processes of its own, so the agent moves itself, and nobody
-    else, one level down where that is what is in the way.
+    A group that enables controllers for its children must not contain processes itself. So if it has to, the agent
+    moves itself, and no other process, one level down.
     """
     offered = frozenset(CONTROLLERS) & frozenset((own / "cgroup.controllers").read_text().split())
     if not offered or _hand_on(own, offered):
@@ -214,7 +214,7 @@ def _hand_on(own: Path, controllers: Iterable[str]) -> bool:
 def _write(group: Path, settings: Settings) -> None:
     for name, value in settings.items():
         path = group / name
-        # Swap is counted only by kernels that were started so.
+        # Some kernels do not count swap.
         if path.exists() or ("swap" not in name and "memsw" not in name):
             path.write_text(value)
 

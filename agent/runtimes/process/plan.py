@@ -1,4 +1,4 @@
-"""From an order to what is to be run: ports, environment, command. Starts nothing."""
+"""Derives from an order what to run: ports, environment, command. Starts nothing."""
 
 import contextlib
 import os
@@ -36,11 +36,10 @@ class Plan:
 
 
 def plan(order: link_pb2.Order, ports: Mapping[str, int], scratch: Path) -> Plan:
-    """What to run. ``scratch`` need not exist yet. Raises StartFailed: no such command, unknown
-    placeholder."""
+    """What to run. ``scratch`` need not exist yet. Raises StartFailed: no such command, unknown placeholder."""
     if not order.spec.command:
         raise StartFailed(
-            'a process cell needs a command; write command: ["program", "argument", …] in its manifest'
+            'a process cell needs a command: add command: ["program", "argument", …] to its manifest'
         )
     environment = environment_of(order, ports, scratch)
     command = fill_all(order.spec.command, ports)
@@ -48,9 +47,10 @@ def plan(order: link_pb2.Order, ports: Mapping[str, int], scratch: Path) -> Plan
 
 
 def environment_of(order: link_pb2.Order, ports: Mapping[str, int], scratch: Path) -> dict[str, str]:
-    """PATH, LANG, HOME and TMPDIR, over them the spec's, over these what tells the cell who it is.
+    """PATH, LANG, HOME and TMPDIR; the spec's variables override them; the ports, CELL_ID and CELL_DIRECTORY override
+    both.
 
-    CELL_DIRECTORY is also how processes that left the cell's session are known to be its own.
+    By CELL_DIRECTORY the agent also recognises processes of the cell that have left its session.
     """
     return {
         "PATH": os.environ.get("PATH") or DEFAULT_PATH,
@@ -65,12 +65,13 @@ def environment_of(order: link_pb2.Order, ports: Mapping[str, int], scratch: Pat
 
 
 def marker_of(scratch: Path) -> bytes:
-    """The entry of the environment that only this cell's processes have."""
+    """The environment entry that only this cell's processes have."""
     return b"CELL_DIRECTORY=" + os.fsencode(scratch)
 
 
 def keeper_environment(scratch: Path) -> dict[str, str]:
-    """Tells whose keeper it is. Not by the cell's own entry, for it has to outlive the cell's processes."""
+    """Identifies the keeper's cell. A different entry than the cell's own: the keeper must outlive the cell's
+    processes, which are found and killed by theirs."""
     return {"KEEPER_OF": str(scratch)}
 
 
@@ -83,41 +84,41 @@ def fill_all(texts: Iterable[str], ports: Mapping[str, int]) -> list[str]:
 
 
 def fill(text: str, ports: Mapping[str, int]) -> str:
-    """``{port.NAME}`` becomes the number. Raises StartFailed where there is no port of that name."""
+    """Replace ``{port.NAME}`` by the number. Raises StartFailed if there is no such port."""
 
     def number(match: re.Match[str]) -> str:
         if match[1] not in ports:
             names = ", ".join(sorted(ports)) or "none"
-            raise StartFailed(f"{match[0]} in {text!r} names no port of the spec; its ports: {names}")
+            raise StartFailed(f"{match[0]} in {text!r}: the spec has no such port; its ports: {names}")
         return str(ports[match[1]])
 
     return _PLACEHOLDER.sub(number, text)
 
 
 def find_executable(name: str, path: str, scratch: Path) -> str:
-    """Absolute path of the program. Raises StartFailed that says what is missing."""
+    """Absolute path of the program. Raises StartFailed; it says what is missing."""
     if "/" not in name:
-        found = shutil.which(name, path=path)
-        if found is None:
+        program = shutil.which(name, path=path)
+        if program is None:
             raise StartFailed(
-                f"command {name!r} not found in PATH ({path}) of this server; install it or name its path"
+                f"command {name!r} not found in this server's PATH ({path}): install it or give its full path"
             )
-        return str(Path(found).absolute())
+        return str(Path(program).absolute())
     file = scratch / name
     if not file.exists():
         raise StartFailed(f"command {str(file)!r} not found on this server")
     if not file.is_file() or not os.access(file, os.X_OK):
         raise StartFailed(
-            f"command {str(file)!r} is not an executable file; chmod +x it or run it by its interpreter"
+            f"command {str(file)!r} is not an executable file: use chmod +x, or run it with its interpreter"
         )
     return str(file)
 
 
 def claim_ports(wanted: Mapping[str, int], host: str, claimed: Mapping[int, str]) -> dict[str, int]:
-    """Port name to number: the fixed ones where they are free, free ones for 0.
+    """Port name to number: the wanted number if it is free, any free one for 0.
 
     ``claimed``: number to the cell of this agent that has it, even if it does not listen yet.
-    Raises StartFailed, which names the port and, where that can be told, who has it.
+    Raises StartFailed; it names the port and, if known, who uses it.
     """
     numbers: dict[str, int] = {}
     for name, number in sorted(wanted.items(), key=lambda item: item[1] == 0):
@@ -128,22 +129,22 @@ def claim_ports(wanted: Mapping[str, int], host: str, claimed: Mapping[int, str]
 
 
 def _check_free(name: str, number: int, host: str, claimed: Mapping[int, str]) -> None:
-    # Connections that linger from the holder before are no obstacle to a server.
+    # Closed connections of an earlier listener do not hinder a server.
     if number not in claimed and _can_bind(host, number, reuse=1):
         return
-    who = claimed.get(number)
-    holder = f"cell {who}" if who else _listener_on(number) or "another program"
+    owner = claimed.get(number)
+    holder = f"cell {owner}" if owner else _listener_on(number) or "another program"
     raise StartFailed(
-        f"port {name}: {number} on {host} is taken by {holder}; "
-        f"end it, choose another number, or write auto to have one picked"
+        f"port {name}: {number} on {host} is already used by {holder}; "
+        f"end it, choose another number, or write auto to get a free one"
     )
 
 
 def _free_port(host: str, avoid: set[int]) -> int:
-    """A number below those that the kernel hands to outgoing connections.
+    """A number below the kernel's range for outgoing connections.
 
-    One of these could be taken by any connection before the cell listens, and a probe that connects to such a
-    number can meet itself.
+    Any connection could take a number of that range before the cell listens, and a probe that connects to such a number
+    can connect to itself.
     """
     end = _ephemeral_start()
     start = max(1_024, end - PORTS_BELOW_EPHEMERAL)
@@ -172,7 +173,7 @@ def _can_bind(host: str, number: int, *, reuse: int) -> bool:
 
 
 def _listener_on(number: int) -> str | None:
-    """Who listens there, for people; None where this user may not know."""
+    """The program that listens on the port, for people; None if this user cannot see it."""
     with contextlib.suppress(psutil.Error, OSError):
         for connection in psutil.net_connections("tcp"):
             if connection.status != psutil.CONN_LISTEN or not connection.pid or not connection.laddr:

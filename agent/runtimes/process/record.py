@@ -1,8 +1,7 @@
-"""What a process cell's folder says about it: enough for an agent that starts again to know the cell as its
-own.
+"""The record in a process cell's folder: with it the next agent recognises the cell and takes it over.
 
-The file is written whole and renamed into place, so there is an old one or a new one. It is not synced to the
-disk: it has to outlive the agent, not the machine, whose processes would not outlive it either.
+The file is written completely and then renamed, so there is always an old or a new one. It is not synced to the disk:
+it must outlive the agent, but not a crash of the machine, which ends the cell too.
 """
 
 import base64
@@ -19,15 +18,14 @@ FORMAT = 1
 
 
 class CorruptRecordError(Exception):
-    """The file is not what was written; the message says how."""
+    """The file is not a valid record; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """``keeper``: the parent that never reaps ``main``, the cell's own first process. ``started_at``: Unix
-    seconds.
+    """``keeper``: the parent that never reaps ``main``, the cell's first process. ``started_at``: Unix seconds.
 
-    ``autopsy``: there once the cell's death was looked into; its processes are gone then.
+    ``autopsy``: set when the cell's death has been examined; its processes are gone then.
     """
 
     order: link_pb2.Order
@@ -64,7 +62,9 @@ def read(path: Path) -> Record:
     try:
         content = json.loads(path.read_bytes())
         if content["format"] != FORMAT:
-            raise CorruptRecordError(f"its format is {content['format']!r}, this agent knows {FORMAT}")
+            raise CorruptRecordError(
+                f"unknown format {content['format']!r}; this agent reads format {FORMAT}"
+            )
         autopsy = content["autopsy"]
         return Record(
             order=link_pb2.Order.FromString(base64.b64decode(content["order"])),

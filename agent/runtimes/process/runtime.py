@@ -1,19 +1,18 @@
-"""Cells as processes of this machine: the embedded runtime, where there is no container engine.
+"""Cells as processes of this machine: the built-in runtime, for machines without a container engine.
 
-Each cell is a session of its own, below a *keeper* (see ``launcher``) that keeps its exit status for
-whoever comes for it. Both outlive the agent. An agent that starts again knows its cells by the records in
-their folders and by pid and start time together, and it watches them by pidfd: a death of either process
-wakes the loop, nothing is polled. Whatever becomes of the agent, the true exit status is read from the
-kernel's process table.
+Each cell is its own session of processes, below a *keeper* (see ``launcher``) that preserves its exit status. Both
+outlive the agent. The next agent recognises its cells by the records in their folders, and by pid and start time
+together. It watches them by pidfd: the death of either process wakes the event loop, without polling. The true exit
+status is read from the kernel's process table, even if the agent was away.
 
 One folder belongs to one agent at a time::
 
     DIRECTORY/FLEET/CELL/record     order, pids, ports, autopsy
-                        /log        what it writes (log.1: older)
+                        /log        its output (log.1: older)
                         /scratch    its working directory and home; tmp/ in it is its TMPDIR
 
-What limits it: ``process_limits``. What it sees of the machine is what the agent's user sees: there is no
-image, and its view of the file system is not its own.
+``limits`` sets the cell's limits. The cell sees the machine as the agent's user does: there is no image and no file
+system of its own.
 """
 
 import asyncio
@@ -48,8 +47,8 @@ T = TypeVar("T")
 
 
 class ProcessRuntime:
-    """``directory``: for folders of cells; made, with mode 0700, when first needed. ``host``: where cells
-    listen."""
+    """``directory``: for the folders of cells; created with mode 0700 when first needed. ``host``: the address on which
+    cells listen."""
 
     kind = cell_pb2.RUNTIME_KIND_PROCESS
 
@@ -78,7 +77,7 @@ class ProcessRuntime:
         self._trimming: asyncio.Task[None] | None = None
 
     async def list(self) -> Sequence[Found]:
-        """Every cell here; one that died meanwhile comes with its autopsy."""
+        """All cells; a dead one has its autopsy."""
         await self._adopt()
         for cell in tuple(self._cells.values()):
             if cell.died.is_set() and not cell.is_stopping:
@@ -86,10 +85,10 @@ class ProcessRuntime:
         return [cell.found(self._host) for cell in self._cells.values()]
 
     async def start(self, order: link_pb2.Order, progress: Progress) -> Running:
-        """Raises StartFailed; for a cell that has ended, too: what has died does not come back."""
+        """Raises StartFailed; also for a cell that has ended, because a dead cell never comes back."""
         await self._adopt()
         progress(f"starting {process_plan.describe(order.spec.command)}")
-        # Kept for as long as the cell exists, whatever the caller does with its own.
+        # A copy: the runtime keeps it as long as the cell exists, and the caller may change its own.
         kept = link_pb2.Order.FromString(order.SerializeToString())
         return await self._to_the_end(self._start(kept))
 
@@ -99,7 +98,7 @@ class ProcessRuntime:
             if cell is None:
                 cell = await self._create(order)
             elif cell.died.is_set():
-                raise StartFailed(f"{order.cell_id} has ended already; order a new cell instead")
+                raise StartFailed(f"cell {order.cell_id} has already ended; order a new cell instead")
             return cell.running(self._host)
 
     async def _create(self, order: link_pb2.Order) -> Cell:
@@ -116,7 +115,7 @@ class ProcessRuntime:
         return cell
 
     async def stop(self, cell_id: str, signal: str, grace_seconds: float) -> None:
-        """Raises RuntimeFailure where processes do not even end on SIGKILL."""
+        """Raises RuntimeFailure if processes do not end even on SIGKILL."""
         await self._adopt()
         async with self._turn(cell_id):
             cell = self._cells.get(cell_id)
@@ -139,9 +138,7 @@ class ProcessRuntime:
             async with asyncio.timeout(grace_seconds):
                 await cell.died.wait()
         except TimeoutError:
-            log.info(
-                "%s has not ended within %.1f s of %s and is killed", cell.id, grace_seconds, signal_name
-            )
+            log.info("%s did not end within %.1f s of %s: killing it", cell.id, grace_seconds, signal_name)
 
     async def _remove(self, cell: Cell) -> None:
         cell.unobserve()
@@ -157,8 +154,8 @@ class ProcessRuntime:
         self._release(cell.id)
 
     async def watch(self) -> AsyncIterator[Exited]:
-        """For one watcher at a time. Deaths that nobody watched are told to the next; ``list`` takes none
-        away."""
+        """For one watcher at a time. Deaths without a watcher are kept for the next one; ``list`` does not remove
+        any."""
         await self._adopt()
         while True:
             self._news.clear()
@@ -183,10 +180,10 @@ class ProcessRuntime:
             raise RuntimeFailure(f"cannot read the log of {cell_id}: {error}") from error
 
     async def execute(self, cell_id: str, command: Sequence[str], timeout_seconds: float) -> tuple[int, str]:
-        """With the cell's environment, directory and control group. 128 + n: ended by signal n."""
+        """Runs with the cell's environment, directory and control group. Exit code 128 + n: ended by signal n."""
         cell = await self._existing(cell_id)
         if cell.died.is_set():
-            raise RuntimeFailure(f"{cell_id} does not run any more")
+            raise RuntimeFailure(f"cell {cell_id} is not running any more")
         return await process_execute.execute(cell.record, cell.folder, command, timeout_seconds)
 
     async def open_shell(
@@ -194,19 +191,19 @@ class ProcessRuntime:
     ) -> Shell:
         cell = await self._existing(cell_id)
         if cell.died.is_set():
-            raise RuntimeFailure(f"{cell_id} does not run any more")
+            raise RuntimeFailure(f"cell {cell_id} is not running any more")
         return await process_shell.open_shell(cell.record, cell.folder, command, term, window)
 
     async def compare(self, order: link_pb2.Order, runtime_id: str) -> tuple[str, ...]:  # noqa: ARG002 - the port's
-        """Nothing: what a process has (files, environment, limits of its own) it may change by itself, and then it
-        is not touched."""
+        """Always empty: a process may change its own files, environment and limits, so a difference would not show that
+        somebody else touched it."""
         return ()
 
     async def ping(self) -> float | None:
         return None
 
     async def close(self) -> None:
-        """Starts and removals that were begun are finished first; both are bounded."""
+        """Finish the starts and removals that are under way first; both are bounded in time."""
         if self._trimming is not None:
             self._trimming.cancel()
             await asyncio.wait([self._trimming])
@@ -216,7 +213,7 @@ class ProcessRuntime:
             cell.unobserve()
 
     async def _adopt(self) -> None:
-        """Once: takes over what an agent before this one left."""
+        """Once: take over the cells of an earlier agent."""
         async with self._adopting:
             if self._has_adopted:
                 return
@@ -227,12 +224,12 @@ class ProcessRuntime:
                 cell.observe(self._on_death)
             self._has_adopted = True
             self._trimming = asyncio.create_task(self._trim_for_ever())
-            log.info("process cells are limited so: %s", self._limiter.description)
+            log.info("limits of process cells: %s", self._limiter.description)
 
     async def _claim(self, order: link_pb2.Order) -> dict[str, int]:
-        """Ports for the cell; they are its own until it dies."""
+        """Claim ports for the cell; it keeps them until it dies."""
         async with self._claiming:
-            # What a dead cell's children hold is let go first.
+            # Examining a dead cell kills the rest of its processes, which may still use ports.
             for cell in tuple(self._cells.values()):
                 if cell.died.is_set() and not cell.is_stopping:
                     await cell.examine()
@@ -254,16 +251,16 @@ class ProcessRuntime:
         await self._adopt()
         cell = self._cells.get(cell_id)
         if cell is None:
-            raise RuntimeFailure(f"there is no cell {cell_id} here")
+            raise RuntimeFailure(f"no cell {cell_id} on this server")
         return cell
 
     def _turn(self, cell_id: str) -> asyncio.Lock:
-        """Start and stop of one cell follow one another."""
+        """A lock for each cell: its start and stop never run at the same time."""
         return self._turns.setdefault(cell_id, asyncio.Lock())
 
     async def _to_the_end(self, work: Coroutine[object, object, T]) -> T:
-        """Work that must not be left half done: a caller that is cancelled leaves it to ``close`` to wait
-        for."""
+        """Do work that must not be left half done: if the caller is cancelled the work goes on, and ``close`` waits for
+        it."""
         job = asyncio.create_task(work)
         self._jobs.add(job)
         job.add_done_callback(self._jobs.discard)
@@ -277,12 +274,12 @@ class ProcessRuntime:
                     if cell.log.is_too_long:
                         await asyncio.to_thread(cell.log.trim)
                 except OSError as error:
-                    log.warning("cannot trim the log of %s: %s", cell.id, error)
+                    log.warning("cannot trim the log of cell %s: %s", cell.id, error)
 
 
 def _scan(home: Path, limiter: process_limits.Limiter) -> list[tuple[Folder, process_record.Record]]:
-    """The cells that were left here. What has no record never ran and goes; what cannot be read is set
-    aside."""
+    """The cells of an earlier agent. A folder without a record is of a cell that never ran, and is removed. A folder
+    with an unreadable record is set aside."""
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = []
     for path in sorted(home.iterdir()):
@@ -307,23 +304,23 @@ def _remove_groups(folder: Folder, limiter: process_limits.Limiter) -> None:
 
 
 def _set_aside(folder: Folder, error: Exception) -> None:
-    """A cell that nobody can know any more is ended; its folder is kept for a person to look at."""
+    """End a cell whose record is unreadable. Its folder is kept, so that a person can examine it."""
     aside = folder.path.parent / SET_ASIDE / f"{folder.path.name}.{time.time_ns()}"
     for marker in (process_plan.marker_of(folder.scratch), process_plan.keeper_marker_of(folder.scratch)):
         process_table.kill_marked(marker)
     aside.parent.mkdir(mode=0o700, exist_ok=True)
     folder.path.rename(aside)
     log.error(
-        "the record of a cell is corrupt (%s); its processes were ended and its folder moved to %s",
+        "corrupt record of a cell (%s): its processes were killed, its folder was moved to %s",
         error,
         aside,
     )
 
 
 def _signal_number(name: str) -> int:
-    """SIGTERM where the name means nothing here: a cell that must end is not kept for a misspelt signal."""
+    """SIGTERM if the name is unknown: a misspelt signal must not keep a cell alive."""
     try:
         return signal.Signals[name if name.startswith("SIG") else f"SIG{name}"]
     except KeyError:
-        log.warning("%r is no signal here; SIGTERM is sent instead", name)
+        log.warning("unknown signal %r: sending SIGTERM instead", name)
         return signal.SIGTERM

@@ -1,5 +1,5 @@
-"""A shell beside a process cell: with its directory, environment and control group, on a terminal of its own or
-on pipes."""
+"""A shell in a process cell: with the cell's directory, environment and control group, on its own terminal or on
+pipes."""
 
 import asyncio
 import contextlib
@@ -19,11 +19,11 @@ from galactica.agent.runtimes.process.record import Record
 READ_BYTES = 16_384
 SIGNAL_EXIT_BASE = 128
 OPEN_TERMINAL = ("/bin/sh", "-c", 'exec "$@" 0<>"$0" 1>&0 2>&1')
-"""The leader of a session takes the first terminal that it opens for its own."""
+"""The first terminal that a session leader opens becomes its controlling terminal."""
 
 
 class ProcessShell:
-    """Belongs to the event loop. ``outputs``: descriptor to whether it is standard error."""
+    """Used by the event loop only. ``outputs``: descriptor to whether it is standard error."""
 
     def __init__(
         self, process: asyncio.subprocess.Process, input_to: int, outputs: dict[int, bool], *, tty: bool
@@ -35,7 +35,7 @@ class ProcessShell:
         self._exit = asyncio.ensure_future(process.wait())
 
     async def read(self) -> tuple[bytes, bool] | None:
-        """What it began may outlive it and hold the streams open; that is not waited for."""
+        """Processes that the shell started may outlive it and keep the streams open; this does not wait for them."""
         while self._outputs:
             has_ended = self._exit.done()
             for descriptor in tuple(self._outputs):
@@ -51,7 +51,7 @@ class ProcessShell:
             data = os.read(descriptor, READ_BYTES)
         except BlockingIOError:
             return None
-        except OSError:  # how a terminal ends
+        except OSError:  # the end of a terminal
             data = b""
         if data:
             return data, self._outputs[descriptor]
@@ -79,7 +79,7 @@ class ProcessShell:
                 data = data[os.write(self._input, data) :]
             except BlockingIOError:
                 await self._until_ready((self._input,), asyncio.get_running_loop().add_writer)
-            except OSError:  # nobody reads it any more
+            except OSError:  # the reader has ended
                 return
 
     async def end_input(self) -> None:
@@ -92,7 +92,8 @@ class ProcessShell:
             _resize(self._input, window)
 
     async def end(self) -> int:
-        """What it began is hung up as a terminal's end does it, and ended with the cell at the latest."""
+        """Kills the shell's process group. Other processes that it started get the terminal's hangup; they end with
+        the cell at the latest."""
         if not self._exit.done():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -180,6 +181,6 @@ async def _started(
         )
     except OSError as error:
         raise RuntimeFailure(f"cannot run {words[0]}: {error.strerror}") from error
-    with contextlib.suppress(OSError):  # it, or the cell, has ended already
+    with contextlib.suppress(OSError):  # the shell or the cell has already ended
         process_limits.join(record.groups, process.pid)
     return process

@@ -1,6 +1,6 @@
-"""The kernel's process table: who a process is, how it ended, and who belongs to a cell.
+"""The kernel's process table: identifies processes, shows how they ended, and finds the processes of a cell.
 
-A pid alone says nothing, for it is given away again. A ``Process`` is a pid and the moment it began.
+A pid alone does not identify a process, because the kernel reuses pids. A ``Process`` is a pid and its start time.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ KILL_PAUSE_SECONDS = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """``start_ticks``: clock ticks from the machine's boot to its start (proc(5), stat field 22)."""
+    """``start_ticks``: clock ticks from the machine's boot to the process's start (proc(5), stat field 22)."""
 
     pid: int
     start_ticks: int
@@ -27,7 +27,7 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """``status``: as by wait(2); meaningful for a zombie of our own user (or for root) only."""
+    """``status``: as from wait(2); valid only for a zombie of our own user, or if we are root."""
 
     state: str
     session: int
@@ -40,17 +40,17 @@ class Stat:
 
 
 def boot_id() -> str:
-    """Start ticks begin anew with each boot, so they identify within one boot only."""
+    """Start ticks begin at 0 with each boot, so they identify a process only within one boot."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def stat_of(pid: int) -> Stat | None:
-    """None where there is no such process."""
+    """None if there is no such process."""
     try:
         text = Path(f"/proc/{pid}/stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    # The second field, the name in brackets, may hold anything, brackets and spaces too.
+    # The second field, the name in brackets, may contain any characters, even brackets and spaces.
     fields = text[text.rindex(b")") + 2 :].split()
     return Stat(fields[0].decode(), int(fields[3]), int(fields[19]), int(fields[49]))
 
@@ -64,18 +64,18 @@ def identify(pid: int) -> Process:
 
 
 def look_at(process: Process) -> Stat | None:
-    """None where the process is gone, even if its pid lives on as somebody else's."""
+    """None if the process is gone, even if another process has its pid now."""
     stat = stat_of(process.pid)
     return stat if stat is not None and stat.start_ticks == process.start_ticks else None
 
 
 def open_pidfd(process: Process) -> int | None:
-    """A descriptor that becomes readable when the process ends; None where it is gone."""
+    """A descriptor that becomes readable when the process ends; None if it is gone."""
     try:
         descriptor = os.pidfd_open(process.pid)
     except ProcessLookupError:
         return None
-    # Only now is it certain that the descriptor is not of one that came after.
+    # Check again: the pid may have been reused before the descriptor was opened.
     if look_at(process) is None:
         os.close(descriptor)
         return None
@@ -83,15 +83,14 @@ def open_pidfd(process: Process) -> int | None:
 
 
 def signal_group(leader: Process, number: int) -> None:
-    """To the process group that ``leader`` leads or led. Does nothing where its pid is somebody else's by
-    now."""
+    """Signal the process group that ``leader`` leads or led. Does nothing if another process has its pid now."""
     if look_at(leader) is not None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(leader.pid, number)
 
 
 def kill_and_reap(process: Process) -> None:
-    """Ends one process, and buries it where it is our child. Blocks for a moment."""
+    """Kill one process, and reap it if it is our child. Blocks for a moment."""
     if look_at(process) is None:
         return
     with contextlib.suppress(ProcessLookupError):
@@ -101,18 +100,18 @@ def kill_and_reap(process: Process) -> None:
 
 
 def kill_members(leader: Process, marker: bytes) -> None:
-    """Ends the leader's group, its session, and every process whose environment has the entry ``marker``.
+    """Kill the leader's group, its session, and every process whose environment has the entry ``marker``.
 
-    A group or session keeps its number from being given away, so if the leader's pid is somebody else's by
-    now, both are empty; the marker finds those who left them. Blocks for at most about two seconds. Raises
-    RuntimeFailure where some will not end.
+    The kernel does not reuse the number of an existing group or session. So if another process has the leader's pid
+    now, both are empty. The marker finds processes that have left them. Blocks for up to about two seconds. Raises
+    RuntimeFailure if some processes do not end.
     """
     signal_group(leader, signal.SIGKILL)
     _kill_until_none(lambda pid, stat: stat.session == _session_of(leader) or _has_entry(pid, marker))
 
 
 def kill_marked(marker: bytes) -> None:
-    """As ``kill_members``, where only the marker is known."""
+    """Like ``kill_members``, by the marker alone."""
     _kill_until_none(lambda pid, _: _has_entry(pid, marker))
 
 
@@ -126,7 +125,7 @@ def _kill_until_none(belongs: Callable[[int, Stat], bool]) -> None:
                 os.kill(pid, signal.SIGKILL)
         time.sleep(KILL_PAUSE_SECONDS)
     raise RuntimeFailure(
-        f"processes {left} do not end on SIGKILL; look at them with ps (state D: waiting for a disk)"
+        f"processes {left} do not end on SIGKILL; check them with ps (state D: waiting for a disk)"
     )
 
 
@@ -145,6 +144,6 @@ def _living() -> Iterator[tuple[int, Stat]]:
 def _has_entry(pid: int, entry: bytes) -> bool:
     try:
         environment = Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:  # gone meanwhile, or another user's, who cannot be ours
+    except OSError:  # gone already, or of another user and so not of this cell
         return False
     return entry in environment.split(b"\0")

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class EnrolmentServiceStub:
-    """Reached without a client certificate that is valid (that is what it hands out), on its own port.
+    """It has its own port and needs no valid client certificate, because it issues certificates.
     """
 
     def __init__(self, channel):
@@ -48,7 +48,7 @@ class EnrolmentServiceStub:
 
 
 class EnrolmentServiceServicer:
-    """Reached without a client certificate that is valid (that is what it hands out), on its own port.
+    """It has its own port and needs no valid client certificate, because it issues certificates.
     """
 
     def Enrol(self, request, context):
@@ -60,9 +60,9 @@ class EnrolmentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RenewExpired(self, request, context):
-        """A fresh certificate for a server whose own has ended, so that no outage of the scheduler shuts agents out.
-        UNAUTHENTICATED: the certificate is not a server's of this fleet or ended too long ago, the CSR is for another
-        key, or the server is unknown or was drained. The details say which; then it takes a token and Enrol.
+        """A new certificate for a server whose certificate has expired, so that agents can come back after an outage of the
+        scheduler. UNAUTHENTICATED: the certificate is not of a server of this fleet or expired too long ago, the CSR is
+        for another key, or the server is unknown or was drained. The details say which; then it needs a token and Enrol.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -90,7 +90,7 @@ def add_EnrolmentServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EnrolmentService:
-    """Reached without a client certificate that is valid (that is what it hands out), on its own port.
+    """It has its own port and needs no valid client certificate, because it issues certificates.
     """
 
     @staticmethod
@@ -149,7 +149,7 @@ class EnrolmentService:
 
 
 class AgentLinkServiceStub:
-    """Reached with a server certificate only; the certificate's server id is the caller.
+    """Needs a server certificate. The server id in the certificate identifies the caller.
     """
 
     def __init__(self, channel):
@@ -171,19 +171,19 @@ class AgentLinkServiceStub:
 
 
 class AgentLinkServiceServicer:
-    """Reached with a server certificate only; the certificate's server id is the caller.
+    """Needs a server certificate. The server id in the certificate identifies the caller.
     """
 
     def Attach(self, request_iterator, context):
-        """One stream per agent. The first request is a Hello, the first response a Welcome.
-        FAILED_PRECONDITION: the wire version is not spoken here, or the server was decommissioned.
+        """One stream for each agent. The first request is a Hello, the first response a Welcome.
+        FAILED_PRECONDITION: the scheduler does not support the wire version, or it does not know the server.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RenewCertificate(self, request, context):
-        """A fresh certificate for the caller, for the key of the CSR.
+        """A new certificate for the caller, for the key of the CSR.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -211,7 +211,7 @@ def add_AgentLinkServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AgentLinkService:
-    """Reached with a server certificate only; the certificate's server id is the caller.
+    """Needs a server certificate. The server id in the certificate identifies the caller.
     """
 
     @staticmethod

@@ -185,7 +185,7 @@ class OperatorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WaitReady(self, request, context):
-        """Answers when every slot of the group is READY with its newest revision; the caller's deadline bounds it.
+        """Answers when every slot of the group is READY with its newest revision. The caller's deadline limits the wait.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -211,7 +211,7 @@ class OperatorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def OpenShell(self, request_iterator, context):
-        """A shell in a cell, for diagnosis. Opening one touches the cell, which is to go soon after.
+        """A shell in a cell, for diagnosis. Opening it touches the cell: the cell is condemned at `dies_at`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -225,7 +225,7 @@ class OperatorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReleaseStorm(self, request, context):
-        """Let silence count again in a pool whose storm is held: only for who knows that it is no blindness.
+        """End a storm: the pool's silence counts again. Only for an operator who knows that the servers are really dead.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,1 +1,1 @@
-"""Servers from any cloud that Apache Libcloud knows."""
+"""Servers of any cloud for which Apache Libcloud has a driver."""

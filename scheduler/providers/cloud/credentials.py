@@ -1,4 +1,4 @@
-"""A cloud's credentials: from a file that its owner alone can read, or from the environment. Never from a manifest."""
+"""A cloud's credentials: from a file that only its owner can read, or from the environment. Never from a manifest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIZE_LIMIT = 65_536
 
 
 class CredentialsError(Exception):
-    """There are none, or they lie open. The message names the place, never what is in it."""
+    """The credentials are missing, invalid or readable by others. The message says where, but never shows them."""
 
 
 class Credentials(Struct, frozen=True):
@@ -25,8 +25,8 @@ class Credentials(Struct, frozen=True):
 
 
 def read_credentials(path: Path | None, provider: str) -> Credentials:
-    """From ``path``, a JSON object with ``key`` and ``secret``; without a path from the environment. Blocks.
-    Raises CredentialsError."""
+    """Read ``path``, a JSON object with ``key`` and ``secret``; without a path, the environment. Blocks. Raises
+    CredentialsError."""
     return _from_environment(provider) if path is None else _from_file(path)
 
 
@@ -36,7 +36,7 @@ def _from_environment(provider: str) -> Credentials:
         return Credentials(os.environ[f"{prefix}_KEY"], os.environ[f"{prefix}_SECRET"])
     except KeyError as error:
         raise CredentialsError(
-            f"no credentials: set {prefix}_KEY and {prefix}_SECRET, or name a file with 'credentials'"
+            f"no credentials: set {prefix}_KEY and {prefix}_SECRET, or give a file in the option 'credentials'"
         ) from error
 
 
@@ -44,14 +44,14 @@ def _from_file(path: Path) -> Credentials:
     try:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-                raise CredentialsError(f"others than its owner can read {path}: chmod 600 {path}")
+                raise CredentialsError(f"other users can read the credentials {path}: run chmod 600 {path}")
             content = json.loads(file.read(SIZE_LIMIT))
     except OSError as error:
-        raise CredentialsError(f"the credentials {path} cannot be read: {error.strerror or error}") from error
+        raise CredentialsError(f"cannot read the credentials {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError):
         content = None
     if isinstance(content, dict):
         key, secret = content.get("key"), content.get("secret", "")
         if isinstance(key, str) and isinstance(secret, str):
             return Credentials(key, secret)
-    raise CredentialsError(f'{path} is no JSON object {{"key": TEXT, "secret": TEXT}}')
+    raise CredentialsError(f'invalid credentials {path}: use a JSON object {{"key": TEXT, "secret": TEXT}}')

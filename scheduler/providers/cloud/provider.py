@@ -1,10 +1,10 @@
-"""The ``cloud`` provider: servers of any cloud that Apache Libcloud has a driver for.
+"""The ``cloud`` provider: servers of any cloud for which Apache Libcloud has a driver.
 
-A node is known by its tags, or by its name where the driver has no tags; both are made from fleet and cell id. It is
-looked up before one is made, so that a repeated order never makes two. The agent is installed by cloud-init.
+A node is identified by its tags, or by its name if the driver has no tags; both contain fleet and cell id. The provider
+looks for the node before it creates one, so that a repeated order never creates two. Cloud-init installs the agent.
 
-The body of a pool's ``server``: ``{"image": ID, "size": ID, "location": ID?, "arguments": {"ex_…": …}?}``; what the
-arguments are is the driver's to say (``create_node``). Credentials come from a file or from the environment only.
+The body of a pool's ``server``: ``{"image": ID, "size": ID, "location": ID?, "arguments": {"ex_…": …}?}``. The driver
+defines the arguments (``create_node``). Credentials come only from a file or from the environment.
 """
 
 from __future__ import annotations
@@ -43,23 +43,23 @@ THREADS = 4
 _STATES = {
     NodeState.RUNNING: ProviderState.RUNNING,
     NodeState.TERMINATED: ProviderState.GONE,
-    # Nothing runs on these, and nobody starts them again.
+    # Nothing runs on these, and Galactica never starts them again.
     NodeState.STOPPED: ProviderState.GONE,
     NodeState.STOPPING: ProviderState.GONE,
     NodeState.SUSPENDED: ProviderState.GONE,
     NodeState.ERROR: ProviderState.GONE,
 }
-"""Whatever else a driver says means: wait and see."""
+"""Every other state of a driver becomes PENDING."""
 
 _NOT_FINAL_CODES = frozenset({401, 403, 408, 409, 423, 425, 429})
 _NOT_FINAL_WORDS = ("throttl", "requestlimit", "rate limit", "capacity", "try again", "unavailable")
-"""Some clouds say with a 400 what has passed a minute later."""
+"""Some clouds use status 400 for temporary errors; these words identify them."""
 
 
 class Options(BaseModel):
-    """``driver``: Libcloud's name for it, "ec2". ``settings``: what its constructor takes (region, host, …).
-    ``timeout``: seconds for one request. ``template``, ``install``: see ``cloud_init``. ``user_data_argument``: of
-    the driver's ``create_node``, where it has an unusual name."""
+    """``driver``: its name in Libcloud, such as "ec2". ``settings``: arguments of its constructor (region, host, …).
+    ``timeout``: seconds for one request. ``template``, ``install``: see ``user_data``. ``user_data_argument``: the
+    argument of the driver's ``create_node``, if it has an unusual name."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -75,20 +75,20 @@ class Options(BaseModel):
     @classmethod
     def _no_secrets(cls, value: dict[str, Any]) -> dict[str, Any]:
         if secret := sorted({"key", "secret", "password"} & set(value)):
-            raise ValueError(f"{', '.join(secret)} belong into the credentials' file")
+            raise ValueError(f"{', '.join(secret)}: put secrets into the credentials' file")
         return value
 
 
 class _Running(Struct, frozen=True):
-    """A call about one cell that is under way in a thread, wanted by somebody still or not."""
+    """A call about one cell that is under way in a thread, even if its caller is gone."""
 
     action: str
     future: Future[Any]
 
 
 class CloudProvider:
-    """Implements ``Provider``. Libcloud blocks and is not thread-safe: it runs in few threads, each with a driver of
-    its own."""
+    """Implements ``Provider``. Libcloud blocks and is not thread-safe: it runs in a few threads, each with its own
+    driver."""
 
     def __init__(self, setting: Setting, options: Options) -> None:
         self._name = setting.name
@@ -106,7 +106,7 @@ class CloudProvider:
         body = checked_body(Body, spec)
         return await self._alone(cell_id, "order", lambda driver: self._order(driver, body, user_data))
 
-    async def decommission(self, ref: str, cell_id: str) -> None:  # noqa: ARG002 - the tags say all
+    async def decommission(self, ref: str, cell_id: str) -> None:  # noqa: ARG002 - the tags are enough
         await self._alone(cell_id, "decommission", lambda driver: self._decommission(driver, cell_id))
 
     async def list(self) -> tuple[ProviderServer, ...]:
@@ -118,8 +118,9 @@ class CloudProvider:
     # --- threads --------------------------------------------------------------------------------------------------
 
     async def _alone(self, cell: str, action: str, work: Callable[[NodeDriver], T]) -> T:
-        """A thread cannot be cancelled. So whoever asks again while it is at it gets its answer, and another action
-        on the same cell waits: a late answer must not make a node that was just looked for in vain."""
+        """One call at a time for each cell. A thread cannot be cancelled, so a repeated call gets the result of the one
+        under way, and another action waits for its end. Otherwise a late order could create a node after a decommission
+        has found none."""
         while (running := self._running.get(cell)) is not None and not running.future.done():
             if running.action == action:
                 break
@@ -138,7 +139,7 @@ class CloudProvider:
         try:
             return self._threads.submit(self._in_thread, work)
         except RuntimeError as error:
-            raise ProviderUnavailable("the scheduler ends") from error
+            raise ProviderUnavailable("the scheduler is shutting down") from error
 
     def _in_thread(self, work: Callable[[NodeDriver], T]) -> T:
         """Raises ProviderRefused, ProviderUnavailable."""
@@ -147,7 +148,7 @@ class CloudProvider:
             self._thread_local.driver = driver
             return work(driver)
         except Exception as error:
-            # The next try connects anew, with the credentials as they are then.
+            # The next call connects again and reads the credentials again.
             self._thread_local.driver = None
             raise failure_of(error) from error
 
@@ -173,13 +174,13 @@ class CloudProvider:
             try:
                 done = driver.destroy_node(node)
             except BaseHTTPError as error:
-                # Whatever it says: as long as the list has the node, deleting it is not over.
-                raise ProviderUnavailable(f"the node {node.id} could not be deleted: {error}") from error
+                # Never final: as long as the cloud lists the node, it must be deleted.
+                raise ProviderUnavailable(f"cannot delete node {node.id}: {error}") from error
             if not done:
-                raise ProviderUnavailable(f"the cloud did not delete the node {node.id}")
+                raise ProviderUnavailable(f"the cloud did not delete node {node.id}")
 
     def _nodes_of(self, driver: NodeDriver, cell: str) -> tuple[Node, ...]:
-        """Living ones first."""
+        """The nodes of a cell, living ones first."""
         nodes = [node for node in driver.list_nodes() if self._names.cell_of(driver, node) == cell]
         return tuple(sorted(nodes, key=lambda node: (node.state == NodeState.TERMINATED, str(node.id))))
 
@@ -201,19 +202,19 @@ def make(setting: Setting, /) -> CloudProvider:
 
 
 def failure_of(error: Exception) -> ProviderError:
-    """What Libcloud raised, in the port's words."""
+    """Translate an error of Libcloud to one of the port's errors."""
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, ProviderError):
         return error
     if isinstance(error, InvalidCredsError):
-        return ProviderUnavailable(f"the cloud does not take the credentials: {text}")
+        return ProviderUnavailable(f"the cloud does not accept the credentials: {text}")
     if isinstance(error, CredentialsError):
         return ProviderUnavailable(text)
     if isinstance(error, NotImplementedError):
-        return ProviderRefused(f"this driver of Libcloud cannot do that: {text}")
+        return ProviderRefused(f"the Libcloud driver does not support this: {text}")
     if isinstance(error, BaseHTTPError) and _is_final(error.code, text):
-        return ProviderRefused(f"the cloud refuses ({error.code}): {text}")
-    return ProviderUnavailable(f"the cloud did not do it: {type(error).__name__}: {text}")
+        return ProviderRefused(f"the cloud refused the request ({error.code}): {text}")
+    return ProviderUnavailable(f"the request to the cloud failed: {type(error).__name__}: {text}")
 
 
 def _is_final(code: int, text: str) -> bool:
@@ -224,4 +225,4 @@ def _is_final(code: int, text: str) -> bool:
 def _seen(cell: str, node: Node) -> ProviderServer:
     state = _STATES.get(node.state, ProviderState.PENDING)
     plain = node.state in {NodeState.RUNNING, NodeState.PENDING}
-    return ProviderServer(cell, str(node.id), state, "" if plain else f"the cloud says: {node.state}")
+    return ProviderServer(cell, str(node.id), state, "" if plain else f"state at the cloud: {node.state}")

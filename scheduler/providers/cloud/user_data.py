@@ -1,7 +1,7 @@
-"""User data for cloud-init that installs an agent and begins it: a template with three places to fill.
+"""User data for cloud-init that installs and starts an agent: a template with three placeholders.
 
-``${environment}``, ``${begin}`` and ``${install}`` each become one JSON string, which is a YAML scalar. An operator's
-own template (for an image with the agent in it, say) may use them or leave them out.
+``${environment}``, ``${begin}`` and ``${install}`` are each replaced by one JSON string, which is a YAML scalar. An
+operator's own template (for example for an image with the agent) may leave some of them out.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from pathlib import Path
 from galactica.scheduler.providers.port import UserData
 
 DEFAULT_INSTALL = "galactica[docker,enrol]"
-"""What pip is given on the new server: a name, or the address of a wheel."""
+"""The argument of pip install on the new server: a name, or the address of a wheel."""
 SIZE_LIMIT = 65_536
 _PLACE = re.compile(r"\$\{(environment|begin|install)\}")
 
 
 def render(user_data: UserData, template: Path | None, install: str) -> str:
-    """The text that a new server gets. Blocks for the template. Raises OSError."""
+    """The user data of a new server. Blocks to read the template. Raises OSError."""
     texts = {
         "environment": f"GALACTICA_TOKEN={user_data.token}\n",
         "begin": begin_script(user_data),
@@ -30,14 +30,14 @@ def render(user_data: UserData, template: Path | None, install: str) -> str:
 
 
 def read_template(template: Path | None) -> str:
-    """``template`` None: the one that comes with this package. Raises OSError."""
+    """``template`` None: the default template of this package. Raises OSError."""
     path = template or Path(__file__).with_name("cloud-init.yaml")
     with path.open(encoding="utf-8") as file:
         return file.read(SIZE_LIMIT)
 
 
 def begin_script(user_data: UserData) -> str:
-    """A shell script that becomes the agent. Cells are published on the address by which the server reaches the
+    """A shell script that starts the agent. The ports of cells are published on the server's address towards the
     scheduler."""
     host = user_data.scheduler.rpartition(":")[0].removeprefix("[").removesuffix("]")
     address = f"$(ip -o route get $(getent ahosts {shlex.quote(host)} | awk 'NR == 1 {{print $1}}')"

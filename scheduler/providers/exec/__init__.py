@@ -1,1 +1,1 @@
-"""Servers by the operator's own program: JSON on its standard input and output."""
+"""Servers from the operator's own program, by JSON on its standard input and output."""

@@ -1,4 +1,4 @@
-"""One run of a program: bytes in, bytes out, bounded in time and size. Nothing of it is left when it took too long."""
+"""Runs a program once: bytes in, bytes out, with limits for time and size. After a timeout no process of it is left."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ WORDS_BYTES_LIMIT = 64 * 2**10
 WORDS_CHARACTERS = 300
 CHUNK_BYTES = 64 * 2**10
 DRAIN_SECONDS = 1.0
-"""How long output is waited for after the program has ended: a child of it may still hold its end of the pipe."""
+"""How long to wait for output after the program's end: a child process may still have the pipe open."""
 
 
 class Ended(Struct, frozen=True):
-    """``code``: as a process's return code, negative for a signal. ``words``: the end of what it wrote for people."""
+    """``code``: the return code, negative for a signal. ``words``: the end of its standard error."""
 
     code: int
     output: bytes
@@ -27,14 +27,14 @@ class Ended(Struct, frozen=True):
 
 
 class CallFailed(Exception):
-    """It could not begin, took too long or wrote too much."""
+    """The program did not start, took too long or wrote too much."""
 
 
 async def call(
     program: Sequence[str], question: bytes, environment: Mapping[str, str], timeout_seconds: float
 ) -> Ended:
-    """Run it with ``question`` as its standard input. When it takes too long, or the caller is cancelled, its whole
-    process group is killed. Raises CallFailed."""
+    """Run the program with ``question`` as its standard input. After a timeout, or if the caller is cancelled, its
+    whole process group is killed. Raises CallFailed."""
     async with contextlib.AsyncExitStack() as stack:
         output = await _Pipe.open(stack)
         errors = await _Pipe.open(stack)
@@ -44,24 +44,24 @@ async def call(
             async with asyncio.timeout(timeout_seconds):
                 code = await _finish(process, output, errors)
         except TimeoutError as error:
-            said = f": {errors.words}" if errors.words else ""
-            raise CallFailed(f"took longer than {timeout_seconds:g} s and was ended{said}") from error
+            details = f": {errors.words}" if errors.words else ""
+            raise CallFailed(f"took longer than {timeout_seconds:g} s and was killed{details}") from error
         if output.overflowed:
-            raise CallFailed(f"wrote more than {OUTPUT_BYTES_LIMIT} bytes and was ended")
+            raise CallFailed(f"wrote more than {OUTPUT_BYTES_LIMIT} bytes and was killed")
         return Ended(code, bytes(output.data), errors.words)
 
 
 async def _begin(
     program: Sequence[str], question: bytes, environment: Mapping[str, str], output: _Pipe, errors: _Pipe
 ) -> asyncio.subprocess.Process:
-    given = os.memfd_create("question")
+    stdin = os.memfd_create("question")
     try:
-        with os.fdopen(os.dup(given), "wb") as file:
+        with os.fdopen(os.dup(stdin), "wb") as file:
             file.write(question)
-        os.lseek(given, 0, os.SEEK_SET)
+        os.lseek(stdin, 0, os.SEEK_SET)
         return await asyncio.create_subprocess_exec(
             *program,
-            stdin=given,
+            stdin=stdin,
             stdout=output.write_end,
             stderr=errors.write_end,
             env=dict(environment),
@@ -70,13 +70,13 @@ async def _begin(
     except OSError as error:
         raise CallFailed(f"cannot be run: {error.strerror or error}") from error
     finally:
-        os.close(given)
+        os.close(stdin)
         output.close_write_end()
         errors.close_write_end()
 
 
 async def _finish(process: asyncio.subprocess.Process, output: _Pipe, errors: _Pipe) -> int:
-    """Its return code, once it has ended and what it wrote was read."""
+    """Wait for the program's end and read its output. Returns its return code."""
     async with asyncio.TaskGroup() as tasks:
         readers = [
             tasks.create_task(output.read_all(OUTPUT_BYTES_LIMIT, lambda: _kill_group(process))),
@@ -95,14 +95,14 @@ async def _leave_nothing(process: asyncio.subprocess.Process) -> None:
 
 
 def _kill_group(process: asyncio.subprocess.Process) -> None:
-    """Only while its leader lives or is unburied: then the number is certainly not somebody else's by now."""
+    """Kill the group, but only before its leader is reaped: until then no other process can have its number."""
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
 
 
 class _Pipe:
-    """A pipe whose other end a program has."""
+    """A pipe to which a program writes."""
 
     def __init__(self, reader: asyncio.StreamReader, write_end: int) -> None:
         self.data = bytearray()
@@ -126,7 +126,7 @@ class _Pipe:
 
     @property
     def words(self) -> str:
-        """The end of it, as one line for people."""
+        """The end of the data as one line for people."""
         return " ".join(self.data.decode("utf-8", "replace").split())[-WORDS_CHARACTERS:]
 
     async def read_all(self, limit: int, on_overflow: Callable[[], None]) -> None:

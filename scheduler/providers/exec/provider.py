@@ -1,15 +1,15 @@
-"""The ``exec`` provider: the operator's own program makes and deletes servers.
+"""The ``exec`` provider: the operator's own program creates and deletes servers.
 
-Each call runs the program once: one JSON object on its standard input, one on its standard output. What goes in and
-out, and what exit codes mean, is in ``docs/providers.md`` with a worked example. In short:
+Each call runs the program once: one JSON object on its standard input, one on its standard output.
+``docs/providers.md`` describes input, output and exit codes, with a worked example. In short:
 
 - ``{"version": 1, "action": "create", "fleet", "cell", "body", "user_data"}`` is answered by ``{"ref": TEXT}``,
 - ``{"version": 1, "action": "delete", "fleet", "cell", "ref"}`` by ``{}``,
 - ``{"version": 1, "action": "list", "fleet"}`` by ``{"servers": [{"cell", "ref", "state", "reason"?}]}``.
 
-Exit code 0: done; 65: refused for good; anything else: not now. Standard error is for people.
+Exit code 0: done; 65: refused for good; any other: a temporary failure. Standard error is for people.
 
-Which program runs is the configuration's to say and never a manifest's: who may order servers may not therefore run
+Only the configuration names the program, never a manifest: operators who may order servers must not be able to run
 programs on the scheduler's machine.
 """
 
@@ -36,14 +36,14 @@ from galactica.scheduler.providers.port import (
 
 CONTRACT_VERSION = 1
 EXIT_REFUSED = 65
-"""sysexits.h: EX_DATAERR. Shells and argument parsers do not end with it by themselves."""
+"""sysexits.h: EX_DATAERR. Shells and argument parsers do not use this code by themselves."""
 HANDED_ON = ("PATH", "HOME", "LANG", "TMPDIR")
-"""What a program gets of the scheduler's environment, where there is much that is none of its business."""
+"""The variables of the scheduler's environment that a program gets. It must not see the others."""
 SHOWN_BYTES = 80
 
 
 class Options(BaseModel):
-    """``timeout``: seconds for one call. ``environment``: what the program gets besides ``HANDED_ON``."""
+    """``timeout``: seconds for one call. ``environment``: variables for the program in addition to ``HANDED_ON``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -110,12 +110,12 @@ class ExecProvider:
     async def list(self) -> tuple[ProviderServer, ...]:
         listed = await self._ask(_Listed, "list")
         return tuple(
-            ProviderServer(one.cell, one.ref, one.state, one.reason[:REASON_CHARACTERS])
-            for one in listed.servers
+            ProviderServer(server.cell, server.ref, server.state, server.reason[:REASON_CHARACTERS])
+            for server in listed.servers
         )
 
     async def close(self) -> None:
-        """Nothing is held between calls."""
+        """Does nothing: no resources are kept between calls."""
 
     async def _ask(self, shape: type[Answer], action: str, **more: object) -> Answer:
         """Raises ProviderRefused, ProviderUnavailable."""
@@ -140,24 +140,24 @@ def make(setting: Setting, /) -> ExecProvider:
 
 def _check_code(what: str, ended: Ended) -> None:
     """Raises ProviderRefused, ProviderUnavailable."""
-    said = f": {ended.words}" if ended.words else ", without a word on standard error"
+    details = f": {ended.words}" if ended.words else "; nothing on standard error"
     if ended.code == EXIT_REFUSED:
-        raise ProviderRefused(f"{what} refuses{said}")
+        raise ProviderRefused(f"{what} refused{details}")
     if ended.code < 0:
-        raise ProviderUnavailable(f"{what} was ended by {signal.Signals(-ended.code).name}{said}")
+        raise ProviderUnavailable(f"{what} was killed by {signal.Signals(-ended.code).name}{details}")
     if ended.code > 0:
-        raise ProviderUnavailable(f"{what} ended with exit code {ended.code}{said}")
+        raise ProviderUnavailable(f"{what} failed with exit code {ended.code}{details}")
 
 
 def _answer(shape: type[Answer], what: str, output: bytes) -> Answer:
-    """Raises ProviderUnavailable: what a program does not say well, nobody may take for a no."""
+    """The program's answer. Raises ProviderUnavailable: an invalid answer is never a refusal."""
     try:
         content: Any = json.loads(output)
     except (ValueError, RecursionError) as error:
-        raise ProviderUnavailable(f"{what} answered no JSON but {output[:SHOWN_BYTES]!r}: {error}") from error
+        raise ProviderUnavailable(
+            f"{what} gave an invalid answer, not JSON: {output[:SHOWN_BYTES]!r}: {error}"
+        ) from error
     try:
         return shape.model_validate(content)
     except ValidationError as error:
-        raise ProviderUnavailable(
-            f"{what} did not answer as agreed: {'; '.join(mistakes_in(error))}"
-        ) from None
+        raise ProviderUnavailable(f"{what} gave an invalid answer: {'; '.join(mistakes_in(error))}") from None

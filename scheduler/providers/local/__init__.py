@@ -1,1 +1,1 @@
-"""Servers out of processes of this machine: for trying things out and for tests."""
+"""Servers that are processes of this machine: for trying Galactica and for tests."""

@@ -1,6 +1,6 @@
-"""The containers that a local server left in this machine's engine when its agent was killed.
+"""Removes the containers that a local server left in this machine's engine when its agent was killed.
 
-They carry the labels that the agent's docker runtime gives to everything that it makes. Blocks: call it in a thread.
+They have the labels of the agent's docker runtime. Blocks: call it in a thread.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ ENGINE_SECONDS = 10
 
 
 class EngineUnavailable(Exception):
-    """The engine does not answer, so nobody knows what is left in it."""
+    """The engine does not answer, so it is unknown which containers are left."""
 
 
 def remove_all_of(fleet: str, server: str) -> None:
-    """End and remove every container of this server. Raises EngineUnavailable."""
+    """Kill and remove all containers of this server. Raises EngineUnavailable."""
     try:
-        import docker  # noqa: PLC0415 - large, and there only where agents run containers
+        import docker  # noqa: PLC0415 - large, and installed only where agents run containers
     except ModuleNotFoundError as error:
         raise EngineUnavailable(
-            "docker's library is not installed: pip install 'galactica[docker]'"
+            "the docker library is not installed: pip install 'galactica[docker]'"
         ) from error
     labels = [f"galactica.fleet={fleet}", f"galactica.server={server}"]
     try:

@@ -1,8 +1,8 @@
-"""Processes of this machine that outlive the scheduler: begun in a session of their own, known again by pid and
-start time, watched by pidfd, ended with everything that belongs to them. Linux only.
+"""Processes of this machine that outlive the scheduler. They run in their own session, are recognised by pid and start
+time, watched by pidfd, and killed with everything that belongs to them. Linux only.
 
-What belongs to a server is known by the environment: the agent's has ``marker_of`` its directory, and everything that
-an agent runs has a directory below it there. What blocks says so; call it in a thread.
+The processes of a server are found by their environment: the agent's contains the server's directory (``MARKER``), and
+its cells' contain a directory below it. Functions that block say so; call them in a thread.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ MARKER = "GALACTICA_SERVER_DIRECTORY"
 KILL_SECONDS = 5.0
 KILL_PAUSE_SECONDS = 0.02
 _OF_A_PERSON = (b"PWD", b"OLDPWD")
-"""A shell that stands in the directory does not belong to the server."""
+"""Variables that do not count: a person's shell in the directory does not belong to the server."""
 
 
 class Process(Struct, frozen=True):
-    """A pid is given away again; with the boot and the clock ticks from it to the start (proc(5), stat field 22)
-    it is one process for ever."""
+    """The kernel reuses pids. Together with the boot and the clock ticks from boot to start (proc(5), stat field 22) a
+    pid identifies one process."""
 
     pid: int
     start_ticks: int
@@ -34,12 +34,12 @@ class Process(Struct, frozen=True):
 
 
 class StubbornProcesses(Exception):
-    """Some do not end on SIGKILL; the message names them."""
+    """Some processes do not end on SIGKILL; the message names them."""
 
 
 def spawn(command: Sequence[str], environment: Mapping[str, str], directory: Path, log: Path) -> Process:
-    """Begin the program that is the server of ``directory``. Ctrl-C at the scheduler's terminal does not reach it.
-    Blocks for a moment. Raises OSError."""
+    """Start the program of the server in ``directory``. Ctrl-C at the scheduler's terminal does not reach it. Blocks
+    for a moment. Raises OSError."""
     pid = os.posix_spawn(
         command[0],
         list(command),
@@ -53,7 +53,7 @@ def spawn(command: Sequence[str], environment: Mapping[str, str], directory: Pat
         setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
         setsigmask=(),
     )
-    # Even if it has ended by now it is there: it is our child, and nobody but us waits for it.
+    # Even if it has already ended it is still in the process table: it is our child, and only we reap it.
     return Process(pid, _start_ticks(pid), boot_id())
 
 
@@ -62,15 +62,15 @@ def boot_id() -> str:
 
 
 def open_pidfd(process: Process) -> int | None:
-    """A descriptor that becomes readable when the process ends (or has ended and is not buried yet); None where it
-    is gone. Raises OSError."""
+    """A descriptor that becomes readable when the process ends (or has ended and is not reaped yet); None if it is
+    gone. Raises OSError."""
     if process.boot_id != boot_id():
         return None
     try:
         descriptor = os.pidfd_open(process.pid)
     except ProcessLookupError:
         return None
-    # Only now is it certain that the descriptor is not of one that came after.
+    # Check again: the pid may have been reused before the descriptor was opened.
     if _start_ticks(process.pid) != process.start_ticks:
         os.close(descriptor)
         return None
@@ -78,7 +78,7 @@ def open_pidfd(process: Process) -> int | None:
 
 
 def send_signal(descriptor: int, number: signal.Signals) -> None:
-    """Does nothing where it has ended."""
+    """Does nothing if the process has ended."""
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(descriptor, number)
 
@@ -88,7 +88,7 @@ def has_ended(descriptor: int) -> bool:
 
 
 def bury(descriptor: int) -> str:
-    """Take an ended process out of the process table; how it ended, as far as its parent (we, perhaps) can know."""
+    """Reap an ended process. Returns how it ended; the details are known only if it is our child."""
     try:
         ended = os.waitid(os.P_PIDFD, descriptor, os.WEXITED | os.WNOHANG)
     except ChildProcessError:
@@ -97,11 +97,11 @@ def bury(descriptor: int) -> str:
         return "ended"
     if ended.si_code == os.CLD_EXITED:
         return f"ended with exit code {ended.si_status}"
-    return f"was ended by {signal.Signals(ended.si_status).name}"
+    return f"was killed by {signal.Signals(ended.si_status).name}"
 
 
 def find(directory: Path) -> Process | None:
-    """The program that ``spawn`` began for this directory, if it lives. Blocks."""
+    """The program that ``spawn`` started for this directory, if it lives. Blocks."""
     marker = f"{MARKER}={directory}".encode()
     for pid in _living():
         if marker in _read(pid, "environ").split(b"\0") and _session(pid) == pid:
@@ -110,11 +110,11 @@ def find(directory: Path) -> Process | None:
 
 
 def kill_all_of(directory: Path) -> None:
-    """End every process whose environment has the directory, or one below it. Blocks. Raises StubbornProcesses."""
+    """Kill every process whose environment has the directory or one below it. Blocks. Raises StubbornProcesses."""
     deadline = time.monotonic() + KILL_SECONDS
     while left := [pid for pid in _living() if _belongs(pid, directory)]:
         if time.monotonic() > deadline:
-            raise StubbornProcesses(f"processes {left} do not end on SIGKILL; look at them with ps")
+            raise StubbornProcesses(f"processes {left} do not end on SIGKILL; check them with ps")
         for pid in left:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
@@ -131,7 +131,7 @@ def _belongs(pid: int, directory: Path) -> bool:
 
 
 def _living() -> Iterator[int]:
-    """All but this process and those that have ended."""
+    """All living processes except this one."""
     for name in os.listdir("/proc"):  # noqa: PTH208 - names, not paths
         if name.isdecimal() and int(name) != os.getpid():
             fields = _fields(int(name))
@@ -140,7 +140,7 @@ def _living() -> Iterator[int]:
 
 
 def _read(pid: int, name: str) -> bytes:
-    """Empty where it is gone meanwhile, or is another user's, who cannot be ours."""
+    """Empty if the process is gone, or is of another user and so not ours."""
     try:
         return Path(f"/proc/{pid}/{name}").read_bytes()
     except OSError:
@@ -148,7 +148,7 @@ def _read(pid: int, name: str) -> bytes:
 
 
 def _fields(pid: int) -> list[bytes]:
-    """Those of stat from the third on: the second, the name in brackets, may hold anything, spaces too."""
+    """The fields of stat from the third on. The second, the name in brackets, may contain any characters."""
     text = _read(pid, "stat")
     return text[text.rindex(b")") + 2 :].split() if text else []
 

@@ -1,14 +1,14 @@
-"""Servers that are processes of this machine: each is one agent with a data directory of its own.
+"""Servers that are processes of this machine: each is one agent with its own data directory.
 
-A server lives as long as its agent. When the agent ends, whatever it left behind is ended too, so that GONE means
-what it means for a machine without power: nothing of it runs any more. Nobody begins the agent anew.
+A server lives as long as its agent. When the agent ends, everything that it left is killed too. So GONE means the same
+as for a machine without power: nothing of it runs any more. The agent is never started again.
 
-    DATA/pool.0.1/server.json      what this provider knows of pool/0.1
-    DATA/pool.0.1/agent/           the agent's data, its cells too
-    DATA/pool.0.1/agent.log        what the agent wrote
+    DATA/pool.0.1/server.json      the record of pool/0.1
+    DATA/pool.0.1/agent/           the data of the agent and its cells
+    DATA/pool.0.1/agent.log        the agent's log
 
 The body of a pool's ``server``: ``{"runtime": "process" | "docker", "listen_host": ADDRESS}``, both optional.
-Agents outlive the scheduler; the next one knows them again by their record.
+Agents outlive the scheduler; the next scheduler recognises them by their records.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ log = structlog.get_logger("scheduler.providers")
 
 
 class Options(BaseModel):
-    """The configuration. ``stop_seconds``: how long an agent may take to end its cells, and itself, in peace."""
+    """The configuration. ``stop_seconds``: an agent that takes longer to end its cells and itself is killed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -47,7 +47,7 @@ class Options(BaseModel):
 
 
 class Body(BaseModel):
-    """``runtime`` empty: what the machine offers."""
+    """``runtime`` empty: those that the machine offers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -65,7 +65,7 @@ class LocalProvider:
         self._options = options
         self._servers: dict[str, LocalServer] = {}
         self._lock = asyncio.Lock()
-        """Held while servers are found again, and while one begins."""
+        """Held while servers are loaded and while one starts."""
         self._is_loaded = False
         self._deaths: asyncio.Queue[LocalServer] = asyncio.Queue(DEATHS_LIMIT)
 
@@ -80,7 +80,7 @@ class LocalProvider:
             server = self._servers.get(cell_id) or await self._begin(cell_id, body, user_data)
         return server.ref
 
-    async def decommission(self, ref: str, cell_id: str) -> None:  # noqa: ARG002 - the cell id says all
+    async def decommission(self, ref: str, cell_id: str) -> None:  # noqa: ARG002 - the cell id is enough
         async with self._lock:
             await self._load()
         server = self._servers.get(cell_id)
@@ -88,7 +88,7 @@ class LocalProvider:
             return
         await self._end(server)
         if not await self._clear(server):
-            raise ProviderUnavailable(f"the server {cell_id} is not gone: {server.trouble}")
+            raise ProviderUnavailable(f"server {cell_id} is not gone: {server.trouble}")
         await asyncio.to_thread(shutil.rmtree, server.directory, ignore_errors=True)
         self._servers.pop(cell_id, None)
 
@@ -103,7 +103,7 @@ class LocalProvider:
         return tuple(server.seen for server in self._servers.values())
 
     async def watch(self) -> AsyncIterator[ProviderServer]:
-        """Deaths, once nothing is left of the server."""
+        """Deaths of servers, after everything that they left was removed."""
         while True:
             server = await self._deaths.get()
             await self._clear(server)
@@ -126,10 +126,10 @@ class LocalProvider:
         try:
             await asyncio.shield(beginning)
         except OSError as error:
-            message = f"an agent cannot begin in {server.directory}: {error.strerror or error}"
+            message = f"cannot start an agent in {server.directory}: {error.strerror or error}"
             raise ProviderUnavailable(message) from error
         finally:
-            # A moment, also when cancelled: what has begun must be known.
+            # Wait even if cancelled: a started agent must be registered. It takes only a moment.
             await asyncio.wait([beginning])
             if beginning.exception() is None:
                 self._adopt(server)
@@ -137,7 +137,7 @@ class LocalProvider:
         return server
 
     async def _end(self, server: LocalServer) -> None:
-        """The agent's process: ask it, then kill it. Raises ProviderUnavailable."""
+        """Ask the agent's process to end, then kill it. Raises ProviderUnavailable."""
         steps = ((signal.SIGTERM, self._options.stop_seconds), (signal.SIGKILL, KILL_SECONDS))
         for number, seconds in steps:
             if server.pidfd is None:
@@ -149,17 +149,17 @@ class LocalProvider:
             except TimeoutError:
                 log.warning("local_server_lingers", cell=server.record.cell, signal=number.name)
         if server.pidfd is not None:
-            raise ProviderUnavailable(f"the agent {server.ref} does not end on SIGKILL; look at it with ps")
+            raise ProviderUnavailable(f"the agent {server.ref} does not end on SIGKILL; check it with ps")
 
     async def _clear(self, server: LocalServer) -> bool:
-        """End what the agent left behind, once it has ended. False, with ``trouble``, where something is left."""
+        """Remove what an ended agent left. Returns False and sets ``trouble`` if something is still left."""
         async with server.lock:
             if server.is_cleared:
                 return True
             try:
                 await asyncio.to_thread(self._clear_now, server)
             except (processes.StubbornProcesses, containers.EngineUnavailable, OSError) as error:
-                server.trouble = f"it {server.record.ended}, but not all of it is gone: {error}"
+                server.trouble = f"its agent {server.record.ended}, but not everything of it is gone: {error}"
                 log.warning("local_server_lingers", cell=server.record.cell, reason=server.trouble)
                 return False
             server.is_cleared = True
@@ -172,7 +172,7 @@ class LocalProvider:
             try:
                 containers.remove_all_of(self._fleet, server.record.cell)
             except containers.EngineUnavailable:
-                # It may have had none; only where containers were asked for is there something to be sure of.
+                # Without a chosen runtime it probably had no containers. With docker there may be some left.
                 if server.record.runtime == RuntimeKind.DOCKER:
                     raise
         if server.directory.exists():
@@ -181,14 +181,14 @@ class LocalProvider:
     # --- all of them ----------------------------------------------------------------------------------------------
 
     async def _load(self) -> None:
-        """Once: those that a scheduler before this one began. Raises ProviderUnavailable."""
+        """Once: take over the servers of an earlier scheduler. Raises ProviderUnavailable."""
         if self._is_loaded:
             return
         try:
-            found = await asyncio.to_thread(read_all, self._data)
+            servers = await asyncio.to_thread(read_all, self._data)
         except (OSError, processes.StubbornProcesses) as error:
-            raise ProviderUnavailable(f"{self._data} cannot be taken over: {error}") from error
-        for server in found:
+            raise ProviderUnavailable(f"cannot take over the servers in {self._data}: {error}") from error
+        for server in servers:
             self._adopt(server)
         self._is_loaded = True
 
@@ -197,19 +197,19 @@ class LocalProvider:
         process = server.record.process
         server.pidfd = processes.open_pidfd(process) if process else None
         if server.pidfd is None:
-            server.bury("ended while nobody looked")
+            server.bury("ended while no scheduler watched it")
         else:
             asyncio.get_running_loop().add_reader(server.pidfd, self._ended, server)
 
     def _ended(self, server: LocalServer) -> None:
-        """The kernel says that the agent's process has ended."""
+        """The agent's process has ended."""
         if server.pidfd is None:
             return
         how = processes.bury(server.pidfd)
         self._let_go(server)
         server.bury(how)
         log.info("local_server_ended", cell=server.record.cell, ref=server.ref, how=how)
-        if not self._deaths.full():  # else the list, which is asked for anyway, tells of it
+        if not self._deaths.full():  # otherwise the next list shows the death
             self._deaths.put_nowait(server)
 
     def _let_go(self, server: LocalServer) -> None:
@@ -225,7 +225,8 @@ def make(setting: Setting, /) -> LocalProvider:
 
 
 def _begin(server: LocalServer, command: list[str], environment: dict[str, str]) -> None:
-    """On record before and after, so that an end of the scheduler in between loses nothing. Blocks. Raises OSError."""
+    """Start the agent. The record is written before and after, so that a crash of the scheduler in between loses no
+    agent. Blocks. Raises OSError."""
     server.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         write(server.directory, server.record)
@@ -246,11 +247,11 @@ def _command(server: LocalServer, body: Body, user_data: UserData) -> list[str]:
 
 
 def _runtime_of(user_data: UserData) -> str:
-    """The only one, if there is only one."""
+    """The runtime, if there is only one; else empty."""
     return user_data.runtimes[0].value if len(user_data.runtimes) == 1 else ""
 
 
 def _environment(user_data: UserData) -> dict[str, str]:
-    """Ours without what is the scheduler's; the token here, since ``ps`` shows arguments to everybody."""
+    """Our environment without the scheduler's variables, and with the token: ``ps`` shows arguments to everybody."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("GALACTICA_")}
     return {**own, TOKEN_VARIABLE: user_data.token}

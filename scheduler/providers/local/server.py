@@ -1,4 +1,4 @@
-"""One server of the local provider, and its record on disk. Files are read and written here: call it in a thread."""
+"""One server of the local provider, and its record on disk. The functions for files block: call them in a thread."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = structlog.get_logger("scheduler.providers")
 
 
 class Record(Struct, frozen=True):
-    """``process`` None: the agent is about to begin, or was when the scheduler ended. ``runtime`` empty: unknown.
+    """``process`` None: the agent is being started, or was when the scheduler ended. ``runtime`` empty: unknown.
     ``ended``: how its agent ended; empty while it lives."""
 
     cell: str
@@ -33,7 +33,7 @@ class Record(Struct, frozen=True):
 
 
 class LocalServer:
-    """``pidfd``: there while the agent's process lives. ``is_cleared``: nothing of the server is left."""
+    """``pidfd``: set while the agent's process lives. ``is_cleared``: nothing of the server is left."""
 
     def __init__(self, record: Record, directory: Path) -> None:
         self.record = record
@@ -50,7 +50,7 @@ class LocalServer:
 
     @property
     def seen(self) -> ProviderServer:
-        """RUNNING until nothing of it runs any more."""
+        """The server for the port: RUNNING until nothing of it runs any more."""
         if self.is_cleared:
             return ProviderServer(
                 self.record.cell, self.ref, ProviderState.GONE, f"its agent {self.record.ended}"
@@ -58,21 +58,21 @@ class LocalServer:
         return ProviderServer(self.record.cell, self.ref, ProviderState.RUNNING, self.trouble)
 
     def bury(self, how: str) -> None:
-        """Its agent has ended."""
+        """Note that the server's agent has ended, and how."""
         if not self.record.ended:
             self.record = replace(self.record, ended=how + _last_words(self.directory / LOG))
         self.has_ended.set()
 
 
 def write(directory: Path, record: Record) -> None:
-    """Whole or not at all. Raises OSError."""
+    """Write the record atomically. Raises OSError."""
     draft = directory / f"{RECORD}.new"
     draft.write_bytes(msgspec.json.encode(record))
     draft.replace(directory / RECORD)
 
 
 def read_all(data: Path) -> list[LocalServer]:
-    """Every server that is on record. One that never began is forgotten. Raises OSError, StubbornProcesses."""
+    """All recorded servers. The record of a server that never started is removed. Raises OSError, StubbornProcesses."""
     if not data.is_dir():
         return []
     servers = (_read(directory) for directory in sorted(data.iterdir()) if directory.is_dir())
@@ -99,13 +99,13 @@ def _read(directory: Path) -> LocalServer | None:
 
 
 def _cell_of(directory: Path) -> str | None:
-    """``pool.0.1`` is of pool/0.1: a group's name has no dot."""
+    """``pool.0.1`` is the directory of pool/0.1: a group's name has no dot."""
     cell = directory.name.replace(".", "/", 1)
     return cell if parse_cell_id(cell) is not None else None
 
 
 def _last_words(path: Path) -> str:
-    """Its log's last line, with a colon before it; empty where there is none."""
+    """The last line of its log, after a colon; empty without a log."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
