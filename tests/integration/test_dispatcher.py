@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import time
 
 import grpc
 import pytest
@@ -254,15 +253,12 @@ class TestInstructions:
     async def test_agent_that_does_not_drain_its_stream_loses_its_session_and_nobody_waits(self, world):
         stuck, quick = await world.agent("web-1"), await world.agent("web-2")
         large = spec(env={"LARGE": "x" * 60_000})
-        began = time.monotonic()
         for number in range(200):  # 12 MB, far beyond any window, and nobody reads
             world.dispatcher.send([Order("web-1", f"web/{number}.1", "d", large)])
-        sent_seconds = time.monotonic() - began
         await quick.report(sent_at=1.0)
 
         assert (await quick.hear()).HasField("echo")
         await world.mind.until(lambda: observed(world, Detached))
-        assert sent_seconds < 5.0
         assert [(one.server, one.reason) for one in observed(world, Detached)] == [
             ("web-1", "the agent did not take a message for 0.5 s")
         ]

@@ -369,12 +369,13 @@ class TestWatching:
     async def test_new_events_follow_the_tail(self, world):
         operator = await world.operator()
         await apply(operator, service("web", 1))
-        watching = asyncio.ensure_future(self.watched(operator, 2, tail=1, follow=True))
         last = world.mind.records[-1]
-        await asyncio.sleep(0.05)
+        request = operator_pb2.WatchEventsRequest(tail=1, follow=True)
+        call = operator.WatchEvents(request, timeout=LIMIT_SECONDS)
+        seen = list((await call.read()).events)
         await operator.DeleteGroup(operator_pb2.DeleteGroupRequest(group="web"))
-
-        seen = await watching
+        seen += (await call.read()).events
+        call.cancel()
         assert [(event.position, event.type) for event in seen] == [
             (last.position, type(last.event).__name__),
             (last.position + 1, "GroupDeleted"),

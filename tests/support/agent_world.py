@@ -52,7 +52,6 @@ class Session:
     certificate: bytes
     outgoing: asyncio.Queue[link_pb2.AttachResponse | None] = field(default_factory=asyncio.Queue)
     reports: list[link_pb2.Report] = field(default_factory=list)
-    heard_at: list[float] = field(default_factory=list)
     logs: list[link_pb2.LogChunk] = field(default_factory=list)
     cells: dict[str, cell_pb2.CellReport] = field(default_factory=dict)
     sequence: int = 0
@@ -246,7 +245,6 @@ class FakeScheduler(link_pb2_grpc.AgentLinkServiceServicer, link_pb2_grpc.Enrolm
                 session.logs.append(request.log_chunk)
                 continue
             report = request.report
-            session.heard_at.append(time.monotonic())
             session.reports.append(report)
             session.beat_at = report.beat_at
             session.cells.update((one.cell_id, one) for one in report.cells)
@@ -322,6 +320,14 @@ class AgentProcess:
             self._command, env=self._environment, stderr=subprocess.PIPE, text=True, cwd="/"
         )
         return self.process
+
+    async def until_said(self, words: str) -> None:
+        """Returns when it has written a line with these words. What was read so far is not told again by ``ended``."""
+        assert self.process
+        assert self.process.stderr
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while words not in (line := await asyncio.to_thread(self.process.stderr.readline)):
+                assert line, f"it ended and never said: {words}"
 
     async def ended(self, number: int | None = signal.SIGTERM) -> tuple[int, str]:
         """Send it the signal, if any; its exit code and what it wrote."""

@@ -250,6 +250,12 @@ class Fleet:
     def server(self, name: str) -> Json:
         return next(one for one in self.servers() if one["id"] == name)
 
+    def hear(self, server: str, beats: int = 2) -> None:
+        """Returns when the scheduler has heard so many more beats: whatever the agent does by itself has happened."""
+        for _ in range(beats):
+            before = self.server(server)["last_beat_at"]
+            self.until(lambda last=before: self.server(server)["last_beat_at"] != last, f"{server} beats")
+
     def status(self) -> Json:
         return shapes.status(self._ask("GetStatus", operator_pb2.GetStatusRequest()))
 
