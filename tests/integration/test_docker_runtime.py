@@ -22,10 +22,10 @@ from tests.support.docker_cells import (
     news,
     order,
     own_engine,
-    remove_fleet,
     until,
     web,
 )
+from tests.support.engine import remove_fleet
 
 pytestmark = pytest.mark.docker
 

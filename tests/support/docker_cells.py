@@ -24,6 +24,7 @@ import pytest
 
 from galactica.agent.runtimes.docker import DockerRuntime
 from galactica.v1 import cell_pb2, link_pb2
+from tests.support.engine import remove_fleet
 
 Files = Literal["readable", "hidden"]
 
@@ -61,13 +62,6 @@ def new_fleet() -> str:
 
 def client_of(engine: str) -> Any:
     return docker.APIClient(engine, version="auto", timeout=60)
-
-
-def remove_fleet(engine: str, fleet: str) -> None:
-    with contextlib.closing(client_of(engine)) as client:
-        for row in client.containers(all=True, filters={"label": f"galactica.fleet={fleet}"}):
-            with contextlib.suppress(docker.errors.NotFound):
-                client.remove_container(row["Id"], force=True, v=True)
 
 
 @contextlib.asynccontextmanager

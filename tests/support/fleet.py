@@ -20,19 +20,23 @@ import tempfile
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
+import docker.errors
 import grpc
 import psutil
+import requests.exceptions
 
 from galactica.agent.runtimes.process import ProcessRuntime
 from galactica.scheduler.ca import SCHEDULER_NAME
 from galactica.scheduler.cli import shapes
 from galactica.v1 import operator_pb2, operator_pb2_grpc
+from tests.support.engine import configured_host, remove_fleet
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -85,6 +89,8 @@ class Fleet:
     _ports: tuple[int, int] = field(default_factory=free_ports)
     _channel: grpc.Channel | None = None
     _token: str = ""
+    _engines: set[str] = field(default_factory=set)
+    """On which agents were begun that make containers."""
 
     # --- processes ------------------------------------------------------------------------------------------------
 
@@ -133,10 +139,27 @@ class Fleet:
         self.scheduler.kill()
         self.scheduler.wait()
 
-    def begin_agent(self, name: str, *words: str, runtime: str = "process", **environment: str) -> None:
-        """Start it; says nothing about whether it comes up. Without a token it has to have enrolled before."""
-        command = [*agent_command(), "--scheduler", self.address, "--enrol", self.enrol_address]
+    @property
+    def pid(self) -> int:
+        """The scheduler's."""
+        assert self.scheduler is not None
+        return self.scheduler.pid
+
+    def begin_agent(
+        self,
+        name: str,
+        *words: str,
+        runtime: str = "process",
+        before: Sequence[str] = (),
+        **environment: str,
+    ) -> None:
+        """Start it; says nothing about whether it comes up. Without a token it has to have enrolled before.
+
+        ``before``: the words before its command, as those that make it run in a namespace."""
+        command = [*before, *agent_command(), "--scheduler", self.address, "--enrol", self.enrol_address]
         command += ["--id", name, "--data", str(self.directory / name), "--runtime", runtime, *words]
+        if runtime == "docker":
+            self._engines.add(environment.get("DOCKER_HOST") or configured_host())
         self.agents[name] = self.spawn(name, command, **environment)
 
     def start_agent(self, name: str, *words: str, runtime: str = "process", **environment: str) -> None:
@@ -144,14 +167,20 @@ class Fleet:
         self.start_agents([name], *words, runtime=runtime, **environment)
 
     def start_agents(
-        self, names: Iterable[str], *words: str, runtime: str = "process", **environment: str
+        self,
+        names: Iterable[str],
+        *words: str,
+        runtime: str = "process",
+        before: Mapping[str, Sequence[str]] = MappingProxyType({}),
+        **environment: str,
     ) -> None:
         """Those that never were here enrol. Returns when all are READY and heard."""
         names = list(names)
         for name in names:
             known = (self.directory / name / "identity").exists()
             token = {} if known else {"GALACTICA_TOKEN": self._usual_token()}
-            self.begin_agent(name, *words, runtime=runtime, **token, **environment)
+            prefix = before.get(name, ())
+            self.begin_agent(name, *words, runtime=runtime, before=prefix, **token, **environment)
         for name in names:
             self.until(partial(self.is_attached, name), f"{name} is attached")
 
@@ -342,13 +371,28 @@ class Fleet:
         for cells in self.directory.glob("**/cells"):
             with contextlib.suppress(Exception):  # what it cannot remove is killed below
                 asyncio.run(_remove_cells(cells, self.name))
-        for process in self.left_running():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        self._kill_what_is_left()
+        for engine in self._engines:
+            # One that has ended has taken its containers along.
+            with contextlib.suppress(docker.errors.DockerException, requests.exceptions.RequestException):
+                remove_fleet(engine, self.name)
         shutil.rmtree(self.directory, ignore_errors=True)
 
+    def _kill_what_is_left(self) -> None:
+        """Until nothing is: agents that the scheduler's own provider began live in sessions of their own and outlive
+        it, and one that is just being begun is seen by the next look."""
+        for _ in range(100):
+            left = self.left_running()
+            if not left:
+                return
+            for process in left:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(left, WAIT_SECONDS / 100)
+        raise AssertionError(f"processes that do not end on SIGKILL: {left}")
+
     def left_running(self) -> list[psutil.Process]:
-        """Processes that name this fleet's directory in their command or environment."""
+        """Living processes that name this fleet's directory in their command or environment."""
         needle = str(self.directory)
         found = []
         for process in psutil.process_iter():
@@ -369,9 +413,10 @@ async def _remove_cells(directory: Path, fleet: str) -> None:
 
 
 @contextlib.contextmanager
-def a_fleet(*agents: str, data: Path | None = None) -> Iterator[Fleet]:
-    """A scheduler and agents of these names, ready; all of it ends with the block."""
-    fleet = Fleet(Path(tempfile.mkdtemp(prefix="galactica-e2e-")))
+def a_fleet(*agents: str, data: Path | None = None, host: str = "127.0.0.1") -> Iterator[Fleet]:
+    """A scheduler and agents of these names, ready; all of it ends with the block. ``host``: an address of this
+    machine, on which the scheduler listens."""
+    fleet = Fleet(Path(tempfile.mkdtemp(prefix="galactica-fleet-")), host=host)
     try:
         fleet.start_scheduler(data)
         fleet.start_agents(agents)
