@@ -21,7 +21,8 @@ import psutil
 from tests.bench.fleet import is_watched, operator_of, servers_of, start_agents, until
 from tests.bench.hosts import some_hosts, udp_datagrams
 from tests.bench.table import Row
-from tests.support.fleet import ROOT, Fleet, a_fleet
+from tests.support.fleet import Fleet, a_fleet
+from tests.support.processes import ROOT
 
 SERVERS = 8
 AGENTS = 1_000

@@ -8,8 +8,9 @@ from collections import defaultdict
 
 import pytest
 
-from tests.support.fleet import a_fleet, is_alive
+from tests.support.fleet import a_fleet
 from tests.support.gate import Gate
+from tests.support.processes import is_alive
 
 pytestmark = pytest.mark.xdist_group("e2e-exclusive")
 

@@ -16,7 +16,8 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from tests.support.fleet import ROOT, a_fleet, cli_command
+from tests.support.fleet import a_fleet
+from tests.support.processes import ROOT, cli_command
 
 WAIT_SECONDS = 30.0
 

@@ -10,17 +10,8 @@ import psutil
 import pytest
 
 from galactica.v1 import cell_pb2
-from tests.support.agent_world import (
-    CELL,
-    DEADLINE_SECONDS,
-    AgentWorld,
-    agent_world,
-    decommission,
-    is_alive,
-    order,
-    pid_of,
-    until,
-)
+from tests.support.agent_world import DEADLINE_SECONDS, AgentWorld, agent_world, is_alive, pid_of, until
+from tests.support.orders import CELL, decommission, order
 
 LEASE_SECONDS = 2.0
 GRACE_SECONDS = 2.0

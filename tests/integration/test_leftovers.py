@@ -11,7 +11,8 @@ import psutil
 import pytest
 
 from tests.support.docker_cells import client_of
-from tests.support.fleet import ROOT, a_fleet
+from tests.support.fleet import a_fleet
+from tests.support.processes import ROOT
 
 LEAVE = """
 import json, os, subprocess, sys

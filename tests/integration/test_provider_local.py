@@ -13,7 +13,8 @@ from galactica.scheduler.providers import ProviderRefused, ProviderUnavailable, 
 from galactica.scheduler.providers import local as local_module
 from galactica.scheduler.providers.lane import RunnerLimits
 from galactica.scheduler.sight import ProviderServer, ProviderState, ServerMade, ServerNotMade, ServerUnmade
-from tests.support.agent_world import fake_scheduler, is_alive, order, pid_of, until
+from tests.support.agent_world import fake_scheduler, is_alive, pid_of, until
+from tests.support.orders import order
 from tests.support.provider_world import CELL, FLEET, ListeningMind, body, runner_with, user_data
 
 PROCESS = '{"runtime": "process"}'

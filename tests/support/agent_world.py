@@ -23,13 +23,12 @@ from galactica.scheduler.identities import identity_of
 from galactica.scheduler.model import Fleet, Phase, Server
 from galactica.scheduler.renewal import NotRenewed, server_to_renew
 from galactica.v1 import cell_pb2, link_pb2, link_pb2_grpc
+from tests.support.orders import CELL, order
 
 FLEET = "testfleet"
 DEADLINE_SECONDS = 20.0
 ROOT = Path(__file__).parents[2]
 TOKEN_ID = "aa11"
-CELL = "web/1.1"
-"""What the agent runs unless a test names another one."""
 
 
 async def until(condition: Callable[[], Any], what: str, seconds: float = DEADLINE_SECONDS) -> Any:
@@ -271,37 +270,6 @@ async def fake_scheduler(directory: Path) -> AsyncIterator[FakeScheduler]:
     finally:
         await scheduler.stop()
         scheduler.close()
-
-
-def order(cell_id: str, *command: str, **spec: Any) -> link_pb2.Instruction:
-    """An order for a process cell; by default one that sleeps."""
-    whole = cell_pb2.Spec(
-        runtime=cell_pb2.RUNTIME_KIND_PROCESS,
-        command=command or ("sleep", "600"),
-        stop=cell_pb2.Stop(signal="SIGTERM", grace_ms=2_000),
-        **spec,
-    )
-    return link_pb2.Instruction(
-        order=link_pb2.Order(cell_id=cell_id, digest=f"digest of {cell_id}", spec=whole)
-    )
-
-
-def decommission(cell_id: str) -> link_pb2.Instruction:
-    return link_pb2.Instruction(decommission=link_pb2.Decommission(cell_id=cell_id, reason="a test wants it"))
-
-
-def http_server(answer: str = "HTTP/1.1 200 OK") -> tuple[str, ...]:
-    """The command of a cell that answers each GET on $PORT_HTTP so, one connection at a time."""
-    program = (
-        "import os,socket\n"
-        "s=socket.create_server(('127.0.0.1',int(os.environ['PORT_HTTP'])),backlog=64)\n"
-        "while True:\n"
-        " c,_=s.accept()\n"
-        " c.recv(4096)\n"
-        f" c.sendall(b'{answer}\\r\\nContent-Length: 2\\r\\nConnection: close\\r\\n\\r\\nok')\n"
-        " c.close()\n"
-    )
-    return (sys.executable, "-S", "-c", program)
 
 
 class AgentProcess:

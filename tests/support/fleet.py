@@ -10,15 +10,11 @@ import asyncio
 import contextlib
 import json
 import os
-import random
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,42 +33,16 @@ from galactica.scheduler.ca import SCHEDULER_NAME
 from galactica.scheduler.cli import shapes
 from galactica.v1 import operator_pb2, operator_pb2_grpc
 from tests.support.engine import configured_host, remove_fleet
+from tests.support.processes import ROOT, Done, Json, agent_command, cli_command, free_ports
 
 T = TypeVar("T")
-Json = dict[str, Any]
 
-ROOT = Path(__file__).parents[2]
 WAIT_SECONDS = 30.0
 LEASE_SECONDS = 5.0
 LOOK_EVERY_SECONDS = 0.05
-PORTS = range(12_000, 30_000)
-"""Below those that the kernel hands to outgoing connections: such a one could meet itself where nobody listens."""
 
 HTTP_SERVER = [sys.executable, "-S", "-m", "http.server", "{port.http}", "--bind", "127.0.0.1"]
 SLEEP = ["sleep", "1000"]
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-def free_ports() -> tuple[int, int]:
-    """Two that follow each other, as ``--listen`` alone would use them."""
-    while True:
-        port = random.choice(PORTS)
-        with contextlib.suppress(OSError), socket.socket() as one, socket.socket() as other:
-            one.bind(("127.0.0.1", port))
-            other.bind(("127.0.0.1", port + 1))
-            return port, port + 1
 
 
 @dataclass
@@ -423,33 +393,3 @@ def a_fleet(*agents: str, data: Path | None = None, host: str = "127.0.0.1") -> 
         yield fleet
     finally:
         fleet.close()
-
-
-def cli_command() -> list[str]:
-    return [sys.executable, "-m", "galactica.scheduler.cli"]
-
-
-def agent_command() -> list[str]:
-    return [sys.executable, "-m", "galactica.agent"]
-
-
-def pids(cells: list[Json]) -> dict[str, int]:
-    """Cell id to the process id of its main process."""
-    return {cell["id"]: int(cell["runtime_id"]) for cell in cells}
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def kill(cell: Json) -> None:
-    os.kill(int(cell["runtime_id"]), signal.SIGKILL)
-
-
-def answer_of(endpoint: str) -> tuple[int, str]:
-    """Status and body of GET / there."""
-    with urllib.request.urlopen(f"http://{endpoint}/", timeout=5) as answer:
-        return answer.status, answer.read().decode()
