@@ -13,7 +13,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from tests.support.engine import NoEngine, an_engine
+from tests.support.engine import NoEngine, an_engine, configured_host
 from tests.support.leftovers import Watch, reap_until_end_of
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def main(command: list[str]) -> int:
     watch.begin()
     try:
         with an_engine() as host:
-            watch.spare_what_is_there(host)
+            watch.spare_what_is_there(host if host != configured_host() else "")
             return _run_and_look(command, host, watch)
     except NoEngine as missing:
         print(f"with_engine: {missing}", file=sys.stderr)

@@ -8,7 +8,7 @@ import pytest
 from galactica.agent.runtimes import Exited, Found, Relisted, RuntimeUnavailable
 from tests.support.docker_cells import a_runtime, client_of, ignore_progress, news, order, own_engine
 
-pytestmark = [pytest.mark.docker, pytest.mark.root]
+pytestmark = [pytest.mark.docker, pytest.mark.root, pytest.mark.xdist_group("engines")]
 
 SLEEPER = ("sleep", "1000")
 

@@ -3,7 +3,8 @@
 Other commands may make such things at the same time, so each of these is known by whose it is. *Processes*: this one
 becomes the parent of all that its descendants leave alone (prctl(2), PR_SET_CHILD_SUBREAPER). *Mounts*, and network
 namespaces that have a name, which are mounts too: this process gets a table of its own, which others neither see nor
-change (unshare(2), CLONE_NEWNS). *Containers* are those on the engine that the command was given.
+change (unshare(2), CLONE_NEWNS). *Containers* are looked for on an engine that was started for the command; on one that
+runs anyway nobody can say whose they are.
 """
 
 from __future__ import annotations
@@ -36,8 +37,7 @@ class Watch:
         self._owner = os.getpid()
         self._spared: set[int] = set()
         self._mounts: set[str] = set()
-        self._containers: set[str] = set()
-        self._host = ""
+        self._own_engine = ""
 
     @staticmethod
     def begin() -> None:
@@ -47,12 +47,12 @@ class Watch:
         if os.geteuid() == 0 and libc.unshare(_NEW_MOUNTS) == 0:
             libc.mount(None, b"/", None, ctypes.c_ulong(_PRIVATE_AND_ALL_BELOW), None)
 
-    def spare_what_is_there(self, host: str) -> None:
-        """The engine there, if it is ours, and what was there before the command."""
-        self._host = host
+    def spare_what_is_there(self, own_engine: str) -> None:
+        """What was there before the command. ``own_engine``: where the engine is that was started for the command, else
+        empty."""
+        self._own_engine = own_engine
         self._spared = {process.pid for process in psutil.Process().children(recursive=True)}
         self._mounts = set(_mounts())
-        self._containers = set(_containers(host))
 
     def found(self) -> list[str]:
         """A line for each, for people."""
@@ -60,8 +60,7 @@ class Watch:
         psutil.wait_procs(self._processes(), _ENDING_SECONDS)
         told = [f"process {process.pid}: {_words(process)}" for process in self._processes()]
         told += [_name_of_mount(path) for path in _mounts() if path not in self._mounts]
-        there = _containers(self._host)
-        return told + [f"container {name}" for id_, name in there.items() if id_ not in self._containers]
+        return told + [f"container {name}" for name in self._containers()]
 
     def remove(self) -> None:
         """So that the next command does not stumble over it."""
@@ -74,8 +73,17 @@ class Watch:
             subprocess.run(["umount", "-l", path], check=False, stderr=subprocess.DEVNULL)
             if path.startswith("/run/netns/"):
                 Path(path).unlink(missing_ok=True)
-        with contextlib.suppress(docker.errors.DockerException, requests.exceptions.RequestException):
-            _remove_containers(self._host, set(_containers(self._host)) - self._containers)
+
+    def _containers(self) -> list[str]:
+        """Names of those of fleets. None where no engine answers; the engine's end removes them."""
+        if not self._own_engine:
+            return []
+        try:
+            with contextlib.closing(client_of(self._own_engine, timeout_seconds=20)) as client:
+                rows: list[dict[str, Any]] = client.containers(all=True, filters={"label": _FLEET_LABEL})
+        except (docker.errors.DockerException, requests.exceptions.RequestException):
+            return []
+        return sorted(row["Names"][0].removeprefix("/") for row in rows)
 
     def _processes(self) -> list[psutil.Process]:
         """Those that live. What the engine starts for its containers belongs to these."""
@@ -113,20 +121,3 @@ def _mounts() -> list[str]:
 def _name_of_mount(path: str) -> str:
     netns = path.removeprefix("/run/netns/")
     return f"network namespace {netns}" if netns != path else f"mount {path}"
-
-
-def _containers(host: str) -> dict[str, str]:
-    """Those of fleets, by their ids, with their names. None where no engine answers."""
-    try:
-        with contextlib.closing(client_of(host, timeout_seconds=20)) as client:
-            rows: list[dict[str, Any]] = client.containers(all=True, filters={"label": _FLEET_LABEL})
-    except (docker.errors.DockerException, requests.exceptions.RequestException):
-        return {}
-    return {row["Id"]: row["Names"][0].removeprefix("/") for row in rows}
-
-
-def _remove_containers(host: str, ids: set[str]) -> None:
-    with contextlib.closing(client_of(host)) as client:
-        for id_ in ids:
-            with contextlib.suppress(docker.errors.NotFound):
-                client.remove_container(id_, force=True, v=True)
