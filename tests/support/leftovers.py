@@ -59,7 +59,7 @@ class Watch:
         # What was just told to end may take a moment for it.
         psutil.wait_procs(self._processes(), _ENDING_SECONDS)
         told = [f"process {process.pid}: {_words(process)}" for process in self._processes()]
-        told += [_name_of_mount(path) for path in _mounts() if path not in self._mounts]
+        told += [_name_of_mount(path) for path in self._new_mounts()]
         return told + [f"container {name}" for name in self._containers()]
 
     def remove(self) -> None:
@@ -69,7 +69,7 @@ class Watch:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(processes, _END_SECONDS)
-        for path in sorted(set(_mounts()) - self._mounts, reverse=True):
+        for path in sorted(self._new_mounts(), reverse=True):
             subprocess.run(["umount", "-l", path], check=False, stderr=subprocess.DEVNULL)
             if path.startswith("/run/netns/"):
                 Path(path).unlink(missing_ok=True)
@@ -86,14 +86,27 @@ class Watch:
         return sorted(row["Names"][0].removeprefix("/") for row in rows)
 
     def _processes(self) -> list[psutil.Process]:
-        """Those that live. What the engine starts for its containers belongs to these."""
+        """Those that live, but for the engine's own: it lets go of what keeps its containers."""
         found = []
         for process in psutil.Process(self._owner).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
-                line = {process.pid, *(one.pid for one in process.parents())}
-                if process.status() != psutil.STATUS_ZOMBIE and not line & self._spared:
+                line = [process, *process.parents()]
+                if process.status() != psutil.STATUS_ZOMBIE and not any(map(self._is_spared, line)):
                     found.append(process)
         return found
+
+    def _is_spared(self, process: psutil.Process) -> bool:
+        if process.pid in self._spared:
+            return True
+        return any(self._is_of_engine(word) for word in process.cmdline())
+
+    def _new_mounts(self) -> list[str]:
+        return [path for path in _mounts() if path not in self._mounts and not self._is_of_engine(path)]
+
+    def _is_of_engine(self, path: str) -> bool:
+        """Below the directory in which our own engine keeps everything, its socket among it."""
+        directory = Path(self._own_engine.removeprefix("unix://")).parent
+        return bool(self._own_engine) and path.startswith((f"{directory}/exec/", f"{directory}/data/"))
 
 
 def reap_until_end_of(process: subprocess.Popen[bytes]) -> int:
