@@ -7,13 +7,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 READY := $(VENV)/.ready
-PYTEST_WORKERS ?= 2
+# Two for each core: half of the time a test waits for a process, an engine or a deadline.
+PYTEST_WORKERS ?= $(shell echo $$((2 * $$(nproc))))
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 CONTAINER_ARGS ?=
+# What `make quick` compares with to see what changed.
+BASE ?= main
 
 .PHONY: help venv proto lint lint-style lint-types lint-imports lint-dependencies lint-contract lint-generated \
-	docs test demo lab bench wheels deb containers constraints requirements release clean
+	docs test quick quick-lint quick-tests demo lab bench wheels deb containers constraints requirements release clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -73,6 +76,22 @@ test: venv ## the whole suite, on a real Docker Engine (the one that runs, else 
 	@.ci/packages $(TEST_PACKAGES)
 	@PYTHONHASHSEED=0 $(BIN)/python -m tests.with_engine \
 		$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup $(PYTEST_ARGS)
+
+quick: venv ## a minute before a commit: lint of what changed since BASE (main), unit and property tests, 50 simulated seeds
+	@$(MAKE) --jobs=2 quick-lint quick-tests
+
+# Python files that are not as in BASE: committed since, changed, or new.
+CHANGED = { git diff --name-only --diff-filter=d "$$(git merge-base HEAD $(BASE) 2>/dev/null || echo HEAD)" -- '*.py'; \
+	git ls-files --others --exclude-standard -- '*.py'; } | sort -u
+
+quick-lint: venv
+	@changed=$$($(CHANGED)); [ -n "$$changed" ] || exit 0; \
+		$(BIN)/ruff check --quiet --force-exclude $$changed \
+		&& $(BIN)/ruff format --check --quiet --force-exclude $$changed \
+		&& { ! grep -qE '^(scheduler|agent)/' <<<"$$changed" || $(BIN)/mypy --strict; }
+
+quick-tests: venv
+	@PYTHONHASHSEED=0 SIM_COUNT=50 $(BIN)/python -m pytest -q -n logical tests/unit tests/property tests/sim $(PYTEST_ARGS)
 
 demo: venv ## watch three servers and nine cells die and be replaced, for about half a minute
 	@$(BIN)/python deploy/demo.py

@@ -22,16 +22,19 @@ if TYPE_CHECKING:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:
-    """Tests that use the engine carry the ``docker`` mark and run one after the other, on one worker.
-
-    Beside each other they would only wait for the engine and spoil each other's deadlines.
-    A test may choose another group by an ``xdist_group`` mark of its own.
+    """Tests that use the engine carry the ``docker`` mark, and few of them run beside each other: many would only wait
+    for the engine. A test may choose another group by an ``xdist_group`` mark of its own.
     """
     for item in items:
         if "engine" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.docker)
             if item.get_closest_marker("xdist_group") is None:
-                item.add_marker(pytest.mark.xdist_group("engine"))
+                item.add_marker(pytest.mark.xdist_group(_group_of(item)))
+
+
+def _group_of(item: pytest.Item) -> str:
+    """Whole fleets wait for their cells while the runtime's own tests keep the engine busy."""
+    return "engine of fleets" if "e2e" in item.path.parts else "engine"
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
 """Run a command beside a Docker Engine: ``python -m tests.with_engine pytest tests/integration``.
 
 An engine that runs is used as it is. Else one is started, named to the command by ``DOCKER_HOST``, and stopped when
-the command ends, however it ends. Exits with the command's code; 1 where no engine can be had.
+the command ends, however it ends. What the command leaves on the machine is named and removed. Exits with the command's
+code; 1 where no engine can be had, or where a command that ended well has left something.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from tests.support.engine import NoEngine, an_engine
+from tests.support.engine import NoEngine, an_engine, configured_host
+from tests.support.leftovers import Watch, reap_until_end_of
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -30,9 +32,12 @@ def main(command: list[str]) -> int:
         return 2
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
+    watch = Watch()
+    watch.begin()
     try:
         with an_engine() as host:
-            return _run(command, host)
+            watch.spare_what_is_there(host if host != configured_host() else "")
+            return _run_and_look(command, host, watch)
     except NoEngine as missing:
         print(f"with_engine: {missing}", file=sys.stderr)
         return 1
@@ -47,10 +52,21 @@ def _end(number: int, _frame: FrameType | None) -> None:
     raise _Ended(number)
 
 
+def _run_and_look(command: list[str], host: str, watch: Watch) -> int:
+    try:
+        code = _run(command, host)
+        left = watch.found()
+    finally:
+        watch.remove()
+    for line in left:
+        print(f"with_engine: the command has left {line}", file=sys.stderr)
+    return code or (1 if left else 0)
+
+
 def _run(command: list[str], host: str) -> int:
     process = subprocess.Popen(command, env=os.environ | {"DOCKER_HOST": host}, restore_signals=True)
     try:
-        return process.wait()
+        return reap_until_end_of(process)
     except _Ended:
         # Like Ctrl-C, so that the tests take down what they have made.
         process.send_signal(signal.SIGINT)

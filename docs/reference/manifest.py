@@ -35,7 +35,7 @@ def _sections(kind: str, sections: dict[Path, type[BaseModel]]) -> Iterator[str]
         if path:
             yield f"### {_dotted(path)}\n\n{' '.join((inspect.getdoc(model) or '').split())}\n"
         yield (
-            table(_COLUMNS, (_row(kind, path, name, field) for name, field in model.model_fields.items()))
+            table(_COLUMNS, (row(kind, path, name, field) for name, field in model.model_fields.items()))
             + "\n"
         )
 
@@ -44,9 +44,9 @@ def _dotted(path: Path) -> str:
     return ".".join(str(part) for part in path)
 
 
-def _row(kind: str, path: Path, name: str, field: FieldInfo) -> tuple[str, str, str, str, str]:
+def row(kind: str, path: Path, name: str, field: FieldInfo) -> tuple[str, str, str, str, str]:
     """Raises KeyError for a field whose type nobody named, and ValueError for one that nobody described."""
-    marks = _marks(field)
+    marks = marks_of(field)
     if not field.description:
         raise ValueError(f"{_dotted((*path, name))} has no description")
     bounds = marks.get(Bounds)
@@ -63,7 +63,7 @@ def _bounds(bounds: Bounds | None) -> str:
     return f"`{bounds.least}` to `{bounds.most}`" if bounds else ""
 
 
-def _marks(field: FieldInfo) -> dict[type, Any]:
+def marks_of(field: FieldInfo) -> dict[type, Any]:
     """The last mark of each kind, on the field or inside its Optional."""
     return {type(mark): mark for mark in [*_nested_marks(field.annotation), *field.metadata]}
 
@@ -79,9 +79,9 @@ def _nested_marks(annotation: Any) -> Iterator[Any]:
 
 
 def _type(path: Path, name: str, field: FieldInfo) -> str:
-    if model := _model_in(field.annotation):
+    if model := model_in(field.annotation):
         return f"[{model.__name__.removesuffix('Shape').lower()}](#{_heading(path, name)})"
-    if written := _marks(field).get(Written):
+    if written := marks_of(field).get(Written):
         return str(written.type)
     parts = get_args(field.annotation)
     inner = {type(mark): mark for part in parts[-1:] for mark in _nested_marks(part)}[Written]
@@ -94,13 +94,13 @@ def _heading(path: Path, name: str) -> str:
     return "".join(str(part) for part in (*path, name)).replace(".", "")
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+def model_in(annotation: Any) -> type[BaseModel] | None:
     """The nested mapping's model, if the field holds one."""
     if inspect.isclass(annotation) and not get_args(annotation) and issubclass(annotation, BaseModel):
         return annotation
     parts = get_args(annotation)
     inner = parts[:1] if get_origin(annotation) is Annotated else parts if type(None) in parts else ()
-    return next((model for part in inner if (model := _model_in(part))), None)
+    return next((model for part in inner if (model := model_in(part))), None)
 
 
 def _default(field: FieldInfo, marks: dict[type, Any]) -> str:

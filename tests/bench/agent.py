@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 import psutil
 
-from tests.bench.fleet import Fleet, a_fleet, ready
+from tests.bench.fleet import apply, operator_of, ready, start_agent
 from tests.bench.table import Row
 from tests.support.engine import HELLO_1, configured_host, import_hello_images
+from tests.support.fleet import Fleet, a_fleet
 
 CELLS = 50
 SETTLE_SECONDS = 10.0
@@ -37,10 +38,10 @@ def run(seconds: float = 60.0) -> list[Row]:
         page = Path(directory)
         page.chmod(0o755)
         (page / "index.html").write_text("hello\n")
-        pids = {runtime: fleet.start_agent(runtime, runtime) for runtime in LIMITS_MIB}
+        pids = {runtime: start_agent(fleet, runtime, runtime) for runtime in LIMITS_MIB}
         attached = {runtime: _sample(pid) for runtime, pid in pids.items()}
         _apply(fleet, page)
-        with fleet.operator() as client:
+        with operator_of(fleet) as client:
             ready(client, 2 * CELLS)
             time.sleep(SETTLE_SECONDS)
             samples = _watch(pids, seconds)
@@ -53,7 +54,8 @@ def run(seconds: float = 60.0) -> list[Row]:
 
 def _apply(fleet: Fleet, page: Path) -> None:
     serve = ["busybox", "httpd", "-f", "-p", "127.0.0.1:{port.http}", "-h", str(page)]
-    fleet.apply(
+    apply(
+        fleet,
         name="processes",
         replicas=CELLS,
         runtime="process",
@@ -61,7 +63,8 @@ def _apply(fleet: Fleet, page: Path) -> None:
         ports={"http": "auto"},
         health=HEALTH,
     )
-    fleet.apply(
+    apply(
+        fleet,
         name="containers",
         replicas=CELLS,
         image=HELLO_1,

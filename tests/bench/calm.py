@@ -16,11 +16,12 @@ from collections.abc import Iterator
 
 from galactica.scheduler.cli.client import Client
 from galactica.v1 import operator_pb2
-from tests.bench.death import SERVERS, is_watched, servers_of
-from tests.bench.fleet import a_fleet, cells, ready, until
+from tests.bench.death import SERVERS
+from tests.bench.fleet import apply, cells, is_watched, operator_of, ready, servers_of, start_agents, until
 from tests.bench.hosts import Hosts, some_hosts
 from tests.bench.observer import Observer, watching
 from tests.bench.table import Row
+from tests.support.fleet import a_fleet
 
 REPLICAS = 16
 LOSS = 0.05
@@ -34,10 +35,10 @@ DEATHS = ("ServerCondemned", "CellCondemned")
 
 def run(calm_seconds: float = 180.0) -> list[Row]:
     """``calm_seconds``: how long loss and stalls last."""
-    with some_hosts(SERVERS) as hosts, a_fleet(hosts.address) as fleet:
-        pids = fleet.start_agents({host.name: host.prefix for host in hosts.all}, "process")
-        fleet.apply(name="web", replicas=REPLICAS, runtime="process", command=["sleep", "100000"])
-        with fleet.operator() as client, watching(client) as observer:
+    with some_hosts(SERVERS) as hosts, a_fleet(host=hosts.address) as fleet:
+        pids = start_agents(fleet, hosts.prefixes)
+        apply(fleet, name="web", replicas=REPLICAS, runtime="process", command=["sleep", "100000"])
+        with operator_of(fleet) as client, watching(client) as observer:
             before = {cell.id for cell in ready(client, REPLICAS)}
             until(lambda: all(is_watched(one) for one in servers_of(client)), "all to be watched")
             time.sleep(GRACE_SECONDS)

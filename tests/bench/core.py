@@ -43,7 +43,7 @@ from galactica.scheduler.core.sight.state import Sight
 from galactica.scheduler.core.turns import Asked, Core, Start, Turn
 from galactica.scheduler.core.verdicts.cells import cell_verdict
 from tests.bench.table import Row, median_and_worst, milliseconds
-from tests.support.histories import apply_all
+from tests.support.folding import apply_all
 from tests.support.world import START, exited, gone
 
 T = TypeVar("T")

@@ -20,11 +20,12 @@ from typing import NamedTuple
 
 from galactica.scheduler.cli.client import Client
 from galactica.v1 import operator_pb2
-from tests.bench.fleet import Fleet, a_fleet, ready, until
+from tests.bench.fleet import apply, is_watched, operator_of, ready, servers_of, start_agents, until
 from tests.bench.heal import PROGRAM, mark, successor_of
 from tests.bench.hosts import some_hosts
 from tests.bench.observer import Observer, watching
 from tests.bench.table import Row, median_and_worst
+from tests.support.fleet import Fleet, a_fleet
 
 SERVERS = 8
 REPLICAS = 16
@@ -78,10 +79,10 @@ def _seconds(times: list[float]) -> str:
 
 
 def _silent() -> Answer:
-    with some_hosts(SERVERS) as hosts, a_fleet(hosts.address) as fleet, _marks() as marks:
-        fleet.start_agents({host.name: host.prefix for host in hosts.all}, "process")
+    with some_hosts(SERVERS) as hosts, a_fleet(host=hosts.address) as fleet, _marks() as marks:
+        start_agents(fleet, hosts.prefixes)
         _apply_service(fleet, Path(marks))
-        with fleet.operator() as client, watching(client) as observer:
+        with operator_of(fleet) as client, watching(client) as observer:
             ready(client, REPLICAS)
             until(lambda: all(is_watched(one) for one in servers_of(client)), "all to be watched")
             time.sleep(GRACE_SECONDS + random.random())  # at any moment between two beats
@@ -94,8 +95,8 @@ def _silent() -> Answer:
 def _local() -> list[Answer]:
     pool = {"size": SERVERS, "provider": "local", "server": {"runtime": "process"}}
     with a_fleet() as fleet, _marks() as marks:
-        fleet.apply(kind="pool", name="rack", **pool)
-        with fleet.operator() as client:
+        apply(fleet, kind="pool", name="rack", **pool)
+        with operator_of(fleet) as client:
             until(lambda: sum(is_watched(one) for one in servers_of(client)) == SERVERS, "the pool")
             _apply_service(fleet, Path(marks))
             return [_local_death(client, Path(marks)) for _ in range(LOCAL_DEATHS)]
@@ -130,22 +131,13 @@ def _is_of_web(seen: object) -> bool:
     return str(getattr(seen, "cell", "")).startswith("web/")
 
 
-def is_watched(server: operator_pb2.Server) -> bool:
-    """By three who hear it."""
-    answers = [one for one in server.neighbours if one.answer == "answers"]
-    return server.phase == "READY" and len(answers) == 3
-
-
-def servers_of(client: Client) -> list[operator_pb2.Server]:
-    return list(client.ask(client.stub.ListServers, operator_pb2.ListServersRequest()).servers)
-
-
 def _marks() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="galactica-bench-")
 
 
 def _apply_service(fleet: Fleet, marks: Path) -> None:
-    fleet.apply(
+    apply(
+        fleet,
         name="web",
         replicas=REPLICAS,
         runtime="process",

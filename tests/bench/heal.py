@@ -23,9 +23,10 @@ from typing import Any, NamedTuple
 
 from galactica.agent.runtimes.docker.spec import CELL_LABEL, Scope, body_of, order_of
 from galactica.v1 import operator_pb2
-from tests.bench.fleet import WAIT_SECONDS, a_fleet, ready, until
+from tests.bench.fleet import WAIT_SECONDS, apply, operator_of, ready, start_agent, until
 from tests.bench.table import Row, median_and_worst
 from tests.support.engine import HELLO_1, client_of, configured_host, import_hello_images
+from tests.support.fleet import a_fleet
 
 DEATHS = 50
 REPLICAS = 8
@@ -158,9 +159,10 @@ def _docker() -> list[Row]:
     host = configured_host()
     import_hello_images(host)
     heals, bare_makes, bare_heals = [], [], []
-    with a_fleet() as fleet, _engine_of(host) as (engine, happenings), fleet.operator() as client:
-        fleet.start_agent("one", "docker")
-        fleet.apply(
+    with a_fleet() as fleet, _engine_of(host) as (engine, happenings), operator_of(fleet) as client:
+        start_agent(fleet, "one", "docker")
+        apply(
+            fleet,
             name="web",
             replicas=REPLICAS,
             image=HELLO_1,
@@ -210,15 +212,16 @@ def _process() -> list[Row]:
     heals, bare_starts = [], []
     with tempfile.TemporaryDirectory(prefix="galactica-bench-") as directory, a_fleet() as fleet:
         marks = Path(directory)
-        fleet.start_agent("one", "process")
-        fleet.apply(
+        start_agent(fleet, "one", "process")
+        apply(
+            fleet,
             name="web",
             replicas=REPLICAS,
             runtime="process",
             command=list(PROGRAM),
             env={"MARKS": str(marks)},
         )
-        with fleet.operator() as client:
+        with operator_of(fleet) as client:
             for number in range(DEATHS):
                 bare_starts.append(_bare_start(marks, number))
                 victim = victim_of(ready(client, REPLICAS))

@@ -18,10 +18,11 @@ from pathlib import Path
 
 import psutil
 
-from tests.bench.death import is_watched, servers_of
-from tests.bench.fleet import ROOT, Fleet, a_fleet, until
+from tests.bench.fleet import is_watched, operator_of, servers_of, start_agents, until
 from tests.bench.hosts import some_hosts, udp_datagrams
 from tests.bench.table import Row
+from tests.support.fleet import Fleet, a_fleet
+from tests.support.processes import ROOT
 
 SERVERS = 8
 AGENTS = 1_000
@@ -36,12 +37,12 @@ def run(seconds: float = 60.0) -> list[Row]:
 
 
 def _neighbours(seconds: float) -> list[Row]:
-    with some_hosts(SERVERS) as hosts, a_fleet(hosts.address) as fleet:
+    with some_hosts(SERVERS) as hosts, a_fleet(host=hosts.address) as fleet:
         half = SERVERS // 2
-        watching = fleet.start_agents({host.name: host.prefix for host in hosts.all[:half]}, "process")
+        watching = start_agents(fleet, {host.name: host.prefix for host in hosts.all[:half]})
         others = {host.name: host.prefix for host in hosts.all[half:]}
-        plain = fleet.start_agents(others, "process", "--watch", "off")
-        with fleet.operator() as client:
+        plain = start_agents(fleet, others, "--watch", "off")
+        with operator_of(fleet) as client:
             until(lambda: sum(is_watched(one) for one in servers_of(client)) == half, "them to be watched")
         time.sleep(SETTLE_SECONDS)
         pids = [*watching.values(), *plain.values()]
@@ -75,7 +76,7 @@ def _scheduler(seconds: float) -> Row:
             before = scheduler.cpu_times()
             time.sleep(seconds)
             after = scheduler.cpu_times()
-            with fleet.operator() as client:
+            with operator_of(fleet) as client:
                 healthy = sum(one.verdict == "healthy" for one in servers_of(client))
             assert (crowd.poll(), healthy) == (None, AGENTS)
         finally:
@@ -92,8 +93,8 @@ def _scheduler(seconds: float) -> Row:
 
 def _crowd(fleet: Fleet) -> subprocess.Popen[str]:
     ca = fleet.directory / "ca.pem"
-    ca.write_text(json.loads((fleet.directory / "context.json").read_text())["ca_pem"])
-    words = [fleet.address, fleet.enrolment, str(ca), fleet.token(AGENTS), str(AGENTS)]
+    ca.write_text(json.loads(fleet.context.read_text())["ca_pem"])
+    words = [fleet.address, fleet.enrol_address, str(ca), fleet.token("--uses", str(AGENTS)), str(AGENTS)]
     crowd = subprocess.Popen(
         [sys.executable, "-m", "tests.bench.crowd", *words], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )

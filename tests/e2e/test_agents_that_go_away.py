@@ -9,7 +9,8 @@ import signal
 
 import pytest
 
-from tests.support.fleet import a_fleet, is_alive, kill, pids
+from tests.support.fleet import a_fleet
+from tests.support.processes import is_alive, kill, pids
 
 pytestmark = pytest.mark.xdist_group("e2e-agents")
 

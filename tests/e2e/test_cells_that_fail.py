@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.fleet import HTTP_SERVER, a_fleet, is_alive
+from tests.support.fleet import HTTP_SERVER, a_fleet
+from tests.support.processes import is_alive
 
 pytestmark = pytest.mark.xdist_group("e2e-failing")
 

@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from tests.support.docker_cells import answer_of, client_of, own_engine, remove_fleet
+from tests.support.docker_cells import answer_of, client_of, own_engine
 from tests.support.engine import HELLO_2
 from tests.support.fleet import a_fleet
 
@@ -27,14 +27,8 @@ WEB = {
 @contextlib.contextmanager
 def a_fleet_on(engine):
     with a_fleet() as fleet:
-        try:
-            fleet.start_agent("earth", runtime="docker", DOCKER_HOST=engine)
-            yield fleet
-        finally:
-            for process in fleet.agents.values():
-                process.kill()
-                process.wait()
-            remove_fleet(engine, fleet.name)
+        fleet.start_agent("earth", runtime="docker", DOCKER_HOST=engine)
+        yield fleet
 
 
 @pytest.fixture(scope="module")

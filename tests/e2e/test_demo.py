@@ -11,7 +11,7 @@ import time
 import psutil
 import pytest
 
-from tests.support.fleet import ROOT, cli_command
+from tests.support.processes import ROOT, cli_command
 
 pytestmark = pytest.mark.xdist_group("e2e-demo")
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import signal
-import time
 from collections import defaultdict
 
 import pytest
 
-from tests.support.fleet import a_fleet, is_alive
+from tests.support.fleet import a_fleet
 from tests.support.gate import Gate
+from tests.support.processes import is_alive
 
 pytestmark = pytest.mark.xdist_group("e2e-exclusive")
 
@@ -90,7 +90,7 @@ def test_where_the_agent_cannot_end_it_the_next_one_waits_until_the_watchdog_has
         fleet.agents[before["server"]].wait()
         fleet.start_agents([before["server"]])
     fleet.until(lambda: fleet.is_attached(before["server"]), "its server is back")
-    time.sleep(2.0)
+    fleet.hear(before["server"])
     assert_one_after_the_other(fleet, before["id"], after["id"])
 
 
@@ -105,7 +105,7 @@ def test_where_the_link_is_cut_the_agent_ends_it_and_only_then_comes_the_next(fl
     after = successor_of(fleet, before)
     gates[before["server"]].open()
     fleet.until(lambda: fleet.is_attached(before["server"]), "its server is back", 60.0)
-    time.sleep(2.0)
+    fleet.hear(before["server"])
     assert_one_after_the_other(fleet, before["id"], after["id"])
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.fleet import a_fleet, kill, pids
+from tests.support.fleet import a_fleet
+from tests.support.processes import kill, pids
 
 pytestmark = [pytest.mark.root, pytest.mark.xdist_group("e2e-scheduler")]
 

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from tests.support.fleet import HTTP_SERVER, WAIT_SECONDS, a_fleet, answer_of, is_alive, kill, pids
+from tests.support.fleet import HTTP_SERVER, WAIT_SECONDS, a_fleet
+from tests.support.processes import answer_of, is_alive, kill, pids
 
 pytestmark = pytest.mark.xdist_group("e2e-living")
 

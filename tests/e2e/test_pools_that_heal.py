@@ -22,7 +22,8 @@ from libcloud.compute.types import NodeState
 from ruamel.yaml import YAML
 
 from tests.support.ec2 import ec2
-from tests.support.fleet import ROOT, Fleet, Json, a_fleet, agent_command, is_alive, pids
+from tests.support.fleet import Fleet, a_fleet
+from tests.support.processes import ROOT, Json, agent_command, is_alive, pids
 
 pytestmark = pytest.mark.xdist_group("e2e-pools")
 

@@ -12,7 +12,8 @@ from collections import Counter
 import grpc
 import pytest
 
-from tests.support.fleet import LEASE_SECONDS, a_fleet, is_alive, kill, pids
+from tests.support.fleet import LEASE_SECONDS, a_fleet
+from tests.support.processes import is_alive, kill, pids
 
 pytestmark = pytest.mark.xdist_group("e2e-scheduler")
 

@@ -16,8 +16,8 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from tests.support.docker_cells import remove_fleet
-from tests.support.fleet import ROOT, a_fleet, cli_command
+from tests.support.fleet import a_fleet
+from tests.support.processes import ROOT, cli_command
 
 WAIT_SECONDS = 30.0
 
@@ -230,34 +230,28 @@ def test_a_viewer_opens_no_shell(fleet, tmp_path):
 
 def test_a_shell_in_a_container_is_no_stranger_and_a_command_run_by_hand_is(engine, busybox_image):
     with a_fleet() as fleet:
-        try:
-            fleet.start_agent("earth", runtime="docker", DOCKER_HOST=engine)
-            fleet.apply("web", 1, image=busybox_image, command=["sleep", "1000"])
-            with a_terminal(fleet, "web/0.1", rows=33, columns=111) as terminal:
-                terminal.until_raw()
-                terminal.type(b"echo $CELL_ID; stty size\r")
-                terminal.until(b"33 111")
-                terminal.resize(44, 122)
-                terminal.type(b"stty size\r")
-                terminal.until(b"44 122")
-                terminal.type(b"exit 5\r")
-                assert terminal.end() == 5
-            typed = os.urandom(300_000)
-            done = piped(fleet, "web/0.1", "--", "sh", "-c", "echo aside >&2; cat; exit 3", typed=typed)
-            assert (done.returncode, done.stdout == typed) == (3, True)
-            assert done.stderr.endswith(b"aside\n")
-            with a_terminal(fleet, "web/0.1") as terminal:
-                terminal.until_raw()
-                terminal.type(b"\x1d")
-                assert terminal.end() == 130
-            assert fleet.cell("web/0.1")["phase"] == "READY"
-            touch = ["docker", "exec", fleet.cell("web/0.1")["runtime_id"], "sh", "-c", "true"]
-            subprocess.run(touch, env={**os.environ, "DOCKER_HOST": engine}, check=True)
-            fleet.until_ready("web", 1, without=("web/0.1",))
-            assert fleet.why("web/0.1")["rule"] == "touched"
-            assert "somebody ran sh in it (docker exec)" in fleet.done("why", "web/0.1")
-        finally:
-            for process in fleet.agents.values():
-                process.kill()
-                process.wait()
-            remove_fleet(engine, fleet.name)
+        fleet.start_agent("earth", runtime="docker", DOCKER_HOST=engine)
+        fleet.apply("web", 1, image=busybox_image, command=["sleep", "1000"])
+        with a_terminal(fleet, "web/0.1", rows=33, columns=111) as terminal:
+            terminal.until_raw()
+            terminal.type(b"echo $CELL_ID; stty size\r")
+            terminal.until(b"33 111")
+            terminal.resize(44, 122)
+            terminal.type(b"stty size\r")
+            terminal.until(b"44 122")
+            terminal.type(b"exit 5\r")
+            assert terminal.end() == 5
+        typed = os.urandom(300_000)
+        done = piped(fleet, "web/0.1", "--", "sh", "-c", "echo aside >&2; cat; exit 3", typed=typed)
+        assert (done.returncode, done.stdout == typed) == (3, True)
+        assert done.stderr.endswith(b"aside\n")
+        with a_terminal(fleet, "web/0.1") as terminal:
+            terminal.until_raw()
+            terminal.type(b"\x1d")
+            assert terminal.end() == 130
+        assert fleet.cell("web/0.1")["phase"] == "READY"
+        touch = ["docker", "exec", fleet.cell("web/0.1")["runtime_id"], "sh", "-c", "true"]
+        subprocess.run(touch, env={**os.environ, "DOCKER_HOST": engine}, check=True)
+        fleet.until_ready("web", 1, without=("web/0.1",))
+        assert fleet.why("web/0.1")["rule"] == "touched"
+        assert "somebody ran sh in it (docker exec)" in fleet.done("why", "web/0.1")

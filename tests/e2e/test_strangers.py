@@ -11,7 +11,8 @@ import pytest
 
 from galactica.scheduler.security.ca import CertificateAuthority, Role, new_key_and_csr
 from galactica.v1 import cell_pb2, link_pb2, link_pb2_grpc, operator_pb2, operator_pb2_grpc
-from tests.support.fleet import WAIT_SECONDS, a_fleet, is_alive, pids
+from tests.support.fleet import WAIT_SECONDS, a_fleet
+from tests.support.processes import is_alive, pids
 
 pytestmark = pytest.mark.xdist_group("e2e-strangers")
 

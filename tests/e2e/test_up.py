@@ -10,7 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.fleet import WAIT_SECONDS, Fleet, cli_command, is_alive, kill, pids
+from tests.support.fleet import WAIT_SECONDS, Fleet
+from tests.support.processes import cli_command, is_alive, kill, pids
 
 
 @pytest.fixture

@@ -1,9 +1,7 @@
 """The whole agent, as a process of its own, against a real scheduler's end of the link with mTLS."""
 
-import asyncio
 import os
 import signal
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,18 +10,8 @@ import psutil
 import pytest
 
 from galactica.v1 import cell_pb2, link_pb2
-from tests.support.agent_world import (
-    CELL,
-    AgentWorld,
-    FakeScheduler,
-    agent_world,
-    decommission,
-    http_server,
-    is_alive,
-    order,
-    pid_of,
-    until,
-)
+from tests.support.agent_world import AgentWorld, FakeScheduler, agent_world, is_alive, pid_of, until
+from tests.support.orders import CELL, decommission, http_server, order
 
 RUNNING = cell_pb2.CELL_STATE_RUNNING
 GONE = cell_pb2.CELL_STATE_GONE
@@ -113,15 +101,13 @@ async def test_cell_is_ordered_once_runs_dies_and_is_gone(world: AgentWorld) -> 
     assert not is_alive(pid_of(report))
 
 
-async def test_death_is_told_within_a_moment(world: AgentWorld) -> None:
-    world.scheduler.beat_ms = 10_000
-    world.scheduler.lease_ms = 60_000
+async def test_death_is_told_at_once_and_not_with_the_next_beat(world: AgentWorld) -> None:
+    world.scheduler.beat_ms = 600_000
+    world.scheduler.lease_ms = 3_600_000
     world.enrolled().start()
     report = await world.running()
-    began = time.monotonic()
     os.kill(pid_of(report), signal.SIGKILL)
     await world.scheduler.session.until_state(CELL, cell_pb2.CELL_STATE_EXITED)
-    assert time.monotonic() - began < 2.0
 
 
 async def test_command_that_is_not_there_is_a_failed_cell_with_its_reason(world: AgentWorld) -> None:
@@ -263,11 +249,11 @@ async def test_certificate_of_another_ca_opens_nothing(world: AgentWorld, tmp_pa
     (tmp_path / "other").mkdir()
     FakeScheduler(tmp_path / "other").identity(world.data / "identity", "host1")
     agent = world.agent()
-    process = agent.start()
-    await asyncio.sleep(1.0)
-    assert process.poll() is None
+    agent.start()
+    await agent.until_said("detached link=1 ")
+    await agent.until_said("detached link=2 ")  # it goes on trying
     assert world.scheduler.sessions == []
-    await agent.ended()
+    assert (await agent.ended())[0] == 0
 
 
 async def test_certificate_is_replaced_in_time_and_the_next_session_opens_before_the_old_one_ends(
@@ -320,8 +306,9 @@ async def test_logs_come_in_chunks_with_an_end_and_do_not_hold_reports_back(worl
     await until(lambda: any(one.end for one in session.logs if one.stream == 7), "the end of the logs")
     assert read(7) == "".join(f"{n}\n" for n in range(19_901, 20_001)).encode()
     assert all(len(one.data) <= 32 * 1024 for one in session.logs)
-    gaps = [later - earlier for earlier, later in zip(session.heard_at, session.heard_at[1:], strict=False)]
-    assert max(gaps) < 1.0
+    count = len(session.reports)
+    await until(lambda: len(session.reports) >= count + 3, "reports while the logs are still followed")
+    assert not any(one.end for one in session.logs if one.stream == 6)
 
 
 async def test_logs_are_followed_until_nobody_wants_them(world: AgentWorld) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import socket
-import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
@@ -166,10 +165,8 @@ async def test_kept_connection_that_the_server_closed_is_no_failure(probing: Pro
 async def test_probe_that_hangs_has_failed_when_its_time_is_up(probing: Probing, kind: str) -> None:
     probe = {"http": cell_pb2.HttpProbe(port="http"), "grpc": cell_pb2.GrpcProbe(port="http")}[kind]
     async with server(silent) as port:
-        began = time.monotonic()
         probing.start(port, **{kind: probe})
         assert await probing.next_outcome() == "no answer within 200 ms"
-        assert time.monotonic() - began < 5.0
 
 
 @pytest.mark.parametrize("kind", ["http", "tcp"])
@@ -259,10 +256,9 @@ async def test_slow_neighbour_delays_nobody(probing: Probing) -> None:
         for n in range(20):
             probing.start(slow, f"slow/{n}.1", **http())
         probing.start(quick, every_ms=50, **http())
-        began = time.monotonic()
         await until(lambda: len(probing.outcomes["web/1.1"]) >= 10, "ten outcomes")
         assert set(probing.outcomes["web/1.1"]) == {""}
-        assert time.monotonic() - began < 5.0
+        assert sum(len(probing.outcomes[f"slow/{n}.1"]) for n in range(20)) < 10 * 20
 
 
 async def test_cell_that_comes_up_is_seen_long_before_its_next_full_interval(probing: Probing) -> None:

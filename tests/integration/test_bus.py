@@ -146,20 +146,21 @@ async def test_broker_that_was_killed_is_told_anew_how_everything_is(broker):
 async def test_events_of_an_absence_are_told_in_order_when_it_ends(broker):
     mind = MemoryMind()
     slow = Pace(first_pause_seconds=4.0, states_every_seconds=0.05)  # the listener is there before the bus
-    async with running_bus(broker, mind, slow) as bus:
-        async with listening(broker) as listener:
-            await attach(mind)
-            await until(lambda: len(positions(listener)) == 3, "the first events")
-        broker.kill()
-        await until(lambda: bus._trouble, "the bus knows")
-        await apply(mind, 30)
-        broker.start()
-        async with listening(broker) as listener:
-            await until(lambda: len(mind.records) in positions(listener), "the newest event")
-        assert sorted(set(positions(listener))) == positions(listener)
-        # Before them comes again what the broker had not acknowledged when it was killed.
-        assert positions(listener)[-31:] == list(range(len(mind.records) - 30, len(mind.records) + 1))
-        assert bus.dropped == 0
+    with capture_logs() as logs:
+        async with running_bus(broker, mind, slow) as bus:
+            async with listening(broker) as listener:
+                await attach(mind)
+                await until(lambda: len(positions(listener)) == 3, "the first events")
+            broker.kill()
+            await until(lambda: [line for line in logs if line["event"] == "bus_lost"], "the bus says so")
+            await apply(mind, 30)
+            broker.start()
+            async with listening(broker) as listener:
+                await until(lambda: len(mind.records) in positions(listener), "the newest event")
+            assert sorted(set(positions(listener))) == positions(listener)
+            # Before them comes again what the broker had not acknowledged when it was killed.
+            assert positions(listener)[-31:] == list(range(len(mind.records) - 30, len(mind.records) + 1))
+            assert bus.dropped == 0
 
 
 async def test_who_is_too_far_behind_skips_and_says_how_many(broker):

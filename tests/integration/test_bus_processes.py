@@ -16,8 +16,9 @@ from galactica.scheduler.core.sight.observations import Attached, ServerFacts, W
 from galactica.scheduler.settings.broker import bus_options
 from tests.support.agent_world import FLEET, AgentProcess, FakeScheduler, fake_scheduler
 from tests.support.broker import PASSWORD, Broker, listening, until
-from tests.support.fleet import Fleet, a_fleet, cli_command
+from tests.support.fleet import Fleet, a_fleet
 from tests.support.memory_mind import MemoryMind
+from tests.support.processes import cli_command
 
 WILL = f"galactica/{FLEET}/wills/host1"
 STOPPED_SECONDS = 3.0

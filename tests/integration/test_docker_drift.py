@@ -38,8 +38,11 @@ WRITES = (
 class Touched:
     """A running cell, and a person's hands beside it."""
 
-    def __init__(self, engine: str, runtime: DockerRuntime, made: link_pb2.Order, runtime_id: str) -> None:
-        self.engine, self.runtime, self.order, self.runtime_id = engine, runtime, made, runtime_id
+    def __init__(
+        self, engine: str, fleet: str, runtime: DockerRuntime, made: link_pb2.Order, runtime_id: str
+    ) -> None:
+        self.engine, self.fleet, self.runtime = engine, fleet, runtime
+        self.order, self.runtime_id = made, runtime_id
         self.watch: Any = runtime.watch()
 
     def docker(self, *arguments: str) -> str:
@@ -70,10 +73,10 @@ async def touched_cell(engine: str, image: str, *command: str, **spec: Any) -> A
         resources=cell_pb2.Resources(cpu_millis=100, memory_bytes=64 * 2**20, pids=64),
         **spec,
     )
-    async with a_runtime(engine) as runtime:
+    fleet = new_fleet()
+    async with a_runtime(engine, fleet=fleet) as runtime:
         running = await runtime.start(made, ignore_progress)
-        cell = Touched(engine, runtime, made, running.runtime_id)
-        yield cell
+        yield Touched(engine, fleet, runtime, made, running.runtime_id)
 
 
 @pytest.fixture
@@ -102,7 +105,7 @@ async def test_commands_of_the_agent_itself_touch_nothing(engine, busybox_image)
         client = client_of(engine)
         await until(lambda: bool(client.inspect_container(cell.runtime_id)["ExecIDs"]), "the command runs")
         assert await cell.compare() == ()
-        async with a_runtime(engine, fleet=cell.runtime._engine.scope.fleet) as successor:
+        async with a_runtime(engine, fleet=cell.fleet) as successor:
             await successor.list()
             assert await successor.compare(cell.order, cell.runtime_id) == ()
             client.close()
@@ -185,9 +188,10 @@ async def test_networks_and_names_are_told(engine, busybox_image, network):
 async def test_a_container_of_a_strangers_making_is_told_without_any_value(engine, busybox_image):
     """Somebody made it anew under the same name and labels, as tools do that exchange images."""
     async with touched_cell(engine, busybox_image) as cell:
-        labels = client_of(engine).inspect_container(cell.runtime_id)["Config"]["Labels"]
+        with contextlib.closing(client_of(engine)) as client:
+            before = client.inspect_container(cell.runtime_id)
+        name, labels = before["Name"], before["Config"]["Labels"]
         await cell.runtime.stop(CELL, "SIGKILL", 0.0)
-        name = cell.runtime._engine.scope.name_of(CELL)
         given = [word for key, value in labels.items() for word in ("--label", f"{key}={value}")]
         made = cell.docker(
             *(
@@ -273,10 +277,11 @@ async def test_every_cell_is_compared_in_time_and_a_touched_one_at_once(engine, 
             async with asyncio.timeout(20):
                 await seen.wait()
             assert told == dict.fromkeys(cells, ())
-            watch.every_seconds = 1_000.0
-            for cell_id in cells:
-                watch._due[cell_id] = float("inf")
+            looking.cancel()
             seen.clear()
+            # A watch to which no cell is due for years, but for the one that is touched.
+            watch = DriftWatch(lambda: cells, compare, tell, every_seconds=1e12)
+            looking = tasks.create_task(watch.run())
             client = client_of(engine)
             exec_id = client.exec_create(cells["web/3.1"].runtime_id, ["true"])["Id"]
             client.exec_start(exec_id)
@@ -285,7 +290,7 @@ async def test_every_cell_is_compared_in_time_and_a_touched_one_at_once(engine, 
             while (await news(hands)) != Stirred("web/3.1"):
                 pass
             watch.stir("web/3.1")
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 await seen.wait()
             looking.cancel()
         assert told["web/3.1"] == ("somebody ran true in it (docker exec)",)

@@ -7,9 +7,9 @@ import pytest
 
 from galactica.agent.core.model import Found
 from galactica.agent.runtimes.port import Exited, Relisted, RuntimeUnavailable
-from tests.support.docker_cells import a_runtime, client_of, ignore_progress, news, order, own_engine, until
+from tests.support.docker_cells import a_runtime, client_of, ignore_progress, news, order, own_engine
 
-pytestmark = [pytest.mark.docker, pytest.mark.root]
+pytestmark = [pytest.mark.docker, pytest.mark.root, pytest.mark.xdist_group("engines")]
 
 SLEEPER = ("sleep", "1000")
 
@@ -104,14 +104,17 @@ async def test_an_engine_that_comes_later_is_found_and_tells_what_it_has(engine,
 
 
 async def test_stopping_ends_though_the_engine_dies_while_the_cell_takes_its_grace(engine, busybox_image):
-    deaf = ("sh", "-c", 'trap "" TERM; while :; do sleep 0.1; done')
+    deaf = ("sh", "-c", 'trap "echo asked to end" TERM; echo deaf; while :; do sleep 0.1; done')
     with own_engine(engine, busybox_image, "--live-restore") as own:
         async with a_runtime(own.url) as runtime:
             await runtime.start(order("web/0.1", busybox_image, *deaf), ignore_progress)
+            said = runtime.logs("web/0.1", 1, follow=True)
+            assert await anext(said) == b"deaf\n"
             async with asyncio.TaskGroup() as tasks:
-                stopping = tasks.create_task(_outcome(runtime.stop("web/0.1", "SIGTERM", 1.5)))
-                await until(lambda: bool(runtime._ends), "the signal was sent")
+                stopping = tasks.create_task(_outcome(runtime.stop("web/0.1", "SIGTERM", 5.0)))
+                assert await anext(said) == b"asked to end\n"
                 own.kill()
+            await said.aclose()
             assert isinstance(stopping.result(), RuntimeUnavailable)
             await asyncio.to_thread(own.start)
             await runtime.stop("web/0.1", "SIGTERM", 0.5)

@@ -23,7 +23,7 @@ from tests.support.docker_cells import (
     until,
 )
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.xdist_group("engines")]
 
 BIG_BYTES = 24 << 20
 

@@ -9,8 +9,8 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
-import psutil
 import pytest
 
 from galactica.agent.core import events as messages
@@ -21,6 +21,9 @@ from galactica.agent.neighbours.watch import (
     ANSWERS_A_WINDOW,
     PACKET_BYTES,
     PING,
+    READS_A_WINDOW,
+    RECEIVE_BUFFER_BYTES,
+    WINDOW_SECONDS,
     NeighbourWatch,
     joined_address,
     listen,
@@ -28,12 +31,16 @@ from galactica.agent.neighbours.watch import (
     packet,
 )
 from galactica.agent.neighbours.watch import key_id as id_of
-from galactica.v1 import link_pb2
-from tests.support.agent_world import ROOT, AgentProcess, fake_scheduler, until
+from tests.support.agent_world import ROOT, until
+
+FLOOD = 60_000
 
 LOOPBACK = "127.0.0.1"
+
 KEY = b"k" * 16
+
 OTHER_KEY = b"o" * 16
+
 CHILD = """
 import asyncio, sys
 from galactica.agent.neighbours.watch import NeighbourWatch, listen
@@ -121,12 +128,15 @@ class Socket:
         host, port = address.rsplit(":", 1)
         self.socket.sendto(data, (host, int(port)))
 
+    def close(self) -> None:
+        self.socket.close()
+
 
 @pytest.fixture
 def hand():
     hand = Socket()
     yield hand
-    hand.socket.close()
+    hand.close()
 
 
 async def answers_of(hand: Socket, address: str, *sent: bytes) -> list[bytes]:
@@ -154,17 +164,14 @@ async def test_kernel_says_that_a_killed_agents_port_is_closed(watcher, child):
     child.kill()
     killed_at = time.monotonic()
     await watcher.until(Answer.REFUSED)
-    assert time.monotonic() - killed_at < 1.5
     assert watcher.said["one"].since > killed_at
 
 
-async def test_stopped_agent_is_silent_within_about_two_seconds_and_answers_when_it_goes_on(watcher, child):
+async def test_stopped_agent_is_silent_and_answers_when_it_goes_on(watcher, child):
     watcher.watch.watch([Neighbour("one", child.address, KEY)], [])
     await watcher.until(Answer.ANSWERS)
     child.send_signal(signal.SIGSTOP)
-    stopped_at = time.monotonic()
     await watcher.until(Answer.SILENT)
-    assert time.monotonic() - stopped_at < 2.6
     child.send_signal(signal.SIGCONT)
     await watcher.until(Answer.ANSWERS)
     assert watcher.times == 3
@@ -198,21 +205,24 @@ async def test_neighbours_that_cannot_be_reached_say_nothing_and_disturb_nobody(
 async def test_who_is_watched_no_more_gets_no_pings(watcher, hand):
     watcher.watch.watch([Neighbour("one", hand.address, KEY)], [])
     await hand.next()
-    watcher.watch.watch([], [])
-    hand.received()
-    await asyncio.sleep(1.2)
+    with contextlib.closing(Socket()) as other:
+        watcher.watch.watch([Neighbour("two", other.address, KEY)], [])
+        hand.received()
+        for _ in range(3):  # who is still watched is pinged on
+            await other.next()
     assert hand.received() == []
 
 
 # What is believed.
 
 
-async def test_neighbour_that_does_not_know_the_key_gives_no_answer(watcher, child):
-    watcher.watch.watch(
-        [Neighbour("one", child.address, OTHER_KEY), Neighbour("two", child.address, KEY)], []
-    )
+async def test_neighbour_that_does_not_know_the_key_gives_no_answer(watcher, child, hand):
+    """It had the time of two pings for an answer, which ``hand`` counts."""
+    others = [Neighbour("two", child.address, KEY), Neighbour("three", hand.address, KEY)]
+    watcher.watch.watch([Neighbour("one", child.address, OTHER_KEY), *others], [])
     await watcher.until(Answer.ANSWERS, "two")
-    await asyncio.sleep(1.2)
+    for _ in range(3):
+        await hand.next()
     assert watcher.said.keys() == {"two"}
 
 
@@ -259,14 +269,11 @@ async def test_answer_that_is_played_again_is_none(watcher, hand):
 async def test_answer_from_another_address_is_none(watcher, hand):
     watcher.watch.watch([Neighbour("one", hand.address, KEY)], [])
     ping, sender = await hand.next()
-    stranger = Socket()
-    try:
+    with contextlib.closing(Socket()) as stranger:
         answer = packet(ANSWER, KEY, opened(ping, PING, {id_of(KEY): KEY})[1])
         stranger.socket.sendto(answer, sender)
         await hand.next()
         assert watcher.said == {}
-    finally:
-        stranger.socket.close()
 
 
 # What others may have of this agent.
@@ -305,113 +312,35 @@ async def test_one_key_gets_a_bounded_number_of_answers_and_takes_none_from_anot
     watcher.watch.watch([], [KEY, OTHER_KEY])
     began = time.monotonic()
     heard = await answers_of(hand, watcher.watch.address, *[packet(PING, OTHER_KEY, 7)] * 100)
-    windows = 1 + int(time.monotonic() - began + 1)
-    assert ANSWERS_A_WINDOW <= len(heard) <= ANSWERS_A_WINDOW * windows
+    assert ANSWERS_A_WINDOW <= len(heard) <= ANSWERS_A_WINDOW * windows_since(began)
+
+
+def windows_since(began: float) -> int:
+    """How many windows a watch may have begun since then, however slow this machine is."""
+    return 2 + int((time.monotonic() - began) / WINDOW_SECONDS)
 
 
 async def test_flood_costs_little_and_the_watch_goes_on(child, watcher):
-    """A child is flooded as fast as this process can send; it stays below a tenth of a core, and answers again."""
-    watcher.watch.watch([Neighbour("one", child.address, KEY)], [])
-    await watcher.until(Answer.ANSWERS)
+    """A child is flooded as fast as this process can send. It reads the few packets of each window that it may, the
+    kernel drops the rest, and it answers afterwards."""
     host, port = child.address.rsplit(":", 1)
-    flooded = psutil.Process(child.pid)
-    before, began, sent = sum(flooded.cpu_times()[:2]), time.monotonic(), 0
     garbage = packet(PING, OTHER_KEY, 7)
 
-    def flood() -> None:
-        nonlocal sent
+    def flood() -> float:
+        began = time.monotonic()
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-            while time.monotonic() - began < 3.0:
+            for _ in range(FLOOD):
                 sender.sendto(garbage, (host, int(port)))
-                sent += 1
+        return began
 
-    await asyncio.to_thread(flood)
-    share = (sum(flooded.cpu_times()[:2]) - before) / (time.monotonic() - began)
-    assert sent > 30_000
-    assert share < 0.1
+    began = await asyncio.to_thread(flood)
+    taken = FLOOD - dropped_at(int(port))
+    assert taken <= READS_A_WINDOW * windows_since(began) + RECEIVE_BUFFER_BYTES // PACKET_BYTES
+    watcher.watch.watch([Neighbour("one", child.address, KEY)], [])
     await watcher.until(Answer.ANSWERS)
 
 
-# The whole agent.
-
-
-async def test_agents_watch_each_other_and_say_what_they_see(tmp_path):
-    (tmp_path / "ca").mkdir()
-    async with fake_scheduler(tmp_path / "ca") as scheduler:
-        agents: dict[str, AgentProcess] = {}
-        try:
-            for name in ("one", "two"):
-                scheduler.identity(tmp_path / name / "identity", name)
-                agents[name] = AgentProcess(scheduler, tmp_path / name)
-                agents[name].start()
-            await scheduler.until_sessions(2)
-            sessions = {session.server: session for session in scheduler.sessions}
-            for name, other, key, accepted in (
-                ("one", "two", KEY, OTHER_KEY),
-                ("two", "one", OTHER_KEY, KEY),
-            ):
-                address = sessions[other].hello.watch_address
-                assert address.startswith("127.0.0.1:")
-                given = link_pb2.Neighbours(
-                    neighbours=[link_pb2.Neighbour(server_id=other, address=address, key=key)],
-                    accepted_keys=[accepted],
-                )
-                sessions[name].outgoing.put_nowait(link_pb2.AttachResponse(neighbours=given))
-
-            def said(name: str) -> list[tuple[str, int]]:
-                reports = sessions[name].reports
-                return [(one.server_id, one.answer) for report in reports for one in report.testimonies]
-
-            await until(lambda: said("one") and said("two"), "both answer")
-            agents["two"].process.send_signal(signal.SIGSTOP)
-            await until(lambda: len(said("one")) == 2, "silence is told")
-            agents["two"].process.kill()
-            await until(lambda: len(said("one")) == 3, "the closed port is told")
-            answers = [link_pb2.ANSWER_ANSWERS, link_pb2.ANSWER_SILENT, link_pb2.ANSWER_REFUSED]
-            assert said("one") == [("two", answer) for answer in answers]
-
-            # What it saw while nobody listened is the first that it says when somebody does again.
-            await scheduler.stop()
-            await scheduler.start()
-            again = await scheduler.until_sessions(3)
-            await until(lambda: again.reports, "a report")
-            (told,) = again.reports[0].testimonies
-            assert (told.server_id, told.answer) == ("two", link_pb2.ANSWER_REFUSED)
-            assert told.for_ms > 0
-        finally:
-            for agent in agents.values():
-                agent.dispose()
-
-
-@pytest.mark.parametrize(
-    ("watch", "code", "message"),
-    [
-        ("nowhere", 2, "invalid --watch 'nowhere': use off, or ADDRESS:PORT with a numeric address"),
-        ("0.0.0.0:0", 2, "invalid --watch '0.0.0.0:0': use off, or ADDRESS:PORT with a numeric address"),
-        (
-            "192.0.2.1:0",
-            1,
-            "cannot listen for neighbours at 192.0.2.1:0: Cannot assign requested address",
-        ),
-    ],
-)
-async def test_agent_says_why_it_cannot_be_watched_there(tmp_path, watch, code, message):
-    (tmp_path / "ca").mkdir()
-    async with fake_scheduler(tmp_path / "ca") as scheduler:
-        scheduler.identity(tmp_path / "one" / "identity", "one")
-        agent = AgentProcess(scheduler, tmp_path / "one", "--watch", watch)
-        agent.start()
-        ended, said = await agent.ended(None)
-        assert (ended, said.splitlines()[-1][: len("error: ") + len(message)]) == (code, f"error: {message}")
-
-
-async def test_agent_whose_watch_is_off_tells_no_address(tmp_path):
-    (tmp_path / "ca").mkdir()
-    async with fake_scheduler(tmp_path / "ca") as scheduler:
-        scheduler.identity(tmp_path / "one" / "identity", "one")
-        agent = AgentProcess(scheduler, tmp_path / "one", "--watch", "off")
-        try:
-            agent.start()
-            assert (await scheduler.until_sessions(1)).hello.watch_address == ""
-        finally:
-            agent.dispose()
+def dropped_at(port: int) -> int:
+    """Packets to that UDP port that the kernel has dropped since nobody read them in time (proc_net_udp)."""
+    lines = [line.split() for line in Path("/proc/net/udp").read_text().splitlines()[1:]]
+    return next(int(line[-1]) for line in lines if int(line[1].partition(":")[2], 16) == port)

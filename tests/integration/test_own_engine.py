@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.engine import HELLO_1, HELLO_2, OwnEngine, client_of, import_hello_images
 
-pytestmark = [pytest.mark.docker, pytest.mark.root, pytest.mark.xdist_group("engine")]
+pytestmark = [pytest.mark.docker, pytest.mark.root, pytest.mark.xdist_group("engines")]
 
 
 def traces_of(engine_directory):

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.fleet import pids
 from tests.support.lab import Lab, a_lab
+from tests.support.processes import pids
 
 BYSTANDERS = 4
 

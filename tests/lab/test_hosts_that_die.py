@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.fleet import pids
 from tests.support.lab import Lab, seconds, split
+from tests.support.processes import pids
 
 KERNEL_ALONE = "its kernel answers, but its agent does not"
 

@@ -12,7 +12,7 @@ import pytest
 
 from deploy.lab.host import environment_of, host_of
 from deploy.lab.switch import CONTROL_GROUPS, NAMESPACES, LabError, Switch
-from tests.support.fleet import ROOT, Json
+from tests.support.processes import ROOT, Json
 
 AGENT = ["--agent", "/bin/sh", "--agent-argument=-c", "--agent-argument=exec sleep 1000"]
 

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from deploy.lab.switch import Drop, cut, cut_from_scheduler, cut_in, cut_out, lose
-from tests.support.fleet import pids
 from tests.support.lab import Lab, seconds, split
+from tests.support.processes import pids
 
 BEYOND_LEASE_SECONDS = 7.0
 FREEZE_SECONDS = 1.5

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from deploy.lab.switch import cut_scheduler_off
-from tests.support.fleet import pids
 from tests.support.lab import Lab
+from tests.support.processes import pids
 
 BLIND_SECONDS = 30.0
 """Of each scheduler: a minute in all, and many leases."""

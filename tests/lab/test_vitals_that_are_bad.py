@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import pytest
 
 from tests.support.engine import HELLO_1, import_hello_images
-from tests.support.fleet import Json, pids
 from tests.support.lab import Lab, split
+from tests.support.processes import Json, pids
 
 CONTAINER = {
     "image": HELLO_1,

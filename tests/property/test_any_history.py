@@ -24,7 +24,7 @@ from galactica.scheduler.core.sight.observations import CellReport, CellState
 from galactica.scheduler.core.transitions import apply
 from galactica.scheduler.journal.snapshot import decode, encode
 from tests.property.laws import cells_in, cells_of, check_fleet, check_step, waits
-from tests.support.histories import apply_all, reconcile
+from tests.support.folding import apply_all, reconcile
 from tests.support.world import SECRET, World, exited, gone, running, service, spec, starting
 
 SERVERS = st.sampled_from("abcd")

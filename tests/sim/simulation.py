@@ -10,32 +10,19 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 
-from msgspec.structs import replace
-
 from galactica.scheduler.controller import Controller, load
 from galactica.scheduler.core.model.events import Record
 from galactica.scheduler.core.model.policy import Policy
 from galactica.scheduler.core.model.requests import (
     ApplyGroups,
     Asker,
-    CondemnCell,
     CreateToken,
     DeleteGroup,
-    DrainServer,
     Enrol,
     Refused,
     Request,
 )
-from galactica.scheduler.core.model.spec import (
-    Group,
-    GroupKind,
-    HealthSpec,
-    RuntimeKind,
-    ServerBody,
-    Spec,
-    Stop,
-    TcpProbe,
-)
+from galactica.scheduler.core.model.spec import Group, GroupKind
 from galactica.scheduler.core.sight.observations import Answer, Observation, ProviderState, Testimony
 from galactica.scheduler.core.turns import Start
 from tests.sim import clock
@@ -45,26 +32,14 @@ from tests.sim.laws import LawBroken, Laws
 from tests.sim.link import Links
 from tests.sim.network import Network, Weather
 from tests.sim.provider import SimProvider, Temper
+from tests.sim.troubles import Troubles
+from tests.sim.wanted import pool, service
 
 TROUBLE_SECONDS = 60.0
 CALM_SECONDS = 240.0
 WAKE_SECONDS = 0.3
 """What a frozen host may take to notice, when it goes on, that a lease ended meanwhile."""
 SECRET = "0" * 64
-
-
-def service(name: str, replicas: int, command: str, *, exclusive: bool = False) -> Group:
-    health = HealthSpec(probe=TcpProbe("http"), sick_after=3, boot_within_seconds=10.0)
-    spec = Spec(runtime=RuntimeKind.PROCESS, command=("serve", command), ports={"http": 0}, health=health)
-    if exclusive:
-        spec = replace(spec, exclusive=True, stop=Stop(grace_seconds=2.0))
-    return Group(GroupKind.SERVICE, name, replicas, spec)
-
-
-def pool(size: int, body: str) -> Group:
-    health = HealthSpec(boot_within_seconds=20.0)
-    spec = Spec(runtime=RuntimeKind.SERVER, server=ServerBody("local", f'{{"body":"{body}"}}'), health=health)
-    return Group(GroupKind.POOL, "rack", size, spec)
 
 
 @dataclass
@@ -282,13 +257,13 @@ class Simulation:
 
     async def _make_trouble(self) -> None:
         end = asyncio.get_running_loop().time() + TROUBLE_SECONDS
-        kinds = [getattr(self, name) for name in sorted(dir(self)) if name.startswith("trouble_")]
+        kinds = Troubles(self).kinds()
         chosen = self.random.sample(kinds, self.random.randint(3, len(kinds)))
         while asyncio.get_running_loop().time() < end:
             await asyncio.sleep(self.random.expovariate(1.0))
             self._check()
             trouble = self.random.choice(chosen)
-            self.troubles[trouble.__name__.removeprefix("trouble_")] += 1
+            self.troubles[trouble.__name__] += 1
             await trouble()
 
     def _check(self) -> None:
@@ -296,9 +271,6 @@ class Simulation:
             raise self.broken[0]
         if self.scheduler is not None and self.scheduler.task.done():
             self.scheduler.task.result()
-
-    def _host(self) -> Host:
-        return self.random.choice(list(self.hosts.values()))  # joined hosts never go, so there is one
 
     async def _watch_rivals(self) -> None:
         """No two cells of an exclusive slot run at once, wherever they are."""
@@ -311,141 +283,7 @@ class Simulation:
         awake = (host for host in self.hosts.values() if now >= host.troubles.frozen_until + WAKE_SECONDS)
         return [cell for host in awake for cell in host.alive() if cell.startswith(f"{group}/")]
 
-    def _later(self, act: Callable[[], object], low: float, high: float) -> None:
-        asyncio.get_running_loop().call_later(self.random.uniform(low, high), act)
-
-    async def trouble_cell_killed(self) -> None:
-        host = self._host()
-        if host.running():
-            host.kill_cell(self.random.choice(host.running()))
-
-    async def trouble_all_cells_of_a_host_killed(self) -> None:
-        host = self._host()
-        for cell in host.running():
-            host.kill_cell(cell)
-
-    async def trouble_cell_ill(self) -> None:
-        host = self._host()
-        if host.running():
-            body = host.bodies[self.random.choice(host.running())]
-            body.ill_until = host.now + self.random.uniform(1.0, 15.0)
-
-    async def trouble_agent_killed(self) -> None:
-        host = self._host()
-        host.kill_agent()
-        self._later(host.boot_agent, 0.1, self.random.choice([12.0, 50.0]))
-
-    async def trouble_host_frozen(self) -> None:
-        host = self._host()
-        host.troubles.frozen_until = host.now + self.random.uniform(0.5, 12.0)
-
-    async def trouble_disks_of_hosts_full(self) -> None:
-        """Of one host, or of all of them."""
-        until = asyncio.get_running_loop().time() + self.random.uniform(5.0, 60.0)
-        for host in self.random.choice([[self._host()], list(self.hosts.values())]):
-            host.troubles.disk_full_until = until
-
-    async def trouble_agent_frozen(self) -> None:
-        host = self._host()
-        host.troubles.agent_frozen_until = host.now + self.random.uniform(0.5, 40.0)
-
-    async def trouble_engine_away(self) -> None:
-        host = self._host()
-        host.troubles.engine_away = True
-        self._later(lambda: setattr(host.troubles, "engine_away", False), 0.5, 10.0)
-
-    async def trouble_starts_slow_and_failing(self) -> None:
-        host = self._host()
-        host.troubles.start_seconds = self.random.choice([0.05, 0.5, 4.0])
-        host.troubles.starts_fail = self.random.choice([0.0, 0.2, 1.0])
-
-    async def trouble_network_cut(self) -> None:
-        """Both ways, or only one."""
-        host = self._host()
-        ways = self.random.choice([("to",), ("from",), ("to", "from")])
-        for way in ways:
-            cut = self.network.cut_to if way == "to" else self.network.cut_from
-            cut.add(host.name)
-            longest = self.random.choice([15.0, 40.0])
-            self._later(lambda cut=cut: cut.discard(host.name), 0.5, longest)  # type: ignore[misc]
-
-    async def trouble_host_isolated(self) -> None:
-        """Nobody reaches it, neither the scheduler nor its neighbours."""
-        host = self._host()
-        for cut in (self.network.cut_to, self.network.cut_from, self.isolated):
-            cut.add(host.name)
-        seconds = self.random.uniform(0.5, self.random.choice([15.0, 40.0]))
-        for cut in (self.network.cut_to, self.network.cut_from, self.isolated):
-            self._later(lambda cut=cut: cut.discard(host.name), seconds, seconds)  # type: ignore[misc]
-
-    async def trouble_scheduler_cut_off_from_all(self) -> None:
-        names = list(self.hosts)
-        seconds = self.random.uniform(1.0, 60.0)
-        for name in names:
-            self.network.cut_from.add(name)
-            self._later(lambda name=name: self.network.cut_from.discard(name), seconds, seconds)  # type: ignore[misc]
-
-    async def trouble_machine_destroyed(self) -> None:
-        machines = [name for name in self.provider.machines if name in self.hosts]
-        if machines:
-            self.provider.die(self.random.choice(machines))
-
-    async def trouble_provider(self) -> None:
-        self.provider.temper = Temper(
-            seconds=self.random.choice([0.1, 1.0, 8.0]),
-            fails=self.random.choice([0.0, 0.3, 1.0]),
-            answer_lost=self.random.choice([0.0, 0.3]),
-            silent=self.random.random() < 0.2,
-            lists_nothing=self.random.random() < 0.3,
-        )
-
-    async def trouble_pool_changed(self) -> None:
-        if self.has_pool:
-            await self.ask(ApplyGroups((pool(self.random.randint(0, 4), self.random.choice(["p0", "p1"])),)))
-
-    async def trouble_bad_weather(self) -> None:
-        self.network.weather = Weather(
-            delay_seconds=self.random.choice([0.001, 0.05, 0.5]),
-            jitter_seconds=self.random.choice([0.0, 0.1, 1.0]),
-            lost=self.random.choice([0.0, 0.02, 0.2]),
-            repeated=self.random.choice([0.0, 0.1, 0.5]),
-        )
-
-    async def trouble_scheduler_crash(self) -> None:
-        await self.stop_scheduler()
-        await asyncio.sleep(self.random.choice([0.0, 0.2, 3.0, 12.0]))
-        self.start_scheduler()
-        self._nothing_acknowledged_is_lost()
-
-    async def trouble_disk_full(self) -> None:
-        self.disk.is_full = True
-        self._later(lambda: setattr(self.disk, "is_full", False), 0.2, 6.0)
-
-    async def trouble_apply(self) -> None:
-        name = self.random.choice(["web", "api"])
-        command = self.random.choice(["v0", "v1", "v2", "dies", "ill"])
-        await self.ask(ApplyGroups((service(name, self.random.randint(0, 8), command),)))
-
-    async def trouble_exclusive_changed(self) -> None:
-        command = self.random.choice(["v0", "v1", "dies"])
-        await self.ask(ApplyGroups((service("db", self.random.randint(1, 3), command, exclusive=True),)))
-
-    async def trouble_delete(self) -> None:
-        await self.ask(DeleteGroup(self.random.choice(["web", "api"])))
-
-    async def trouble_condemn(self) -> None:
-        host = self._host()
-        if host.bodies:
-            await self.ask(CondemnCell(self.random.choice(sorted(host.bodies)), "the simulator says so"))
-
-    async def trouble_drain(self) -> None:
-        staying = [name for name in self.hosts if name not in self.drained and "/" not in name]
-        if len(staying) > 2:
-            name = self.random.choice(staying)
-            self.drained.add(name)
-            await self.ask(DrainServer(name))
-
-    def _nothing_acknowledged_is_lost(self) -> None:
+    def nothing_acknowledged_is_lost(self) -> None:
         assert self.scheduler is not None
         groups = self.scheduler.controller.view().fleet.groups
         for name, group in self.acknowledged.items():

@@ -23,13 +23,12 @@ from galactica.scheduler.security.ca import CertificateAuthority, new_key_and_cs
 from galactica.scheduler.security.identities import identity_of
 from galactica.scheduler.security.renewal import NotRenewed, server_to_renew
 from galactica.v1 import cell_pb2, link_pb2, link_pb2_grpc
+from tests.support.orders import CELL, order
 
 FLEET = "testfleet"
 DEADLINE_SECONDS = 20.0
 ROOT = Path(__file__).parents[2]
 TOKEN_ID = "aa11"
-CELL = "web/1.1"
-"""What the agent runs unless a test names another one."""
 
 
 async def until(condition: Callable[[], Any], what: str, seconds: float = DEADLINE_SECONDS) -> Any:
@@ -52,7 +51,6 @@ class Session:
     certificate: bytes
     outgoing: asyncio.Queue[link_pb2.AttachResponse | None] = field(default_factory=asyncio.Queue)
     reports: list[link_pb2.Report] = field(default_factory=list)
-    heard_at: list[float] = field(default_factory=list)
     logs: list[link_pb2.LogChunk] = field(default_factory=list)
     cells: dict[str, cell_pb2.CellReport] = field(default_factory=dict)
     sequence: int = 0
@@ -246,7 +244,6 @@ class FakeScheduler(link_pb2_grpc.AgentLinkServiceServicer, link_pb2_grpc.Enrolm
                 session.logs.append(request.log_chunk)
                 continue
             report = request.report
-            session.heard_at.append(time.monotonic())
             session.reports.append(report)
             session.beat_at = report.beat_at
             session.cells.update((one.cell_id, one) for one in report.cells)
@@ -275,37 +272,6 @@ async def fake_scheduler(directory: Path) -> AsyncIterator[FakeScheduler]:
         scheduler.close()
 
 
-def order(cell_id: str, *command: str, **spec: Any) -> link_pb2.Instruction:
-    """An order for a process cell; by default one that sleeps."""
-    whole = cell_pb2.Spec(
-        runtime=cell_pb2.RUNTIME_KIND_PROCESS,
-        command=command or ("sleep", "600"),
-        stop=cell_pb2.Stop(signal="SIGTERM", grace_ms=2_000),
-        **spec,
-    )
-    return link_pb2.Instruction(
-        order=link_pb2.Order(cell_id=cell_id, digest=f"digest of {cell_id}", spec=whole)
-    )
-
-
-def decommission(cell_id: str) -> link_pb2.Instruction:
-    return link_pb2.Instruction(decommission=link_pb2.Decommission(cell_id=cell_id, reason="a test wants it"))
-
-
-def http_server(answer: str = "HTTP/1.1 200 OK") -> tuple[str, ...]:
-    """The command of a cell that answers each GET on $PORT_HTTP so, one connection at a time."""
-    program = (
-        "import os,socket\n"
-        "s=socket.create_server(('127.0.0.1',int(os.environ['PORT_HTTP'])),backlog=64)\n"
-        "while True:\n"
-        " c,_=s.accept()\n"
-        " c.recv(4096)\n"
-        f" c.sendall(b'{answer}\\r\\nContent-Length: 2\\r\\nConnection: close\\r\\n\\r\\nok')\n"
-        " c.close()\n"
-    )
-    return (sys.executable, "-S", "-c", program)
-
-
 class AgentProcess:
     """``python -m agent`` as a process of its own, with its data in ``data``."""
 
@@ -322,6 +288,14 @@ class AgentProcess:
             self._command, env=self._environment, stderr=subprocess.PIPE, text=True, cwd="/"
         )
         return self.process
+
+    async def until_said(self, words: str) -> None:
+        """Returns when it has written a line with these words. What was read so far is not told again by ``ended``."""
+        assert self.process
+        assert self.process.stderr
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while words not in (line := await asyncio.to_thread(self.process.stderr.readline)):
+                assert line, f"it ended and never said: {words}"
 
     async def ended(self, number: int | None = signal.SIGTERM) -> tuple[int, str]:
         """Send it the signal, if any; its exit code and what it wrote."""

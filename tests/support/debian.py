@@ -59,7 +59,7 @@ class Root:
     def run(self, *words: str, binds: tuple[str, ...] = ()) -> str:
         """In the root, with this machine's network and nothing booted."""
         given = [f"--bind={bind}" for bind in binds]
-        return command(*self._nspawn(), "--pipe", "--resolv-conf=replace-host", *given, "--", *words)
+        return command(*self.nspawn_command(), "--pipe", "--resolv-conf=replace-host", *given, "--", *words)
 
     def apt_install(self, *packages: str, binds: tuple[str, ...] = ()) -> str:
         """With its dependencies. What was downloaded is kept for the next root."""
@@ -77,7 +77,7 @@ class Root:
     def exists(self, path: str) -> bool:
         return os.path.lexists(self.directory / path.lstrip("/"))
 
-    def _nspawn(self) -> list[str]:
+    def nspawn_command(self) -> list[str]:
         return ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", f"--directory={self.directory}"]
 
     def _take_over_apt(self) -> None:
@@ -112,7 +112,7 @@ class Machine:
         """``words``: more options for systemd-nspawn."""
         with log.open("wb") as output:
             nspawn = subprocess.Popen(
-                [*root._nspawn(), "--private-network", "--console=pipe", *words, "--boot"],
+                [*root.nspawn_command(), "--private-network", "--console=pipe", *words, "--boot"],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import docker
 import psutil
@@ -24,6 +24,9 @@ import pytest
 
 from galactica.agent.runtimes.docker.runtime import DockerRuntime
 from galactica.v1 import cell_pb2, link_pb2
+from tests.support.engine import remove_fleet
+
+Files = Literal["readable", "hidden"]
 
 SERVER = "one"
 WAIT_SECONDS = 30.0
@@ -59,13 +62,6 @@ def new_fleet() -> str:
 
 def client_of(engine: str) -> Any:
     return docker.APIClient(engine, version="auto", timeout=60)
-
-
-def remove_fleet(engine: str, fleet: str) -> None:
-    with contextlib.closing(client_of(engine)) as client:
-        for row in client.containers(all=True, filters={"label": f"galactica.fleet={fleet}"}):
-            with contextlib.suppress(docker.errors.NotFound):
-                client.remove_container(row["Id"], force=True, v=True)
 
 
 @contextlib.asynccontextmanager
@@ -135,18 +131,19 @@ def _directory() -> Iterator[Path]:
 class OwnEngine:
     """A Docker Engine of a test's own, to be killed and frozen at will. Its containers have no network."""
 
-    def __init__(self, directory: Path, options: Sequence[str]) -> None:
+    def __init__(self, directory: Path, options: Sequence[str], files: Files = "readable") -> None:
         self.url = f"unix://{directory}/s"
         self._directory = directory
         self._options = options
+        self._files = files
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         with (self._directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
-                    # In a network namespace of its own: without a bridge it would remove another engine's.
-                    *("unshare", "--net", need("dockerd", "docker.io"), "-H", self.url),
+                    *self._place(),
+                    *(need("dockerd", "docker.io"), "-H", self.url),
                     *("--data-root", f"{self._directory}/d", "--exec-root", f"{self._directory}/e"),
                     *("--pidfile", f"{self._directory}/p", "--bridge", "none", "--iptables=false"),
                     *self._options,
@@ -166,6 +163,16 @@ class OwnEngine:
                 time.sleep(0.05)
             else:
                 return
+
+    def _place(self) -> list[str]:
+        """What comes before its command."""
+        # In a network namespace of its own: without a bridge it would remove another engine's.
+        if self._files == "readable":
+            return ["unshare", "--net"]
+        data = self._directory / "d"
+        data.mkdir(exist_ok=True)
+        mount = 'mount -t tmpfs tmpfs "$0" && exec "$@"'
+        return ["unshare", "--net", "--mount", "sh", "-c", mount, str(data)]
 
     def kill(self) -> None:
         """SIGKILL for the engine; the containerd that it keeps goes with it, the containers stay."""
@@ -207,10 +214,11 @@ def _wait_for_end(process_id: int) -> None:
 
 
 @contextlib.contextmanager
-def own_engine(engine: str, image: str, *options: str) -> Iterator[OwnEngine]:
-    """An engine of one's own that has the image, copied from ``engine``."""
+def own_engine(engine: str, image: str, *options: str, files: Files = "readable") -> Iterator[OwnEngine]:
+    """An engine of one's own that has the image, copied from ``engine``. ``files``: whether this process can read
+    those that it keeps; hidden ones are on a mount of its own, and end with it."""
     with _directory() as directory:
-        own = OwnEngine(directory, options)
+        own = OwnEngine(directory, options, files)
         own.start()
         try:
             with (

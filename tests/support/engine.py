@@ -170,6 +170,14 @@ def an_engine() -> Iterator[str]:
         own.stop()
 
 
+def remove_fleet(host: str, fleet: str) -> None:
+    """All containers of that fleet. Raises docker.errors.DockerException where no engine answers."""
+    with contextlib.closing(client_of(host)) as client:
+        for row in client.containers(all=True, filters={"label": f"galactica.fleet={fleet}"}):
+            with contextlib.suppress(docker.errors.NotFound):
+                client.remove_container(row["Id"], force=True, v=True)
+
+
 def import_hello_images(host: str) -> None:
     """Make ``HELLO_1`` and ``HELLO_2`` where the engine lacks them. Raises NoEngine where busybox is missing.
 

@@ -10,65 +10,39 @@ import asyncio
 import contextlib
 import json
 import os
-import random
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
+import docker.errors
 import grpc
 import psutil
+import requests.exceptions
 
 from galactica.agent.runtimes.process.runtime import ProcessRuntime
 from galactica.scheduler.cli import shapes
 from galactica.scheduler.security.ca import SCHEDULER_NAME
 from galactica.v1 import operator_pb2, operator_pb2_grpc
+from tests.support.engine import configured_host, remove_fleet
+from tests.support.processes import ROOT, Done, Json, agent_command, cli_command, free_ports
 
 T = TypeVar("T")
-Json = dict[str, Any]
 
-ROOT = Path(__file__).parents[2]
 WAIT_SECONDS = 30.0
 LEASE_SECONDS = 5.0
 LOOK_EVERY_SECONDS = 0.05
-PORTS = range(12_000, 30_000)
-"""Below those that the kernel hands to outgoing connections: such a one could meet itself where nobody listens."""
 
 HTTP_SERVER = [sys.executable, "-S", "-m", "http.server", "{port.http}", "--bind", "127.0.0.1"]
 SLEEP = ["sleep", "1000"]
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-def free_ports() -> tuple[int, int]:
-    """Two that follow each other, as ``--listen`` alone would use them."""
-    while True:
-        port = random.choice(PORTS)
-        with contextlib.suppress(OSError), socket.socket() as one, socket.socket() as other:
-            one.bind(("127.0.0.1", port))
-            other.bind(("127.0.0.1", port + 1))
-            return port, port + 1
 
 
 @dataclass
@@ -85,6 +59,8 @@ class Fleet:
     _ports: tuple[int, int] = field(default_factory=free_ports)
     _channel: grpc.Channel | None = None
     _token: str = ""
+    _engines: set[str] = field(default_factory=set)
+    """On which agents were begun that make containers."""
 
     # --- processes ------------------------------------------------------------------------------------------------
 
@@ -133,10 +109,27 @@ class Fleet:
         self.scheduler.kill()
         self.scheduler.wait()
 
-    def begin_agent(self, name: str, *words: str, runtime: str = "process", **environment: str) -> None:
-        """Start it; says nothing about whether it comes up. Without a token it has to have enrolled before."""
-        command = [*agent_command(), "--scheduler", self.address, "--enrol", self.enrol_address]
+    @property
+    def pid(self) -> int:
+        """The scheduler's."""
+        assert self.scheduler is not None
+        return self.scheduler.pid
+
+    def begin_agent(
+        self,
+        name: str,
+        *words: str,
+        runtime: str = "process",
+        before: Sequence[str] = (),
+        **environment: str,
+    ) -> None:
+        """Start it; says nothing about whether it comes up. Without a token it has to have enrolled before.
+
+        ``before``: the words before its command, as those that make it run in a namespace."""
+        command = [*before, *agent_command(), "--scheduler", self.address, "--enrol", self.enrol_address]
         command += ["--id", name, "--data", str(self.directory / name), "--runtime", runtime, *words]
+        if runtime == "docker":
+            self._engines.add(environment.get("DOCKER_HOST") or configured_host())
         self.agents[name] = self.spawn(name, command, **environment)
 
     def start_agent(self, name: str, *words: str, runtime: str = "process", **environment: str) -> None:
@@ -144,14 +137,20 @@ class Fleet:
         self.start_agents([name], *words, runtime=runtime, **environment)
 
     def start_agents(
-        self, names: Iterable[str], *words: str, runtime: str = "process", **environment: str
+        self,
+        names: Iterable[str],
+        *words: str,
+        runtime: str = "process",
+        before: Mapping[str, Sequence[str]] = MappingProxyType({}),
+        **environment: str,
     ) -> None:
         """Those that never were here enrol. Returns when all are READY and heard."""
         names = list(names)
         for name in names:
             known = (self.directory / name / "identity").exists()
             token = {} if known else {"GALACTICA_TOKEN": self._usual_token()}
-            self.begin_agent(name, *words, runtime=runtime, **token, **environment)
+            prefix = before.get(name, ())
+            self.begin_agent(name, *words, runtime=runtime, before=prefix, **token, **environment)
         for name in names:
             self.until(partial(self.is_attached, name), f"{name} is attached")
 
@@ -250,6 +249,12 @@ class Fleet:
     def server(self, name: str) -> Json:
         return next(one for one in self.servers() if one["id"] == name)
 
+    def hear(self, server: str, beats: int = 2) -> None:
+        """Returns when the scheduler has heard so many more beats: whatever the agent does by itself has happened."""
+        for _ in range(beats):
+            before = self.server(server)["last_beat_at"]
+            self.until(lambda last=before: self.server(server)["last_beat_at"] != last, f"{server} beats")
+
     def status(self) -> Json:
         return shapes.status(self._ask("GetStatus", operator_pb2.GetStatusRequest()))
 
@@ -336,13 +341,28 @@ class Fleet:
         for cells in self.directory.glob("**/cells"):
             with contextlib.suppress(Exception):  # what it cannot remove is killed below
                 asyncio.run(_remove_cells(cells, self.name))
-        for process in self.left_running():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        self._kill_what_is_left()
+        for engine in self._engines:
+            # One that has ended has taken its containers along.
+            with contextlib.suppress(docker.errors.DockerException, requests.exceptions.RequestException):
+                remove_fleet(engine, self.name)
         shutil.rmtree(self.directory, ignore_errors=True)
 
+    def _kill_what_is_left(self) -> None:
+        """Until nothing is: agents that the scheduler's own provider began live in sessions of their own and outlive
+        it, and one that is just being begun is seen by the next look."""
+        for _ in range(100):
+            left = self.left_running()
+            if not left:
+                return
+            for process in left:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(left, WAIT_SECONDS / 100)
+        raise AssertionError(f"processes that do not end on SIGKILL: {left}")
+
     def left_running(self) -> list[psutil.Process]:
-        """Processes that name this fleet's directory in their command or environment."""
+        """Living processes that name this fleet's directory in their command or environment."""
         needle = str(self.directory)
         found = []
         for process in psutil.process_iter():
@@ -363,42 +383,13 @@ async def _remove_cells(directory: Path, fleet: str) -> None:
 
 
 @contextlib.contextmanager
-def a_fleet(*agents: str, data: Path | None = None) -> Iterator[Fleet]:
-    """A scheduler and agents of these names, ready; all of it ends with the block."""
-    fleet = Fleet(Path(tempfile.mkdtemp(prefix="galactica-e2e-")))
+def a_fleet(*agents: str, data: Path | None = None, host: str = "127.0.0.1") -> Iterator[Fleet]:
+    """A scheduler and agents of these names, ready; all of it ends with the block. ``host``: an address of this
+    machine, on which the scheduler listens."""
+    fleet = Fleet(Path(tempfile.mkdtemp(prefix="galactica-fleet-")), host=host)
     try:
         fleet.start_scheduler(data)
         fleet.start_agents(agents)
         yield fleet
     finally:
         fleet.close()
-
-
-def cli_command() -> list[str]:
-    return [sys.executable, "-m", "galactica.scheduler.cli"]
-
-
-def agent_command() -> list[str]:
-    return [sys.executable, "-m", "galactica.agent"]
-
-
-def pids(cells: list[Json]) -> dict[str, int]:
-    """Cell id to the process id of its main process."""
-    return {cell["id"]: int(cell["runtime_id"]) for cell in cells}
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def kill(cell: Json) -> None:
-    os.kill(int(cell["runtime_id"]), signal.SIGKILL)
-
-
-def answer_of(endpoint: str) -> tuple[int, str]:
-    """Status and body of GET / there."""
-    with urllib.request.urlopen(f"http://{endpoint}/", timeout=5) as answer:
-        return answer.status, answer.read().decode()

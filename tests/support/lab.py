@@ -18,7 +18,8 @@ from pathlib import Path
 
 from deploy.lab.host import Host, environment_of, host_of, hosts_of
 from deploy.lab.switch import Drop, Switch
-from tests.support.fleet import ROOT, Fleet, Json
+from tests.support.fleet import Fleet
+from tests.support.processes import ROOT, Json
 
 PROVIDER = "lab"
 WITNESSES = 3

@@ -2,7 +2,6 @@
 somewhere."""
 
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -72,7 +71,7 @@ def test_sections_are_all_the_mappings_that_a_manifest_has():
     def mappings(model, path):
         yield path
         for name, field in model.model_fields.items():
-            inner = manifest._model_in(field.annotation)
+            inner = manifest.model_in(field.annotation)
             if inner:
                 yield from mappings(inner, (*path, name))
 
@@ -85,7 +84,7 @@ def test_a_key_without_a_description_ends_the_build():
         key: str = ""
 
     with pytest.raises(ValueError, match="key has no description"):
-        manifest._row("service", (), "key", Silent.model_fields["key"])
+        manifest.row("service", (), "key", Silent.model_fields["key"])
 
 
 @pytest.mark.parametrize(
@@ -110,7 +109,7 @@ def bounded():
     for kind, sections in SECTIONS.items():
         for path, model in sections.items():
             for name, field in model.model_fields.items():
-                if bounds := manifest._marks(field).get(Bounds):
+                if bounds := manifest.marks_of(field).get(Bounds):
                     yield pytest.param(kind, (*path, name), bounds, id=".".join((kind, *path, name)))
 
 
@@ -189,7 +188,7 @@ def test_every_command_is_explained_with_its_options(name, command):
         ):
             assert f"`{word}`".replace("|", "\\|") in text
     first = command.help.split(". ")[0].split("\n")[0]
-    assert shlex.quote(first)[1:20].strip("'") in text
+    assert first[:20] in text
 
 
 def test_what_the_app_has_at_its_top_is_what_the_reference_walks():
@@ -217,7 +216,7 @@ def test_every_option_of_the_agent_is_on_the_page():
     for line in parser().format_usage().split():
         if option := re.match(r"\[?(--[a-z-]+)", line):
             assert option[1] == "--version" or f"`{option[1]}`" in text
-    assert "| 3 | the scheduler cannot be reached to enrol |" in text
+    assert "| 3 | cannot reach the scheduler to enrol |" in text
 
 
 def test_json_keys_that_scripts_read_are_on_the_page():
@@ -294,19 +293,18 @@ def test_the_numbers_are_written_into_their_page(tmp_path):
 
 
 def test_make_docs_ends_with_an_error_at_broken_links_and_the_site_fetches_nothing_from_elsewhere(tmp_path):
-    if Path(sys.prefix) != ROOT / ".venv":
-        pytest.skip("not in the environment that `make venv` makes")
     for name in ("docs", "deploy", ".ci"):
         shutil.copytree(ROOT / name, tmp_path / name)
     for name in ("Makefile", "README.md", "LICENSE", "mkdocs.yml", "pyproject.toml", "constraints.txt"):
         shutil.copy2(ROOT / name, tmp_path)
-    (tmp_path / ".venv").symlink_to(ROOT / ".venv")
     tour = tmp_path / "docs" / "tour.md"
     broken = (
         "[page](none.md) [place](concepts.md#none) [file](../deploy/none.py)\n\n<!-- generated: none -->\n"
     )
     tour.write_text(f"{tour.read_text()}\n{broken}")
-    done = subprocess.run(["make", "docs"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    # The environment is lent as it is: make may not think it old and make it anew, under the feet of other tests.
+    make = ["make", "--old-file=venv", f"BIN={Path(sys.executable).parent}", "docs"]
+    done = subprocess.run(make, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     complaints = [line for line in done.stderr.splitlines() if line.startswith("WARNING")]
     for what in ("'none.md'", "'#none'", "deploy/none.py", "table 'none'"):

@@ -1,102 +1,32 @@
 """Every rule on servers: when it matches, what it says, on which evidence, and which rule goes first."""
 
-from dataclasses import dataclass, field
-
 import pytest
 from msgspec.structs import replace
 from rpds import HashTrieMap
 
-from galactica.scheduler.core.model.fleet import Death, Fleet, GroupState, Phase, Server
-from galactica.scheduler.core.model.policy import Policy
-from galactica.scheduler.core.model.spec import Group, GroupKind, RuntimeKind, ServerBody, Spec
+from galactica.scheduler.core.model.fleet import Phase, Server
 from galactica.scheduler.core.model.verdict import Evidence, Health, Verdict
-from galactica.scheduler.core.sight.observations import (
-    Answer,
-    CellReport,
-    CellState,
-    ProviderServer,
-    ProviderState,
+from galactica.scheduler.core.sight.observations import CellReport, CellState, ProviderState
+from galactica.scheduler.core.verdicts.servers import SERVER_RULES
+from tests.support.server_cases import (
+    CLOSED,
+    DEATHS,
+    FULL,
+    HEARD_AT,
+    MADE,
+    OPEN,
+    SAID_AT,
+    SAYS,
+    UP,
+    Case,
+    ailing,
 )
-from galactica.scheduler.core.sight.observations import (
-    Testimony as Saying,  # a name that pytest does not take for a test
-)
-from galactica.scheduler.core.sight.state import ProviderSight, ServerSight, Sight
-from galactica.scheduler.core.sight.vitals import Ailment
-from galactica.scheduler.core.verdicts.servers import SERVER_RULES, server_verdict
-from tests.support.world import World
 
-HEARD_AT = 999.0
-SAID_AT = 999.25
-UP = Server("a", 1, Phase.READY, joined_at=900.0)
 DRAINED = replace(
     UP, phase=Phase.CONDEMNED, condemned_at=995.0, condemned_by="operator", condemned_health=Health.HEALTHY
 )
+
 LOST = replace(DRAINED, condemned_by="lease_expired", condemned_health=Health.DEAD)
-MADE = replace(UP, pool="rack")
-OPEN = ServerSight("s1", attached_at=900.0, heard_at=HEARD_AT)
-CLOSED = replace(OPEN, closed_at=999.5)
-RACK = GroupState(
-    Group(
-        GroupKind.POOL,
-        "rack",
-        1,
-        Spec(RuntimeKind.SERVER, server=ServerBody("p")),
-        lease_seconds=8.0,
-        cut_off_after_seconds=20.0,
-    ),
-    "d",
-    1,
-    (),
-)
-SAYS = {
-    "+": (Answer.ANSWERS, "its agent answers"),
-    "x": (Answer.REFUSED, "its kernel answers, but its agent does not"),
-    "-": (Answer.SILENT, "no answer to pings"),
-}
-
-
-@dataclass
-class Case:
-    """``said``: a sign for each neighbour n0, n1, ...; ``unheard``: how many of the first are silent themselves."""
-
-    after: float = 0.5
-    said: str = ""
-    unheard: int = 0
-    server: Server = UP
-    seen: ServerSight | None = field(default_factory=lambda: OPEN)
-    will_at: float | None = None
-    made: ProviderState | None = None
-    trusted_since: float = 0.0
-    servers: int = 1
-    said_at: float = SAID_AT
-
-    def verdict(self) -> Verdict:
-        now = HEARD_AT + self.after
-        seen = {f"n{n}": ServerSight("n", 900.0, now - (9 if n < self.unheard else 0)) for n in range(9)}
-        if self.seen is not None:
-            seen["a"] = self.seen
-        about = {f"n{n}": Saying("a", SAYS[sign][0], self.said_at) for n, sign in enumerate(self.said)}
-        made = {"a": ProviderServer("a", "ref", self.made, "spot")} if self.made else {}
-        sight = Sight(
-            self.trusted_since,
-            HashTrieMap(seen),
-            HashTrieMap({"a": HashTrieMap(about)}),
-            HashTrieMap({} if self.will_at is None else {"a": self.will_at}),
-            HashTrieMap({"p": ProviderSight(HashTrieMap(made))}),
-        )
-        others = {f"o{n}": UP for n in range(self.servers - 1)}
-        groups = {name: living(name, self.server.deaths) for name in ("web", "api")}
-        fleet = Fleet(
-            groups=HashTrieMap({"rack": RACK, **groups}), servers=HashTrieMap({"a": self.server, **others})
-        )
-        return server_verdict(fleet, self.server, sight, now, Policy())
-
-
-def living(name: str, deaths: tuple[Death, ...]) -> GroupState:
-    """A service of ten cells elsewhere, with those deaths."""
-    group = Group(GroupKind.SERVICE, name, 10, Spec(RuntimeKind.PROCESS))
-    own = tuple(death for death in deaths if death.group == name)
-    return GroupState(group, "d", 1, (), per_server=HashTrieMap({"b": 10}), deaths=own)
 
 
 def facts(
@@ -138,15 +68,23 @@ def falling(after: float, count: str, evidence: tuple[Evidence, ...], look_at: f
 
 
 BEATS = Verdict(Health.HEALTHY, "beating", "it sends heartbeats", next_look_at=HEARD_AT + 2.01)
+
 NOBODY = "no neighbour can report on it"
+
 MIXED = "its neighbours disagree"
+
 CLOSED_REASON = "its stream is closed; it keeps its cells until the lease ends"
+
 NO_SESSION = "it has not connected since this scheduler started"
+
 WILL = Evidence("bus", "its last will was published", 1_000.0)
+
 CUT_OFF = "no heartbeat, but {}: the server is cut off and keeps its cells"
+
 AWAY = "its agent is gone, but the host is alive ({}); it keeps its cells until the lease ends"
+
 GONE = "its provider reports that it is gone: spot"
-DEATHS = tuple(Death(group, "d", "a", "exited", 990.0) for group in ("web", "api") * 4)
+
 BLAMED = Verdict(
     Health.SICK,
     "blamed",
@@ -155,20 +93,18 @@ BLAMED = Verdict(
 )
 
 LEAVING = replace(OPEN, is_leaving=True)
+
 LEFT = replace(
     CLOSED, is_leaving=True, reports=HashTrieMap({"web/0.1": CellReport("web/0.1", "d", CellState.GONE)})
 )
+
 LEFT_A_CELL = replace(
     LEFT, reports=LEFT.reports.insert("web/1.1", CellReport("web/1.1", "d", CellState.STOPPING))
 )
 
 GRACE = "the scheduler has only just started to listen: every server gets one full lease"
-FULL = "its disk is 98.0% full, 97% is the limit"
+
 FULL_FACT = Evidence("vitals a", FULL, 980.0)
-
-
-def ailing(reports: int, seen: ServerSight = OPEN, since: float = 980.0) -> ServerSight:
-    return replace(seen, ailing=(Ailment("disk_full", FULL, since, 999.0, reports),))
 
 
 TABLE: dict[str, tuple[Case, Verdict]] = {
@@ -402,33 +338,6 @@ def test_each_rule_on_servers_says_what_it_saw(story: str) -> None:
     assert case.verdict() == expected
 
 
-SICK = replace(MADE, deaths=DEATHS)
-PAIRS: dict[str, Case] = {
-    "enrolled before provider_gone": Case(server=replace(MADE, phase=Phase.ORDERED), made=ProviderState.GONE),
-    "provider_gone before neighbours_silent": Case(3.0, "--", server=MADE, made=ProviderState.GONE),
-    "provider_gone before cut_off": Case(3.0, "++", server=MADE, made=ProviderState.GONE),
-    "neighbours_silent before lease_expired": Case(60.0, "--"),
-    "neighbours_silent before stream_closed": Case(3.0, "--", seen=CLOSED),
-    "neighbours_silent before blamed": Case(3.0, "--", server=SICK),
-    "cut_off before lease_expired": Case(60.0, "++"),
-    "cut_off before stream_closed": Case(3.0, "++", seen=CLOSED),
-    "agent_gone before lease_expired": Case(60.0, "xx"),
-    "agent_away before stream_closed": Case(1.0, "xx", seen=CLOSED),
-    "lease_expired before blamed": Case(9.0, server=SICK),
-    "lease_expired before stream_closed": Case(60.0, seen=CLOSED),
-    "blamed before stream_closed": Case(1.0, server=SICK, seen=CLOSED),
-    "stream_closed before beats_missed": Case(4.0, seen=CLOSED),
-    "stream_closed before disk_full": Case(1.0, server=MADE, seen=ailing(3, CLOSED)),
-    "beats_missed before disk_full": Case(3.0, server=MADE, seen=ailing(3)),
-    "blamed before disk_full": Case(server=SICK, seen=ailing(3)),
-}
-
-
-@pytest.mark.parametrize("pair", PAIRS)
-def test_where_two_rules_on_servers_match_the_first_one_is_told(pair: str) -> None:
-    assert PAIRS[pair].verdict().rule == pair.partition(" ")[0]
-
-
 def test_the_table_covers_every_rule_on_servers() -> None:
     told = {expected.rule for _, expected in TABLE.values()}
     told.add("unlisted")  # it needs a whole pool: test_pools has its table
@@ -455,11 +364,3 @@ def test_the_table_covers_every_rule_on_servers() -> None:
     assert told == alone | of_two | of_many
     # beats_missed; vitals have a table of their own; a condemned one tells its own
     assert len(SERVER_RULES) == len(alone) + len(of_two) // 2 + 3
-
-
-def test_a_lost_server_that_carried_no_cell_is_decommissioned_like_any_other() -> None:
-    world = World()
-    world.join("a")
-    world.detach("a")
-    world.advance(6)
-    assert world.core.fleet.servers["a"].phase is Phase.DECOMMISSIONED

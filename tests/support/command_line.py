@@ -1,0 +1,55 @@
+"""The command line as a process, beside a scheduler that a test plays."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from galactica.v1 import operator_pb2
+from tests.support.operator_service import Scheduler
+
+ROOT = Path(__file__).parents[2]
+
+NOW = 1_800_000_000.25
+
+WEB = operator_pb2.GroupStatus(kind="service", name="web", wanted=3, ready=3, revision=2)
+
+
+def environment(context: Path, **more: str) -> dict[str, str]:
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    paths = {"PYTHONPATH": str(ROOT)}
+    return {**kept, **paths, "GALACTICA_CONTEXT": str(context), "TZ": "UTC", **more}
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "galactica.scheduler.cli", *arguments]
+
+
+def run(
+    scheduler: Scheduler, *arguments: str, context: Path | None = None, stdin: str = "", **more: str
+) -> subprocess.CompletedProcess[str]:
+    """The program as a process. That it never shows a traceback is checked of every run."""
+    done = subprocess.run(
+        command(*arguments),
+        env=environment(context or scheduler.context_file, **more),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr + done.stdout
+    return done
+
+
+def said(done: subprocess.CompletedProcess[str]) -> list[str]:
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.splitlines()
+
+
+def read_json(done: subprocess.CompletedProcess[str]) -> object:
+    assert (done.returncode, done.stderr) == (0, "")
+    return json.loads(done.stdout)

@@ -1,0 +1,32 @@
+"""What tests of the operators' calls ask for again and again."""
+
+import grpc
+import pytest
+
+from galactica.scheduler.wire.operator import group_to_proto
+from galactica.v1 import operator_pb2
+from tests.support.link_world import LIMIT_SECONDS
+
+Code = grpc.StatusCode
+
+
+def groups(*wanted):
+    return [group_to_proto(group) for group in wanted]
+
+
+async def apply(operator, *wanted):
+    return await operator.ApplyGroups(
+        operator_pb2.ApplyGroupsRequest(groups=groups(*wanted)), timeout=LIMIT_SECONDS
+    )
+
+
+async def wait_ready(operator, name="web"):
+    return await operator.WaitReady(operator_pb2.WaitReadyRequest(group=name), timeout=LIMIT_SECONDS)
+
+
+async def refusal(call):
+    """Code, message and rule of a refused call."""
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await call
+    error = refused.value
+    return error.code(), error.details(), dict(error.trailing_metadata() or ()).get("galactica-refusal")

@@ -1,0 +1,79 @@
+"""Processes of this machine: how the product's programs are started, and what became of a cell's."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import sys
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+Json = dict[str, Any]
+
+
+ROOT = Path(__file__).parents[2]
+
+
+PORTS = range(12_000, 30_000)
+"""Below those that the kernel hands to outgoing connections: such a one could meet itself where nobody listens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+def free_ports() -> tuple[int, int]:
+    """Two that follow each other, as ``--listen`` alone would use them."""
+    while True:
+        port = random.choice(PORTS)
+        with contextlib.suppress(OSError), socket.socket() as one, socket.socket() as other:
+            one.bind(("127.0.0.1", port))
+            other.bind(("127.0.0.1", port + 1))
+            return port, port + 1
+
+
+def cli_command() -> list[str]:
+    return [sys.executable, "-m", "galactica.scheduler.cli"]
+
+
+def agent_command() -> list[str]:
+    return [sys.executable, "-m", "galactica.agent"]
+
+
+def pids(cells: list[Json]) -> dict[str, int]:
+    """Cell id to the process id of its main process."""
+    return {cell["id"]: int(cell["runtime_id"]) for cell in cells}
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def kill(cell: Json) -> None:
+    os.kill(int(cell["runtime_id"]), signal.SIGKILL)
+
+
+def answer_of(endpoint: str) -> tuple[int, str]:
+    """Status and body of GET / there."""
+    with urllib.request.urlopen(f"http://{endpoint}/", timeout=5) as answer:
+        return answer.status, answer.read().decode()
