@@ -167,7 +167,7 @@ def test_status_says_in_one_line_what_is_missing_and_what_holds_it(scheduler: Sc
         "Held",
     ]
     assert re.fullmatch(
-        r"  web \(1 cell\): backoff: 2 early deaths of this spec; looks again in (1h|5\dm( \d+s)?)", held
+        r"  web \(1 cell\): backoff: 2 early deaths of this spec; next check in (1h|5\dm( \d+s)?)", held
     )
 
 

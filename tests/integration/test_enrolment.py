@@ -104,7 +104,7 @@ class TestEnrolling:
         assert house.book.asked == [
             (
                 requests.Enrol(token=parsed.id, secret_sha256=parsed.secret_sha256, server="web-1"),
-                "server:web-1",
+                requests.Asker.server("web-1"),
             )
         ]
 

@@ -261,8 +261,9 @@ async def test_command_that_hangs_or_leaves_children_behind_is_ended(runtime, tm
 
 
 async def test_cancelled_start_is_finished_and_known(runtime):
-    start = asyncio.create_task(runtime.start(order(SLEEP), quiet))
-    await asyncio.sleep(0)  # it has begun, and waits
+    begun = asyncio.Event()
+    start = asyncio.create_task(runtime.start(order(SLEEP), lambda _: begun.set()))
+    await begun.wait()
     start.cancel()
     with pytest.raises(asyncio.CancelledError):
         await start

@@ -16,9 +16,9 @@ from galactica.scheduler.core.sight.observations import (
     ServerNotMade,
     ServerUnmade,
 )
-from galactica.scheduler.providers import local as local_module
 from galactica.scheduler.providers.lane import RunnerLimits
 from galactica.scheduler.providers.local import processes
+from galactica.scheduler.providers.local import provider as local_module
 from galactica.scheduler.providers.port import ProviderRefused, ProviderUnavailable, Setting
 from tests.support.agent_world import fake_scheduler, is_alive, pid_of, until
 from tests.support.orders import order

@@ -153,7 +153,7 @@ async def run_agent_enrol(*arguments, environment=None, address=None):
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "galactica.agent.enrol",
+        "galactica.agent.link.enrol",
         *arguments,
         *(["--scheduler-enrol", address] if address else []),
         cwd=REPOSITORY,
