@@ -15,9 +15,9 @@ from google.protobuf.message import Message
 
 from docs.reference.markdown import code, escaped, table
 from galactica.agent.settings import parser
-from galactica.scheduler.cli import shapes
 from galactica.scheduler.cli.app import build
 from galactica.scheduler.settings.errors import EXIT_CODES
+from galactica.scheduler.views import shapes
 from galactica.v1 import operator_pb2
 
 _SHAPES: tuple[tuple[str, Callable[[Any], Any], type[Message]], ...] = (

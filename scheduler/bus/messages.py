@@ -5,10 +5,7 @@ Every payload is one JSON object with a ``version``. Fields may only be added; a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from datetime import UTC, datetime
-from typing import Any
 from urllib.parse import quote
 
 import msgspec
@@ -17,17 +14,16 @@ from msgspec import Struct
 from galactica.scheduler.core.model.events import Record
 from galactica.scheduler.core.model.fleet import SERVER_ID, Phase
 from galactica.scheduler.core.ports import View
-from galactica.scheduler.views import cells as views
-from galactica.scheduler.views import events as events_views
+from galactica.scheduler.views import cells as cell_views
+from galactica.scheduler.views import events as event_views
 from galactica.scheduler.views import servers as server_views
+from galactica.scheduler.views import shapes
+from galactica.scheduler.views.shapes import Json
 from galactica.v1 import operator_pb2
 
 VERSION = 1
 EVENT_BYTES_LIMIT = 64 * 1024
 """A larger event is sent without its own fields: brokers close the connection after a message that is too large."""
-_CALENDAR_ENDS = 253_402_300_799.0
-
-Json = dict[str, Any]
 
 
 class Topics:
@@ -91,25 +87,16 @@ def read_will(payload: bytes) -> Here | Lost:
 
 def event_payload(record: Record) -> tuple[str, bytes]:
     """The event's type and payload, with the fields of ``events -o json``. Both hide the values of environments."""
-    row = events_views.event_row(record)
-    common: Json = {
-        "version": VERSION,
-        "position": row.position,
-        "at": _time(row.at),
-        "type": row.type,
-        "cell": row.cell or None,
-        "group": row.group or None,
-        "server": row.server or None,
-        "cause": row.cause or None,
-        "schema": row.schema,
-    }
-    payload = _encode(_with_times(json.loads(row.details_json)) | common)
-    return row.type, payload if len(payload) <= EVENT_BYTES_LIMIT else _encode(common | {"is_cut": True})
+    row = event_views.event_row(record)
+    payload = _encode(shapes.event(row) | {"version": VERSION})
+    if len(payload) > EVENT_BYTES_LIMIT:
+        payload = _encode(shapes.event_head(row) | {"version": VERSION, "is_cut": True})
+    return row.type, payload
 
 
 def states(view: View, topics: Topics) -> dict[str, bytes]:
     """Topic to payload of all retained messages. Takes time in proportion to the fleet; may run in a thread."""
-    payloads = {topics.cell(row.id): _encode(_cell(row)) for row in views.cells(view)}
+    payloads = {topics.cell(row.id): _encode(_cell(row)) for row in cell_views.cells(view)}
     payloads.update((topics.server(row.id), _encode(_server(row))) for row in _living_servers(view))
     return payloads
 
@@ -118,64 +105,23 @@ def _living_servers(view: View) -> Iterator[operator_pb2.Server]:
     return (row for row in server_views.servers(view) if row.phase != Phase.DECOMMISSIONED)
 
 
+_CELL_KEYS = (
+    *("id", "group", "slot", "generation", "kind", "phase", "verdict", "server", "digest", "revision"),
+    *("ordered_at", "ready_at", "condemned_at", "replaces", "endpoints"),
+)
+
+
 def _cell(row: operator_pb2.Cell) -> Json:
     """Without texts that change all the time, such as a reason with seconds: each change would be a message."""
-    return {
-        "version": VERSION,
-        "id": row.id,
-        "group": row.group,
-        "slot": row.slot,
-        "generation": row.generation,
-        "kind": row.kind,
-        "phase": row.phase,
-        "verdict": row.verdict or None,
-        "server": row.server or None,
-        "digest": row.digest,
-        "revision": row.revision,
-        "ordered_at": _time_of(row, "ordered_at"),
-        "ready_at": _time_of(row, "ready_at"),
-        "condemned_at": _time_of(row, "condemned_at"),
-        "replaces": row.replaces or None,
-        "endpoints": dict(sorted(row.endpoints.items())),
-    }
+    shape = shapes.cell(row)
+    return {"version": VERSION, **{key: shape[key] for key in _CELL_KEYS}}
 
 
 def _server(row: operator_pb2.Server) -> Json:
-    return {
-        "version": VERSION,
-        "id": row.id,
-        "phase": row.phase,
-        "verdict": row.verdict or None,
-        "labels": dict(sorted(row.labels.items())),
-        "cells": len(row.cells),
-        "agent_version": row.agent_version or None,
-    }
+    shape = shapes.server(row)
+    kept = {key: shape[key] for key in ("id", "phase", "verdict", "labels", "agent_version")}
+    return {"version": VERSION, **kept, "cells": len(row.cells)}
 
 
 def _encode(value: Json) -> bytes:
     return msgspec.json.encode(value)
-
-
-def _time_of(row: operator_pb2.Cell, name: str) -> str | None:
-    at: float = getattr(row, name)
-    return _time(at) if at else None
-
-
-def _time(at: float) -> str:
-    """RFC 3339 in UTC with microseconds; a number outside of the calendar stays a number."""
-    if not 0 <= at < _CALENDAR_ENDS:
-        return str(at)
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
-def _with_times(value: Any, name: str = "") -> Any:
-    """Convert times in an event's own fields from Unix seconds, as in the journal, to texts."""
-    match value:
-        case dict():
-            return {key: _with_times(field, key) for key, field in value.items()}
-        case list():
-            return [_with_times(item) for item in value]
-        case int() | float() if name == "at" or name.endswith("_at") or name == "not_before":
-            return _time(value)
-        case _:
-            return value

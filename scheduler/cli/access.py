@@ -10,12 +10,13 @@ from typing import Annotated
 import typer
 
 from galactica import __version__
-from galactica.scheduler.cli import people, shapes
+from galactica.scheduler.cli import people
 from galactica.scheduler.cli.arguments import Output, Scheduler, duration
 from galactica.scheduler.cli.client import connect
 from galactica.scheduler.cli.output import Format, Styled, line, print_json
 from galactica.scheduler.settings.context import Context, context_path, create_context, read_context
 from galactica.scheduler.settings.errors import CommandFailed
+from galactica.scheduler.views import shapes
 from galactica.v1 import operator_pb2
 
 VERSION_SECONDS = 2.0
@@ -141,7 +142,7 @@ def show_context(output: Output = Format.TABLE) -> None:
 def _expires_at(context: Context) -> str | None:
     from cryptography import x509
 
-    from galactica.scheduler.cli.shapes import time_text
+    from galactica.scheduler.views.shapes import time_text
 
     try:
         certificate = x509.load_pem_x509_certificate(context.cert_pem.encode())

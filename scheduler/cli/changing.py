@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from galactica.scheduler.cli import people, shapes
+from galactica.scheduler.cli import people
 from galactica.scheduler.cli.arguments import Output, Scheduler, duration, named_group
 from galactica.scheduler.cli.client import (
     ANSWER_SECONDS,
@@ -20,6 +20,7 @@ from galactica.scheduler.cli.client import (
 from galactica.scheduler.cli.output import Format, line, print_json, safe
 from galactica.scheduler.settings.errors import CommandFailed, ExitCode
 from galactica.scheduler.units import format_duration
+from galactica.scheduler.views import shapes
 from galactica.v1 import operator_pb2
 
 if TYPE_CHECKING:

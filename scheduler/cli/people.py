@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Any
 
-from galactica.scheduler.cli import shapes
 from galactica.scheduler.cli.output import Shown, Styled
 from galactica.scheduler.units import format_bytes, format_duration
+from galactica.scheduler.views import shapes
 from galactica.v1 import cell_pb2, operator_pb2
 
 GOOD, BAD, WARN, NEW, DIM = "green", "bold red", "yellow", "cyan", "dim"

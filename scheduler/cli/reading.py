@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from galactica.scheduler.cli import people, server_texts, shapes
+from galactica.scheduler.cli import people, server_texts
 from galactica.scheduler.cli.arguments import Output, Scheduler, group_name
 from galactica.scheduler.cli.client import LONG_ANSWER_SECONDS, connect
 from galactica.scheduler.cli.output import (
@@ -20,6 +20,7 @@ from galactica.scheduler.cli.output import (
     write,
     write_bytes,
 )
+from galactica.scheduler.views import shapes
 from galactica.v1 import operator_pb2
 
 EVENTS_SHOWN = 20

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from galactica.scheduler.cli import people, server_texts, shapes
+from galactica.scheduler.cli import people, server_texts
 from galactica.scheduler.cli.arguments import Output, Scheduler
 from galactica.scheduler.cli.client import LONG_ANSWER_SECONDS, connect
 from galactica.scheduler.cli.output import Format, Styled, line, print_json, table, write
+from galactica.scheduler.views import shapes
 from galactica.v1 import operator_pb2
 
 

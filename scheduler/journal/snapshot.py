@@ -1,8 +1,6 @@
 """Encodes a fleet as bytes and decodes it without loss. Pure.
 
-The format on disk has its own structs, flat and without field names, so that the model can change without changing
-the format. Fields may be added at a struct's end with a default, but never renamed, reordered or removed. Any other
-change needs a new VERSION.
+``snapshot_format`` has the structs on disk; what they forbid needs a new VERSION.
 """
 
 from __future__ import annotations
@@ -10,27 +8,30 @@ from __future__ import annotations
 import zlib
 
 import msgspec
-from msgspec import Struct
 from msgspec.structs import astuple
 from rpds import HashTrieMap, HashTrieSet
 
 from galactica.scheduler.core.model.fleet import (
     Backoff,
     Cell,
-    CellKind,
-    Death,
     Fleet,
     GroupState,
-    Phase,
-    Revision,
     Server,
-    Silence,
     Slot,
     Tally,
     Token,
 )
-from galactica.scheduler.core.model.spec import Group, Resources, RuntimeKind
-from galactica.scheduler.core.model.verdict import Health
+from galactica.scheduler.core.model.spec import Resources
+from galactica.scheduler.journal.snapshot_format import (
+    BackoffOnDisk,
+    CellOnDisk,
+    FleetOnDisk,
+    GroupOnDisk,
+    ServerOnDisk,
+    SlotOnDisk,
+    TallyOnDisk,
+    TokenOnDisk,
+)
 
 VERSION = 1
 _MAGIC = b"GALFLEET"
@@ -48,130 +49,11 @@ class SnapshotTooNew(ValueError):
     """A newer program wrote the snapshot."""
 
 
-class _Cell(Struct, frozen=True, array_like=True, gc=False):
-    """``group``, ``digest``, ``server`` and ``condemned_by`` are indexes into the snapshot's ``words``."""
-
-    id: str
-    group: int
-    slot: int
-    generation: int
-    phase: Phase
-    digest: int
-    revision: int
-    server: int
-    ordered_at: float
-    cpu_millis: int
-    memory_bytes: int
-    pids: int
-    kind: CellKind
-    ready_at: float | None
-    condemned_at: float | None
-    decommissioned_at: float | None
-    condemned_by: int
-    condemned_health: Health | None
-    replaces: str
-    replaced_by: str
-    endpoints: dict[str, str]
-    runtime_id: str
-    last_position: int
-    dies_at: float | None = None
-
-
-class _Slot(Struct, frozen=True, array_like=True, gc=False):
-    number: int
-    next_generation: int
-    cells: list[_Cell]
-
-
-class _Tally(Struct, frozen=True, array_like=True):
-    ready: int
-    booting: int
-    condemned: int
-    replacing: int
-    surging: int
-    outdated: int
-    extra: int = 0
-
-
-class _Backoff(Struct, frozen=True, array_like=True):
-    digest: str
-    early_deaths: int
-    level: int
-    last_at: float
-    not_before: float
-
-
-class _Group(Struct, frozen=True, array_like=True):
-    """``group`` and ``revisions`` are the model's own structs, with field names: they are few, and events contain them
-    too."""
-
-    group: Group
-    digest: str
-    revision: int
-    revisions: tuple[Revision, ...]
-    first_generation: int
-    slots: list[_Slot]
-    tally: _Tally
-    backoff: _Backoff
-    per_server: dict[str, int]
-    deleted: bool
-    last_position: int
-    deaths: tuple[Death, ...] = ()
-    longest_lease_seconds: float = 0.0
-    replaced_at: tuple[float, ...] = ()
-
-
-class _Server(Struct, frozen=True, array_like=True):
-    id: str
-    generation: int
-    phase: Phase
-    labels: dict[str, str]
-    capacity: Resources
-    disk_bytes: int
-    runtimes: tuple[RuntimeKind, ...]
-    agent_version: str
-    joined_at: float
-    condemned_at: float | None
-    condemned_by: str
-    condemned_health: Health | None
-    used: Resources
-    cells: list[str]
-    last_position: int
-    pool: str = ""
-    deaths: tuple[Death, ...] = ()
-
-
-class _Token(Struct, frozen=True, array_like=True):
-    id: str
-    secret_sha256: str
-    uses_left: int
-    expires_at: float
-    server: str = ""
-
-
-class _Fleet(Struct, frozen=True, array_like=True):
-    """``words``: names that many cells share, each once. ``groups``: each an encoded _Group. They are encoded and
-    decoded one at a time, so that the cells are not twice in memory (measured: encoding takes 40 % less time)."""
-
-    position: int
-    at: float
-    epoch: int
-    groups: dict[str, msgspec.Raw]
-    servers: dict[str, _Server]
-    tokens: dict[str, _Token]
-    generations: dict[str, int]
-    graves: list[tuple[int, _Cell]]
-    burials: int
-    words: list[str]
-    released: dict[str, float] = {}
-    silences: dict[str, tuple[Silence, ...]] = {}
-
-
 def encode(fleet: Fleet) -> bytes:
     """Header (magic, version) and the compressed fleet. Equal fleets give equal bytes, except for the order of maps."""
     words = _Words()
     write = msgspec.msgpack.Encoder().encode
-    disk = _Fleet(
+    disk = FleetOnDisk(
         position=fleet.position,
         at=fleet.at,
         epoch=fleet.epoch,
@@ -179,7 +61,7 @@ def encode(fleet: Fleet) -> bytes:
             name: msgspec.Raw(write(_group_to_disk(state, words))) for name, state in fleet.groups.items()
         },
         servers={name: _server_to_disk(server) for name, server in fleet.servers.items()},
-        tokens={name: _Token(*astuple(token)) for name, token in fleet.tokens.items()},
+        tokens={name: TokenOnDisk(*astuple(token)) for name, token in fleet.tokens.items()},
         generations=dict(fleet.generations.items()),
         graves=[(number, _cell_to_disk(cell, words)) for number, cell in fleet.graves.items()],
         burials=fleet.burials,
@@ -195,7 +77,7 @@ def decode(data: bytes) -> Fleet:
     """The encoded fleet. Raises SnapshotTooNew, SnapshotDamaged."""
     _check_header(data)
     try:
-        disk = msgspec.msgpack.decode(zlib.decompress(data[_HEADER_BYTES:]), type=_Fleet)
+        disk = msgspec.msgpack.decode(zlib.decompress(data[_HEADER_BYTES:]), type=FleetOnDisk)
         return _fleet_from_disk(disk)
     except (zlib.error, msgspec.DecodeError, IndexError) as error:
         raise SnapshotDamaged(
@@ -234,10 +116,10 @@ class _Words:
         return number
 
 
-def _cell_to_disk(cell: Cell, words: _Words) -> _Cell:
+def _cell_to_disk(cell: Cell, words: _Words) -> CellOnDisk:
     """Positional arguments are faster, and this runs for every cell of the fleet."""
     resources = cell.resources
-    return _Cell(
+    return CellOnDisk(
         cell.id,
         words.number(cell.group),
         cell.slot,
@@ -265,19 +147,19 @@ def _cell_to_disk(cell: Cell, words: _Words) -> _Cell:
     )
 
 
-def _group_to_disk(state: GroupState, words: _Words) -> _Group:
-    return _Group(
+def _group_to_disk(state: GroupState, words: _Words) -> GroupOnDisk:
+    return GroupOnDisk(
         group=state.group,
         digest=state.digest,
         revision=state.revision,
         revisions=state.revisions,
         first_generation=state.first_generation,
         slots=[
-            _Slot(number, slot.next_generation, [_cell_to_disk(cell, words) for cell in slot.cells])
+            SlotOnDisk(number, slot.next_generation, [_cell_to_disk(cell, words) for cell in slot.cells])
             for number, slot in state.slots.items()
         ],
-        tally=_Tally(*astuple(state.tally)),
-        backoff=_Backoff(*astuple(state.backoff)),
+        tally=TallyOnDisk(*astuple(state.tally)),
+        backoff=BackoffOnDisk(*astuple(state.backoff)),
         per_server=dict(state.per_server.items()),
         deleted=state.deleted,
         last_position=state.last_position,
@@ -287,8 +169,8 @@ def _group_to_disk(state: GroupState, words: _Words) -> _Group:
     )
 
 
-def _server_to_disk(server: Server) -> _Server:
-    return _Server(
+def _server_to_disk(server: Server) -> ServerOnDisk:
+    return ServerOnDisk(
         id=server.id,
         generation=server.generation,
         phase=server.phase,
@@ -312,9 +194,9 @@ def _server_to_disk(server: Server) -> _Server:
 # --- from disk --------------------------------------------------------------------------------------------------
 
 
-def _fleet_from_disk(disk: _Fleet) -> Fleet:
+def _fleet_from_disk(disk: FleetOnDisk) -> Fleet:
     words = disk.words
-    read = msgspec.msgpack.Decoder(_Group).decode
+    read = msgspec.msgpack.Decoder(GroupOnDisk).decode
     return Fleet(
         position=disk.position,
         at=disk.at,
@@ -332,7 +214,7 @@ def _fleet_from_disk(disk: _Fleet) -> Fleet:
     )
 
 
-def _cell_from_disk(cell: _Cell, words: list[str]) -> Cell:
+def _cell_from_disk(cell: CellOnDisk, words: list[str]) -> Cell:
     """Positional arguments are faster, and this runs for every cell of the fleet."""
     return Cell(
         cell.id,
@@ -360,7 +242,7 @@ def _cell_from_disk(cell: _Cell, words: list[str]) -> Cell:
     )
 
 
-def _group_from_disk(group: _Group, words: list[str]) -> GroupState:
+def _group_from_disk(group: GroupOnDisk, words: list[str]) -> GroupState:
     slots = (
         (
             slot.number,
@@ -386,7 +268,7 @@ def _group_from_disk(group: _Group, words: list[str]) -> GroupState:
     )
 
 
-def _server_from_disk(server: _Server) -> Server:
+def _server_from_disk(server: ServerOnDisk) -> Server:
     return Server(
         id=server.id,
         generation=server.generation,

@@ -24,9 +24,9 @@ from galactica.scheduler.security.ca import AuthorityError, CertificateAuthority
 from galactica.scheduler.security.gate import Context, InvalidRequest, operator_of
 from galactica.scheduler.security.identities import Role
 from galactica.scheduler.security.tokens import new_token
-from galactica.scheduler.views import cells as views
-from galactica.scheduler.views import certificates as history
-from galactica.scheduler.views import events as events_views
+from galactica.scheduler.views import cells as cell_views
+from galactica.scheduler.views import certificates
+from galactica.scheduler.views import events as event_views
 from galactica.scheduler.views import servers as server_views
 from galactica.scheduler.views import status as status_views
 from galactica.scheduler.wire.link import WIRE_VERSION
@@ -102,7 +102,7 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
             self._check_group_known(request.group)
 
         def make() -> operator_pb2.ListCellsResponse:
-            rows = views.cells(view, request.group, with_graves=request.all)
+            rows = cell_views.cells(view, request.group, with_graves=request.all)
             return operator_pb2.ListCellsResponse(cells=rows)
 
         return await asyncio.to_thread(make)
@@ -136,7 +136,7 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
         successor = f"{parsed.group}/{parsed.slot}.{parsed.generation + 1}"
         records = await self._journal.records_of(request.cell_id)
         followers = await self._journal.records_of(successor)
-        answer = history.certificate(self._mind.view(), request.cell_id, records, followers)
+        answer = certificates.certificate(self._mind.view(), request.cell_id, records, followers)
         if answer is None:
             raise Refused("no_such_cell", f"no such cell: {request.cell_id}", missing=True)
         return answer
@@ -150,7 +150,7 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
                 "for example web/2.7"
             )
         records = await self._journal.tail(TAIL_EVENTS_LIMIT) if server.condemned_at is not None else ()
-        return history.server_certificate(view, server, records)
+        return certificates.server_certificate(view, server, records)
 
     async def WatchEvents(  # type: ignore[override]  # a coroutine that writes
         self, request: operator_pb2.WatchEventsRequest, context: Context
@@ -176,7 +176,7 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
     async def ReadLogs(  # type: ignore[override]  # a coroutine that writes
         self, request: operator_pb2.ReadLogsRequest, context: Context
     ) -> None:
-        cell = views.find_cell(self._mind.view(), request.cell_id)
+        cell = cell_views.find_cell(self._mind.view(), request.cell_id)
         if cell is None:
             raise Refused("no_such_cell", f"no such cell: {request.cell_id[:100]}", missing=True)
         if cell.kind is CellKind.SERVER:
@@ -205,7 +205,7 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
         position = self._check_group_known(name, request.kind) + 1
         if not self._is_ready(name):
             async for records in self._mind.feed(position):
-                if not any(events_views.group_of(record.event) == name for record in records):
+                if not any(event_views.group_of(record.event) == name for record in records):
                     continue
                 await self._wait_for_controller(records[-1].position)
                 if self._is_ready(name):
@@ -364,7 +364,7 @@ def _check_range(*fields: tuple[str, int, int]) -> None:
 
 async def _write_events(context: Context, records: Sequence[Record]) -> None:
     for start in range(0, len(records), EVENTS_BATCH):
-        rows = map(events_views.event_row, records[start : start + EVENTS_BATCH])
+        rows = map(event_views.event_row, records[start : start + EVENTS_BATCH])
         await context.write(operator_pb2.WatchEventsResponse(events=rows))
 
 

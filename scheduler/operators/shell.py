@@ -14,7 +14,7 @@ from galactica.scheduler.core.model.requests import Refused
 from galactica.scheduler.core.ports import Mind
 from galactica.scheduler.core.sight.observations import CellState
 from galactica.scheduler.security.gate import Context, InvalidRequest
-from galactica.scheduler.views import cells as views
+from galactica.scheduler.views import cells as cell_views
 from galactica.scheduler.wire.link import WINDOW_BYTES
 from galactica.v1 import cell_pb2, link_pb2, operator_pb2
 
@@ -99,7 +99,7 @@ async def _start(context: Context) -> operator_pb2.OpenShellStart:
 def _running_cell(mind: Mind, cell_id: str) -> Cell:
     """The running cell of this id. Raises Refused for any other: a shell there would condemn the cell for nothing."""
     view = mind.view()
-    cell = views.find_cell(view, cell_id)
+    cell = cell_views.find_cell(view, cell_id)
     if cell is None:
         raise Refused("no_such_cell", f"no such cell: {cell_id}", missing=True)
     if cell.kind is CellKind.SERVER:

@@ -10,7 +10,7 @@ from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.fleet import Cell, CellKind, Phase, Server, parse_cell_id
 from galactica.scheduler.core.model.keys import SlotKey
 from galactica.scheduler.core.ports import View
-from galactica.scheduler.views import cells as views
+from galactica.scheduler.views import cells as cell_views
 from galactica.scheduler.views import servers as server_views
 from galactica.scheduler.views import status as status_views
 from galactica.scheduler.wire.cell import autopsy_to_proto
@@ -23,7 +23,7 @@ def certificate(
     """The death certificate of a cell, or the state of a living cell. None if no such cell was ever ordered.
 
     ``records``: the cell's records. ``successor``: the records of the slot's next generation. Both oldest first."""
-    cell = views.find_cell(view, cell_id) or _from_records(records)
+    cell = cell_views.find_cell(view, cell_id) or _from_records(records)
     if cell is None:
         return None
     if not cell.replaced_by:
@@ -35,7 +35,7 @@ def certificate(
 
 def _of_living(view: View, cell: Cell) -> operator_pb2.GetCertificateResponse:
     """A healthy server of a pool has evidence too: its beats, and what its neighbours report."""
-    verdict = views.verdict_of(view, cell)
+    verdict = cell_views.verdict_of(view, cell)
     server = view.fleet.servers.get(cell.id) if cell.kind is CellKind.SERVER else None
     evidence = (
         server_views.server_row(view, server).evidence
@@ -43,13 +43,13 @@ def _of_living(view: View, cell: Cell) -> operator_pb2.GetCertificateResponse:
         else map(server_views.evidence_row, verdict.evidence)
     )
     return operator_pb2.GetCertificateResponse(
-        cell=views.cell_row(view, cell), verdict=verdict.health.value, evidence=evidence
+        cell=cell_views.cell_row(view, cell), verdict=verdict.health.value, evidence=evidence
     )
 
 
 def _of_condemned(view: View, cell: Cell, records: Sequence[e.Record]) -> operator_pb2.GetCertificateResponse:
     answer = operator_pb2.GetCertificateResponse(
-        cell=views.cell_row(view, cell),
+        cell=cell_views.cell_row(view, cell),
         verdict=str(cell.condemned_health or ""),
         rule=cell.condemned_by,
         condemned_at=cell.condemned_at,

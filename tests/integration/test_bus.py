@@ -13,7 +13,6 @@ import trustme
 from structlog.testing import capture_logs
 
 from galactica.scheduler.bus.bus import Bus, Pace
-from galactica.scheduler.cli import shapes
 from galactica.scheduler.core.model.requests import ApplyGroups, Asker, DeleteGroup
 from galactica.scheduler.core.model.spec import Group, GroupKind, Resources, RuntimeKind, Spec
 from galactica.scheduler.core.sight.observations import (
@@ -26,6 +25,7 @@ from galactica.scheduler.core.sight.observations import (
 )
 from galactica.scheduler.settings.broker import BusAddress, bus_options, parse_bus
 from galactica.scheduler.views import events as events_views
+from galactica.scheduler.views import shapes
 from tests.support.broker import PASSWORD, Broker, client_of, listening, until
 from tests.support.memory_mind import MemoryMind
 

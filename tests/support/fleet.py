@@ -29,8 +29,8 @@ import psutil
 import requests.exceptions
 
 from galactica.agent.runtimes.process.runtime import ProcessRuntime
-from galactica.scheduler.cli import shapes
 from galactica.scheduler.security.ca import SCHEDULER_NAME
+from galactica.scheduler.views import shapes
 from galactica.v1 import operator_pb2, operator_pb2_grpc
 from tests.support.engine import configured_host, remove_fleet
 from tests.support.processes import ROOT, Done, Json, agent_command, cli_command, free_ports

@@ -1,4 +1,4 @@
-"""The JSON output for scripts. Times are RFC 3339 in UTC with microseconds; absent values are null.
+"""Rows as JSON, for scripts and the message bus. Times are RFC 3339 in UTC with microseconds; absent values are null.
 
 New keys may be added. An existing key and its meaning never change.
 """
@@ -121,9 +121,9 @@ def hold(message: operator_pb2.Hold) -> Json:
     }
 
 
-def event(message: operator_pb2.Event) -> Json:
-    """The common fields first, then the event's own fields. An own field never overwrites a common field."""
-    common: Json = {
+def event_head(message: operator_pb2.Event) -> Json:
+    """The fields that every event has."""
+    return {
         "position": message.position,
         "at": time_text(message.at),
         "type": message.type,
@@ -133,6 +133,11 @@ def event(message: operator_pb2.Event) -> Json:
         "cause": message.cause or None,
         "schema": message.schema,
     }
+
+
+def event(message: operator_pb2.Event) -> Json:
+    """The common fields first, then the event's own fields. An own field never overwrites a common field."""
+    common = event_head(message)
     return common | {key: value for key, value in _with_times(details(message)).items() if key not in common}
 
 
