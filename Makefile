@@ -7,8 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 READY := $(VENV)/.ready
-# Two for each core: half of the time a test waits for a process, an engine or a deadline.
-PYTEST_WORKERS ?= $(shell echo $$((2 * $$(nproc))))
+# Three for two cores: half of the time a test waits for a process, an engine or a deadline.
+PYTEST_WORKERS ?= $(shell echo $$(( (3 * $$(nproc) + 1) / 2 )))
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 CONTAINER_ARGS ?=

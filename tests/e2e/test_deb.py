@@ -156,7 +156,7 @@ def test_an_agent_whose_environment_nobody_filled_says_so_and_does_not_try_for_e
     shutil.copy(ROOT / "deploy/systemd/agent.env", machine.root.directory / "etc/galactica/agent.env")
     machine.ask("systemctl", "start", AGENT)
     until(lambda: machine.property(AGENT, "ActiveState") == "failed", "it has failed")
-    assert "is not HOST:PORT" in machine.journal(AGENT)
+    assert "use HOST:PORT" in machine.journal(AGENT)
     machine.run("systemctl", "reset-failed", AGENT)
 
 

@@ -55,7 +55,7 @@ def kill_all(directory: Path) -> None:
 
 
 def kill_agent(directory: Path, server: str) -> None:
-    (agent,) = [one for one in processes_of(directory) if {"agent", server} <= set(one.cmdline())]
+    (agent,) = [one for one in processes_of(directory) if {"galactica.agent", server} <= set(one.cmdline())]
     agent.kill()
 
 

@@ -192,7 +192,7 @@ def test_a_second_scheduler_on_the_same_directory_ends_at_once_and_says_who_has_
         "scheduler", "--data", str(fleet.data), "--listen", "127.0.0.1:0", timeout_seconds=20.0
     )
     assert (second.code, second.out) == (1, "")
-    assert f"held by process {fleet.scheduler.pid}" in second.err
+    assert f"in use by process {fleet.scheduler.pid}" in second.err
     assert str(fleet.data) in second.err
     assert fleet.context.read_bytes() == context
     kill(before[0])

@@ -72,7 +72,7 @@ def test_a_host_that_only_the_scheduler_does_not_reach_keeps_its_cells(lab: Lab)
             if not is_first:
                 lab.begin_scheduler_anew()
             lab.fleet.until(lambda: "cut_off" in lab.fleet.held("apart"), "it is said to be cut off")
-            reason = f"{victim}: the scheduler hears nothing, but"
+            reason = f"{victim}: no heartbeat, but"
             assert lab.fleet.held("apart")["cut_off"]["reason"].startswith(reason)
             assert reason in lab.fleet.done("status")
             lab.while_watching(BEYOND_LEASE_SECONDS, is_spared, "its cells are ready, nothing is condemned")

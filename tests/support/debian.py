@@ -103,8 +103,12 @@ class Machine:
 
     root: Root
     nspawn: subprocess.Popen[bytes]
-    leader: int
-    """Its first process, as this machine counts."""
+
+    @property
+    def leader(self) -> int:
+        """Its first process, as this machine counts. Asked anew each time: systemd-nspawn's first child is a helper
+        that ends when it has begun the machine's first process beside it."""
+        return _newest_child(self.nspawn)
 
     @classmethod
     @contextlib.contextmanager
@@ -119,7 +123,8 @@ class Machine:
                 env=_ENVIRONMENT,
             )
         try:
-            machine = cls(root, nspawn, until(lambda: _only_child(nspawn), "systemd-nspawn begins"))
+            machine = cls(root, nspawn)
+            until(lambda: machine.leader, "systemd-nspawn begins")
             until(machine.is_up, "systemd has booted")
             yield machine
         finally:
@@ -221,10 +226,10 @@ def _locked(name: str) -> Iterator[None]:
         yield
 
 
-def _only_child(process: subprocess.Popen[bytes]) -> int:
+def _newest_child(process: subprocess.Popen[bytes]) -> int:
     assert process.poll() is None, "systemd-nspawn has ended"
     children = _children(process)
-    return children[0] if children else 0
+    return children[-1] if children else 0
 
 
 def _children(process: subprocess.Popen[bytes]) -> list[int]:
