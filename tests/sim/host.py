@@ -1,4 +1,4 @@
-"""A virtual machine: cells that live on it, and an agent (the real ``agent.state``) that comes and goes."""
+"""A virtual machine: cells that live on it, and an agent (the real ``agent.core``) that comes and goes."""
 
 from __future__ import annotations
 
