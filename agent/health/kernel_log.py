@@ -19,8 +19,6 @@ RECORD_BYTES = 8_192
 """Each read returns one record. The kernel refuses a buffer that is too small for it."""
 
 ERROR_LEVEL = 3
-LEVEL_BITS = 3
-"""A priority is one number of facility and level; facility 0 is the kernel."""
 
 TROUBLE = re.compile(
     rb"i/o error|medium error|critical target error|unrecovered read error"

@@ -85,6 +85,7 @@ def preview(view: View, groups: Sequence[Group], listed_limit: int = LISTED_LIMI
     if not isinstance(answer, Accepted):
         raise answer
     joining: list[Asked] = []
+    is_cut = False
     for _ in range(MAX_TURNS):
         before = core.fleet
         core.commit(turn)
@@ -92,6 +93,7 @@ def preview(view: View, groups: Sequence[Group], listed_limit: int = LISTED_LIMI
         joined = [asked.request.server for asked in joining if isinstance(asked.request, Enrol)]
         _imagine_joined(core, joined, view.now)
         if len(births) > listed_limit:
+            is_cut = True
             break
         for command in turn.commands:
             _imagine(core, command, view.now)
@@ -104,15 +106,17 @@ def preview(view: View, groups: Sequence[Group], listed_limit: int = LISTED_LIMI
         if not joining and (next_look_at is None or next_look_at > view.now):
             break
         turn = core.turn(joining, view.now)
+    else:
+        is_cut = True
     held = tuple(h for h in core.view(view.now).holds if isinstance(h.key, SlotKey) and h.key.group in names)
-    births_to_come, deaths_to_come = _to_come(core.fleet, names)
+    births_to_come, deaths_to_come = _to_come(core.fleet, names) if is_cut else (0, 0)
     return Preview(
         answer.changes,
         tuple(births[:listed_limit]),
         tuple(deaths[:listed_limit]),
         held,
-        max(0, len(births) - listed_limit) + (births_to_come if len(births) > listed_limit else 0),
-        max(0, len(deaths) - listed_limit) + (deaths_to_come if len(births) > listed_limit else 0),
+        max(0, len(births) - listed_limit) + births_to_come,
+        max(0, len(deaths) - listed_limit) + deaths_to_come,
     )
 
 
@@ -122,7 +126,7 @@ def _to_come(fleet: Fleet, names: set[str]) -> tuple[int, int]:
     for name in names:
         state = fleet.groups[name]
         tally = state.tally
-        births += state.wanted_slots - (tally.ready + tally.booting - tally.outdated)
+        births += max(0, state.wanted_slots - (tally.ready + tally.booting - tally.outdated))
         deaths += tally.outdated
     return births, deaths
 

@@ -140,7 +140,7 @@ def _group(fleet: Fleet, name: str, record: e.Record) -> GroupState:
 def _cell_ordered(fleet: Fleet, record: e.Record, event: e.CellOrdered) -> Fleet:
     parsed = parse_cell_id(event.cell)
     if parsed is None:
-        raise IllegalTransition(f"{event.cell!r} is no cell id")
+        raise IllegalTransition(f"invalid cell id: {event.cell!r}")
     state = _group(fleet, parsed.group, record)
     slot = state.slots.get(parsed.slot) or Slot(next_generation=state.first_generation)
     if parsed.generation != slot.next_generation:

@@ -3,4 +3,6 @@
 Reports become observations for the controller; orders go out through a ``session``. ``dispatcher`` implements the
 service. ``watch`` tells agents which neighbours to watch, ``neighbourhood`` draws them. ``shells`` passes on the shells
 that operators open in cells.
+
+Only ``serve`` imports this room.
 """

@@ -102,7 +102,7 @@ class PoolShape(Shape):
     )
     lease: Annotated[Lease, Bounds("1s", "1d"), Without("`5s`, longer in fleets of thousands")] = Field(
         default=0.0,
-        description="How long a server's silence is tolerated where nobody can say more. At most `cut_off_after`.",
+        description="How long a server's silence is tolerated if there is no other evidence. At most `cut_off_after`.",
     )
     cut_off_after: Annotated[Duration, Bounds("1s", "7d")] = Field(
         default=300.0, description="How long a server that only its neighbours reach keeps its cells."

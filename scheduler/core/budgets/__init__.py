@@ -2,4 +2,6 @@
 for servers.
 
 Every answer is ``Allowed``, with the text for the death certificate, or ``Held``, with the rule that ``status`` shows.
+
+Only ``reconcile`` imports this room.
 """

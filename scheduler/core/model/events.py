@@ -80,7 +80,7 @@ class CellDraining(Event, frozen=True):
 
 
 class CellDecommissioned(Event, frozen=True):
-    """The cell is no more. ``proof``: how that is known ("agent", "server_lost", "provider", "fenced")."""
+    """The cell is gone. ``proof``: how that is known ("agent", "server_lost", "provider", "fenced")."""
 
     cell: str
     proof: str

@@ -68,7 +68,7 @@ class CellId(Struct, frozen=True, order=True):
 
 
 def parse_cell_id(text: str) -> CellId | None:
-    """The id that ``text`` spells, None where it spells none. ``01`` is no number here: an id has one spelling."""
+    """The id that ``text`` spells; None if it is not an id. ``01`` is refused, since an id has exactly one spelling."""
     match = _CELL_ID.fullmatch(text)
     if match is None:
         return None

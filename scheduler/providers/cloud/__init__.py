@@ -1,1 +1,4 @@
-"""Servers of any cloud for which Apache Libcloud has a driver."""
+"""Servers of any cloud for which Apache Libcloud has a driver.
+
+Found by its entry point. Orders go to the cloud's API in threads; its nodes come back as the port says.
+"""
