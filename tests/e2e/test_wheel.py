@@ -255,7 +255,10 @@ def test_an_agent_without_its_extras_names_them_and_runs_processes_without(bare,
 
     refused = bare.run("galactica-agent", *agent, "--runtime", "docker")
     assert (refused.code, "Traceback" in refused.err) == (1, False)
-    assert "the docker runtime needs a library that is not installed: pip install 'galactica[docker]'" in refused.err
+    assert (
+        "the docker runtime needs a library that is not installed: pip install 'galactica[docker]'"
+        in refused.err
+    )
 
     fleet.until(lambda: not fleet.is_attached("other"), "its end is noticed")
     bare_agent = [bare.program("galactica-agent"), *agent, "--runtime", "process"]

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from urllib.parse import parse_qs
 
+from moto.backends import get_backend
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -37,6 +38,9 @@ def _with_slash(application, before):
 def ec2(before: Callable[[str], None] = lambda _action: None) -> Iterator[dict[str, object]]:
     """Settings for the driver. ``before`` is called with each request's action, in a thread, and may take its time."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    get_backend("ec2")["123456789012"][
+        "us-east-1"
+    ]  # loads its images and types, longer than a driver waits when busy
     application = _with_slash(DomainDispatcherApplication(create_backend_app), before)
     server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=_Quiet)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
