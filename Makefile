@@ -74,7 +74,7 @@ TEST_PACKAGES := docker.io docker-registry iproute2 iptables busybox-static proc
 # A simulated history depends on the order of hash maps too: fixed, so that a seed that fails here fails anywhere.
 test: venv ## the whole suite, on a real Docker Engine (the one that runs, else one for the time of the tests)
 	@.ci/packages $(TEST_PACKAGES)
-	@PYTHONHASHSEED=0 $(BIN)/python -m tests.with_engine \
+	@PYTHONHASHSEED=0 $(BIN)/python -m tests.with_engine --tell \
 		$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
 quick: venv ## a minute before a commit: lint of what changed since BASE (main), unit and property tests, 50 simulated seeds

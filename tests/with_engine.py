@@ -2,7 +2,8 @@
 
 An engine that runs is used as it is. Else one is started, named to the command by ``DOCKER_HOST``, and stopped when
 the command ends, however it ends. What the command leaves on the machine is named and removed. Exits with the command's
-code; 1 where no engine can be had, or where a command that ended well has left something.
+code; 1 where no engine can be had, or where a command that ended well has left something. With ``--tell`` as the first
+word what is left is only told and removed.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ class _Ended(Exception):
 
 
 def main(command: list[str]) -> int:
+    is_strict = command[:1] != ["--tell"]
+    command = command if is_strict else command[1:]
     if not command:
         print(__doc__, file=sys.stderr)
         return 2
@@ -37,7 +40,7 @@ def main(command: list[str]) -> int:
     try:
         with an_engine() as host:
             watch.spare_what_is_there(host if host != configured_host() else "")
-            return _run_and_look(command, host, watch)
+            return _run_and_look(command, host, watch, is_strict=is_strict)
     except NoEngine as missing:
         print(f"with_engine: {missing}", file=sys.stderr)
         return 1
@@ -52,7 +55,7 @@ def _end(number: int, _frame: FrameType | None) -> None:
     raise _Ended(number)
 
 
-def _run_and_look(command: list[str], host: str, watch: Watch) -> int:
+def _run_and_look(command: list[str], host: str, watch: Watch, *, is_strict: bool) -> int:
     try:
         code = _run(command, host)
         left = watch.found()
@@ -60,7 +63,7 @@ def _run_and_look(command: list[str], host: str, watch: Watch) -> int:
         watch.remove()
     for line in left:
         print(f"with_engine: the command has left {line}", file=sys.stderr)
-    return code or (1 if left else 0)
+    return code or (1 if left and is_strict else 0)
 
 
 def _run(command: list[str], host: str) -> int:

@@ -207,9 +207,8 @@ async def test_an_epoch_that_cannot_be_written_down_ends_no_agent(world: AgentWo
     (world.data / "epoch.5").mkdir(parents=True)  # no file can be written there, as none can on a full disk
     agent = world.enrolled()
     agent.start()
-    session = await world.scheduler.until_sessions(1)
-    session.instruct(order(CELL))
-    await session.until_state(CELL, RUNNING)
+    await world.scheduler.until_sessions(1)
+    await world.running(CELL)
     assert agent.process is not None
     assert agent.process.poll() is None
     assert not (world.data / "epoch").exists()
