@@ -10,8 +10,9 @@ import psutil
 import pytest
 
 from galactica.v1 import cell_pb2, link_pb2
-from tests.support.agent_world import AgentWorld, FakeScheduler, agent_world, is_alive, pid_of, until
+from tests.support.agent_world import AgentWorld, FakeScheduler, agent_world, pid_of, until
 from tests.support.orders import CELL, decommission, http_server, order
+from tests.support.processes import is_alive
 
 RUNNING = cell_pb2.CELL_STATE_RUNNING
 GONE = cell_pb2.CELL_STATE_GONE

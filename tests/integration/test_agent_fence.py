@@ -10,8 +10,9 @@ import psutil
 import pytest
 
 from galactica.v1 import cell_pb2
-from tests.support.agent_world import DEADLINE_SECONDS, AgentWorld, agent_world, is_alive, pid_of, until
+from tests.support.agent_world import DEADLINE_SECONDS, AgentWorld, agent_world, pid_of, until
 from tests.support.orders import CELL, decommission, order
+from tests.support.processes import is_alive
 
 LEASE_SECONDS = 2.0
 GRACE_SECONDS = 2.0

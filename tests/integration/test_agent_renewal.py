@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from galactica.agent.link.identity import Identity, store
-from tests.support.agent_world import AgentWorld, agent_world, is_alive, pid_of, until
+from tests.support.agent_world import AgentWorld, agent_world, pid_of, until
 from tests.support.orders import CELL
+from tests.support.processes import is_alive
 
 
 @pytest.fixture

@@ -22,7 +22,6 @@ from tests.support.process_cells import (
     REPOSITORY,
     SLEEP,
     agent_on,
-    is_alive,
     keeper_of,
     left_in,
     limiter_or_skip,
@@ -34,6 +33,7 @@ from tests.support.process_cells import (
     until,
     without_time,
 )
+from tests.support.processes import is_alive
 
 
 @pytest.fixture(params=LIMITERS)

@@ -13,7 +13,6 @@ from galactica.v1 import cell_pb2
 from tests.support.process_cells import (
     LIMITERS,
     agent_on,
-    is_alive,
     next_death,
     order,
     quiet,
@@ -21,6 +20,7 @@ from tests.support.process_cells import (
     until,
     without_time,
 )
+from tests.support.processes import is_alive
 
 
 @pytest.mark.root

@@ -23,7 +23,6 @@ from tests.support.process_cells import (
     SERVER,
     SLEEP,
     agent_on,
-    is_alive,
     keeper_of,
     left_in,
     limiter_or_skip,
@@ -34,6 +33,7 @@ from tests.support.process_cells import (
     shell,
     until,
 )
+from tests.support.processes import is_alive
 
 
 @pytest.fixture(params=LIMITERS)

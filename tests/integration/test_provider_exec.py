@@ -13,7 +13,8 @@ import pytest
 from galactica.scheduler.core.sight.observations import ProviderServer, ProviderState
 from galactica.scheduler.providers.exec import provider as program_module
 from galactica.scheduler.providers.port import ProviderRefused, ProviderUnavailable, Setting
-from tests.support.agent_world import ROOT, fake_scheduler, is_alive, until
+from tests.support.agent_world import ROOT, fake_scheduler, until
+from tests.support.processes import is_alive
 from tests.support.provider_world import CELL, FLEET, body, user_data
 
 EXAMPLE = ROOT / "deploy/providers/processes.py"

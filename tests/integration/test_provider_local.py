@@ -20,8 +20,9 @@ from galactica.scheduler.providers.lane import RunnerLimits
 from galactica.scheduler.providers.local import processes
 from galactica.scheduler.providers.local import provider as local_module
 from galactica.scheduler.providers.port import ProviderRefused, ProviderUnavailable, Setting
-from tests.support.agent_world import fake_scheduler, is_alive, pid_of, until
+from tests.support.agent_world import fake_scheduler, pid_of, until
 from tests.support.orders import order
+from tests.support.processes import is_alive
 from tests.support.provider_world import CELL, FLEET, ListeningMind, body, runner_with, user_data
 
 PROCESS = '{"runtime": "process"}'

@@ -14,6 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support.processes import is_alive
+
 REPOSITORY = Path(__file__).parents[2]
 LIMIT_SECONDS = 30.0
 MANIFEST = """\
@@ -103,13 +105,6 @@ def until(condition):
         time.sleep(0.05)
 
 
-def lives(pid):
-    try:
-        return psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 @pytest.fixture
 def machine(tmp_path):
     machine = Machine(tmp_path)
@@ -126,7 +121,7 @@ def test_cells_outlive_a_scheduler_that_ends_and_are_taken_over_by_the_next(mach
 
     first.send_signal(signal.SIGINT)
     assert machine.ended(first) == 0
-    assert all(lives(pid) for pid in before.values())
+    assert all(is_alive(int(pid)) for pid in before.values())
     machine.cli("status", code=3)
 
     machine.up("--label", "zone=a")
@@ -199,7 +194,7 @@ def test_stop_cells_ends_them_too(machine):
     scheduler.send_signal(signal.SIGTERM)
 
     assert machine.ended(scheduler) == 0
-    assert [pid for pid in cells.values() if lives(pid)] == []
+    assert [pid for pid in cells.values() if is_alive(int(pid))] == []
 
 
 def test_scheduler_alone_lets_servers_join_with_a_token(machine):

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import psutil
 from rpds import HashTrieMap
 
 from galactica.agent.link.identity import Identity, store
@@ -24,6 +23,7 @@ from galactica.scheduler.security.identities import identity_of
 from galactica.scheduler.security.renewal import NotRenewed, server_to_renew
 from galactica.v1 import cell_pb2, link_pb2, link_pb2_grpc
 from tests.support.orders import CELL, order
+from tests.support.processes import is_alive
 
 FLEET = "testfleet"
 DEADLINE_SECONDS = 20.0
@@ -314,10 +314,6 @@ class AgentProcess:
 def pid_of(report: cell_pb2.CellReport) -> int:
     """The main process of a process cell."""
     return int(report.runtime_id)
-
-
-def is_alive(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 class AgentWorld:

@@ -47,13 +47,6 @@ async def next_death(deaths: AsyncIterator[Exited]) -> Exited:
         return await anext(deaths)
 
 
-def is_alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 def keeper_of(pid: int) -> int:
     return psutil.Process(pid).ppid()
 

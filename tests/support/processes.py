@@ -63,6 +63,7 @@ def pids(cells: list[Json]) -> dict[str, int]:
 
 
 def is_alive(pid: int) -> bool:
+    """It runs, stopped or not. It may end while one asks, and a zombie has ended."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
