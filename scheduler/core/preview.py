@@ -76,7 +76,8 @@ class Preview(Struct, frozen=True):
 
 def preview(view: View, groups: Sequence[Group], listed_limit: int = LISTED_LIMIT) -> Preview:
     """The births and deaths that applying the groups causes, in order. Raises Refused if the apply would."""
-    core = Core(view.fleet, view.policy, view.now, Start(view.fleet.epoch, "preview"), view.sight)
+    policy = replace(view.policy, waits_for_proof=False)
+    core = Core(view.fleet, policy, view.now, Start(view.fleet.epoch, "preview"), view.sight)
     names = {group.name for group in groups}
     births: list[Birth] = []
     deaths: list[Death] = []

@@ -56,7 +56,9 @@ def _tally(slot: Slot, digest: str) -> Tally:
         outdated += cell.digest != digest
     there = sum(map(is_there, slot.cells))
     extra = max(0, there - (0 if ready or booting else 1))
-    return Tally(ready, booting, condemned, int(waiting), int(waiting and booting > 0), outdated, extra)
+    return Tally(
+        ready, booting, condemned, int(waiting), int(waiting and ready + booting > 0), outdated, extra
+    )
 
 
 def _add(left: Tally, right: Tally, sign: int) -> Tally:

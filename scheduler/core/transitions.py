@@ -118,7 +118,7 @@ def _group_applied(fleet: Fleet, record: e.Record, event: e.GroupApplied) -> Fle
         last_position=record.position,
     )
     if event.digest != before.digest:
-        state = replace(state, tally=recount(state))
+        state = replace(state, tally=recount(state), newest_ready_at=0.0)
     return replace(fleet, groups=fleet.groups.insert(name, state))
 
 
@@ -177,6 +177,8 @@ def _cell_moved(fleet: Fleet, record: e.Record, event: Any) -> Fleet:
     if cell.phase not in allowed:
         raise IllegalTransition(f"{_name(record)} cannot follow: {_story(cell)}")
     moved = replace(cell, phase=phase, last_position=record.position, **_details(event, record.at))
+    if phase is Phase.READY and cell.digest == state.digest:
+        state = replace(state, newest_ready_at=record.at)
     if isinstance(event, e.CellCondemned):
         fleet, state = _remember_death(fleet, state, cell, event, record.at)
     if phase is Phase.DECOMMISSIONED:

@@ -166,6 +166,7 @@ def _group_to_disk(state: GroupState, words: _Words) -> GroupOnDisk:
         deaths=state.deaths,
         longest_lease_seconds=state.longest_lease_seconds,
         replaced_at=state.replaced_at,
+        newest_ready_at=state.newest_ready_at,
     )
 
 
@@ -264,6 +265,7 @@ def _group_from_disk(group: GroupOnDisk, words: list[str]) -> GroupState:
         deaths=group.deaths,
         longest_lease_seconds=group.longest_lease_seconds,
         replaced_at=group.replaced_at,
+        newest_ready_at=group.newest_ready_at,
         last_position=group.last_position,
     )
 

@@ -85,6 +85,7 @@ class GroupOnDisk(Struct, frozen=True, array_like=True):
     deaths: tuple[Death, ...] = ()
     longest_lease_seconds: float = 0.0
     replaced_at: tuple[float, ...] = ()
+    newest_ready_at: float = 0.0
 
 
 class ServerOnDisk(Struct, frozen=True, array_like=True):

@@ -21,6 +21,7 @@ A file contains any number of documents. ``kind: service`` is a group of identic
     placement: {spread: server, require: {zone: a}}    # or spread: none, which packs
     writable: [/var/cache/app] # docker only: paths besides /tmp that the cell may write to
     exclusive: true            # never two cells of one slot alive at once, even across a partition; default false
+    rollout: {healthy_for: 5s} # how long a new cell must stay well before the old one goes; default 5s
     max_age: 30d               # older cells are replaced even if they are healthy; default: never
     drift: report              # what to do with a cell that differs from its spec: report, or replace (default)
 
@@ -39,6 +40,7 @@ A file contains any number of documents. ``kind: service`` is a group of identic
     replace:
       surge: 1                 # how many servers may exist beyond size at once; default 1
       unavailable: 0           # how many servers may be missing at once; default 0
+      healthy_for: 5s          # how long a new server must stay well before the old one goes; default 5s
       per: {count: 10, window: 1h}                     # maximum number of replacements; default: no limit
 
 Anchors and aliases work within a document. Tags, duplicate keys, files above 1 MiB and more than 1,000 documents are

@@ -62,6 +62,11 @@ class ReplaceShape(Shape):
     unavailable: Annotated[Whole, Bounds("0", "10000")] = Field(
         default=Replace().unavailable, description="How many servers may be missing at once."
     )
+    healthy_for: Annotated[Duration, Bounds("0s", "1d")] = Field(
+        default=5.0,
+        description="How long a new server must be READY and healthy until it is proven. Its predecessor stays until "
+        "then.",
+    )
     per: Annotated[PerShape, Without("no limit")] = Field(
         default=PerShape(), description="How many replacements are allowed in a stretch of time."
     )
@@ -136,6 +141,7 @@ def pool_of(data: Data) -> Group:
         replace=Replace(shape.replace.surge, shape.replace.unavailable, per.count, per.window),
         lease_seconds=shape.lease,
         cut_off_after_seconds=shape.cut_off_after,
+        healthy_for_seconds=shape.replace.healthy_for,
     )
 
 

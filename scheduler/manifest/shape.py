@@ -251,6 +251,17 @@ class PlacementShape(Shape):
     )
 
 
+class RolloutShape(Shape):
+    """How a changed spec takes the place of the one before, cell by cell."""
+
+    healthy_for: Annotated[Duration, Bounds("0s", "1d")] = Field(
+        default=5.0,
+        description="How long a new cell must be READY and healthy until it is proven. Its predecessor stays until "
+        "then, and no further cell makes room. A cell that dies earlier died young: for a minute after such a "
+        "death no healthy cell goes for that revision.",
+    )
+
+
 class ServiceShape(Shape):
     """A wanted number of identical cells."""
 
@@ -305,6 +316,9 @@ class ServiceShape(Shape):
         description="Two cells of one slot are never alive at the same time, even when the network is split. "
         "A replacement then waits until its predecessor is proven or certain to be gone.",
     )
+    rollout: RolloutShape = Field(
+        default=RolloutShape(), description="How a changed spec takes the place of the one before."
+    )
     max_age: Annotated[Age, Bounds("1s", "3650d"), Without("no limit")] = Field(
         default=0.0,
         description="A cell that is older is replaced, healthy or not, give or take a tenth and within the budget.",
@@ -325,6 +339,7 @@ SERVICE_SECTIONS: dict[Path, type[BaseModel]] = {
     ("health", "grpc"): GrpcShape,
     ("stop",): StopShape,
     ("placement",): PlacementShape,
+    ("rollout",): RolloutShape,
 }
 """Each path with fixed keys, and its model."""
 
@@ -355,6 +370,7 @@ def service_of(data: Data) -> Group:
         spec,
         max_age_seconds=shape.max_age,
         replace_touched=shape.drift == "replace",
+        healthy_for_seconds=shape.rollout.healthy_for,
     )
 
 

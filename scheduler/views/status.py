@@ -72,12 +72,15 @@ def _provider_of(group: Group) -> str:
 
 
 def is_ready(state: GroupState) -> bool:
-    """Whether every slot is READY with the newest revision, as recorded. Takes the same time for every group size."""
-    return state.tally.ready == state.wanted_slots and not state.tally.outdated and not state.tally.booting
+    """Whether every slot is READY with the newest revision, as recorded, and no predecessor waits for proof of it.
+    Takes the same time for every group size."""
+    return state.tally.ready == state.wanted_slots and not (
+        state.tally.outdated or state.tally.booting or state.tally.replacing
+    )
 
 
 def _is_whole(state: GroupState, row: operator_pb2.GroupStatus) -> bool:
-    return row.ready == row.wanted and not state.tally.outdated
+    return row.ready == row.wanted and not (state.tally.outdated or state.tally.replacing)
 
 
 def holds(view: View, key: SlotKey | None = None) -> list[operator_pb2.Hold]:

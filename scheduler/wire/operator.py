@@ -39,6 +39,7 @@ def group_to_proto(group: Group) -> operator_pb2.Group:
         spec=spec_to_proto(group.spec),
         max_age_ms=milliseconds(group.max_age_seconds),
         drift=operator_pb2.DRIFT_REPLACE if group.replace_touched else operator_pb2.DRIFT_REPORT,
+        healthy_for_ms=milliseconds(group.healthy_for_seconds),
     )
     if group.kind is GroupKind.POOL:
         message.replace.CopyFrom(_replace_to_proto(group.replace))
@@ -59,6 +60,8 @@ def group_from_proto(message: operator_pb2.Group) -> Group:
     if message.drift not in _DRIFTS:
         problems.append(Problem(("drift",), f"this scheduler does not know drift {int(message.drift)}"))
     group = _pool(message, problems) if kind is GroupKind.POOL else _service(message)
+    if message.HasField("healthy_for_ms"):
+        group = replace(group, healthy_for_seconds=message.healthy_for_ms / 1_000)
     unreadable = {problem.path[0] for problem in problems}
     rules = problems_of_pool if kind is GroupKind.POOL else problems_of
     problems += [problem for problem in rules(group) if not (problem.needs | {problem.path[0]}) & unreadable]

@@ -48,7 +48,7 @@ def recount(state: GroupState) -> Tally:
         booting=sum(cell.phase in BOOTING for cell in cells),
         condemned=len(cells) - len(living),
         replacing=len(waiting),
-        surging=len(waiting & {cell.slot for cell in cells if cell.phase in BOOTING}),
+        surging=len(waiting & {cell.slot for cell in living}),
         outdated=sum(cell.digest != state.digest for cell in living),
         extra=extra(state),
     )

@@ -53,6 +53,8 @@ from galactica.scheduler.core.turns import Asked, Core, Start, Turn
 START = 1_000_000.0
 SECRET = "5" * 64
 ANN = Asker.operator("ann")
+PROOF_SECONDS = Group(GroupKind.SERVICE, "web", 1, Spec(RuntimeKind.PROCESS)).healthy_for_seconds
+"""How long a new cell must stay well until it is proven, where a test says nothing else."""
 
 
 def spec(version: str = "1", **changes: object) -> Spec:

@@ -17,7 +17,7 @@ from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.fleet import Backoff, GroupState, Phase, Tally
 from galactica.scheduler.core.model.policy import Policy
 from galactica.scheduler.core.model.spec import digest_of
-from tests.support.world import World, exited, gone, running, service, spec
+from tests.support.world import PROOF_SECONDS, World, exited, gone, running, service, spec
 
 NOW = 1_000.0
 POLICY = Policy()
@@ -55,8 +55,8 @@ def test_the_share_that_may_surge_is_policy() -> None:
     [
         (0, Allowed("surge: 0 of 2 cells being replaced beside running ones")),
         (1, Allowed("surge: 1 of 2 cells being replaced beside running ones")),
-        (2, Held("surge", "2 of 2 allowed replacements are already booting")),
-        (3, Held("surge", "3 of 2 allowed replacements are already booting")),
+        (2, Held("surge", "2 of 2 allowed replacements boot or have yet to prove themselves")),
+        (3, Held("surge", "3 of 2 allowed replacements boot or have yet to prove themselves")),
     ],
 )
 def test_successors_are_ordered_beside_running_cells_up_to_the_surge(
@@ -81,15 +81,15 @@ def test_successors_are_ordered_beside_running_cells_up_to_the_surge(
 def test_outdated_cells_go_slot_by_slot_and_never_out_of_a_thin_group(
     tally: Tally, answer: Allowed | Held
 ) -> None:
-    assert may_condemn_outdated(group(tally=tally), POLICY) == answer
+    assert may_condemn_outdated(group(tally=tally), NOW, POLICY) == answer
 
 
 def test_more_slots_at_once_are_policy_and_those_being_replaced_still_serve() -> None:
     policy = Policy(outdated_surge=3)
-    assert may_condemn_outdated(group(tally=Tally(ready=6, replacing=2)), policy) == Allowed(
+    assert may_condemn_outdated(group(tally=Tally(ready=6, replacing=2)), NOW, policy) == Allowed(
         "slot by slot: 2 of 3 cells being replaced"
     )
-    assert may_condemn_outdated(group(tally=Tally(ready=5, replacing=2)), policy) == Held(
+    assert may_condemn_outdated(group(tally=Tally(ready=5, replacing=2)), NOW, policy) == Held(
         "unavailable", "only 7 of 8 cells are ready"
     )
 
@@ -222,7 +222,9 @@ def test_a_death_certificate_names_the_budget_that_allowed_it() -> None:
     world.advance(6)
     world.report(world.cell("web/0.1").server, running("web/0.1", failures=3))
     world.report(world.cell("web/1.1").server, exited("web/1.1"))
+    world.advance(PROOF_SECONDS)
     world.apply(service("web", 2, spec("2")))
+    world.advance(PROOF_SECONDS)
     budgets = {event.cell: event.budget for event in world.events(e.CellCondemned)}  # type: ignore[union-attr]
     assert budgets == {
         "web/0.1": "replaced before it goes",

@@ -5,7 +5,7 @@ from galactica.scheduler.core.model.commands import Decommission, Resync
 from galactica.scheduler.core.model.fleet import Phase
 from galactica.scheduler.core.model.requests import DrainServer
 from galactica.scheduler.core.model.spec import Resources
-from tests.support.world import World, running, service, spec
+from tests.support.world import PROOF_SECONDS, World, running, service, spec
 
 ONE_BYTE = spec(resources=Resources(memory_bytes=1))
 
@@ -61,7 +61,9 @@ def test_what_an_operator_changed_is_the_cause_of_what_follows_from_it() -> None
     world.join("a", "b")
     world.apply(service("web", 2))
     world.ask(DrainServer("a"))
+    world.advance(PROOF_SECONDS)
     world.apply(service("web", 2, spec("2")))
+    world.advance(2 * PROOF_SECONDS)
     positions = {
         type(record.event): record.position
         for record in world.records

@@ -10,7 +10,7 @@ from galactica.scheduler.core.model.spec import Group
 from galactica.scheduler.core.model.verdict import Health
 from galactica.scheduler.core.sight.observations import Answer, ProviderListed, ProviderServer, ProviderState
 from tests.support.pool_world import READY, condemned, loaded, rack, silence
-from tests.support.world import SECRET, World, exited, pool, service
+from tests.support.world import PROOF_SECONDS, SECRET, World, exited, pool, service
 
 
 def test_a_changed_pool_replaces_servers_one_by_one_and_drains_each_before_it_goes() -> None:
@@ -39,8 +39,9 @@ def test_a_condemned_server_never_returns_although_its_agent_does() -> None:
 def test_an_operator_condemns_a_server_and_a_fresh_one_is_ordered_first() -> None:
     world = loaded()
     world.ask(CondemnCell("rack/0.1"))
-    world.advance(5)
+    world.advance(PROOF_SECONDS)
     assert world.phases("rack")["rack/0.2"] is READY
+    world.advance(PROOF_SECONDS)
     assert world.cell("rack/0.1").phase is Phase.DECOMMISSIONED
 
 
@@ -166,7 +167,7 @@ def test_old_cells_are_replaced_within_budget_and_not_all_at_once() -> None:
     world.apply(Group(group.kind, group.name, group.replicas, group.spec, max_age_seconds=100.0))
     world.advance(89)
     assert world.events(e.CellCondemned) == []
-    world.advance(25)
+    world.advance(25 + 4 * PROOF_SECONDS)
     assert {event.rule for event in world.events(e.CellCondemned)} == {"old"}
     assert [cell.rpartition(".")[2] for cell in world.phases()] == ["2"] * 4
 

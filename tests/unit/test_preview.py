@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.fleet import Phase
 from galactica.scheduler.core.model.keys import Hold, SlotKey
+from galactica.scheduler.core.model.policy import Policy
 from galactica.scheduler.core.model.requests import (
     CondemnCell,
     DeleteGroup,
@@ -18,6 +19,9 @@ from galactica.scheduler.core.model.requests import (
 from galactica.scheduler.core.model.spec import Group, Placement, Resources, digest_of
 from galactica.scheduler.core.preview import Birth, Death, Preview, preview
 from tests.support.world import World, exited, pool, running, service, spec
+
+SURE = Policy(waits_for_proof=False)
+"""As a preview imagines it: what is READY stays well."""
 
 
 def births_and_deaths(world: World, groups: set[str], since: int) -> tuple[list[Birth], list[Death]]:
@@ -33,11 +37,11 @@ def births_and_deaths(world: World, groups: set[str], since: int) -> tuple[list[
 
 
 def empty() -> World:
-    return World()
+    return World(policy=SURE)
 
 
 def three_servers() -> World:
-    world = World()
+    world = World(policy=SURE)
     world.join("a", "b", "c")
     return world
 
@@ -50,7 +54,7 @@ def nine_ready() -> World:
 
 
 def three_of_a_pool() -> World:
-    world = World()
+    world = World(policy=SURE)
     world.apply(pool("rack", 3), service("web", 4))
     world.advance(10)
     return world
@@ -76,7 +80,7 @@ def one_drained() -> World:
 
 
 def tight() -> World:
-    world = World()
+    world = World(policy=SURE)
     world.join("a", memory_bytes=4)
     world.join("b", memory_bytes=3)
     world.apply(service("web", 6, spec(resources=Resources(memory_bytes=1))))

@@ -4,7 +4,7 @@ from galactica.scheduler.core.model.commands import Decommission, Order
 from galactica.scheduler.core.model.requests import DeleteGroup
 from galactica.scheduler.core.model.spec import HealthSpec
 from tests.support.reconcile_world import BOOTING, CONDEMNED, DRAINING, ORDERED, READY, server_of, three_ready
-from tests.support.world import World, exited, gone, running, service, spec, starting
+from tests.support.world import PROOF_SECONDS, World, exited, gone, running, service, spec, starting
 
 
 def test_a_group_fills_its_slots_and_spreads_them_over_servers() -> None:
@@ -25,7 +25,7 @@ def test_a_dead_cell_is_replaced_in_the_very_turn_that_hears_of_it() -> None:
     assert world.phases() == {"web/0.1": READY, "web/1.1": DRAINING, "web/1.2": ORDERED, "web/2.1": READY}
 
 
-def test_a_sick_cell_that_still_runs_goes_only_when_its_replacement_is_ready() -> None:
+def test_a_sick_cell_that_still_runs_goes_only_when_its_replacement_is_proven() -> None:
     world = three_ready()
     world.obedient = False
     world.report(server_of(world, "web/1.1"), running("web/1.1", failures=3))
@@ -33,6 +33,8 @@ def test_a_sick_cell_that_still_runs_goes_only_when_its_replacement_is_ready() -
     world.report(server_of(world, "web/1.2"), starting("web/1.2"))
     assert world.phases()["web/1.1"] is CONDEMNED
     world.report(server_of(world, "web/1.2"), running("web/1.2"))
+    assert world.phases()["web/1.1"] is CONDEMNED
+    world.advance(PROOF_SECONDS)
     assert [(type(c), c.cell) for c in world.sent][-1] == (Decommission, "web/1.1")
     world.report(server_of(world, "web/1.1"), gone("web/1.1"))
     assert world.phases() == {"web/0.1": READY, "web/1.2": READY, "web/2.1": READY}
@@ -179,6 +181,7 @@ def test_only_a_quarter_of_a_group_is_replaced_beside_its_running_cells_at_once(
     assert world.held() == {"surge"}
     for cell in ordered:
         world.report(server_of(world, cell), running(cell))
+    world.advance(PROOF_SECONDS)
     assert len([c for c, phase in world.phases().items() if phase is ORDERED]) == 2
 
 
@@ -189,6 +192,7 @@ def test_a_changed_spec_replaces_slot_by_slot_and_never_leaves_fewer_cells_servi
     for slot in range(3):
         assert [c for c, phase in world.phases().items() if phase is ORDERED] == [f"web/{slot}.2"]
         world.report(server_of(world, f"web/{slot}.2"), running(f"web/{slot}.2"))
+        world.advance(PROOF_SECONDS)
         world.report(server_of(world, f"web/{slot}.1"), gone(f"web/{slot}.1"))
     assert world.phases() == {f"web/{slot}.2": READY for slot in range(3)}
 

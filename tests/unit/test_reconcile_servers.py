@@ -14,7 +14,7 @@ from galactica.scheduler.core.model.verdict import Evidence, Health
 from galactica.scheduler.core.sight.observations import Reported
 from tests.support.folding import reconcile
 from tests.support.reconcile_world import CONDEMNED, ORDERED, READY, server_of, three_ready
-from tests.support.world import World, exited, gone, running, service, spec
+from tests.support.world import PROOF_SECONDS, World, exited, gone, running, service, spec
 
 
 def test_an_agent_that_returns_within_its_lease_keeps_its_cells() -> None:
@@ -144,6 +144,7 @@ def test_a_drain_with_nowhere_to_go_is_held_and_kills_nothing() -> None:
     assert world.phases() == {"web/0.1": READY}
     assert world.held() == {"no_capacity"}
     world.join("b")
+    world.advance(PROOF_SECONDS)
     assert world.phases() == {"web/0.2": READY}
 
 

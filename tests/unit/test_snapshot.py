@@ -128,6 +128,7 @@ FULL = Fleet(
                 deaths=(DEATH, DEATH),
                 longest_lease_seconds=15.5,
                 replaced_at=(3.0, 4.0),
+                newest_ready_at=5.0,
                 last_position=77,
             ),
             "empty": GroupState(Group(GroupKind.SERVICE, "empty", 0, SPECS[0]), DIGESTS[0], 1, ()),

@@ -87,6 +87,7 @@ class Group(_message.Message):
     REPLACE_FIELD_NUMBER: _builtins.int
     LEASE_MS_FIELD_NUMBER: _builtins.int
     CUT_OFF_AFTER_MS_FIELD_NUMBER: _builtins.int
+    HEALTHY_FOR_MS_FIELD_NUMBER: _builtins.int
     kind: Global___GroupKind.ValueType
     name: _builtins.str
     replicas: _builtins.int
@@ -97,6 +98,10 @@ class Group(_message.Message):
     """How long a server's silence is tolerated; 0: the lease of the fleet's tempo."""
     cut_off_after_ms: _builtins.int
     """How long a server that only its neighbours can reach keeps its cells; 0: five minutes."""
+    healthy_for_ms: _builtins.int
+    """For services and pools: how long a successor must be READY and well before its predecessor goes; missing: five
+    seconds.
+    """
     @_builtins.property
     def spec(self) -> _cell_pb2.Spec: ...
     @_builtins.property
@@ -115,12 +120,15 @@ class Group(_message.Message):
         replace: Global___Replace | None = ...,
         lease_ms: _builtins.int = ...,
         cut_off_after_ms: _builtins.int = ...,
+        healthy_for_ms: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["replace", b"replace", "spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_healthy_for_ms", b"_healthy_for_ms", "healthy_for_ms", b"healthy_for_ms", "replace", b"replace", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cut_off_after_ms", b"cut_off_after_ms", "drift", b"drift", "kind", b"kind", "lease_ms", b"lease_ms", "max_age_ms", b"max_age_ms", "name", b"name", "replace", b"replace", "replicas", b"replicas", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_healthy_for_ms", b"_healthy_for_ms", "cut_off_after_ms", b"cut_off_after_ms", "drift", b"drift", "healthy_for_ms", b"healthy_for_ms", "kind", b"kind", "lease_ms", b"lease_ms", "max_age_ms", b"max_age_ms", "name", b"name", "replace", b"replace", "replicas", b"replicas", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__healthy_for_ms: _TypeAlias = _typing.Literal["healthy_for_ms"]  # noqa: Y015
+    _WhichOneofArgType__healthy_for_ms: _TypeAlias = _typing.Literal["_healthy_for_ms", b"_healthy_for_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__healthy_for_ms) -> _WhichOneofReturnType__healthy_for_ms | None: ...
 
 Global___Group: _TypeAlias = Group  # noqa: Y015
 

@@ -9,8 +9,9 @@ A dead server needs no surge, because it is already gone. Nothing here counts ce
 
 from __future__ import annotations
 
-from galactica.scheduler.core.budgets.services import Allowed, Held
+from galactica.scheduler.core.budgets.services import Allowed, Held, unproven_hold
 from galactica.scheduler.core.model.fleet import GroupState, Slot, is_there
+from galactica.scheduler.core.model.policy import Policy
 from galactica.scheduler.core.model.rules import HoldRule
 
 
@@ -45,8 +46,12 @@ def may_condemn_server(state: GroupState, now: float) -> Allowed | Held:
     return Allowed(f"surge: {used} of {replace.surge} servers being replaced")
 
 
-def may_condemn_due_server(state: GroupState, now: float) -> Allowed | Held:
-    """The same for a healthy server that is only outdated or old: not while too many servers are missing."""
+def may_condemn_due_server(state: GroupState, now: float, policy: Policy) -> Allowed | Held:
+    """The same for a healthy server that is only outdated or old: not while too many servers are missing, or while the
+    revision that takes its place is not proven."""
+    unproven = unproven_hold(state, now, policy)
+    if unproven is not None:
+        return unproven
     missing, limit = missing_servers(state), state.group.replace.unavailable
     if state.group.replace.surge and missing > limit:
         return Held(

@@ -38,12 +38,37 @@ def may_surge(state: GroupState, policy: Policy) -> Allowed | Held:
     used = state.tally.surging
     if used < limit:
         return Allowed(f"surge: {used} of {limit} cells being replaced beside running ones")
-    return Held(HoldRule.SURGE, f"{used} of {limit} allowed replacements are already booting")
+    return Held(
+        HoldRule.SURGE, f"{used} of {limit} allowed replacements boot or have yet to prove themselves"
+    )
 
 
-def may_condemn_outdated(state: GroupState, policy: Policy) -> Allowed | Held:
-    """May one more READY cell of an older revision be condemned? Slot by slot, and only while no other cell is
-    missing."""
+def unproven_hold(state: GroupState, now: float, policy: Policy) -> Held | None:
+    """What the group's revision has yet to prove before one more healthy cell makes room for it; None if nothing.
+
+    A cell of it became READY a moment ago, or one died young a moment ago."""
+    backoff = state.backoff
+    if backoff.digest == state.digest and backoff.early_deaths:
+        until = backoff.last_at + policy.young_death_seconds
+        if now < until:
+            reason = f"a cell of revision {state.revision} died young less than {policy.young_death_seconds:g} s ago"
+            return Held(HoldRule.UNPROVEN, reason, until)
+    until = state.newest_ready_at + state.group.healthy_for_seconds
+    if state.newest_ready_at and policy.waits_for_proof and now < until:
+        reason = (
+            f"the newest cell of revision {state.revision} has yet to stay well for "
+            f"{state.group.healthy_for_seconds:g} s"
+        )
+        return Held(HoldRule.UNPROVEN, reason, until)
+    return None
+
+
+def may_condemn_outdated(state: GroupState, now: float, policy: Policy) -> Allowed | Held:
+    """May one more READY cell be condemned because it is outdated or old? Slot by slot, and only while no other cell is
+    missing and the revision that takes its place is proven."""
+    unproven = unproven_hold(state, now, policy)
+    if unproven is not None:
+        return unproven
     limit = policy.outdated_surge
     tally = state.tally
     if tally.replacing >= limit:

@@ -140,9 +140,9 @@ class Tally(Struct, frozen=True):
     condemned: int = 0
     """Cells in CONDEMNED or DRAINING."""
     replacing: int = 0
-    """Slots whose condemned cell still runs and waits for a READY successor."""
+    """Slots whose condemned cell still runs and waits for a proven successor."""
     surging: int = 0
-    """Those of them whose successor is ORDERED or BOOTING: cells beyond what is wanted."""
+    """Those of them whose successor is ordered, and not proven yet: cells beyond what is wanted."""
     outdated: int = 0
     """Cells that are not condemned and whose digest is not the group's."""
     extra: int = 0
@@ -202,6 +202,8 @@ class GroupState(Struct, frozen=True):
     longest_lease_seconds: float = 0.0
     """Pools: the longest lease that it ever had. A cut-off agent goes by the last lease that it was told."""
     last_position: int = 0
+    newest_ready_at: float = 0.0
+    """When the newest cell of the current spec became READY; 0: none did."""
     replaced_at: tuple[float, ...] = ()
     """Pools with a rate limit: when the newest replacements were ordered, oldest first, as many as the limit counts."""
 
@@ -314,7 +316,7 @@ class Fleet(Struct, frozen=True):
 
 
 def still_waits(cell: Cell) -> bool:
-    """Condemned while it served, not dead, and kept until its successor is READY."""
+    """Condemned while it served, not dead, and kept until its successor is proven."""
     return cell.phase is Phase.CONDEMNED and cell.condemned_health is not Health.DEAD and cell.was_ready
 
 

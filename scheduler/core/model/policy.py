@@ -64,6 +64,11 @@ class Policy(Struct, frozen=True):
     """The time between beats grows with the fleet, so that about this many beats come in each second at most."""
     early_seconds: float = 5.0
     """A cell that dies before it was READY for this long died early."""
+    young_death_seconds: float = 60.0
+    """A death of a cell that was never proven is fresh for this long. Until then no healthy cell makes room for others
+    of its revision."""
+    waits_for_proof: bool = True
+    """False in a preview, which imagines that each new cell stays well."""
     backoff_first_seconds: float = 1.0
     backoff_limit_seconds: float = 60.0
     backoff_reset_seconds: float = 600.0

@@ -70,6 +70,7 @@ class HoldRule(StrEnum):
     UNAVAILABLE = "unavailable"
     SLOT_BY_SLOT = "slot_by_slot"
     PER = "per"
+    UNPROVEN = "unproven"
     BACKOFF = "backoff"
     SPEC_BLAMED = "spec_blamed"
     EXCLUSIVE = "exclusive"

@@ -142,3 +142,5 @@ class Group(Struct, frozen=True):
     """Pools: how long a server that only neighbours can reach keeps its cells."""
     replace_touched: bool = True
     """A cell that differs from its spec is replaced; else it is only reported."""
+    healthy_for_seconds: float = 5.0
+    """A successor is proven when it was READY and well for this long. Its predecessor stays until then."""

@@ -54,7 +54,7 @@ class ByAgent:
         return may_condemn_drained(state, draft.policy)
 
     def may_condemn_due(self, draft: Draft, state: GroupState) -> Allowed | Held:
-        return may_condemn_outdated(state, draft.policy)
+        return may_condemn_outdated(state, draft.now, draft.policy)
 
     def condemned(self, draft: Draft, cell: Cell, verdict: Verdict) -> None:
         if cell.server:

@@ -26,6 +26,7 @@ from galactica.scheduler.core.reconcile.draft import Draft
 from galactica.scheduler.core.reconcile.servers import show_cut_off
 from galactica.scheduler.core.verdicts.blame import blame_spec
 from galactica.scheduler.core.verdicts.due import Doom, Urgency, doom_of, next_doom_at
+from galactica.scheduler.core.verdicts.proof import proven_at
 
 
 def look_slot(draft: Draft, key: SlotKey) -> None:
@@ -94,7 +95,8 @@ def _condemn_by_health(draft: Draft, key: SlotKey, state: GroupState, cell: Cell
         draft.hold(key, budget.rule, reason, budget.next_look_at)
         return
     served = 0.0 if cell.ready_at is None else draft.now - cell.ready_at
-    early = served < draft.policy.early_seconds and verdict.rule not in NOT_ITS_OWN
+    young = served < max(draft.policy.early_seconds, state.group.healthy_for_seconds)
+    early = young and cell.digest == state.digest and verdict.rule not in NOT_ITS_OWN
     report = draft.sight.report_of(cell.server, cell.id)
     draft.emit(
         e.CellCondemned(
@@ -146,6 +148,8 @@ def _may_carry_out(draft: Draft, state: GroupState, cell: Cell, doom: Doom) -> A
         return Allowed("none: it is not wanted")
     if not cell.was_ready:
         return Allowed("none: it never served")
+    if _has_elder(draft, SlotKey(cell.group, cell.slot), cell):
+        return Allowed("none: its predecessor still serves")
     carrier = carrier_of(cell)
     if doom.urgency is Urgency.HIGH:
         return carrier.may_condemn_touched(draft, state)
@@ -219,19 +223,36 @@ def _retire(draft: Draft, key: SlotKey, cell: Cell) -> None:
 
 
 def _may_go(draft: Draft, key: SlotKey, cell: Cell) -> bool:
-    """A cell that still serves goes when its successor is READY. Any other cell goes at once."""
+    """A cell that still serves goes when its successor is proven. Any other cell goes at once."""
     state = draft.fleet.groups[key.group]
     if key.slot >= state.wanted_slots or not still_waits(cell):
         return True
     if state.group.spec.exclusive:
         return True  # there can be no successor beside it
+    if _has_elder(draft, key, cell):
+        return True
     current = _slot(draft, key).wanted_cell
-    if current is not None and current.phase is Phase.READY:
+    if current is not None and _is_proven(draft, key, state, current):
         return True
     verdict = carrier_of(cell).verdict(draft, state, cell)
     if verdict.health is Health.DEAD and verdict.rule not in SILENCE_RULES:
         return True
     return carrier_of(cell).may_go_first(draft, key, state, cell)
+
+
+def _has_elder(draft: Draft, key: SlotKey, cell: Cell) -> bool:
+    """Whether an older cell of the slot still serves in its place: then this one was never proven."""
+    return any(older.generation < cell.generation and still_waits(older) for older in _cells(draft, key))
+
+
+def _is_proven(draft: Draft, key: SlotKey, state: GroupState, cell: Cell) -> bool:
+    at = proven_at(state, cell, draft.sight, draft.policy)
+    if at is None:
+        return False
+    if draft.now < at:
+        draft.look(key, at)
+        return False
+    return carrier_of(cell).verdict(draft, state, cell).health is Health.HEALTHY
 
 
 def _decommissioned(draft: Draft, cell: Cell, proof: str) -> None:

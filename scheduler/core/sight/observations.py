@@ -42,6 +42,10 @@ class CellReport(Struct, frozen=True):
     touched: tuple[str, ...] = ()
     """How it differs from its spec."""
 
+    @property
+    def is_failing(self) -> bool:
+        return self.probe is not None and self.probe.consecutive_failures > 0
+
 
 class Answer(StrEnum):
     """What a neighbour says of a server."""

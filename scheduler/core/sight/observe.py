@@ -86,7 +86,11 @@ def _reported(sight: Sight, reported: Reported, limits: VitalLimits) -> Observed
     gap = reported.sequence > seen.sequence + 1
     is_doubtful = not reported.complete and (gap or seen.is_doubtful)
     reports = HashTrieMap() if reported.complete else seen.reports
+    recovered = seen.recovered
     for report in reported.cells:
+        before = seen.reports.get(report.cell)
+        if before is not None and before.is_failing and not report.is_failing:
+            recovered = recovered.insert(report.cell, reported.at)
         reports = reports.insert(report.cell, report)
     was_silent = reported.at - seen.heard_at > SILENCE_WORTH_A_LOOK_SECONDS
     says_goodbye = reported.is_leaving and not seen.is_leaving
@@ -107,6 +111,7 @@ def _reported(sight: Sight, reported: Reported, limits: VitalLimits) -> Observed
         vitals=reported.vitals or seen.vitals,
         ailing=ailing,
         reports=reports,
+        recovered=recovered,
         is_doubtful=is_doubtful,
         is_leaving=reported.is_leaving,
     )

@@ -45,6 +45,8 @@ class ServerSight(Struct, frozen=True):
     """The newest report of each cell on it, orphans too."""
     told: HashTrieMap[str, Told] = HashTrieMap()
     """Cell id to the newest command about it. The empty id stands for the whole server."""
+    recovered: HashTrieMap[str, float] = HashTrieMap()
+    """Cell id to the time when its probe passed again after a failure."""
     is_doubtful: bool = False
     """A report is missing. The agent must report everything before its reports count as complete."""
     is_leaving: bool = False
@@ -156,8 +158,12 @@ def forget(sight: Sight, server: str, cell: str) -> Sight:
     seen = sight.servers.get(server)
     if seen is None or (cell not in seen.reports and cell not in seen.told):
         return sight
-    reports, told = seen.reports.discard(cell), seen.told.discard(cell)
-    return with_server(sight, server, replace(seen, reports=reports, told=told))
+    reports, told, recovered = (
+        seen.reports.discard(cell),
+        seen.told.discard(cell),
+        seen.recovered.discard(cell),
+    )
+    return with_server(sight, server, replace(seen, reports=reports, told=told, recovered=recovered))
 
 
 def with_server(sight: Sight, server: str, seen: ServerSight) -> Sight:

@@ -15,6 +15,7 @@ from galactica.scheduler.core.validation.problems import (
     NAME_HINT,
     Problem,
     duration_problems,
+    healthy_for_problems,
     label_problems,
     max_age_problems,
     name_problems,
@@ -63,6 +64,7 @@ def problems_of_pool(group: Group) -> tuple[Problem, ...]:
             label_problems(("labels",), body.labels),
             duration_problems(("boot_within",), group.spec.health.boot_within_seconds, 0.1, DAY_SECONDS),
             max_age_problems(group),
+            healthy_for_problems(group),
             _silence(group),
             _replace(group.replace),
         )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from galactica.scheduler.core.model.spec import (
     NAME,
     Group,
+    GroupKind,
 )
 
 Path = tuple[str | int, ...]
@@ -18,6 +19,7 @@ LABEL_LIMIT = 63
 DAY_SECONDS = 86_400.0
 MAX_AGE_SECONDS_LEAST = 1.0
 MAX_AGE_SECONDS_LIMIT = 3_650 * DAY_SECONDS
+HEALTHY_FOR_SECONDS_LIMIT = DAY_SECONDS
 NAME_HINT = "use 1 to 63 lower-case letters, digits and '-'; begin and end with a letter or digit"
 _LABEL_KEY = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9._/]{0,61}[A-Za-z0-9])?")
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -65,6 +67,13 @@ def max_age_problems(group: Group) -> Iterator[Problem]:
     age = group.max_age_seconds
     if age and not MAX_AGE_SECONDS_LEAST <= age <= MAX_AGE_SECONDS_LIMIT:
         yield Problem(("max_age",), f"must be between 1s and {MAX_AGE_SECONDS_LIMIT / DAY_SECONDS:.0f}d")
+
+
+def healthy_for_problems(group: Group) -> Iterator[Problem]:
+    section = "rollout" if group.kind is GroupKind.SERVICE else "replace"
+    return duration_problems(
+        (section, "healthy_for"), group.healthy_for_seconds, 0, HEALTHY_FOR_SECONDS_LIMIT
+    )
 
 
 def duration_problems(path: Path, seconds: float, least: float, most: float) -> Iterator[Problem]:
