@@ -16,7 +16,7 @@ CONTAINER_ARGS ?=
 BASE ?= main
 
 .PHONY: help venv proto lint lint-style lint-types lint-imports lint-dependencies lint-contract lint-generated \
-	docs test quick quick-lint quick-tests demo lab bench wheels deb containers constraints requirements release clean
+	docs test test-packages quick quick-lint quick-tests demo lab bench wheels deb containers constraints requirements release clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -72,10 +72,17 @@ docs: venv ## the documentation's site, in site/; a broken link ends it
 TEST_PACKAGES := docker.io docker-registry iproute2 iptables busybox-static procps mosquitto debootstrap systemd-container
 
 # A simulated history depends on the order of hash maps too: fixed, so that a seed that fails here fails anywhere.
-test: venv ## the whole suite, on a real Docker Engine (the one that runs, else one for the time of the tests)
+RUN_TESTS = PYTHONHASHSEED=0 $(BIN)/python -m tests.with_engine --tell \
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup $(PYTEST_ARGS)
+
+test: venv ## the product's tests, on a real Docker Engine (the one that runs, else one for the time of the tests)
 	@.ci/packages $(TEST_PACKAGES)
-	@PYTHONHASHSEED=0 $(BIN)/python -m tests.with_engine --tell \
-		$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup $(PYTEST_ARGS)
+	@$(RUN_TESTS) --ignore=tests/packages
+
+# Apart from the others: building keeps both cores busy, and the lab counts heartbeats.
+test-packages: venv ## the tests of what is built from here: wheel, Debian package, images, release, commit hooks
+	@.ci/packages $(TEST_PACKAGES)
+	@$(RUN_TESTS) tests/packages
 
 quick: venv ## a minute before a commit: lint of what changed since BASE (main), unit and property tests, 50 simulated seeds
 	@$(MAKE) --jobs=2 quick-lint quick-tests

@@ -8,8 +8,8 @@ from deploy.lab.switch import cut_scheduler_off
 from tests.support.lab import Lab
 from tests.support.processes import pids
 
-BLIND_SECONDS = 30.0
-"""Of each scheduler: a minute in all, and many leases."""
+BLIND_SECONDS = 15.0
+"""Of each scheduler: three leases, and half a minute in all."""
 
 
 @pytest.mark.timeout(240)
