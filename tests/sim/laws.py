@@ -33,7 +33,7 @@ class _Life:
     server: str
     digest: str
     rank: int = 0
-    served: bool = False
+    ready_at: float | None = None
     health: Health | None = None
 
 
@@ -96,6 +96,7 @@ class Laws:
         match event:
             case e.GroupApplied(group=group, digest=digest):
                 self.wanted[group.name] = (group.replicas, digest)
+                self.healthy_for[group.name] = group.healthy_for_seconds
                 if group.spec.exclusive:
                     self.exclusive.add(group.name)
             case e.GroupDeleted(name=name):
@@ -144,13 +145,13 @@ class Laws:
             self._require(life.server in self.lost, record, "gone without an agent's word or a lost server")
         life.rank = rank
         if isinstance(event, e.CellReady):
-            life.served = True
+            life.ready_at = record.at
             self._one_ready(record, cell)
         elif isinstance(event, e.CellCondemned):
             life.health = event.health
             self._has_certificate(record, event)
         elif isinstance(event, e.CellDraining):
-            self._proven_before_the_kill(record, cell, life)
+            self._proven_before_the_kill(record, event, life)
 
     def _one_ready(self, record: Record, cell: str) -> None:
         parsed = parse_cell_id(cell)
@@ -165,21 +166,27 @@ class Laws:
         if event.health is not Health.HEALTHY:
             self._require(bool(event.evidence), record, "condemned by health without evidence")
 
-    def _proven_before_the_kill(self, record: Record, cell: str, life: _Life) -> None:
-        """A cell that served and may still run is ended only behind a READY successor, or where none is wanted."""
+    def _proven_before_the_kill(self, record: Record, event: e.CellDraining, life: _Life) -> None:
+        """A cell that served and may still run is ended only behind a successor that was READY for long enough, beside
+        an older one that still serves, or where none is wanted. A sick one may go first, and says why."""
+        cell = event.cell
         parsed = parse_cell_id(cell)
         assert parsed is not None
         replicas, _ = self.wanted.get(parsed.group, (0, ""))
         if (
             life.health is Health.DEAD
-            or not life.served
+            or life.ready_at is None
+            or (event.reason and life.health is Health.SICK)
             or parsed.slot >= replicas
             or parsed.group in self.exclusive
             or cell in self.known_dead
         ):
             return
-        ready = [c for c in self.slots[parsed.group, parsed.slot] if self.lives[c].rank == READY]
-        self._require(bool(ready), record, "ended before its replacement was READY")
+        others = [self.lives[c] for c in self.slots[parsed.group, parsed.slot] if c != cell]
+        proven_at = record.at - self.healthy_for[parsed.group]
+        is_followed = any(one.rank == READY and (one.ready_at or 0.0) <= proven_at for one in others)
+        has_elder = any(one.rank == CONDEMNED and one.ready_at is not None for one in others)
+        self._require(is_followed or has_elder, record, "ended before its replacement was proven")
 
     released: dict[str, float] = field(default_factory=dict)
     silenced: dict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
@@ -197,6 +204,9 @@ class Laws:
         if record.at >= self.released.get(pool, 0.0):
             count = len(self.silenced[pool])  # pools here are small: one is what the guard believes
             self._require(count == 1, record, f"silence condemned {count} of pool {pool!r} in a minute")
+
+    healthy_for: dict[str, float] = field(default_factory=dict)
+    """Group to the seconds that a new cell of it must stay READY."""
 
     known_dead: set[str] = field(default_factory=set)
     """Cells whose bodies are dead in the virtual world, whatever the journal knows."""

@@ -82,7 +82,14 @@ SECOND = e.CellOrdered("web/0.2", "d1", 1, "a")
         ("nobody wants this slot", [APPLIED, e.CellOrdered("web/1.1", "d1", 1, "a")]),
         ("its phase goes back", [APPLIED, ORDERED, OLD, READY]),
         ("without evidence", [APPLIED, ORDERED, SICK]),
-        ("ended before its replacement was READY", [APPLIED, ORDERED, READY, OLD, e.CellDraining("web/0.1")]),
+        (
+            "ended before its replacement was proven",
+            [APPLIED, ORDERED, READY, OLD, e.CellDraining("web/0.1")],
+        ),
+        (
+            "ended before its replacement was proven",
+            [APPLIED, ORDERED, READY, OLD, SECOND, e.CellReady("web/0.2"), e.CellDraining("web/0.1")],
+        ),
         ("gone without an agent's word", [APPLIED, ORDERED, OLD, e.CellDecommissioned("web/0.1", "agent")]),
     ],
 )
