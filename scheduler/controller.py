@@ -60,9 +60,10 @@ class Controller:
     def __init__(
         self, journal: Journal, fleet: Fleet, clock: Clock, start: Start, policy: Policy | None = None
     ) -> None:
+        """Writes to the journal in the epoch of it that is claimed now."""
         self._journal = journal
         self._clock = clock
-        self._epoch = start.epoch
+        self._epoch = journal.epoch
         self._core = Core(fleet, policy or Policy(), clock.now(), start)
         self._inbox: asyncio.Queue[Observation | Asked] = asyncio.Queue(INBOX_SIZE)
         self._tickets = itertools.count(1)

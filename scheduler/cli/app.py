@@ -22,6 +22,7 @@ def build() -> typer.Typer:
         ("delete", changing.delete),
         ("wait", changing.wait),
         ("condemn", changing.condemn),
+        ("adopt", changing.adopt),
         ("drain", changing.drain),
         ("status", reading.status),
         ("top", reading.top),

@@ -102,15 +102,57 @@ def condemn(
     cell: Annotated[
         str,
         typer.Argument(metavar="CELL", help="Id of a cell, for example web/2.7, or of a server of a pool."),
-    ],
+    ] = "",
     reason: Annotated[str, typer.Option("--reason", help="The reason, for the death certificate.")] = "",
+    unknown: Annotated[
+        bool,
+        typer.Option(
+            "--unknown", help="Remove what agents run and the journal never ordered: CELL, or all of it."
+        ),
+    ] = False,
     scheduler: Scheduler = None,
 ) -> None:
     """Condemn a cell or a server of a pool. Its replacement comes first."""
+    if unknown:
+        _condemn_unknown(cell, scheduler)
+        return
+    if not cell:
+        raise CommandFailed(
+            "no cell given",
+            ExitCode.USAGE,
+            "Name one, for example: galactica condemn web/2.7. All: galactica cells",
+        )
     with connect(scheduler) as client:
         request = operator_pb2.CondemnCellRequest(cell_id=cell, reason=reason)
         client.ask(client.stub.CondemnCell, request)
-    line(f"{cell}: condemned; it goes when its replacement is ready. Details: galactica why {cell}")
+    line(f"{cell}: condemned; it goes when its replacement is proven. Details: galactica why {cell}")
+
+
+def _condemn_unknown(cell: str, scheduler: str | None) -> None:
+    with connect(scheduler) as client:
+        request = operator_pb2.CondemnUnknownRequest(cell_ids=[cell] if cell else [])
+        answer = client.ask(client.stub.CondemnUnknown, request)
+    line(f"{people.counted(answer.cells, 'unknown cell')} condemned. Watch: galactica status")
+
+
+def adopt(
+    cells: Annotated[
+        list[str] | None, typer.Argument(metavar="[CELL]...", help="Ids, as galactica status shows them.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All that can be adopted.")] = False,
+    scheduler: Scheduler = None,
+) -> None:
+    """Take in cells that agents run and the journal never ordered, as they are. Their spec must be known: apply the
+    manifests that they were made from first."""
+    if bool(cells) is every:
+        raise CommandFailed(
+            "name the cells to adopt, or all of them with --all", ExitCode.USAGE, "See them: galactica status"
+        )
+    with connect(scheduler) as client:
+        answer = client.ask(client.stub.AdoptCells, operator_pb2.AdoptCellsRequest(cell_ids=cells or []))
+    line(f"{people.counted(answer.cells, 'cell')} adopted.")
+    for note in answer.notes:
+        line(f"not {note}")
 
 
 def drain(

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from galactica.scheduler.core.model import events as e
+from galactica.scheduler.core.model.commands import Decommission
 from galactica.scheduler.core.model.fleet import Cell, CellKind, GroupState, Phase, parse_cell_id
-from galactica.scheduler.core.model.keys import Key, ServerKey, SlotKey, cells_of
+from galactica.scheduler.core.model.keys import Key, OrphanKey, ServerKey, SlotKey, cells_of
 from galactica.scheduler.core.model.requests import (
     Accepted,
+    AdoptCells,
     ApplyGroups,
     Asker,
+    ClaimEpoch,
     CondemnCell,
+    CondemnUnknown,
     CreateToken,
     DeleteGroup,
     DrainServer,
@@ -33,10 +37,14 @@ from galactica.scheduler.core.model.rules import Rule
 from galactica.scheduler.core.model.spec import Group, digest_of
 from galactica.scheduler.core.model.verdict import Health
 from galactica.scheduler.core.reconcile.draft import Draft
+from galactica.scheduler.core.sight.observations import CellState
 
 MAX_GROUPS = 10_000
 MAX_CELLS = 1_000_000
 MAX_TOKENS = 10_000
+EPOCH_LEAP_LIMIT = 1_000_000
+"""No fleet has started that many schedulers since its newest backup. An agent that says so is not believed."""
+NOTES_TOLD = 20
 
 
 class Admitted(Struct, frozen=True):
@@ -47,31 +55,10 @@ class Admitted(Struct, frozen=True):
 def admit(draft: Draft, request: Request, by: Asker) -> Admitted:
     """Decide a request on top of the draft. Raises Refused; the draft then has no new records."""
     draft.cause = str(by)
-    match request:
-        case ApplyGroups():
-            return _apply_groups(draft, request)
-        case DeleteGroup():
-            return _delete_group(draft, request)
-        case CondemnCell():
-            return _condemn_cell(draft, request, by.name)
-        case OpenShell():
-            return _open_shell(draft, request, by.name)
-        case DrainServer():
-            return _drain_server(draft, request, by.name)
-        case CreateToken():
-            return _create_token(draft, request)
-        case ReleaseStorm():
-            return _release_storm(draft, request)
-        case Enrol():
-            return _enrol(draft, request)
-        case EnrolOperator():
-            draft.emit(e.OperatorEnrolled(request.operator, request.role, request.expires_at))
-        case RecordRefusal():
-            draft.emit(e.CallRefused(request.caller, request.role, request.call))
-    return Admitted(Accepted(draft.fleet.position))
+    return _ADMIT[type(request)](draft, request, by)
 
 
-def _apply_groups(draft: Draft, request: ApplyGroups) -> Admitted:
+def _apply_groups(draft: Draft, request: ApplyGroups, _: Asker) -> Admitted:
     _check_size(draft, request)
     changes = []
     dirty: dict[Key, str] = {}
@@ -149,7 +136,7 @@ def _flat(value: Any, path: str = "") -> dict[str, str]:
     return flat
 
 
-def _delete_group(draft: Draft, request: DeleteGroup) -> Admitted:
+def _delete_group(draft: Draft, request: DeleteGroup, _: Asker) -> Admitted:
     state = draft.fleet.groups.get(request.name)
     if state is None or state.deleted:
         raise Refused("no_such_group", f"no such group: {request.name}", missing=True)
@@ -161,7 +148,7 @@ def _delete_group(draft: Draft, request: DeleteGroup) -> Admitted:
     return Admitted(Accepted(draft.fleet.position, cells), dirty)
 
 
-def _condemn_cell(draft: Draft, request: CondemnCell, name: str) -> Admitted:
+def _condemn_cell(draft: Draft, request: CondemnCell, by: Asker) -> Admitted:
     cell = draft.fleet.cell(request.cell)
     if cell is None:
         if request.cell in draft.fleet.servers:
@@ -171,7 +158,7 @@ def _condemn_cell(draft: Draft, request: CondemnCell, name: str) -> Admitted:
                 f"galactica drain {request.cell}",
             )
         raise _no_such_cell(request.cell)
-    reason = f"condemned by {name}" + (f": {request.reason}" if request.reason else "")
+    reason = f"condemned by {by.name}" + (f": {request.reason}" if request.reason else "")
     return _condemn_for_operator(draft, cell, reason)
 
 
@@ -188,7 +175,7 @@ def _condemn_for_operator(draft: Draft, cell: Cell, reason: str) -> Admitted:
     return Admitted(Accepted(draft.fleet.position, 1), {SlotKey(cell.group, cell.slot): draft.cause})
 
 
-def _open_shell(draft: Draft, request: OpenShell, name: str) -> Admitted:
+def _open_shell(draft: Draft, request: OpenShell, by: Asker) -> Admitted:
     """The first shell starts the death timer. Later shells do not extend it."""
     cell = draft.fleet.cell(request.cell)
     if cell is None:
@@ -198,11 +185,11 @@ def _open_shell(draft: Draft, request: OpenShell, name: str) -> Admitted:
     dies_at = draft.now + draft.policy.shell_seconds
     if cell.dies_at is not None:
         dies_at = min(dies_at, cell.dies_at)
-    draft.emit(e.ShellOpened(cell.id, name, dies_at))
+    draft.emit(e.ShellOpened(cell.id, by.name, dies_at))
     return Admitted(Accepted(draft.fleet.position, 1), {SlotKey(cell.group, cell.slot): draft.cause})
 
 
-def _drain_server(draft: Draft, request: DrainServer, name: str) -> Admitted:
+def _drain_server(draft: Draft, request: DrainServer, by: Asker) -> Admitted:
     server = draft.fleet.servers.get(request.server)
     if server is None:
         raise Refused("no_such_server", f"no such server: {request.server}", missing=True)
@@ -210,7 +197,7 @@ def _drain_server(draft: Draft, request: DrainServer, name: str) -> Admitted:
         raise Refused(
             "not_ready", f"server {server.id} is {server.phase}; only a READY server can be drained"
         )
-    reason = f"drained by {name}"
+    reason = f"drained by {by.name}"
     cell = draft.fleet.cell(server.id) if server.pool else None
     if cell is not None:
         admitted = _condemn_for_operator(draft, cell, reason)
@@ -220,7 +207,7 @@ def _drain_server(draft: Draft, request: DrainServer, name: str) -> Admitted:
     return Admitted(Accepted(draft.fleet.position, len(dirty)), {ServerKey(server.id): draft.cause, **dirty})
 
 
-def _release_storm(draft: Draft, request: ReleaseStorm) -> Admitted:
+def _release_storm(draft: Draft, request: ReleaseStorm, _: Asker) -> Admitted:
     for pool in {server.pool for server in draft.fleet.servers.values()}:
         storm = draft.storm(pool)
         if storm is not None and storm.id == request.storm:
@@ -234,7 +221,82 @@ def _release_storm(draft: Draft, request: ReleaseStorm) -> Admitted:
     raise Refused("no_such_storm", f"no such storm: {request.storm}", missing=True)
 
 
-def _create_token(draft: Draft, request: CreateToken) -> Admitted:
+def _claim_epoch(draft: Draft, request: ClaimEpoch, _: Asker) -> Admitted:
+    if request.epoch > draft.fleet.epoch + EPOCH_LEAP_LIMIT:
+        raise Refused(
+            "epoch",
+            f"the agent of server {request.server} says that it obeyed epoch {request.epoch}; this scheduler has "
+            f"{draft.fleet.epoch} and believes at most {EPOCH_LEAP_LIMIT} more. Enrol that server again",
+        )
+    if request.epoch >= draft.fleet.epoch:
+        draft.emit(e.EpochClaimed(request.epoch + 1, request.server))
+    return Admitted(Accepted(draft.fleet.position))
+
+
+def _unknown_named(draft: Draft, cells: tuple[str, ...]) -> list[tuple[str, str]]:
+    """The unknown cells of these names, or all of them, each with its server."""
+    known = sorted(item for cells_of_slot in draft.fleet.unknown.values() for item in cells_of_slot.items())
+    if not cells:
+        return known
+    names = {cell for cell, _ in known}
+    for cell in cells:
+        if cell not in names:
+            raise Refused("no_such_cell", f"no agent runs an unknown cell {cell}", missing=True)
+    return [(cell, server) for cell, server in known if cell in cells]
+
+
+def _adopt(draft: Draft, request: AdoptCells, _: Asker) -> Admitted:
+    dirty: dict[Key, str] = {}
+    notes = []
+    for cell, server in _unknown_named(draft, request.cells):
+        why_not = _adopted(draft, cell, server)
+        if why_not:
+            notes.append(f"{cell}: {why_not}")
+        elif (parsed := parse_cell_id(cell)) is not None:
+            dirty[SlotKey(parsed.group, parsed.slot)] = draft.cause
+            draft.dirty({OrphanKey(server, cell): draft.cause})
+    if notes and not dirty:
+        raise Refused("not_adopted", "; ".join(notes[:NOTES_TOLD]))
+    return Admitted(Accepted(draft.fleet.position, len(dirty), notes=tuple(notes)), dirty)
+
+
+def _adopted(draft: Draft, cell: str, server: str) -> str:
+    """Takes one cell in. Answers why not; empty if it is done."""
+    report = draft.sight.report_of(server, cell)
+    if report is None or report.state is CellState.GONE:
+        return f"server {server} does not report it at the moment"
+    parsed = parse_cell_id(cell)
+    state = draft.fleet.groups.get(parsed.group) if parsed else None
+    if parsed is None or state is None or state.deleted:
+        return "its group does not exist here; apply its manifest first"
+    if parsed.slot >= state.wanted_slots:
+        return f"{parsed.group} wants {state.wanted_slots} cells, and this is one more"
+    spec = state.spec_of(report.digest)
+    if spec is None:
+        return f"{parsed.group} never had its spec {report.digest[:12]}; first apply the manifest that it was made from"
+    slot = state.slots.get(parsed.slot)
+    wanted = slot.wanted_cell if slot else None
+    if wanted is not None:
+        return f"its slot has {wanted.id} by now; condemn one of them"
+    revision = next(one.number for one in reversed(state.revisions) if one.digest == report.digest)
+    draft.emit(e.CellAdopted(cell, report.digest, revision, server, spec.resources))
+    return ""
+
+
+def _condemn_unknown(draft: Draft, request: CondemnUnknown, by: Asker) -> Admitted:
+    cells = _unknown_named(draft, request.cells)
+    dirty: dict[Key, str] = {}
+    for cell, server in cells:
+        draft.emit(e.OrphanRemoved(cell, server, f"condemned as unknown by {by.name}"))
+        draft.command(Decommission(server, cell, Rule.OPERATOR))
+        dirty[OrphanKey(server, cell)] = draft.cause
+        parsed = parse_cell_id(cell)
+        if parsed is not None and parsed.group in draft.fleet.groups:
+            dirty[SlotKey(parsed.group, parsed.slot)] = draft.cause
+    return Admitted(Accepted(draft.fleet.position, len(cells)), dirty)
+
+
+def _create_token(draft: Draft, request: CreateToken, _: Asker) -> Admitted:
     live = sum(1 for token in draft.fleet.tokens.values() if token.expires_at > draft.now)
     if live >= MAX_TOKENS:
         raise Refused(
@@ -247,7 +309,7 @@ def _create_token(draft: Draft, request: CreateToken) -> Admitted:
     return Admitted(Accepted(draft.fleet.position))
 
 
-def _enrol(draft: Draft, request: Enrol) -> Admitted:
+def _enrol(draft: Draft, request: Enrol, _: Asker) -> Admitted:
     """The refusal is the same for a wrong secret and for an unknown token, so that callers learn nothing."""
     token = draft.fleet.tokens.get(request.token)
     stored = token.secret_sha256 if token else "0" * 64
@@ -271,3 +333,30 @@ def _enrol(draft: Draft, request: Enrol) -> Admitted:
         )
     draft.emit(e.ServerEnrolled(request.server, request.token))
     return Admitted(Accepted(draft.fleet.position), {ServerKey(request.server): draft.cause})
+
+
+def _operator_enrolled(draft: Draft, request: EnrolOperator, _: Asker) -> Admitted:
+    draft.emit(e.OperatorEnrolled(request.operator, request.role, request.expires_at))
+    return Admitted(Accepted(draft.fleet.position))
+
+
+def _refusal_recorded(draft: Draft, request: RecordRefusal, _: Asker) -> Admitted:
+    draft.emit(e.CallRefused(request.caller, request.role, request.call))
+    return Admitted(Accepted(draft.fleet.position))
+
+
+_ADMIT: dict[type[Request], Callable[[Draft, Any, Asker], Admitted]] = {
+    ApplyGroups: _apply_groups,
+    DeleteGroup: _delete_group,
+    CondemnCell: _condemn_cell,
+    OpenShell: _open_shell,
+    DrainServer: _drain_server,
+    CreateToken: _create_token,
+    ReleaseStorm: _release_storm,
+    Enrol: _enrol,
+    EnrolOperator: _operator_enrolled,
+    RecordRefusal: _refusal_recorded,
+    AdoptCells: _adopt,
+    CondemnUnknown: _condemn_unknown,
+    ClaimEpoch: _claim_epoch,
+}

@@ -124,3 +124,16 @@ def with_cell(server: Server, cell: Cell, sign: int) -> Server:
 
 def put_server(fleet: Fleet, server: Server) -> Fleet:
     return replace(fleet, servers=fleet.servers.insert(server.id, server))
+
+
+def story_of(cell: Cell) -> str:
+    """A cell's life so far, for an error."""
+    times = [f"ordered at {cell.ordered_at:.3f}"]
+    for word, at in (
+        ("ready", cell.ready_at),
+        ("condemned", cell.condemned_at),
+        ("gone", cell.decommissioned_at),
+    ):
+        if at is not None:
+            times.append(f"{word} at {at:.3f}")
+    return f"{cell.id} on {cell.server} is {cell.phase} ({', '.join(times)})"

@@ -12,6 +12,7 @@ from typing import Any
 from msgspec.structs import replace
 from rpds import HashTrieMap
 
+from galactica.scheduler.core import unknown
 from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.events import IllegalTransition
 from galactica.scheduler.core.model.fleet import (
@@ -20,6 +21,7 @@ from galactica.scheduler.core.model.fleet import (
     REVISIONS_KEPT,
     SILENCES_KEPT,
     Cell,
+    CellId,
     CellKind,
     Death,
     Fleet,
@@ -37,7 +39,7 @@ from galactica.scheduler.core.model.fleet import (
 from galactica.scheduler.core.model.rules import OWN_DEATHS, SILENCE_RULES
 from galactica.scheduler.core.model.spec import GroupKind, fixed_ports
 from galactica.scheduler.core.model.verdict import Health
-from galactica.scheduler.core.tallies import placed, put_group, put_server, put_slot, recount
+from galactica.scheduler.core.tallies import placed, put_group, put_server, put_slot, recount, story_of
 
 ALIVE = (Phase.ORDERED, Phase.BOOTING, Phase.READY)
 
@@ -66,6 +68,20 @@ def _started(fleet: Fleet, _: e.Record, event: e.SchedulerStarted) -> Fleet:
     if event.epoch <= fleet.epoch:
         raise IllegalTransition(f"epoch {event.epoch} is not above {fleet.epoch}")
     return replace(fleet, epoch=event.epoch)
+
+
+def _epoch_claimed(fleet: Fleet, record: e.Record, event: e.EpochClaimed) -> Fleet:
+    if event.epoch <= fleet.epoch:
+        raise IllegalTransition(f"epoch {event.epoch} is not above {fleet.epoch}")
+    return replace(fleet, epoch=event.epoch, overtaken_at=record.at)
+
+
+def _unknown_cell_found(fleet: Fleet, _: e.Record, event: e.UnknownCellFound) -> Fleet:
+    return unknown.found(fleet, event.server, event.cell)
+
+
+def _orphan_removed(fleet: Fleet, _: e.Record, event: e.OrphanRemoved) -> Fleet:
+    return unknown.forgotten(fleet, event.cell)
 
 
 def _token_created(fleet: Fleet, record: e.Record, event: e.TokenCreated) -> Fleet:
@@ -138,16 +154,35 @@ def _group(fleet: Fleet, name: str, record: e.Record) -> GroupState:
 
 
 def _cell_ordered(fleet: Fleet, record: e.Record, event: e.CellOrdered) -> Fleet:
-    parsed = parse_cell_id(event.cell)
-    if parsed is None:
-        raise IllegalTransition(f"invalid cell id: {event.cell!r}")
+    parsed = _parsed(event.cell)
     state = _group(fleet, parsed.group, record)
     slot = state.slots.get(parsed.slot) or Slot(next_generation=state.first_generation)
     if parsed.generation != slot.next_generation:
         raise IllegalTransition(f"{event.cell}: the slot's next generation is {slot.next_generation}")
+    return _placed(fleet, record, event, event.replaces)
+
+
+def _cell_adopted(fleet: Fleet, record: e.Record, event: e.CellAdopted) -> Fleet:
+    if not unknown.is_unknown(fleet, event.server, event.cell):
+        raise IllegalTransition(f"{event.cell} on {event.server} is not one that nobody ordered")
+    return _placed(unknown.forgotten(fleet, event.cell), record, event, "")
+
+
+def _parsed(cell_id: str) -> CellId:
+    parsed = parse_cell_id(cell_id)
+    if parsed is None:
+        raise IllegalTransition(f"invalid cell id: {cell_id!r}")
+    return parsed
+
+
+def _placed(fleet: Fleet, record: e.Record, event: e.CellOrdered | e.CellAdopted, replaces: str) -> Fleet:
+    """A new cell takes its slot, and its place on a server."""
+    parsed = _parsed(event.cell)
+    state = _group(fleet, parsed.group, record)
+    slot = state.slots.get(parsed.slot) or Slot(next_generation=state.first_generation)
     current = slot.wanted_cell
     if current is not None:
-        raise IllegalTransition(f"{event.cell}: {_story(current)} still holds the slot")
+        raise IllegalTransition(f"{event.cell}: {story_of(current)} still holds the slot")
     cell = Cell(
         id=event.cell,
         group=parsed.group,
@@ -160,23 +195,24 @@ def _cell_ordered(fleet: Fleet, record: e.Record, event: e.CellOrdered) -> Fleet
         ordered_at=record.at,
         resources=event.resources,
         kind=CellKind.SERVER if state.group.kind is GroupKind.POOL else CellKind.CONTAINER,
-        replaces=event.replaces,
+        replaces=replaces,
         ports=fixed_ports(state.spec_of(event.digest) or state.group.spec),
         last_position=record.position,
     )
-    older = tuple(replace(c, replaced_by=cell.id) if c.id == event.replaces else c for c in slot.cells)
+    older = tuple(replace(c, replaced_by=cell.id) if c.id == replaces else c for c in slot.cells)
     fleet, state = placed(fleet, state, cell, 1)
-    if event.replaces and state.group.replace.count and was_lost(fleet, slot, event.replaces):
+    if replaces and state.group.replace.count and was_lost(fleet, slot, replaces):
         newest = (*state.replaced_at, record.at)[-state.group.replace.count :]
         state = replace(state, replaced_at=newest)
-    return put_slot(fleet, state, parsed.slot, Slot((*older, cell), slot.next_generation + 1))
+    next_generation = max(slot.next_generation, parsed.generation + 1)
+    return put_slot(fleet, state, parsed.slot, Slot((*older, cell), next_generation))
 
 
 def _cell_moved(fleet: Fleet, record: e.Record, event: Any) -> Fleet:
     state, slot, cell = _find(fleet, event.cell, record)
     allowed, phase = CELL_MOVES[type(event)]
     if cell.phase not in allowed:
-        raise IllegalTransition(f"{_name(record)} cannot follow: {_story(cell)}")
+        raise IllegalTransition(f"{_name(record)} cannot follow: {story_of(cell)}")
     moved = replace(cell, phase=phase, last_position=record.position, **_details(event, record.at))
     if phase is Phase.READY and cell.digest == state.digest:
         state = replace(state, newest_ready_at=record.at)
@@ -240,18 +276,6 @@ def _find(fleet: Fleet, cell_id: str, record: e.Record) -> tuple[GroupState, Slo
         raise IllegalTransition(f"{_name(record)}: {cell_id} does not exist or is decommissioned")
     state = fleet.groups[cell.group]
     return state, state.slots[cell.slot], cell
-
-
-def _story(cell: Cell) -> str:
-    times = [f"ordered at {cell.ordered_at:.3f}"]
-    for word, at in (
-        ("ready", cell.ready_at),
-        ("condemned", cell.condemned_at),
-        ("gone", cell.decommissioned_at),
-    ):
-        if at is not None:
-            times.append(f"{word} at {at:.3f}")
-    return f"{cell.id} on {cell.server} is {cell.phase} ({', '.join(times)})"
 
 
 def _name(record: e.Record) -> str:
@@ -336,6 +360,7 @@ def _server_decommissioned(fleet: Fleet, record: e.Record, event: e.ServerDecomm
     before = _server(fleet, event.server, record, Phase.CONDEMNED)
     if len(before.cells):
         raise IllegalTransition(f"{_name(record)}: server {event.server} still has {len(before.cells)} cells")
+    fleet = unknown.forgotten_on(fleet, event.server)
     return put_server(fleet, replace(before, phase=Phase.DECOMMISSIONED, last_position=record.position))
 
 
@@ -353,7 +378,10 @@ _APPLY: dict[type[e.Event], Callable[[Fleet, e.Record, Any], Fleet]] = {
     e.CellCondemned: _cell_moved,
     e.CellDraining: _cell_moved,
     e.CellDecommissioned: _cell_moved,
-    e.OrphanRemoved: _nothing,
+    e.EpochClaimed: _epoch_claimed,
+    e.UnknownCellFound: _unknown_cell_found,
+    e.CellAdopted: _cell_adopted,
+    e.OrphanRemoved: _orphan_removed,
     e.ServerEnrolled: _server_enrolled,
     e.ServerJoined: _server_joined,
     e.ServerChanged: _server_changed,

@@ -68,6 +68,8 @@ def encode(fleet: Fleet) -> bytes:
         words=words.in_order,
         released=dict(fleet.released.items()),
         silences=dict(fleet.silences.items()),
+        unknown={slot: dict(cells.items()) for slot, cells in fleet.unknown.items()},
+        overtaken_at=fleet.overtaken_at,
     )
     body = zlib.compress(write(disk), _COMPRESSION_LEVEL)
     return _MAGIC + VERSION.to_bytes(_VERSION_BYTES, "big") + body
@@ -214,6 +216,8 @@ def _fleet_from_disk(disk: FleetOnDisk) -> Fleet:
         burials=disk.burials,
         released=HashTrieMap(disk.released),
         silences=HashTrieMap(disk.silences),
+        unknown=HashTrieMap((slot, HashTrieMap(cells)) for slot, cells in disk.unknown.items()),
+        overtaken_at=disk.overtaken_at,
     )
 
 

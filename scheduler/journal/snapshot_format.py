@@ -134,3 +134,5 @@ class FleetOnDisk(Struct, frozen=True, array_like=True):
     words: list[str]
     released: dict[str, float] = {}
     silences: dict[str, tuple[Silence, ...]] = {}
+    unknown: dict[str, dict[str, str]] = {}
+    overtaken_at: float | None = None

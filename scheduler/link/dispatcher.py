@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from galactica.scheduler.core.model.commands import Command
 from galactica.scheduler.core.model.fleet import Phase
 from galactica.scheduler.core.model.policy import Tempo
-from galactica.scheduler.core.model.requests import Refused
+from galactica.scheduler.core.model.requests import Asker, AskerKind, ClaimEpoch, Refused
 from galactica.scheduler.core.ports import Mind
 from galactica.scheduler.core.sight.observations import Detached, Reported
 from galactica.scheduler.core.verdicts.evidence import TEMPO_WORTH_TELLING, terms_of
@@ -38,7 +38,7 @@ log = structlog.get_logger("scheduler.dispatcher")
 
 
 class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
-    """One for each scheduler. ``epoch``: the epoch that this scheduler claimed."""
+    """One for each scheduler. ``epoch``: the epoch that this scheduler claimed at its start."""
 
     def __init__(
         self,
@@ -124,6 +124,7 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         server = server_of(context)
         self._check_member(server)
         hello = await self._hello(context)
+        await self._overtake(server, hello.epoch)
         session_id = f"{self._epoch}-{next(self._numbers)}"
         attached = _checked(lambda: wire.attached(hello, server, session_id, self._mind.now()))
         watch_address = _checked(lambda: wire.watch_address(hello))
@@ -141,6 +142,14 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
             await self._mind.observe(Detached(server, session.id, self._mind.now(), ending.reason))
         if ending.code is not grpc.StatusCode.OK:
             await abort(context, ending.code, ending.reason)
+
+    async def _overtake(self, server: str, epoch: int) -> None:
+        """Go above the epoch that the agent has obeyed, durably, before it is told anything. Raises Refused."""
+        if epoch <= self._epoch:
+            return
+        await self._mind.ask(ClaimEpoch(epoch, server), Asker(AskerKind.SCHEDULER))
+        self._epoch = max(self._epoch, self._mind.fleet().epoch)
+        log.warning("overtaken", server=server, its_epoch=epoch, epoch=self._epoch)
 
     def _check_member(self, server: str) -> None:
         """A drained server may attach: it gets no cells, but cells that it still runs have to be removed."""

@@ -16,10 +16,10 @@ from galactica.scheduler.core.model import requests
 from galactica.scheduler.core.model.events import Record
 from galactica.scheduler.core.model.fleet import CellKind, parse_cell_id
 from galactica.scheduler.core.model.requests import Refused
-from galactica.scheduler.core.model.spec import Group
 from galactica.scheduler.core.ports import Mind
 from galactica.scheduler.core.preview import Preview, preview
 from galactica.scheduler.operators import shell as operator_shell
+from galactica.scheduler.operators.checks import check_providers, check_range, groups_of
 from galactica.scheduler.security.ca import AuthorityError, CertificateAuthority, CsrError
 from galactica.scheduler.security.gate import Context, InvalidRequest, operator_of
 from galactica.scheduler.security.identities import Role
@@ -30,11 +30,9 @@ from galactica.scheduler.views import events as event_views
 from galactica.scheduler.views import servers as server_views
 from galactica.scheduler.views import status as status_views
 from galactica.scheduler.wire.link import WIRE_VERSION
-from galactica.scheduler.wire.operator import KINDS, group_from_proto
+from galactica.scheduler.wire.operator import KINDS
 from galactica.v1 import operator_pb2, operator_pb2_grpc
 
-GROUPS_LIMIT = 1_000
-"""The limit for one apply or plan."""
 TAIL_EVENTS_LIMIT = 10_000
 EVENTS_BATCH = 500
 TAKEN_IN_SECONDS = 0.002
@@ -193,8 +191,8 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
     async def PlanGroups(
         self, request: operator_pb2.PlanGroupsRequest, context: Context
     ) -> operator_pb2.PlanGroupsResponse:
-        groups = _groups(request.groups)
-        _check_providers(groups, self._providers())
+        groups = groups_of(request.groups)
+        check_providers(groups, self._providers())
         return _plan(await asyncio.to_thread(preview, self._mind.view(), groups))
 
     async def WaitReady(
@@ -242,8 +240,8 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
     async def ApplyGroups(
         self, request: operator_pb2.ApplyGroupsRequest, context: Context
     ) -> operator_pb2.ApplyGroupsResponse:
-        groups = _groups(request.groups)
-        _check_providers(groups, self._providers())
+        groups = groups_of(request.groups)
+        check_providers(groups, self._providers())
         accepted = await self._ask(requests.ApplyGroups(groups), context)
         changes = map(_change, accepted.changes)
         return operator_pb2.ApplyGroupsResponse(changes=changes, position=accepted.position)
@@ -280,11 +278,25 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
         accepted = await self._ask(requests.ReleaseStorm(request.storm_id), context)
         return operator_pb2.ReleaseStormResponse(servers=accepted.cells, position=accepted.position)
 
+    async def AdoptCells(
+        self, request: operator_pb2.AdoptCellsRequest, context: Context
+    ) -> operator_pb2.AdoptCellsResponse:
+        accepted = await self._ask(requests.AdoptCells(tuple(request.cell_ids)), context)
+        return operator_pb2.AdoptCellsResponse(
+            cells=accepted.cells, notes=accepted.notes, position=accepted.position
+        )
+
+    async def CondemnUnknown(
+        self, request: operator_pb2.CondemnUnknownRequest, context: Context
+    ) -> operator_pb2.CondemnUnknownResponse:
+        accepted = await self._ask(requests.CondemnUnknown(tuple(request.cell_ids)), context)
+        return operator_pb2.CondemnUnknownResponse(cells=accepted.cells, position=accepted.position)
+
     async def CreateToken(
         self, request: operator_pb2.CreateTokenRequest, context: Context
     ) -> operator_pb2.CreateTokenResponse:
         """Only the operator gets the secret."""
-        _check_range(
+        check_range(
             ("uses", request.uses, TOKEN_USES_LIMIT),
             ("ttl_seconds", request.ttl_seconds, TOKEN_SECONDS_LIMIT),
         )
@@ -299,7 +311,7 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
         self, request: operator_pb2.CreateOperatorRequest, context: Context
     ) -> operator_pb2.CreateOperatorResponse:
         """The certificate is returned only after the journal has recorded it."""
-        _check_range(("ttl_seconds", request.ttl_seconds, OPERATOR_SECONDS_LIMIT))
+        check_range(("ttl_seconds", request.ttl_seconds, OPERATOR_SECONDS_LIMIT))
         if request.role not in set(Role):
             raise InvalidRequest(f"invalid role {request.role[:100]!r}; the roles are {', '.join(Role)}")
         role = Role(request.role)
@@ -316,50 +328,6 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
 
     async def _ask(self, request: requests.Request, context: Context) -> requests.Accepted:
         return await self._mind.ask(request, by=operator_of(context).asker)
-
-
-def _groups(messages: Sequence[operator_pb2.Group]) -> tuple[Group, ...]:
-    """Raises InvalidRequest with every problem of every group."""
-    problems: list[str] = []
-    groups: dict[str, Group] = {}
-    if not messages:
-        problems.append("the request contains no group")
-    if len(messages) > GROUPS_LIMIT:
-        raise InvalidRequest(f"too many groups in one request: {len(messages)}; the limit is {GROUPS_LIMIT}")
-    for message in messages:
-        try:
-            group = group_from_proto(message)
-        except ValueError as error:
-            problems.append(str(error))
-            continue
-        if group.name in groups:
-            problems.append(f"{group.name}: duplicate group in the request")
-        groups[group.name] = group
-    if problems:
-        raise InvalidRequest("\n".join(problems))
-    return tuple(groups.values())
-
-
-def _check_providers(groups: Sequence[Group], configured: Collection[str]) -> None:
-    """Raises InvalidRequest with every pool whose provider is not configured."""
-    names = ", ".join(sorted(configured)) or "none"
-    problems = [
-        f"{group.name}: provider '{group.spec.server.provider}' is not configured (configured: {names})"
-        for group in groups
-        if group.spec.server is not None and group.spec.server.provider not in configured
-    ]
-    if problems:
-        raise InvalidRequest("\n".join(problems))
-
-
-def _check_range(*fields: tuple[str, int, int]) -> None:
-    problems = [
-        f"{name}: {value} is not between 1 and {limit}"
-        for name, value, limit in fields
-        if not 1 <= value <= limit
-    ]
-    if problems:
-        raise InvalidRequest("\n".join(problems))
 
 
 async def _write_events(context: Context, records: Sequence[Record]) -> None:

@@ -51,6 +51,8 @@ OPERATOR_CALLS: Mapping[str, Role] = {
     "OpenShell": Role.DEPLOYER,
     "DrainServer": Role.ADMIN,
     "ReleaseStorm": Role.ADMIN,
+    "AdoptCells": Role.ADMIN,
+    "CondemnUnknown": Role.ADMIN,
     "CreateToken": Role.ADMIN,
     "CreateOperator": Role.ADMIN,
 }

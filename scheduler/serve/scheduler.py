@@ -73,7 +73,8 @@ class Scheduler:
         self.ca = ca
         fleet = load(journal)
         version = __version__
-        epoch = journal.claim_epoch()
+        # The fleet's epoch may be above the journal's own: a journal from a backup claims more than one at once.
+        epoch = max(journal.claim_epoch(), fleet.epoch + 1)
         clock = DisciplinedClock(fleet.at)
         self.controller = Controller(journal, fleet, clock, Start(epoch, version))
         self.dispatcher = Dispatcher(self.controller, ca, fleet=setup.fleet, epoch=epoch)

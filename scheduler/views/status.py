@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from galactica.scheduler.core.model.fleet import Cell, GroupState, Phase
-from galactica.scheduler.core.model.keys import Hold, SlotKey, Storm
+from galactica.scheduler.core.model.keys import Hold, OrphanKey, SlotKey, Storm
 from galactica.scheduler.core.model.rules import HoldRule
 from galactica.scheduler.core.model.spec import Group
 from galactica.scheduler.core.model.verdict import Health
@@ -88,10 +88,22 @@ def holds(view: View, key: SlotKey | None = None) -> list[operator_pb2.Hold]:
     rows: dict[tuple[str, str], operator_pb2.Hold] = {}
     if view.trouble:
         rows["", HoldRule.JOURNAL] = operator_pb2.Hold(rule=HoldRule.JOURNAL, reason=view.trouble)
+    missing = _nobody_attached(view)
+    if missing and key is None:
+        rows["", HoldRule.NOBODY_ATTACHED] = operator_pb2.Hold(rule=HoldRule.NOBODY_ATTACHED, reason=missing)
     for hold in view.holds:
         if key is None or hold.key == key:
             _add_hold(rows, hold)
     return [rows[name] for name in sorted(rows)]
+
+
+def _nobody_attached(view: View) -> str:
+    """Why nothing can be carried out: there are servers, and the agent of none is here."""
+    servers = [server for server in view.fleet.servers.values() if server.phase is Phase.READY]
+    seen = view.sight.servers
+    if not servers or any(server.id in seen and seen[server.id].is_open for server in servers):
+        return ""
+    return f"no agent is attached, of {len(servers)} servers; look at the agents' logs: they say why"
 
 
 def hold_rows(held: Iterable[Hold]) -> list[operator_pb2.Hold]:
@@ -103,12 +115,12 @@ def hold_rows(held: Iterable[Hold]) -> list[operator_pb2.Hold]:
 
 
 def _add_hold(rows: dict[tuple[str, str], operator_pb2.Hold], hold: Hold) -> None:
-    is_slot = isinstance(hold.key, SlotKey)
+    is_cell = isinstance(hold.key, SlotKey | OrphanKey)
     group = hold.key.group if isinstance(hold.key, SlotKey) else ""
     row = rows.get((group, hold.rule))
     if row is None:
         row = rows[group, hold.rule] = operator_pb2.Hold(group=group, rule=hold.rule, reason=hold.reason)
-    row.slots += is_slot
+    row.slots += is_cell
     at = hold.next_look_at
     if at is not None and (not row.HasField("next_look_at") or at < row.next_look_at):
         row.next_look_at = at

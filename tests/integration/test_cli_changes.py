@@ -117,7 +117,7 @@ def test_a_plan_that_changes_nothing_says_so(scheduler: Scheduler):
         (
             ["condemn", "web/0.1", "--reason", "looks odd"],
             operator_pb2.CondemnCellRequest(cell_id="web/0.1", reason="looks odd"),
-            "web/0.1: condemned; it goes when its replacement is ready. Details: galactica why web/0.1",
+            "web/0.1: condemned; it goes when its replacement is proven. Details: galactica why web/0.1",
         ),
         (
             ["drain", "north"],

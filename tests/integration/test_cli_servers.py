@@ -209,6 +209,42 @@ def test_a_deployer_may_look_at_storms_and_not_release_them(scheduler: Scheduler
     assert run(scheduler, "storms", "release", STORM, context=joe).returncode == 4
 
 
+@pytest.mark.parametrize(
+    ("arguments", "asked", "lines"),
+    [
+        (
+            ["adopt", "--all"],
+            operator_pb2.AdoptCellsRequest(),
+            ["2 cells adopted.", "not web/5.9: web wants 3 cells"],
+        ),
+        (
+            ["adopt", "web/0.7", "web/1.9"],
+            operator_pb2.AdoptCellsRequest(cell_ids=["web/0.7", "web/1.9"]),
+            ["2 cells adopted.", "not web/5.9: web wants 3 cells"],
+        ),
+        (
+            ["condemn", "--unknown"],
+            operator_pb2.CondemnUnknownRequest(),
+            ["3 unknown cells condemned. Watch: galactica status"],
+        ),
+        (
+            ["condemn", "--unknown", "web/0.7"],
+            operator_pb2.CondemnUnknownRequest(cell_ids=["web/0.7"]),
+            ["3 unknown cells condemned. Watch: galactica status"],
+        ),
+    ],
+)
+def test_unknown_cells_are_adopted_or_condemned(scheduler: Scheduler, arguments, asked, lines) -> None:
+    assert said(run(scheduler, *arguments)) == lines
+    assert scheduler.answers.asked == [asked]
+
+
+@pytest.mark.parametrize("arguments", [["adopt"], ["adopt", "--all", "web/0.7"], ["condemn"]])
+def test_nothing_is_adopted_or_condemned_that_was_not_named(scheduler: Scheduler, arguments) -> None:
+    assert run(scheduler, *arguments).returncode == 2
+    assert scheduler.answers.asked == []
+
+
 # --- ordering and letting go ------------------------------------------------------------------------------------------
 
 
@@ -233,7 +269,7 @@ def test_a_pool_is_applied_like_anything_else(scheduler: Scheduler) -> None:
         (
             ["condemn", "rack/0.3"],
             operator_pb2.CondemnCellRequest(cell_id="rack/0.3"),
-            ("rack/0.3: condemned; it goes when its replacement is ready. Details: galactica why rack/0.3"),
+            ("rack/0.3: condemned; it goes when its replacement is proven. Details: galactica why rack/0.3"),
         ),
     ],
 )

@@ -200,3 +200,26 @@ async def test_hundred_agents_beat_without_being_in_each_others_way(world):
 
 async def _all(source):
     return [data async for data in source]
+
+
+class TestEpochs:
+    async def test_an_agent_that_obeyed_a_newer_scheduler_is_overtaken_before_it_is_told_anything(
+        self, world
+    ):
+        (await world.agent("web-1")).call.cancel()
+        agent = await world.agent("web-1", epoch=40)
+        assert agent.welcome.epoch == 41
+        assert world.mind.core.fleet.epoch == 41
+        world.dispatcher.send([Decommission("web-1", "web/0.1", "")])
+        assert (await agent.hear()).instructions.epoch == 41
+        later = await world.agent("web-2", epoch=3)
+        assert later.welcome.epoch == 41
+
+    async def test_an_epoch_beyond_belief_is_refused_and_changes_nothing(self, world):
+        before = world.mind.core.fleet.epoch
+        agent = await world.agent("web-1", attached=False)
+        await agent.say(hello=link_pb2.Hello(wire_version=1, epoch=2**60))
+        code, details = await agent.ending()
+        assert code is Code.FAILED_PRECONDITION
+        assert "believes at most 1000000 more" in details
+        assert world.mind.core.fleet.epoch == before

@@ -48,7 +48,9 @@ class TestWhoMayCall:
             "GetVersion", "PlanGroups", "WaitReady",
         }  # fmt: skip
         deployers = readers | {"ApplyGroups", "DeleteGroup", "CondemnCell", "OpenShell"}
-        admins = deployers | {"DrainServer", "ReleaseStorm", "CreateToken", "CreateOperator"}
+        admins = deployers | {
+            "DrainServer", "ReleaseStorm", "AdoptCells", "CondemnUnknown", "CreateToken", "CreateOperator",
+        }  # fmt: skip
         assert allowed == {Role.VIEWER: readers, Role.DEPLOYER: deployers, Role.ADMIN: admins}[role]
 
     async def test_every_call_of_the_contract_is_in_the_table(self):
@@ -188,6 +190,8 @@ class TestApplying:
             ),
             ("DrainServer", {"server_id": "no"}, "no such server: no"),
             ("ReleaseStorm", {"storm_id": "no-1"}, "no such storm: no-1"),
+            ("AdoptCells", {"cell_ids": ["no/1.1"]}, "no agent runs an unknown cell no/1.1"),
+            ("CondemnUnknown", {"cell_ids": ["no/1.1"]}, "no agent runs an unknown cell no/1.1"),
             ("WaitReady", {"group": "no", "kind": "GROUP_KIND_POOL"}, "no such pool: no"),
             ("GetCertificate", {"cell_id": "no/1.1"}, "no such cell: no/1.1"),
             ("ReadLogs", {"cell_id": "no/1.1"}, "no such cell: no/1.1"),

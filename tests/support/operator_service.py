@@ -150,6 +150,14 @@ class _Service(operator_pb2_grpc.OperatorServiceServicer):
         self._take(request, context, Role.ADMIN)
         return operator_pb2.ReleaseStormResponse(servers=3, position=11)
 
+    def AdoptCells(self, request, context):  # noqa: N802
+        self._take(request, context, Role.ADMIN)
+        return operator_pb2.AdoptCellsResponse(cells=2, notes=["web/5.9: web wants 3 cells"], position=12)
+
+    def CondemnUnknown(self, request, context):  # noqa: N802
+        self._take(request, context, Role.ADMIN)
+        return operator_pb2.CondemnUnknownResponse(cells=3, position=12)
+
     def CreateToken(self, request, context):  # noqa: N802
         self._take(request, context, Role.ADMIN)
         return operator_pb2.CreateTokenResponse(

@@ -1,7 +1,7 @@
 """The core between turns: whom it tells, what it looks at again, and what an abandoned turn leaves behind."""
 
 from galactica.scheduler.core.model import events as e
-from galactica.scheduler.core.model.commands import Decommission, Resync
+from galactica.scheduler.core.model.commands import Resync
 from galactica.scheduler.core.model.fleet import Phase
 from galactica.scheduler.core.model.requests import DrainServer
 from galactica.scheduler.core.model.spec import Resources
@@ -29,21 +29,6 @@ def test_a_lost_server_that_attaches_anew_has_said_everything() -> None:
     world.attach("a")
     assert world.core.fleet.servers["a"].generation == 2
     assert world.sent == []
-
-
-def test_a_cell_that_lives_elsewhere_is_an_orphan_where_nobody_ordered_it() -> None:
-    world = World()
-    world.join("a", "b")
-    world.apply(service())
-    home = world.cell("web/0.1").server
-    other = "b" if home == "a" else "a"
-    world.sent.clear()
-    world.report(other, running("web/0.1"))
-    assert world.sent == [Decommission(other, "web/0.1", "orphan")]
-    assert world.events(e.OrphanRemoved) == [
-        e.OrphanRemoved("web/0.1", other, "it was not ordered on this server")
-    ]
-    assert world.phases() == {"web/0.1": Phase.READY}
 
 
 def test_nothing_is_sent_into_a_closed_session() -> None:

@@ -233,7 +233,7 @@ def test_fixed_process_ports_put_at_most_one_cell_of_a_group_on_a_server() -> No
     world.apply(service("web", 3, spec(ports={"http": 8080}, health=HealthSpec(probe=HttpProbe("http")))))
     assert sorted(world.phases().values()) == [READY, READY]
     (hold,) = world.core.view(world.now).holds
-    assert "fixed port in use" in hold.reason
+    assert "have port 8080 in use" in hold.reason
 
 
 def test_a_touched_cell_is_a_snowflake_and_is_replaced_before_it_goes() -> None:

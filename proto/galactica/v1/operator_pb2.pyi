@@ -1334,6 +1334,100 @@ class CondemnCellResponse(_message.Message):
 Global___CondemnCellResponse: _TypeAlias = CondemnCellResponse  # noqa: Y015
 
 @_typing.final
+class AdoptCellsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CELL_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def cell_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Empty: all that can be adopted."""
+
+    def __init__(
+        self,
+        *,
+        cell_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cell_ids", b"cell_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdoptCellsRequest: _TypeAlias = AdoptCellsRequest  # noqa: Y015
+
+@_typing.final
+class AdoptCellsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CELLS_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    cells: _builtins.int
+    position: _builtins.int
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What was not adopted, and why."""
+
+    def __init__(
+        self,
+        *,
+        cells: _builtins.int = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
+        position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cells", b"cells", "notes", b"notes", "position", b"position"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdoptCellsResponse: _TypeAlias = AdoptCellsResponse  # noqa: Y015
+
+@_typing.final
+class CondemnUnknownRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CELL_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def cell_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Empty: all of them."""
+
+    def __init__(
+        self,
+        *,
+        cell_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cell_ids", b"cell_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CondemnUnknownRequest: _TypeAlias = CondemnUnknownRequest  # noqa: Y015
+
+@_typing.final
+class CondemnUnknownResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CELLS_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    cells: _builtins.int
+    position: _builtins.int
+    def __init__(
+        self,
+        *,
+        cells: _builtins.int = ...,
+        position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cells", b"cells", "position", b"position"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CondemnUnknownResponse: _TypeAlias = CondemnUnknownResponse  # noqa: Y015
+
+@_typing.final
 class DrainServerRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -114,6 +114,16 @@ class OperatorServiceStub:
                 request_serializer=galactica_dot_v1_dot_operator__pb2.ReleaseStormRequest.SerializeToString,
                 response_deserializer=galactica_dot_v1_dot_operator__pb2.ReleaseStormResponse.FromString,
                 _registered_method=True)
+        self.AdoptCells = channel.unary_unary(
+                '/galactica.v1.OperatorService/AdoptCells',
+                request_serializer=galactica_dot_v1_dot_operator__pb2.AdoptCellsRequest.SerializeToString,
+                response_deserializer=galactica_dot_v1_dot_operator__pb2.AdoptCellsResponse.FromString,
+                _registered_method=True)
+        self.CondemnUnknown = channel.unary_unary(
+                '/galactica.v1.OperatorService/CondemnUnknown',
+                request_serializer=galactica_dot_v1_dot_operator__pb2.CondemnUnknownRequest.SerializeToString,
+                response_deserializer=galactica_dot_v1_dot_operator__pb2.CondemnUnknownResponse.FromString,
+                _registered_method=True)
         self.CreateToken = channel.unary_unary(
                 '/galactica.v1.OperatorService/CreateToken',
                 request_serializer=galactica_dot_v1_dot_operator__pb2.CreateTokenRequest.SerializeToString,
@@ -231,6 +241,20 @@ class OperatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AdoptCells(self, request, context):
+        """Cells that agents run and the journal never ordered: take them in as they are.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CondemnUnknown(self, request, context):
+        """Remove them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateToken(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -325,6 +349,16 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.ReleaseStorm,
                     request_deserializer=galactica_dot_v1_dot_operator__pb2.ReleaseStormRequest.FromString,
                     response_serializer=galactica_dot_v1_dot_operator__pb2.ReleaseStormResponse.SerializeToString,
+            ),
+            'AdoptCells': grpc.unary_unary_rpc_method_handler(
+                    servicer.AdoptCells,
+                    request_deserializer=galactica_dot_v1_dot_operator__pb2.AdoptCellsRequest.FromString,
+                    response_serializer=galactica_dot_v1_dot_operator__pb2.AdoptCellsResponse.SerializeToString,
+            ),
+            'CondemnUnknown': grpc.unary_unary_rpc_method_handler(
+                    servicer.CondemnUnknown,
+                    request_deserializer=galactica_dot_v1_dot_operator__pb2.CondemnUnknownRequest.FromString,
+                    response_serializer=galactica_dot_v1_dot_operator__pb2.CondemnUnknownResponse.SerializeToString,
             ),
             'CreateToken': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateToken,
@@ -769,6 +803,60 @@ class OperatorService:
             '/galactica.v1.OperatorService/ReleaseStorm',
             galactica_dot_v1_dot_operator__pb2.ReleaseStormRequest.SerializeToString,
             galactica_dot_v1_dot_operator__pb2.ReleaseStormResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AdoptCells(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/galactica.v1.OperatorService/AdoptCells',
+            galactica_dot_v1_dot_operator__pb2.AdoptCellsRequest.SerializeToString,
+            galactica_dot_v1_dot_operator__pb2.AdoptCellsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CondemnUnknown(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/galactica.v1.OperatorService/CondemnUnknown',
+            galactica_dot_v1_dot_operator__pb2.CondemnUnknownRequest.SerializeToString,
+            galactica_dot_v1_dot_operator__pb2.CondemnUnknownResponse.FromString,
             options,
             channel_credentials,
             insecure,

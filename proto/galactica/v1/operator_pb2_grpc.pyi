@@ -64,6 +64,10 @@ class OperatorServiceStub:
     """admin"""
     ReleaseStorm: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ReleaseStormRequest, _operator_pb2.ReleaseStormResponse]
     """End a storm: the pool's silence counts again. Only for an operator who knows that the servers are really dead."""
+    AdoptCells: _grpc.UnaryUnaryMultiCallable[_operator_pb2.AdoptCellsRequest, _operator_pb2.AdoptCellsResponse]
+    """Cells that agents run and the journal never ordered: take them in as they are."""
+    CondemnUnknown: _grpc.UnaryUnaryMultiCallable[_operator_pb2.CondemnUnknownRequest, _operator_pb2.CondemnUnknownResponse]
+    """Remove them."""
     CreateToken: _grpc.UnaryUnaryMultiCallable[_operator_pb2.CreateTokenRequest, _operator_pb2.CreateTokenResponse]
     CreateOperator: _grpc.UnaryUnaryMultiCallable[_operator_pb2.CreateOperatorRequest, _operator_pb2.CreateOperatorResponse]
 
@@ -92,6 +96,10 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     """admin"""
     ReleaseStorm: _aio.UnaryUnaryMultiCallable[_operator_pb2.ReleaseStormRequest, _operator_pb2.ReleaseStormResponse]  # type: ignore[assignment]
     """End a storm: the pool's silence counts again. Only for an operator who knows that the servers are really dead."""
+    AdoptCells: _aio.UnaryUnaryMultiCallable[_operator_pb2.AdoptCellsRequest, _operator_pb2.AdoptCellsResponse]  # type: ignore[assignment]
+    """Cells that agents run and the journal never ordered: take them in as they are."""
+    CondemnUnknown: _aio.UnaryUnaryMultiCallable[_operator_pb2.CondemnUnknownRequest, _operator_pb2.CondemnUnknownResponse]  # type: ignore[assignment]
+    """Remove them."""
     CreateToken: _aio.UnaryUnaryMultiCallable[_operator_pb2.CreateTokenRequest, _operator_pb2.CreateTokenResponse]  # type: ignore[assignment]
     CreateOperator: _aio.UnaryUnaryMultiCallable[_operator_pb2.CreateOperatorRequest, _operator_pb2.CreateOperatorResponse]  # type: ignore[assignment]
 
@@ -213,6 +221,22 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.ReleaseStormResponse, _abc.Awaitable[_operator_pb2.ReleaseStormResponse]]:
         """End a storm: the pool's silence counts again. Only for an operator who knows that the servers are really dead."""
+
+    @_abc_1.abstractmethod
+    def AdoptCells(
+        self,
+        request: _operator_pb2.AdoptCellsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.AdoptCellsResponse, _abc.Awaitable[_operator_pb2.AdoptCellsResponse]]:
+        """Cells that agents run and the journal never ordered: take them in as they are."""
+
+    @_abc_1.abstractmethod
+    def CondemnUnknown(
+        self,
+        request: _operator_pb2.CondemnUnknownRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.CondemnUnknownResponse, _abc.Awaitable[_operator_pb2.CondemnUnknownResponse]]:
+        """Remove them."""
 
     @_abc_1.abstractmethod
     def CreateToken(

@@ -88,6 +88,30 @@ class CellDecommissioned(Event, frozen=True):
     autopsy: Autopsy | None = None
 
 
+class EpochClaimed(Event, frozen=True):
+    """Agents have obeyed a newer scheduler than this journal knows of: it is a backup. This scheduler goes above it."""
+
+    epoch: int
+    server: str
+
+
+class UnknownCellFound(Event, frozen=True):
+    """An agent runs a cell that this journal never ordered there. It is left alone until an operator decides."""
+
+    cell: str
+    server: str
+
+
+class CellAdopted(Event, frozen=True):
+    """An operator took such a cell in, as it is. From here on it is a cell like any other that was ordered."""
+
+    cell: str
+    digest: str
+    revision: int
+    server: str
+    resources: Resources = Resources()
+
+
 class OrphanRemoved(Event, frozen=True):
     """An agent showed a cell that nobody ordered or that is decommissioned; it was told to remove it."""
 
@@ -204,6 +228,9 @@ AnyEvent = (
     | CellCondemned
     | CellDraining
     | CellDecommissioned
+    | EpochClaimed
+    | UnknownCellFound
+    | CellAdopted
     | OrphanRemoved
     | ServerEnrolled
     | ServerJoined

@@ -301,6 +301,10 @@ class Fleet(Struct, frozen=True):
     burials: int = 0
     silences: HashTrieMap[str, tuple[Silence, ...]] = HashTrieMap()
     """Pool ("" for servers that joined by themselves) to the newest condemnations for silence in it."""
+    unknown: HashTrieMap[str, HashTrieMap[str, str]] = HashTrieMap()
+    """Slot ("web/0") to the cells of it that agents run and this journal never ordered, each with its server."""
+    overtaken_at: float | None = None
+    """When agents showed that this journal is older than its fleet; None if they never did."""
     released: HashTrieMap[str, float] = HashTrieMap()
     """Pools whose storm an operator released, and until when that counts (Unix seconds)."""
 

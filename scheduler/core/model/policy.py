@@ -98,6 +98,9 @@ class Policy(Struct, frozen=True):
     """How long a storm is held if nobody releases it."""
     cut_off_after_seconds: float = 300.0
     """How long a server of no pool keeps its cells while only its neighbours reach it."""
+    overtaken_seconds: float = 30.0
+    """After agents showed that the journal is older than its fleet, no cell is ordered for this long, or until every
+    server was heard: one of them may run a cell that the journal does not know."""
     fence_margin_seconds: float = 5.0
     """How much longer than lease and grace an exclusive cell may take to end: an unnoticed stall of the scheduler
     (stall_seconds), one second until the watchdog looks, and one until a kill takes effect."""

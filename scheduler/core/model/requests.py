@@ -66,6 +66,25 @@ class EnrolOperator(Struct, frozen=True):
     expires_at: float
 
 
+class AdoptCells(Struct, frozen=True):
+    """Take in cells that the journal never ordered. ``cells`` empty: all of them."""
+
+    cells: tuple[str, ...] = ()
+
+
+class CondemnUnknown(Struct, frozen=True):
+    """Remove cells that the journal never ordered. ``cells`` empty: all of them."""
+
+    cells: tuple[str, ...] = ()
+
+
+class ClaimEpoch(Struct, frozen=True):
+    """A server's agent has obeyed this epoch, which is above the fleet's."""
+
+    epoch: int
+    server: str
+
+
 class RecordRefusal(Struct, frozen=True):
     """An adapter turned a caller away."""
 
@@ -85,6 +104,9 @@ Request = (
     | Enrol
     | EnrolOperator
     | RecordRefusal
+    | AdoptCells
+    | CondemnUnknown
+    | ClaimEpoch
 )
 
 
@@ -133,6 +155,8 @@ class Accepted(Struct, frozen=True):
     position: int
     cells: int = 0
     changes: tuple[GroupChange, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What was not done, and why, where the rest was."""
 
 
 class Refused(Exception):

@@ -78,6 +78,9 @@ class HoldRule(StrEnum):
     STORM = "storm"
     ONE_BY_ONE = "one_by_one"
     UNKNOWN_SERVER = "unknown_server"
+    UNKNOWN_CELL = "unknown_cell"
+    OVERTAKEN = "overtaken"
+    NOBODY_ATTACHED = "nobody_attached"
     JOURNAL = "journal"
 
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 from galactica.scheduler.core.model.commands import Command, ProviderCommand, Verb
 from galactica.scheduler.core.model.events import AnyEvent, Record
-from galactica.scheduler.core.model.fleet import Fleet
-from galactica.scheduler.core.model.keys import Hold, Key, Storm
+from galactica.scheduler.core.model.fleet import Fleet, parse_cell_id
+from galactica.scheduler.core.model.keys import Hold, Key, SlotKey, Storm
 from galactica.scheduler.core.model.policy import Policy, growing_pause
 from galactica.scheduler.core.placement import Placer
 from galactica.scheduler.core.sight.state import (
@@ -115,6 +115,12 @@ class Draft:
     def look(self, key: Key, at: float | None) -> None:
         if at is not None:
             self.looks.append((at, key))
+
+    def look_at_slot_of(self, cell_id: str) -> None:
+        """A cell that held its slot holds it no longer."""
+        parsed = parse_cell_id(cell_id)
+        if parsed is not None:
+            self.look(SlotKey(parsed.group, parsed.slot), self.now)
 
     def dirty(self, keys: Mapping[Key, str]) -> None:
         for key, cause in keys.items():

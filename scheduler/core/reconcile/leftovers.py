@@ -11,25 +11,47 @@ from galactica.scheduler.core.model.keys import LeakKey, OrphanKey
 from galactica.scheduler.core.model.rules import HoldRule
 from galactica.scheduler.core.reconcile.draft import Draft, resend, resend_to_provider
 from galactica.scheduler.core.sight.observations import CellState, ProviderState
+from galactica.scheduler.core.unknown import UNKNOWN_KEPT, is_unknown
 
 
 def look_orphan(draft: Draft, key: OrphanKey) -> None:
-    """An agent shows a cell that nobody ordered there. Tell the agent to remove it until it says that it is gone."""
+    """An agent shows a cell that is not wanted there. What the journal knows to be decommissioned is removed: the agent
+    is told until it says that the cell is gone. What the journal never ordered is left alone and shown."""
     report = draft.sight.report_of(key.server, key.cell)
     cell = draft.fleet.cell(key.cell)
     if report is None or (cell is not None and cell.server == key.server):
         return
     if report.state is CellState.GONE:
-        draft.forget(key.server, key.cell)
+        _is_gone(draft, key)
         return
-    if draft.was_told(key.server, key.cell, Verb.DECOMMISSION) is None:
-        reason = (
-            "it was not ordered on this server"
-            if cell is not None
-            else "it is decommissioned, or was never ordered"
-        )
-        draft.emit(e.OrphanRemoved(key.cell, key.server, reason))
+    is_told = draft.was_told(key.server, key.cell, Verb.DECOMMISSION) is not None
+    if not is_told and (cell is not None or _is_strange(draft.fleet, key)):
+        _leave_alone(draft, key)
+        return
+    if not is_told:
+        draft.emit(e.OrphanRemoved(key.cell, key.server, "it is decommissioned"))
     resend(draft, key, Decommission(key.server, key.cell, "orphan"))
+
+
+def _is_strange(fleet: Fleet, key: OrphanKey) -> bool:
+    return is_unknown(fleet, key.server, key.cell) or not was_ordered(fleet, key.cell)
+
+
+def _is_gone(draft: Draft, key: OrphanKey) -> None:
+    draft.forget(key.server, key.cell)
+    if is_unknown(draft.fleet, key.server, key.cell):
+        draft.emit(e.OrphanRemoved(key.cell, key.server, "its agent says that it is gone"))
+        draft.look_at_slot_of(key.cell)
+
+
+def _leave_alone(draft: Draft, key: OrphanKey) -> None:
+    if not is_unknown(draft.fleet, key.server, key.cell) and len(draft.fleet.unknown) < UNKNOWN_KEPT:
+        draft.emit(e.UnknownCellFound(key.cell, key.server))
+    reason = (
+        f"server {key.server} runs {key.cell}, which this journal never ordered there, so it is left alone"
+    )
+    way_out = "take it in with galactica adopt, or remove it with galactica condemn --unknown"
+    draft.hold(key, HoldRule.UNKNOWN_CELL, f"{reason}; {way_out}")
 
 
 def was_ordered(fleet: Fleet, cell_id: str) -> bool:

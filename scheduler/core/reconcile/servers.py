@@ -6,6 +6,7 @@ no more cells, and its cells are either dead with it or replaced first.
 
 from __future__ import annotations
 
+from galactica.scheduler.core.budgets.services import Held
 from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.commands import Resync
 from galactica.scheduler.core.model.fleet import Phase, Server, server_facts
@@ -20,6 +21,7 @@ from galactica.scheduler.core.model.keys import (
 from galactica.scheduler.core.model.rules import SILENCE_RULES, HoldRule, Rule
 from galactica.scheduler.core.model.verdict import Health, Verdict
 from galactica.scheduler.core.reconcile.draft import Draft, resend
+from galactica.scheduler.core.unknown import unknown_on
 from galactica.scheduler.core.verdicts.servers import server_verdict
 from galactica.scheduler.core.verdicts.storm import is_released
 
@@ -103,6 +105,22 @@ def show_cut_off(draft: Draft, key: Key, server_id: str, verdict: Verdict) -> No
         draft.hold(key, Rule.CUT_OFF, f"{server_id}: {verdict.reason}", verdict.next_look_at)
 
 
+def held_as_overtaken(draft: Draft) -> Held | None:
+    """The hold on orders until every server was heard whose cells an older journal may not know."""
+    since = draft.fleet.overtaken_at
+    if since is None or draft.now >= since + draft.policy.overtaken_seconds:
+        return None
+    servers = draft.fleet.servers.values()
+    missing = [one.id for one in servers if one.phase is Phase.READY and one.id not in draft.sight.servers]
+    if not missing:
+        return None
+    reason = (
+        f"agents know more than this journal, which is a backup; what runs on {missing[0]} is not known yet"
+        f"{f', nor on {len(missing) - 1} others' if len(missing) > 1 else ''}"
+    )
+    return Held(HoldRule.OVERTAKEN, reason, draft.now + 1.0)
+
+
 def verdict_on(draft: Draft, server: Server) -> Verdict:
     return server_verdict(draft.fleet, server, draft.sight, draft.now, draft.policy)
 
@@ -169,7 +187,10 @@ def _take_facts(draft: Draft, server: Server) -> None:
 def bury_server(draft: Draft, server_id: str) -> None:
     server = draft.fleet.servers.get(server_id)
     if server is not None and server.phase is Phase.CONDEMNED and not len(server.cells):
+        unknown = unknown_on(draft.fleet, server.id)
         draft.emit(e.ServerDecommissioned(server.id), f"event:{server.last_position}")
+        for cell in unknown:
+            draft.look_at_slot_of(cell)
         draft.look(ServerKey(server.id), draft.now)  # it may have returned meanwhile
         for key in own_slot(server, draft.cause):
             draft.look(key, draft.now)  # it is empty now, so its provider may delete it

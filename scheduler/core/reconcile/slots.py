@@ -23,7 +23,8 @@ from galactica.scheduler.core.model.verdict import Health, Verdict
 from galactica.scheduler.core.placement import Unplaceable
 from galactica.scheduler.core.reconcile.carriers import carrier_of
 from galactica.scheduler.core.reconcile.draft import Draft
-from galactica.scheduler.core.reconcile.servers import show_cut_off
+from galactica.scheduler.core.reconcile.servers import held_as_overtaken, show_cut_off
+from galactica.scheduler.core.unknown import in_slot
 from galactica.scheduler.core.verdicts.blame import blame_spec
 from galactica.scheduler.core.verdicts.due import Doom, Urgency, doom_of, next_doom_at
 from galactica.scheduler.core.verdicts.proof import proven_at
@@ -180,6 +181,16 @@ def _fill(draft: Draft, key: SlotKey) -> None:
 
 def _held(draft: Draft, state: GroupState, number: int, slot: Slot) -> Held | None:
     """The first brake that holds the order."""
+    overtaken = held_as_overtaken(draft)
+    if overtaken is not None:
+        return overtaken
+    unknown = in_slot(draft.fleet, state.group.name, number)
+    if unknown is not None:
+        cell, server = unknown
+        return Held(
+            HoldRule.UNKNOWN_CELL,
+            f"server {server} runs {cell}, which may be the cell of this slot: adopt it, or condemn it as unknown",
+        )
     if state.group.spec.exclusive and slot.cells:
         return carrier_of(state.group).held_by_rival(draft, state, slot.cells[-1])
     held = backoff_hold(state, draft.now)

@@ -1,0 +1,78 @@
+"""Cells that agents run and this journal never ordered: it is older than its fleet, or not the fleet's journal at all.
+
+They are remembered under their slot until an operator decides: ``adopt`` takes them in, ``condemn --unknown`` removes
+them. Until then the slot gets no other cell, and their ids are never given out.
+"""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+from rpds import HashTrieMap
+
+from galactica.scheduler.core.model.fleet import CellId, Fleet, Slot, parse_cell_id
+from galactica.scheduler.core.tallies import put_group
+
+UNKNOWN_KEPT = 10_000
+"""How many slots with such cells are remembered. More are held too, as long as their agents report them."""
+
+
+def slot_of(cell_id: str) -> str:
+    """The slot that a cell id names; the whole text where it is no id."""
+    return cell_id.rpartition(".")[0] or cell_id
+
+
+def is_unknown(fleet: Fleet, server: str, cell_id: str) -> bool:
+    known = fleet.unknown.get(slot_of(cell_id))
+    return known is not None and known.get(cell_id) == server
+
+
+def in_slot(fleet: Fleet, group: str, number: int) -> tuple[str, str] | None:
+    """The newest such cell of a slot, and its server."""
+    known = fleet.unknown.get(f"{group}/{number}")
+    return max(known.items(), key=lambda item: _generation_of(item[0])) if known else None
+
+
+def _generation_of(cell_id: str) -> int:
+    parsed = parse_cell_id(cell_id)
+    return parsed.generation if parsed else 0
+
+
+def found(fleet: Fleet, server: str, cell_id: str) -> Fleet:
+    """Remember it. The next cells of its slot are of higher generations."""
+    slot = slot_of(cell_id)
+    known = (fleet.unknown.get(slot) or HashTrieMap()).insert(cell_id, server)
+    fleet = replace(fleet, unknown=fleet.unknown.insert(slot, known))
+    parsed = parse_cell_id(cell_id)
+    return _without_generation(fleet, parsed) if parsed else fleet
+
+
+def _without_generation(fleet: Fleet, taken: CellId) -> Fleet:
+    state = fleet.groups.get(taken.group)
+    unused = taken.generation + 1
+    if state is None:
+        before = fleet.generations.get(taken.group) or 1
+        return replace(fleet, generations=fleet.generations.insert(taken.group, max(before, unused)))
+    slot = state.slots.get(taken.slot) or Slot(next_generation=state.first_generation)
+    slot = replace(slot, next_generation=max(slot.next_generation, unused))
+    return put_group(fleet, replace(state, slots=state.slots.insert(taken.slot, slot)))
+
+
+def forgotten(fleet: Fleet, cell_id: str) -> Fleet:
+    """It is taken in, removed or gone."""
+    slot = slot_of(cell_id)
+    known = fleet.unknown.get(slot)
+    if known is None or cell_id not in known:
+        return fleet
+    known = known.discard(cell_id)
+    return replace(fleet, unknown=fleet.unknown.insert(slot, known) if known else fleet.unknown.discard(slot))
+
+
+def forgotten_on(fleet: Fleet, server: str) -> Fleet:
+    """All that were on a server that is gone."""
+    for cell in unknown_on(fleet, server):
+        fleet = forgotten(fleet, cell)
+    return fleet
+
+
+def unknown_on(fleet: Fleet, server: str) -> list[str]:
+    return [cell for known in fleet.unknown.values() for cell, on in known.items() if on == server]
