@@ -33,8 +33,17 @@ class _Life:
     server: str
     digest: str
     rank: int = 0
-    served: bool = False
+    ready_at: float | None = None
     health: Health | None = None
+
+    def is_proven(self, now: float, healthy_for: float) -> bool:
+        """READY, and well since then for long enough."""
+        return self.rank == READY and self.ready_at is not None and now - self.ready_at >= healthy_for
+
+    @property
+    def still_serves(self) -> bool:
+        """Condemned, and not told to end yet, since it waits for its successor."""
+        return self.rank == CONDEMNED and self.ready_at is not None and self.health is not Health.DEAD
 
 
 @dataclass
@@ -44,6 +53,8 @@ class Laws:
     lives: dict[str, _Life] = field(default_factory=dict)
     slots: dict[tuple[str, int], list[str]] = field(default_factory=lambda: defaultdict(list))
     wanted: dict[str, tuple[int, str]] = field(default_factory=dict)
+    healthy_for: dict[str, float] = field(default_factory=dict)
+    """Group to the seconds for which a READY cell of it stays well before it is proven."""
     exclusive: set[str] = field(default_factory=set)
     """Groups whose cells never have another beside them in their slot."""
     lost: set[str] = field(default_factory=set)
@@ -96,6 +107,7 @@ class Laws:
         match event:
             case e.GroupApplied(group=group, digest=digest):
                 self.wanted[group.name] = (group.replicas, digest)
+                self.healthy_for[group.name] = group.healthy_for_seconds
                 if group.spec.exclusive:
                     self.exclusive.add(group.name)
             case e.GroupDeleted(name=name):
@@ -144,7 +156,7 @@ class Laws:
             self._require(life.server in self.lost, record, "gone without an agent's word or a lost server")
         life.rank = rank
         if isinstance(event, e.CellReady):
-            life.served = True
+            life.ready_at = record.at
             self._one_ready(record, cell)
         elif isinstance(event, e.CellCondemned):
             life.health = event.health
@@ -166,20 +178,27 @@ class Laws:
             self._require(bool(event.evidence), record, "condemned by health without evidence")
 
     def _proven_before_the_kill(self, record: Record, cell: str, life: _Life) -> None:
-        """A cell that served and may still run is ended only behind a READY successor, or where none is wanted."""
+        """A cell that served and may still run is ended only behind a proven successor, or while an elder still serves
+        in its place, or where none is wanted."""
         parsed = parse_cell_id(cell)
         assert parsed is not None
         replicas, _ = self.wanted.get(parsed.group, (0, ""))
         if (
             life.health is Health.DEAD
-            or not life.served
+            or life.ready_at is None
             or parsed.slot >= replicas
             or parsed.group in self.exclusive
             or cell in self.known_dead
         ):
             return
-        ready = [c for c in self.slots[parsed.group, parsed.slot] if self.lives[c].rank == READY]
-        self._require(bool(ready), record, "ended before its replacement was READY")
+        slot = self.slots[parsed.group, parsed.slot]
+        healthy_for = self.healthy_for[parsed.group]
+        self._require(
+            any(self.lives[other].is_proven(record.at, healthy_for) for other in slot)
+            or any(self.lives[elder].still_serves for elder in slot[: slot.index(cell)]),
+            record,
+            "ended before its replacement was proven",
+        )
 
     released: dict[str, float] = field(default_factory=dict)
     silenced: dict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))

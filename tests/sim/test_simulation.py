@@ -10,7 +10,8 @@ from galactica.scheduler.core.model.policy import Policy
 from galactica.scheduler.core.model.spec import Group, GroupKind, RuntimeKind, Spec
 from galactica.scheduler.core.model.verdict import Health
 from tests.sim.laws import LawBroken, Laws
-from tests.sim.simulation import Seeds, Simulation
+from tests.sim.seeds import Seeds
+from tests.sim.simulation import Simulation
 
 SEEDS = int(os.environ.get("SIM_COUNT", "200"))
 SEEDS_PER_TEST = 20
@@ -82,7 +83,10 @@ SECOND = e.CellOrdered("web/0.2", "d1", 1, "a")
         ("nobody wants this slot", [APPLIED, e.CellOrdered("web/1.1", "d1", 1, "a")]),
         ("its phase goes back", [APPLIED, ORDERED, OLD, READY]),
         ("without evidence", [APPLIED, ORDERED, SICK]),
-        ("ended before its replacement was READY", [APPLIED, ORDERED, READY, OLD, e.CellDraining("web/0.1")]),
+        (
+            "ended before its replacement was proven",
+            [APPLIED, ORDERED, READY, OLD, e.CellDraining("web/0.1")],
+        ),
         ("gone without an agent's word", [APPLIED, ORDERED, OLD, e.CellDecommissioned("web/0.1", "agent")]),
     ],
 )
