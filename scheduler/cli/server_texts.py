@@ -10,7 +10,7 @@ from galactica.scheduler.units import format_duration
 from galactica.v1 import operator_pb2
 
 POOL_COLUMNS = ("POOL", "PROVIDER", "REVISION", "SIZE", "READY", "BOOTING", "SICK", "STORM")
-PROVIDER_COLUMNS = ("PROVIDER", "SERVERS", "LISTED", "TROUBLE")
+PROVIDER_COLUMNS = ("PROVIDER", "SERVERS", "DELETING", "LISTED", "TROUBLE")
 
 
 def pool_row(group: operator_pb2.GroupStatus, storm: str) -> list[Shown]:
@@ -22,7 +22,8 @@ def provider_row(provider: operator_pb2.Provider, now: float) -> list[Shown]:
     listed = "never"
     if provider.HasField("listed_at"):
         listed = f"{format_duration(max(0.0, now - provider.listed_at))} ago"
-    return [provider.name, str(provider.servers), listed, Styled(provider.trouble, people.WARN)]
+    counts = [str(provider.servers), str(provider.deleting)]
+    return [provider.name, *counts, listed, Styled(provider.trouble, people.WARN)]
 
 
 def storm_lines(storm: operator_pb2.Storm, now: float) -> Iterator[list[Shown]]:

@@ -14,10 +14,11 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
-from galactica.scheduler.core.model.fleet import Fleet, GroupState, Server
+from galactica.scheduler.core.model.fleet import Cell, Fleet, GroupState, Server
 from galactica.scheduler.core.model.policy import Policy
-from galactica.scheduler.core.model.spec import Resources, RuntimeKind, Spec, Spread
+from galactica.scheduler.core.model.spec import Resources, RuntimeKind, Spec, Spread, fixed_ports
 from galactica.scheduler.core.sight.state import Sight
+from galactica.scheduler.core.tallies import with_cell
 from galactica.scheduler.core.verdicts.blame import is_suspect
 from galactica.scheduler.units import format_bytes
 
@@ -109,7 +110,7 @@ class Placer:
             if best is not None and stale >= STALE_LOOKS and best[0][0] <= rank[0]:
                 return best[1]
             server = servers.get(server_id)
-            if server is None or self._exclude(server, state, spec) is not None:
+            if server is None or self._exclude(server, spec) is not None:
                 heapq.heappop(queue.heap)
                 continue
             current = (self._rank(state, server, spec), server_id)
@@ -118,7 +119,12 @@ class Placer:
             heapq.heapreplace(queue.heap, current)
             best = current if best is None else min(best, current)
             stale += 1
-        return self._explain(state, spec)
+        return self._explain(spec)
+
+    def would_fit_without(self, cell: Cell, spec: Spec) -> bool:
+        """Whether the cell's server could take a cell of the spec, if the cell itself were gone."""
+        server = self._fleet().servers.get(cell.server)
+        return server is not None and self._exclude(with_cell(server, cell, -1), spec) is None
 
     def _queue(self, state: GroupState, spec: Spec) -> _Queue:
         need = _Need(state.group.name, state.digest)
@@ -133,7 +139,7 @@ class Placer:
         heap = [
             (self._rank(state, server, spec), server.id)
             for server in self._fleet().servers.values()
-            if self._exclude(server, state, spec) is None
+            if self._exclude(server, spec) is None
         ]
         heapq.heapify(heap)
         return _Queue(heap, self._forgotten + len(self._touched))
@@ -152,15 +158,15 @@ class Placer:
             return False
         for server_id in dict.fromkeys(self._touched[start:]):
             server = servers.get(server_id)
-            if server is not None and self._exclude(server, state, spec) is None:
+            if server is not None and self._exclude(server, spec) is None:
                 heapq.heappush(queue.heap, (self._rank(state, server, spec), server_id))
         queue.touches_read = self._forgotten + len(self._touched)
         return True
 
-    def _explain(self, state: GroupState, spec: Spec) -> Unplaceable:
+    def _explain(self, spec: Spec) -> Unplaceable:
         servers = self._fleet().servers
         reasons = Counter(
-            self._exclude(server, state, spec) or "is not considered yet" for server in servers.values()
+            self._exclude(server, spec) or "is not considered yet" for server in servers.values()
         )
         return Unplaceable(len(servers), tuple(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))))
 
@@ -186,7 +192,7 @@ class Placer:
         cell = self._fleet().cell(server.id) if server.pool else None
         return cell is not None and cell.is_condemned
 
-    def _exclude(self, server: Server, state: GroupState, spec: Spec) -> str | None:
+    def _exclude(self, server: Server, spec: Spec) -> str | None:
         """The first reason that excludes the server, as a verb phrase in the singular (see ``_PLURALS``); None if the
         server can take the cell."""
         if not server.takes_cells:
@@ -203,8 +209,9 @@ class Placer:
         for key, value in spec.placement.require.items():
             if server.labels.get(key) != value:
                 return f"lacks the label {key}={value}"
-        if _ports_taken(state, server, spec):
-            return "has the fixed port in use by another cell of the group"
+        for port in fixed_ports(spec):
+            if port in server.ports:
+                return f"has port {port} in use by another cell"
         return _lacking(server, spec.resources)
 
 
@@ -222,10 +229,3 @@ def _lacking(server: Server, need: Resources) -> str | None:
 
 def _cores(need: Resources) -> str:
     return f"{need.cpu_millis / 1000:g} {'core' if need.cpu_millis == 1000 else 'cores'}"
-
-
-def _ports_taken(state: GroupState, server: Server, spec: Spec) -> bool:
-    """Two processes cannot listen on one fixed port; containers have ports of their own."""
-    if spec.runtime != "process" or not any(spec.ports.values()):
-        return False
-    return bool(state.per_server.get(server.id))

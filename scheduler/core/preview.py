@@ -174,7 +174,7 @@ def _imagine_provider(core: Core, command: ProviderCommand, now: float) -> tuple
     seen = core.sight.servers.get(cell)
     if seen is not None and seen.is_open:
         core.take(Detached(cell, seen.session, now))
-    core.take(ServerUnmade(provider, cell, now))
+    core.take(ServerUnmade(provider, cell, now, is_gone=True))
     return ()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from msgspec.structs import replace
 from rpds import HashTrieMap
 
@@ -19,6 +21,8 @@ from galactica.scheduler.core.model.fleet import (
     still_waits,
 )
 from galactica.scheduler.core.model.spec import Resources
+
+_K = TypeVar("_K", str, int)
 
 
 def put_group(fleet: Fleet, state: GroupState) -> Fleet:
@@ -80,7 +84,7 @@ def put_slot(fleet: Fleet, state: GroupState, number: int, slot: Slot) -> Fleet:
     return put_group(fleet, replace(state, slots=state.slots.insert(number, slot), tally=tally))
 
 
-def _counted(counts: HashTrieMap[str, int], key: str, by: int) -> HashTrieMap[str, int]:
+def _counted(counts: HashTrieMap[_K, int], key: _K, by: int) -> HashTrieMap[_K, int]:
     count = (counts.get(key) or 0) + by
     return counts.insert(key, count) if count > 0 else counts.discard(key)
 
@@ -101,13 +105,21 @@ def _on_server(fleet: Fleet, cell: Cell, sign: int) -> Fleet:
     server = fleet.servers.get(cell.server)
     if server is None:
         raise IllegalTransition(f"{cell.id}: there is no server {cell.server}")
+    return put_server(fleet, with_cell(server, cell, sign))
+
+
+def with_cell(server: Server, cell: Cell, sign: int) -> Server:
+    """The server with the cell's place taken (+1) or free again (-1)."""
     used = Resources(
         server.used.cpu_millis + sign * cell.resources.cpu_millis,
         server.used.memory_bytes + sign * cell.resources.memory_bytes,
         server.used.pids + sign * cell.resources.pids,
     )
+    ports = server.ports
+    for port in cell.ports:
+        ports = _counted(ports, port, sign)
     cells = server.cells.insert(cell.id) if sign > 0 else server.cells.discard(cell.id)
-    return put_server(fleet, replace(server, used=used, cells=cells))
+    return replace(server, used=used, ports=ports, cells=cells)
 
 
 def put_server(fleet: Fleet, server: Server) -> Fleet:

@@ -35,7 +35,7 @@ from galactica.scheduler.core.model.fleet import (
     was_lost,
 )
 from galactica.scheduler.core.model.rules import OWN_DEATHS, SILENCE_RULES
-from galactica.scheduler.core.model.spec import GroupKind
+from galactica.scheduler.core.model.spec import GroupKind, fixed_ports
 from galactica.scheduler.core.model.verdict import Health
 from galactica.scheduler.core.tallies import placed, put_group, put_server, put_slot, recount
 
@@ -161,6 +161,7 @@ def _cell_ordered(fleet: Fleet, record: e.Record, event: e.CellOrdered) -> Fleet
         resources=event.resources,
         kind=CellKind.SERVER if state.group.kind is GroupKind.POOL else CellKind.CONTAINER,
         replaces=event.replaces,
+        ports=fixed_ports(state.spec_of(event.digest) or state.group.spec),
         last_position=record.position,
     )
     older = tuple(replace(c, replaced_by=cell.id) if c.id == event.replaces else c for c in slot.cells)

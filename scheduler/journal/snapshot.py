@@ -144,6 +144,7 @@ def _cell_to_disk(cell: Cell, words: _Words) -> CellOnDisk:
         cell.runtime_id,
         cell.last_position,
         cell.dies_at,
+        cell.ports,
     )
 
 
@@ -189,6 +190,7 @@ def _server_to_disk(server: Server) -> ServerOnDisk:
         last_position=server.last_position,
         pool=server.pool,
         deaths=server.deaths,
+        ports=dict(server.ports.items()),
     )
 
 
@@ -239,6 +241,7 @@ def _cell_from_disk(cell: CellOnDisk, words: list[str]) -> Cell:
         cell.endpoints,
         cell.runtime_id,
         cell.last_position,
+        cell.ports,
         cell.dies_at,
     )
 
@@ -286,6 +289,7 @@ def _server_from_disk(server: ServerOnDisk) -> Server:
         condemned_health=server.condemned_health,
         used=server.used,
         cells=HashTrieSet(server.cells),
+        ports=HashTrieMap(server.ports),
         pool=server.pool,
         deaths=server.deaths,
         last_position=server.last_position,

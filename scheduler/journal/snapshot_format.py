@@ -41,6 +41,7 @@ class CellOnDisk(Struct, frozen=True, array_like=True, gc=False):
     runtime_id: str
     last_position: int
     dies_at: float | None = None
+    ports: tuple[int, ...] = ()
 
 
 class SlotOnDisk(Struct, frozen=True, array_like=True, gc=False):
@@ -106,6 +107,7 @@ class ServerOnDisk(Struct, frozen=True, array_like=True):
     last_position: int
     pool: str = ""
     deaths: tuple[Death, ...] = ()
+    ports: dict[int, int] = {}
 
 
 class TokenOnDisk(Struct, frozen=True, array_like=True):

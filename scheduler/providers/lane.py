@@ -168,8 +168,8 @@ class Lane:
                 return ServerMade(self._name, command.cell, ref, now())
             case DecommissionServer():
                 decommission = provider.decommission(command.ref, command.cell)
-                await self._bounded(decommission, self._limits.call_seconds, "the decommission")
-                return ServerUnmade(self._name, command.cell, now())
+                ended = await self._bounded(decommission, self._limits.call_seconds, "the decommission")
+                return ServerUnmade(self._name, command.cell, now(), is_gone=ended is True)
 
     def _failed(self, command: ProviderCommand, reason: str) -> ProviderNews:
         reason = _without_token(command, reason)[:REASON_CHARACTERS]

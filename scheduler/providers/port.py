@@ -81,9 +81,12 @@ class Provider(Protocol):
         """Create the server and return its ref. If there is already one with this cell id, dead or alive, return its
         ref: a repeated order never creates two servers. Raises ProviderRefused, ProviderUnavailable."""
 
-    async def decommission(self, ref: str, cell_id: str) -> None:
+    async def decommission(self, ref: str, cell_id: str) -> bool | None:
         """Delete the server and everything that belongs to it. ``ref`` may be empty if it is unknown whether there is
-        one. Does nothing if there is none. Raises ProviderUnavailable, ProviderRefused."""
+        one. Does nothing if there is none.
+
+        True only if it waited for the end itself. Otherwise the server counts as there until ``list`` leaves it out or
+        says GONE. It may be asked again meanwhile. Raises ProviderUnavailable, ProviderRefused."""
 
     async def list(self) -> tuple[ProviderServer, ...]:
         """All servers of this fleet at this provider, no matter who ordered them. A server that has ended may be listed

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.fleet import Cell, CellKind, Phase, Server, parse_cell_id
 from galactica.scheduler.core.model.keys import SlotKey
+from galactica.scheduler.core.model.verdict import Evidence
 from galactica.scheduler.core.ports import View
 from galactica.scheduler.views import cells as cell_views
 from galactica.scheduler.views import servers as server_views
@@ -66,6 +67,8 @@ def _of_condemned(view: View, cell: Cell, records: Sequence[e.Record]) -> operat
                 answer.cell.reason = condemned.reason
                 if condemned.autopsy is not None:
                     answer.autopsy.CopyFrom(autopsy_to_proto(condemned.autopsy))
+            case e.CellDraining(reason=reason) if reason:
+                answer.evidence.append(server_views.evidence_row(Evidence("scheduler", reason, record.at)))
             case e.CellDecommissioned(autopsy=autopsy) if autopsy is not None:
                 if not answer.HasField("autopsy"):
                     answer.autopsy.CopyFrom(autopsy_to_proto(autopsy))

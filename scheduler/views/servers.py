@@ -131,9 +131,13 @@ def _provider_row(view: View, name: str) -> operator_pb2.Provider:
     provider = view.sight.providers.get(name)
     if provider is None:
         return operator_pb2.Provider(name=name, trouble="no answer since this scheduler started")
-    count = sum(1 for server in provider.servers.values() if server.state is not ProviderState.GONE)
+    gone = {cell for cell, server in provider.servers.items() if server.state is ProviderState.GONE}
     return operator_pb2.Provider(
-        name=name, servers=count, trouble=provider.trouble, listed_at=provider.listed_at or None
+        name=name,
+        servers=len(provider.servers) - len(gone),
+        deleting=len(set(provider.going) - gone),
+        trouble=provider.trouble,
+        listed_at=provider.listed_at or None,
     )
 
 

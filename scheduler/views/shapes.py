@@ -81,6 +81,7 @@ def provider(message: operator_pb2.Provider) -> Json:
     return {
         "name": message.name,
         "servers": message.servers,
+        "deleting": message.deleting,
         "trouble": message.trouble or None,
         "listed_at": _time(message, "listed_at"),
     }

@@ -107,13 +107,13 @@ def test_containers_die_with_their_server_too(play, tmp_path, engine, busybox_im
 
 def test_a_fleet_that_does_not_heal_is_a_failure_and_is_told(play, tmp_path):
     """Somebody takes the service away in the middle: nine cells are never ready again."""
-    demo = play("--runtime", "process", "--patience", "4", "--calm", "6")
+    demo = play("--runtime", "process", "--patience", "15", "--calm", "6")
     context = wait_for(lambda: next(tmp_path.glob("galactica-demo-*/context.json"), None))
     environment = {**os.environ, "GALACTICA_CONTEXT": str(context)}
     wait_for(lambda: asked(environment, "delete", "service/web"))  # it is refused until there is one
     told = told_by(demo)
     assert demo.returncode == 1, told
-    assert "the demo failed: timeout: waited 4 s for " in told, told
+    assert "the demo failed: timeout: waited 15 s for " in told, told
     assert "the fleet replaced all its dead" not in told
     assert left_running(tmp_path) == []
 

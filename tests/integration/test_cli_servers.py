@@ -90,8 +90,14 @@ def test_pools_as_json_are_those_groups_of_the_status_with_their_provider(schedu
 
 def test_providers_as_json_have_the_promised_shape(scheduler: Scheduler) -> None:
     assert read_json(run(scheduler, "providers", "-o", "json")) == [
-        {"name": "cloud", "servers": 3, "trouble": "no answer within 30 s", "listed_at": text_of(NOW - 40)},
-        {"name": "local", "servers": 0, "trouble": None, "listed_at": None},
+        {
+            "name": "cloud",
+            "servers": 3,
+            "deleting": 1,
+            "trouble": "no answer within 30 s",
+            "listed_at": text_of(NOW - 40),
+        },
+        {"name": "local", "servers": 0, "deleting": 0, "trouble": None, "listed_at": None},
     ]
 
 
@@ -122,10 +128,10 @@ def test_pools_are_a_table(scheduler: Scheduler) -> None:
 
 def test_providers_are_a_table_with_what_troubles_them(scheduler: Scheduler) -> None:
     heading, cloud, local = said(run(scheduler, "providers"))
-    assert heading.split() == ["PROVIDER", "SERVERS", "LISTED", "TROUBLE"]
+    assert heading.split() == ["PROVIDER", "SERVERS", "DELETING", "LISTED", "TROUBLE"]
     assert cloud.startswith("cloud")
     assert cloud.endswith("no answer within 30 s")
-    assert local.split() == ["local", "0", "never"]
+    assert local.split() == ["local", "0", "0", "never"]
 
 
 @pytest.mark.parametrize(

@@ -289,6 +289,6 @@ async def test_two_hundred_cells_come_and_go_and_leave_nothing(tmp_path, limiter
             await asyncio.gather(*(one(number) for number in range(first, first + 10)))
         assert left_in(tmp_path / "cells") == []
         assert psutil.Process().children() == children
-        assert psutil.Process().num_fds() == descriptors
+        assert psutil.Process().num_fds() <= descriptors  # some that are others' may be closed meanwhile
         folders = [Folder(tmp_path / "cells" / "test" / f"web%2F{number}.1") for number in range(200)]
         assert [limiter.existing(folder.group_name) for folder in folders] == [()] * 200

@@ -63,7 +63,7 @@ def _befall(world: World, budget: Replace, trouble: str, slot: int, number: int,
     match trouble:
         case "dies" if cells:
             killed.add(cells[0])
-            world.core.take(ServerUnmade("local", cells[0], world.now))
+            world.core.take(ServerUnmade("local", cells[0], world.now, is_gone=True))
         case "ails" if cells and cells[-1] in world.core.sight.servers:
             for _ in range(4):
                 seen = world.core.sight.servers.get(cells[-1])

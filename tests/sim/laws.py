@@ -38,7 +38,7 @@ class _Life:
 
     def is_proven(self, now: float, healthy_for: float) -> bool:
         """READY, and well since then for long enough."""
-        return self.rank == READY and self.ready_at is not None and now - self.ready_at >= healthy_for
+        return self.rank == READY and self.ready_at is not None and now >= self.ready_at + healthy_for
 
     @property
     def still_serves(self) -> bool:
@@ -162,7 +162,7 @@ class Laws:
             life.health = event.health
             self._has_certificate(record, event)
         elif isinstance(event, e.CellDraining):
-            self._proven_before_the_kill(record, cell, life)
+            self._proven_before_the_kill(record, event, life)
 
     def _one_ready(self, record: Record, cell: str) -> None:
         parsed = parse_cell_id(cell)
@@ -177,25 +177,26 @@ class Laws:
         if event.health is not Health.HEALTHY:
             self._require(bool(event.evidence), record, "condemned by health without evidence")
 
-    def _proven_before_the_kill(self, record: Record, cell: str, life: _Life) -> None:
+    def _proven_before_the_kill(self, record: Record, event: e.CellDraining, life: _Life) -> None:
         """A cell that served and may still run is ended only behind a proven successor, or while an elder still serves
-        in its place, or where none is wanted."""
-        parsed = parse_cell_id(cell)
+        in its place, or where none is wanted. A sick one may go first, and says why."""
+        parsed = parse_cell_id(event.cell)
         assert parsed is not None
         replicas, _ = self.wanted.get(parsed.group, (0, ""))
         if (
             life.health is Health.DEAD
             or life.ready_at is None
+            or (event.reason and life.health is Health.SICK)
             or parsed.slot >= replicas
             or parsed.group in self.exclusive
-            or cell in self.known_dead
+            or event.cell in self.known_dead
         ):
             return
         slot = self.slots[parsed.group, parsed.slot]
         healthy_for = self.healthy_for[parsed.group]
         self._require(
             any(self.lives[other].is_proven(record.at, healthy_for) for other in slot)
-            or any(self.lives[elder].still_serves for elder in slot[: slot.index(cell)]),
+            or any(self.lives[elder].still_serves for elder in slot[: slot.index(event.cell)]),
             record,
             "ended before its replacement was proven",
         )

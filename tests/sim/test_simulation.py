@@ -87,6 +87,10 @@ SECOND = e.CellOrdered("web/0.2", "d1", 1, "a")
             "ended before its replacement was proven",
             [APPLIED, ORDERED, READY, OLD, e.CellDraining("web/0.1")],
         ),
+        (
+            "ended before its replacement was proven",
+            [APPLIED, ORDERED, READY, OLD, SECOND, e.CellReady("web/0.2"), e.CellDraining("web/0.1")],
+        ),
         ("gone without an agent's word", [APPLIED, ORDERED, OLD, e.CellDecommissioned("web/0.1", "agent")]),
     ],
 )

@@ -343,7 +343,9 @@ def a_pool_in_a_storm(now: float) -> Answers:
         ],
     )  # fmt: skip
     answers.providers = [
-        operator_pb2.Provider(name="cloud", servers=3, trouble="no answer within 30 s", listed_at=now - 40),
+        operator_pb2.Provider(
+            name="cloud", servers=3, deleting=1, trouble="no answer within 30 s", listed_at=now - 40
+        ),
         operator_pb2.Provider(name="local"),
     ]
     return answers

@@ -42,6 +42,9 @@ from galactica.scheduler.core.sight.observations import (
     CellState,
     Detached,
     ProbeStatus,
+    ProviderListed,
+    ProviderServer,
+    ProviderState,
     Reported,
     ServerFacts,
     ServerMade,
@@ -93,6 +96,8 @@ class World:
     sent: list[Command] = field(default_factory=list)
     told_providers: list[ProviderCommand] = field(default_factory=list)
     deaf_providers: bool = False
+    slow_deletes: bool = False
+    """Providers take deletes at once and do nothing: the test says what they list."""
     _errands: list[ProviderCommand] = field(default_factory=list)
     journal_refuses: str = ""
     deaf: set[str] = field(default_factory=set)
@@ -139,7 +144,14 @@ class World:
         seen = self.core.sight.servers.get(cell)
         if seen is not None and seen.is_open:
             self.core.take(Detached(cell, seen.session, self.now))
-        self.core.take(ServerUnmade("local", cell, self.now))
+        self.core.take(ServerUnmade("local", cell, self.now, is_gone=True))
+        self.settle()
+
+    def lists(self, *cells: str, gone: tuple[str, ...] = ()) -> None:
+        """The provider's list has these servers, some of them as gone."""
+        servers = [ProviderServer(cell, f"ref-{cell}", ProviderState.RUNNING) for cell in cells]
+        servers += [ProviderServer(cell, f"ref-{cell}", ProviderState.GONE) for cell in gone]
+        self.core.take(ProviderListed("local", tuple(servers), self.now, self.now))
         self.settle()
 
     def beat(self, *names: str) -> None:
@@ -221,11 +233,13 @@ class World:
                 self.join(cell)
                 if cell not in self.mute:
                     self.report(cell, vitals=Vitals())
+            case DecommissionServer(provider=provider, cell=cell) if self.slow_deletes:
+                self.core.take(ServerUnmade(provider, cell, self.now))
             case DecommissionServer(provider=provider, cell=cell):
                 seen = self.core.sight.servers.get(cell)
                 if seen is not None and seen.is_open:
                     self.core.take(Detached(cell, seen.session, self.now))
-                self.core.take(ServerUnmade(provider, cell, self.now))
+                self.core.take(ServerUnmade(provider, cell, self.now, is_gone=True))
 
     # --- what can be seen -------------------------------------------------------------------------------------
 

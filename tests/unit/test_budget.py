@@ -3,7 +3,6 @@
 import pytest
 
 from galactica.scheduler.core.budgets.services import (
-    MAX_DOUBLINGS,
     Allowed,
     Held,
     backoff_hold,
@@ -15,7 +14,7 @@ from galactica.scheduler.core.budgets.services import (
 )
 from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.fleet import Backoff, GroupState, Phase, Tally
-from galactica.scheduler.core.model.policy import Policy
+from galactica.scheduler.core.model.policy import MAX_DOUBLINGS, Policy
 from galactica.scheduler.core.model.spec import digest_of
 from tests.support.world import PROOF_SECONDS, World, exited, gone, running, service, spec
 

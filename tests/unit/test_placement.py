@@ -9,7 +9,7 @@ from rpds import HashTrieMap, HashTrieSet
 
 from galactica.scheduler.core.model.fleet import Fleet, GroupState, Phase, Server
 from galactica.scheduler.core.model.policy import Policy
-from galactica.scheduler.core.model.requests import DrainServer
+from galactica.scheduler.core.model.requests import DeleteGroup, DrainServer
 from galactica.scheduler.core.model.spec import (
     Group,
     GroupKind,
@@ -22,7 +22,7 @@ from galactica.scheduler.core.model.spec import (
 from galactica.scheduler.core.model.verdict import Health
 from galactica.scheduler.core.placement import Placer, Unplaceable
 from galactica.scheduler.core.sight.state import ServerSight, Sight
-from tests.support.world import World, exited, service, spec
+from tests.support.world import PROOF_SECONDS, World, exited, service, spec
 
 NOW = 1_000.0
 MIB = 2**20
@@ -221,18 +221,36 @@ def test_packing_skips_the_fullest_that_is_full() -> None:
 
 
 @pytest.mark.parametrize(
-    ("of", "per_server", "answer"),
+    ("of", "taken", "answer"),
     [
-        (FIXED, {}, "a"),
-        (FIXED, {"a": 1}, Unplaceable(1, (("has the fixed port in use by another cell of the group", 1),))),
-        (spec(ports={"http": 0}), {"a": 1}, "a"),
-        (replace(FIXED, runtime=RuntimeKind.DOCKER), {"a": 1}, "a"),
+        (FIXED, (), "a"),
+        (FIXED, (8081,), "a"),
+        (FIXED, (8080,), Unplaceable(1, (("has port 8080 in use by another cell", 1),))),
+        (spec(ports={"http": 0}), (8080,), "a"),
+        (replace(FIXED, runtime=RuntimeKind.DOCKER), (8080,), "a"),
     ],
 )
 def test_a_fixed_port_of_a_process_is_used_once_on_a_server(
-    of: Spec, per_server, answer: str | Unplaceable
+    of: Spec, taken: tuple[int, ...], answer: str | Unplaceable
 ) -> None:
-    assert place(of, [server("a")], **per_server) == answer
+    assert place(of, [server("a", ports=HashTrieMap(dict.fromkeys(taken, 1)))]) == answer
+
+
+def test_a_fixed_port_of_one_service_is_taken_for_all_others_until_its_cell_is_gone() -> None:
+    world = World()
+    world.join("a", "b")
+    for name in ("one", "two", "three"):
+        world.apply(service(name, 1, FIXED))
+    assert world.cell("one/0.1").server != world.cell("two/0.1").server
+    assert world.phases("three") == {}
+    (hold,) = world.core.view(world.now).holds
+    assert (hold.rule, hold.reason) == (
+        "no_capacity",
+        "no server can take it: 2 servers have port 8080 in use by another cell",
+    )
+    server = world.cell("one/0.1").server
+    world.ask(DeleteGroup("one"))
+    assert world.cell("three/0.1").server == server
 
 
 # --- in the world: what a placer remembers ------------------------------------------------------------------------
@@ -335,6 +353,7 @@ def test_a_drained_server_gets_no_new_cells() -> None:
     world.ask(DrainServer("a"))
     world.apply(service("web", 6))
     assert world.core.fleet.servers["a"].condemned_health is Health.HEALTHY
+    world.advance(PROOF_SECONDS)
     assert counts(world) == {"a": 0, "b": 6}
 
 

@@ -247,7 +247,7 @@ def test_what_was_replaced_is_remembered_across_a_crash() -> None:
     world.lose("rack/0.1")
     world.settle()
     after = world.crash()
-    after.core.take(ServerUnmade("local", "rack/1.1", after.now))
+    after.core.take(ServerUnmade("local", "rack/1.1", after.now, is_gone=True))
     after.settle()
     assert ordered(after) == []
     assert "per" in after.held()

@@ -29,6 +29,7 @@ from galactica.scheduler.core.sight.observations import (
 )
 from galactica.scheduler.core.sight.observe import Observed, observe
 from galactica.scheduler.core.sight.state import (
+    Going,
     ProviderSight,
     ServerSight,
     Sight,
@@ -265,6 +266,12 @@ def provided(known: ProviderSight) -> Sight:
         ),
         pytest.param(
             ServerUnmade("p", "rack/0.1", 60.0),
+            {"going": HashTrieMap({"rack/0.1": Going(60.0)})},
+            ("rack/0.1",),
+            id="took a delete, which proves nothing",
+        ),
+        pytest.param(
+            ServerUnmade("p", "rack/0.1", 60.0, is_gone=True),
             {
                 "servers": HashTrieMap(
                     {"rack/0.1": ProviderServer("rack/0.1", "", ProviderState.GONE, "deleted")}
@@ -288,7 +295,7 @@ def provided(known: ProviderSight) -> Sight:
         ),
         pytest.param(
             ProviderListed("p", (), 60.0, 61.0),
-            {"listed_at": 60.0},
+            {"listed_at": 60.0, "was_empty": True},
             (),
             id="an empty list proves no death",
         ),
@@ -325,3 +332,40 @@ def test_a_server_that_is_gone_for_good_is_forgotten_with_all_that_it_said_and_o
         about=HashTrieMap({"b": HashTrieMap({"c": SILENT})}), wills=HashTrieMap({"b": 2.0})
     )
     assert forget_place(sight_of(BASE), "a") == Sight()
+
+
+GONE = ProviderServer("rack/0.1", "", ProviderState.GONE, "deleted")
+DOUBTFUL = replace(GONE, is_doubtful=True)
+
+
+@pytest.mark.parametrize(
+    ("lists", "word"),
+    [
+        pytest.param([((OTHER,), 60.0)], GONE, id="another is listed, and it is not"),
+        pytest.param([((OTHER,), 59.0)], None, id="a list that was asked for before the delete was taken"),
+        pytest.param([((MADE, OTHER), 60.0)], MADE, id="it is listed"),
+        pytest.param([((MADE,), 60.0), ((OTHER,), 70.0)], GONE, id="it is listed, and later it is not"),
+        pytest.param([((), 60.0)], MADE, id="one empty list"),
+        pytest.param([((), 60.0), ((), 70.0)], DOUBTFUL, id="two empty lists"),
+        pytest.param(
+            [((), 59.0), ((), 70.0)], MADE, id="two empty lists, one from before the delete was taken"
+        ),
+        pytest.param([((), 40.0), ((), 60.0), ((), 70.0)], DOUBTFUL, id="two more after many empty lists"),
+        pytest.param([((), 60.0), ((OTHER,), 65.0), ((), 70.0)], GONE, id="two empty lists, not in a row"),
+    ],
+)
+def test_a_delete_that_was_taken_is_proven_by_a_later_list_alone(
+    lists: list[tuple[tuple[ProviderServer, ...], float]], word: ProviderServer | None
+) -> None:
+    sight = provided(replace(KNOWN, servers=HashTrieMap({"rack/0.1": MADE})))
+    sight = observe(sight, ServerUnmade("p", "rack/0.1", 60.0)).sight
+    for servers, asked_at in lists:
+        sight = observe(sight, ProviderListed("p", servers, asked_at, asked_at)).sight
+    assert sight.providers["p"].servers.get("rack/0.1") == word
+
+
+def test_what_was_taken_first_counts_when_a_delete_is_taken_again() -> None:
+    sight = provided(KNOWN)
+    for at in (60.0, 90.0):
+        sight = observe(sight, ServerUnmade("p", "rack/0.1", at)).sight
+    assert sight.providers["p"].going["rack/0.1"] == Going(60.0, times=2)

@@ -88,6 +88,7 @@ SICK = cell(
     endpoints={"http": "10.0.0.1:30001"},
     runtime_id="c0ffee",
     dies_at=1_763_900_900.5,
+    ports=(80, 443),
 )
 BURIED = cell(
     1,
@@ -153,6 +154,7 @@ FULL = Fleet(
                 cells=HashTrieSet({"web/0.1", "web/0.2"}),
                 pool="rack",
                 deaths=(DEATH,),
+                ports=HashTrieMap({443: 1}),
                 last_position=76,
             ),
             "server-2": Server("server-2", 0, Phase.ORDERED),

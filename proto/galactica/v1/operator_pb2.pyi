@@ -703,6 +703,7 @@ class Provider(_message.Message):
     SERVERS_FIELD_NUMBER: _builtins.int
     TROUBLE_FIELD_NUMBER: _builtins.int
     LISTED_AT_FIELD_NUMBER: _builtins.int
+    DELETING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     servers: _builtins.int
     """Number of its servers of this fleet."""
@@ -710,6 +711,8 @@ class Provider(_message.Message):
     """Why it does not answer now; empty: it answers."""
     listed_at: _builtins.float
     """When the newest credible list was requested."""
+    deleting: _builtins.int
+    """Those whose delete it took, and that its list does not prove gone."""
     def __init__(
         self,
         *,
@@ -717,10 +720,11 @@ class Provider(_message.Message):
         servers: _builtins.int = ...,
         trouble: _builtins.str = ...,
         listed_at: _builtins.float | None = ...,
+        deleting: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_listed_at", b"_listed_at", "listed_at", b"listed_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_listed_at", b"_listed_at", "listed_at", b"listed_at", "name", b"name", "servers", b"servers", "trouble", b"trouble"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_listed_at", b"_listed_at", "deleting", b"deleting", "listed_at", b"listed_at", "name", b"name", "servers", b"servers", "trouble", b"trouble"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__listed_at: _TypeAlias = _typing.Literal["listed_at"]  # noqa: Y015
     _WhichOneofArgType__listed_at: _TypeAlias = _typing.Literal["_listed_at", b"_listed_at"]  # noqa: Y015

@@ -11,10 +11,8 @@ from math import ceil
 from msgspec import Struct
 
 from galactica.scheduler.core.model.fleet import Backoff, GroupState
-from galactica.scheduler.core.model.policy import Policy
+from galactica.scheduler.core.model.policy import Policy, growing_pause
 from galactica.scheduler.core.model.rules import HoldRule
-
-MAX_DOUBLINGS = 32
 
 
 class Allowed(Struct, frozen=True):
@@ -61,6 +59,16 @@ def unproven_hold(state: GroupState, now: float, policy: Policy) -> Held | None:
         )
         return Held(HoldRule.UNPROVEN, reason, until)
     return None
+
+
+def may_go_before(state: GroupState) -> Allowed | Held:
+    """May a sick cell go before its successor is there, because there is room for one of them only? One at a time, and
+    only while no other cell of the group is missing."""
+    tally = state.tally
+    there = tally.ready + tally.replacing
+    if there < state.wanted_slots:
+        return Held(HoldRule.UNAVAILABLE, f"only {there} of {state.wanted_slots} cells are there")
+    return Allowed("it goes first: no other cell is missing")
 
 
 def may_condemn_outdated(state: GroupState, now: float, policy: Policy) -> Allowed | Held:
@@ -112,5 +120,5 @@ def next_backoff(state: GroupState, digest: str, now: float, policy: Policy) -> 
     early_deaths = before.early_deaths + 1
     if now < before.not_before:
         return Backoff(digest, early_deaths, before.level, now, before.not_before)
-    wait = policy.backoff_first_seconds * 2.0 ** min(before.level, MAX_DOUBLINGS)
-    return Backoff(digest, early_deaths, before.level + 1, now, now + min(wait, policy.backoff_limit_seconds))
+    wait = growing_pause(policy.backoff_first_seconds, before.level, policy.backoff_limit_seconds)
+    return Backoff(digest, early_deaths, before.level + 1, now, now + wait)

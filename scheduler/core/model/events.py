@@ -74,9 +74,10 @@ class CellCondemned(Event, frozen=True):
 
 
 class CellDraining(Event, frozen=True):
-    """From here on the agent may be told to end the cell."""
+    """From here on the agent may be told to end the cell. ``reason``: why it goes before its successor, if it does."""
 
     cell: str
+    reason: str = ""
 
 
 class CellDecommissioned(Event, frozen=True):

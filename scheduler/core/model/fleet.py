@@ -103,6 +103,8 @@ class Cell(Struct, frozen=True):
     """What its runtime calls it; for a server its provider's ref."""
     last_position: int = 0
     """Journal position of the newest event about it: the cause of what follows from it."""
+    ports: tuple[int, ...] = ()
+    """The ports of its server that are its own: numbers that the spec fixes, and that no other cell can have there."""
     dies_at: float | None = None
     """When it must go because somebody opened a shell in it; None if nobody did."""
 
@@ -239,6 +241,8 @@ class Server(Struct, frozen=True):
     condemned_health: Health | None = None
     """DEAD: its cells are dead with it. Otherwise it is drained: its cells are replaced first."""
     used: Resources = Resources()
+    ports: HashTrieMap[int, int] = HashTrieMap()
+    """Fixed port to the number of cells here that have it; without zeros."""
     cells: HashTrieSet[str] = HashTrieSet()
     """Ids of the cells that are not decommissioned and were placed here."""
     pool: str = ""

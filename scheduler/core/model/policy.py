@@ -25,6 +25,15 @@ class VitalLimits(Struct, frozen=True):
 USUAL_LIMITS = VitalLimits()
 
 
+MAX_DOUBLINGS = 32
+"""More would be too large a number."""
+
+
+def growing_pause(first_seconds: float, repeats: int, limit_seconds: float) -> float:
+    """A pause that doubles with each repetition, up to a limit."""
+    return min(first_seconds * 2.0 ** min(repeats, MAX_DOUBLINGS), limit_seconds)
+
+
 SILENT_BEATS = 2.0
 MISSED_BEATS = 2.5
 
@@ -79,7 +88,9 @@ class Policy(Struct, frozen=True):
     relook_seconds: float = 60.0
     """What is held until news comes is looked at again after this time in any case."""
     provider_resend_seconds: float = 60.0
-    """The same as ``resend_seconds`` for providers, which take longer."""
+    """The same as ``resend_seconds`` for providers, which take longer. Each further pause is twice as long."""
+    provider_resend_limit_seconds: float = 900.0
+    """The longest of these pauses."""
     storm_fraction: float = 0.2
     """If more than this share of a pool (and more than one server) falls silent within the window, it is a storm."""
     storm_window_seconds: float = 60.0

@@ -111,6 +111,13 @@ class Spec(Struct, frozen=True):
     """Never two cells of one slot alive at once: the next is ordered only on proof that the one before is gone."""
 
 
+def fixed_ports(spec: Spec) -> tuple[int, ...]:
+    """The ports that a cell takes on its server: a container has ports of its own."""
+    if spec.runtime is not RuntimeKind.PROCESS:
+        return ()
+    return tuple(sorted({number for number in spec.ports.values() if number}))
+
+
 def digest_of(spec: Spec) -> str:
     """SHA-256 (hex) over the canonical form: JSON, every field, keys sorted."""
     return hashlib.sha256(msgspec.json.encode(spec, order="deterministic")).hexdigest()

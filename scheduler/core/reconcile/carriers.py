@@ -46,8 +46,9 @@ class Carrier(Protocol):
     def held_by_rival(self, draft: Draft, state: GroupState, cell: Cell) -> Held:
         """Why no successor of an exclusive cell is ordered yet, and until when."""
 
-    def may_go_first(self, draft: Draft, key: SlotKey, state: GroupState, cell: Cell) -> bool:
-        """May a cell that serves go before its successor is there? A budget that forbids it is shown as a hold."""
+    def goes_first(self, draft: Draft, key: SlotKey, state: GroupState, cell: Cell) -> str:
+        """Why a cell that serves goes before its successor is there; empty if it does not. A budget that forbids it is
+        shown as a hold."""
 
     def advance(self, draft: Draft, key: SlotKey, state: GroupState, cell: Cell) -> None:
         """Record BOOTING and READY when the evidence shows them."""

@@ -9,6 +9,7 @@ from galactica.scheduler.core.budgets.services import (
     Held,
     may_condemn_drained,
     may_condemn_outdated,
+    may_go_before,
     may_surge,
 )
 from galactica.scheduler.core.model import events as e
@@ -74,8 +75,20 @@ class ByAgent:
         wait = f"its agent or watchdog ends it within {wait_seconds:.1f} s"
         return Held(HoldRule.EXCLUSIVE, f"{reason}; its server {cell.server} is lost: {wait}", at)
 
-    def may_go_first(self, draft: Draft, key: SlotKey, state: GroupState, cell: Cell) -> bool:
-        return False
+    def goes_first(self, draft: Draft, key: SlotKey, state: GroupState, cell: Cell) -> str:
+        """A sick cell does whose place is the only one for its successor."""
+        slot = state.slots[cell.slot]
+        if cell.condemned_health is not Health.SICK or slot.wanted_cell is not None:
+            return ""
+        spec = state.group.spec
+        place = draft.placer.place(state, spec)
+        if not isinstance(place, Unplaceable) or not draft.placer.would_fit_without(cell, spec):
+            return ""
+        allowed = may_go_before(state)
+        if isinstance(allowed, Held):
+            draft.hold(key, allowed.rule, f"{cell.id} is to go: {allowed.reason}", allowed.next_look_at)
+            return ""
+        return f"it goes before its successor, which has room only in its place on {cell.server}: {place.explain()}"
 
     def advance(self, draft: Draft, key: SlotKey, state: GroupState, cell: Cell) -> None:
         report = draft.sight.report_of(cell.server, cell.id)
@@ -94,9 +107,9 @@ class ByAgent:
         is_exclusive = state.group.spec.exclusive or state.spec_for(cell).exclusive
         if server is None or not is_exclusive:
             return "server_lost"
-        # Silence does not prove that it ended. That its provider deleted the server does.
+        # Silence does not prove that it ended. That its provider's list says gone does.
         made = made_by(draft.fleet, server, draft.sight)
-        if made is not None and made.state is ProviderState.GONE:
+        if made is not None and made.state is ProviderState.GONE and not made.is_doubtful:
             return "provider"
         at = _fenced_at(draft, state, cell)
         if at is None or draft.now < at:

@@ -11,7 +11,7 @@ from galactica.scheduler.core.model.commands import Command, ProviderCommand, Ve
 from galactica.scheduler.core.model.events import AnyEvent, Record
 from galactica.scheduler.core.model.fleet import Fleet
 from galactica.scheduler.core.model.keys import Hold, Key, Storm
-from galactica.scheduler.core.model.policy import Policy
+from galactica.scheduler.core.model.policy import Policy, growing_pause
 from galactica.scheduler.core.placement import Placer
 from galactica.scheduler.core.sight.state import (
     Sight,
@@ -69,10 +69,17 @@ class Draft:
         self.provider_commands.append(command)
         self.sight = tell_provider(self.sight, command.provider, command.cell, command.verb, self.now)
 
-    def provider_was_told(self, provider: str, cell: str, verb: Verb) -> float | None:
-        known = self.sight.providers.get(provider)
-        told = known.told.get(cell) if known else None
-        return told.at if told is not None and told.verb == verb else None
+    def provider_was_told(self, command: ProviderCommand) -> float | None:
+        """When the provider was told just that; None if it was not."""
+        known = self.sight.providers.get(command.provider)
+        told = known.told.get(command.cell) if known else None
+        return told.at if told is not None and told.verb == command.verb else None
+
+    def deletes_taken(self, command: ProviderCommand) -> int:
+        """How often the provider took the delete of that server."""
+        known = self.sight.providers.get(command.provider)
+        going = known.going.get(command.cell) if known else None
+        return going.times if going else 0
 
     def forget_server(self, provider: str, cell: str) -> None:
         self.sight = forget_server(self.sight, provider, cell)
@@ -128,8 +135,13 @@ def resend(draft: Draft, key: Key, command: Command) -> None:
 
 
 def resend_to_provider(draft: Draft, key: Key, command: ProviderCommand) -> None:
-    told_at = draft.provider_was_told(command.provider, command.cell, command.verb)
-    if told_at is None or draft.now >= told_at + draft.policy.provider_resend_seconds:
+    """Ask a provider, and again while nothing comes of it. The pauses grow for a delete that it takes each time."""
+    told_at = draft.provider_was_told(command)
+    pause = draft.policy.provider_resend_seconds
+    if command.verb is Verb.DECOMMISSION:
+        repeats = max(0, draft.deletes_taken(command) - 1)
+        pause = growing_pause(pause, repeats, draft.policy.provider_resend_limit_seconds)
+    if told_at is None or draft.now >= told_at + pause:
         draft.command_provider(command)
         told_at = draft.now
-    draft.look(key, told_at + draft.policy.provider_resend_seconds)
+    draft.look(key, told_at + pause)

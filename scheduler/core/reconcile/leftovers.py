@@ -61,6 +61,7 @@ def look_leak(draft: Draft, key: LeakKey) -> None:
         )
         draft.hold(key, HoldRule.UNKNOWN_SERVER, f"{reason}; check that this journal is the fleet's newest")
         return
-    if draft.provider_was_told(key.provider, key.cell, Verb.DECOMMISSION) is None:
+    command = DecommissionServer(key.provider, key.cell, made.ref, "leaked")
+    if draft.provider_was_told(command) is None:
         draft.emit(e.LeakRemoved(key.cell, key.provider, made.ref))
-    resend_to_provider(draft, key, DecommissionServer(key.provider, key.cell, made.ref, "leaked"))
+    resend_to_provider(draft, key, command)

@@ -93,13 +93,14 @@ class ByProvider:
     def held_by_rival(self, draft: Draft, state: GroupState, cell: Cell) -> Held:
         return Held(HoldRule.EXCLUSIVE, f"{cell.id} may still exist, and two must never exist at once")
 
-    def may_go_first(self, draft: Draft, key: SlotKey, state: GroupState, cell: Cell) -> bool:
+    def goes_first(self, draft: Draft, key: SlotKey, state: GroupState, cell: Cell) -> str:
         if not goes_first(state):
-            return False
+            return ""
         allowed = may_go_first(state)
         if isinstance(allowed, Held):
             draft.hold(key, allowed.rule, f"{cell.id} is to go: {allowed.reason}", allowed.next_look_at)
-        return isinstance(allowed, Allowed)
+            return ""
+        return "its pool allows no server beside the wanted ones (surge: 0)"
 
     def advance(self, draft: Draft, key: SlotKey, state: GroupState, cell: Cell) -> None:
         made = _made(draft, cell)

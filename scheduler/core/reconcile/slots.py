@@ -212,14 +212,24 @@ def _retire(draft: Draft, key: SlotKey, cell: Cell) -> None:
     if proof:
         _decommissioned(draft, cell, proof)
         return
-    if cell.phase is Phase.CONDEMNED and _may_go(draft, key, cell):
-        draft.emit(e.CellDraining(cell.id), f"event:{cell.last_position}")
-        cell = next(c for c in _cells(draft, key) if c.id == cell.id)
+    if cell.phase is Phase.CONDEMNED:
+        cell = _drain(draft, key, cell)
     if cell.phase is not Phase.DRAINING:
         return
     proof = carrier.end(draft, key, cell)
     if proof:
         _decommissioned(draft, cell, proof)
+
+
+def _drain(draft: Draft, key: SlotKey, cell: Cell) -> Cell:
+    """The cell, DRAINING if it may go."""
+    reason = ""
+    if not _may_go(draft, key, cell):
+        reason = carrier_of(cell).goes_first(draft, key, draft.fleet.groups[key.group], cell)
+        if not reason:
+            return cell
+    draft.emit(e.CellDraining(cell.id, reason), f"event:{cell.last_position}")
+    return next(c for c in _cells(draft, key) if c.id == cell.id)
 
 
 def _may_go(draft: Draft, key: SlotKey, cell: Cell) -> bool:
@@ -235,9 +245,7 @@ def _may_go(draft: Draft, key: SlotKey, cell: Cell) -> bool:
     if current is not None and _is_proven(draft, key, state, current):
         return True
     verdict = carrier_of(cell).verdict(draft, state, cell)
-    if verdict.health is Health.DEAD and verdict.rule not in SILENCE_RULES:
-        return True
-    return carrier_of(cell).may_go_first(draft, key, state, cell)
+    return verdict.health is Health.DEAD and verdict.rule not in SILENCE_RULES
 
 
 def _has_elder(draft: Draft, key: SlotKey, cell: Cell) -> bool:

@@ -124,6 +124,8 @@ class ProviderServer(Struct, frozen=True):
     ref: str
     state: ProviderState
     reason: str = ""
+    is_doubtful: bool = False
+    """GONE, but only because two lists in a row were empty. A provider that lost its memory looks the same."""
 
 
 class ServerMade(Struct, frozen=True):
@@ -145,11 +147,13 @@ class ServerNotMade(Struct, frozen=True):
 
 
 class ServerUnmade(Struct, frozen=True):
-    """A provider deleted the server, or has none of that id."""
+    """A provider took the delete of a server. That is no proof: only its list says when the server is gone, unless
+    ``is_gone``, which a provider says that waited for the end itself."""
 
     provider: str
     server: str
     at: float
+    is_gone: bool = False
 
 
 class ProviderListed(Struct, frozen=True):

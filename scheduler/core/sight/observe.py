@@ -21,7 +21,7 @@ from galactica.scheduler.core.sight.observations import (
     ServerUnmade,
     WillRead,
 )
-from galactica.scheduler.core.sight.state import ProviderSight, ServerSight, Sight, with_server
+from galactica.scheduler.core.sight.state import Going, ProviderSight, ServerSight, Sight, with_server
 from galactica.scheduler.core.sight.vitals import ailments
 
 SILENCE_WORTH_A_LOOK_SECONDS = 2.0
@@ -145,17 +145,34 @@ def _detached(sight: Sight, detached: Detached) -> Observed:
 
 
 def _listed(sight: Sight, listed: ProviderListed) -> Observed:
-    """A list replaces what is known, but for servers that it spoke about after the list was asked for."""
+    """A list replaces what is known. A server whose delete was taken before the list was asked for, and that is not on
+    it, is gone."""
     before = sight.providers.get(listed.provider) or ProviderSight()
     servers = HashTrieMap((server.cell, server) for server in listed.servers)
-    for cell, known in before.servers.items():
-        if cell not in servers and before.listed_at and not listed.servers:
-            servers = servers.insert(cell, known)  # an empty answer never reads as "all are gone"
-    now = replace(before, servers=servers, listed_at=listed.asked_at, trouble="")
+    if not listed.servers and before.listed_at:
+        servers = before.servers  # an empty answer never reads as "all are gone"
+    for cell, going in before.going.items():
+        if _left_list(before, listed, cell, going.since):
+            gone = ProviderServer(cell, "", ProviderState.GONE, "deleted", is_doubtful=not listed.servers)
+            servers = servers.insert(cell, gone)
+    now = replace(
+        before,
+        servers=servers,
+        listed_at=listed.asked_at,
+        was_empty=not listed.servers,
+        trouble="",
+    )
     changed = [c for c, one in servers.items() if before.servers.get(c) != one]
     missing = [c for c in before.servers if c not in servers]
     sight = replace(sight, providers=sight.providers.insert(listed.provider, now))
     return Observed(sight, provider=listed.provider, made=(*changed, *missing))
+
+
+def _left_list(before: ProviderSight, listed: ProviderListed, cell: str, taken_at: float) -> bool:
+    """Whether the list proves that the server is gone. One empty list proves nothing."""
+    if listed.servers:
+        return listed.asked_at >= taken_at and all(server.cell != cell for server in listed.servers)
+    return before.was_empty and before.listed_at >= taken_at
 
 
 def _provider_said(
@@ -171,9 +188,14 @@ def _provider_said(
         case ServerNotMade(server=cell, reason=reason):
             known = replace(known, refused=known.refused.insert(cell, reason), trouble="")
             made = (cell,)
-        case ServerUnmade(server=cell):
+        case ServerUnmade(server=cell, is_gone=True):
             gone = ProviderServer(cell, "", ProviderState.GONE, "deleted")
             known = replace(known, servers=known.servers.insert(cell, gone), trouble="")
+            made = (cell,)
+        case ServerUnmade(server=cell, at=at):
+            before = known.going.get(cell)
+            going = Going(at) if before is None else Going(before.since, before.times + 1)
+            known = replace(known, going=known.going.insert(cell, going), trouble="")
             made = (cell,)
         case ProviderSilent(reason=reason):
             known = replace(known, trouble=reason)

@@ -63,6 +63,13 @@ class ServerSight(Struct, frozen=True):
         return self.is_leaving and not self.is_open and all_gone
 
 
+class Going(Struct, frozen=True):
+    """A provider took the delete of a server: when first, and how often."""
+
+    since: float
+    times: int = 1
+
+
 class ProviderSight(Struct, frozen=True):
     """What one provider says. ``servers``: cell id to the newest state of that server."""
 
@@ -70,6 +77,10 @@ class ProviderSight(Struct, frozen=True):
     refused: HashTrieMap[str, str] = HashTrieMap()
     """Orders that it refused for good, with the reason."""
     told: HashTrieMap[str, Told] = HashTrieMap()
+    going: HashTrieMap[str, Going] = HashTrieMap()
+    """Servers whose delete it took. They are there until its list says otherwise."""
+    was_empty: bool = False
+    """Whether its newest list was empty."""
     listed_at: float = 0.0
     """When its newest trusted list was asked for."""
     trouble: str = ""
@@ -129,6 +140,7 @@ def forget_server(sight: Sight, provider: str, cell: str) -> Sight:
         servers=known.servers.discard(cell),
         refused=known.refused.discard(cell),
         told=known.told.discard(cell),
+        going=known.going.discard(cell),
     )
     return replace(sight, providers=sight.providers.insert(provider, known), about=sight.about.discard(cell))
 

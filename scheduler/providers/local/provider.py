@@ -80,17 +80,18 @@ class LocalProvider:
             server = self._servers.get(cell_id) or await self._begin(cell_id, body, user_data)
         return server.ref
 
-    async def decommission(self, ref: str, cell_id: str) -> None:  # noqa: ARG002 - the cell id is enough
+    async def decommission(self, ref: str, cell_id: str) -> bool:  # noqa: ARG002 - the cell id is enough
         async with self._lock:
             await self._load()
         server = self._servers.get(cell_id)
         if server is None:
-            return
+            return True
         await self._end(server)
         if not await self._clear(server):
             raise ProviderUnavailable(f"server {cell_id} is not gone: {server.trouble}")
         await asyncio.to_thread(shutil.rmtree, server.directory, ignore_errors=True)
         self._servers.pop(cell_id, None)
+        return True
 
     async def list(self) -> tuple[ProviderServer, ...]:
         async with self._lock:
