@@ -33,6 +33,8 @@ async def calm_down(world: Simulation) -> None:
     world.provider.temper = Temper()
     for host in world.hosts.values():
         host.troubles = Troubles()
+        if host.liar is not None:
+            host.lie(None)
         host.boot_agent()
         for body in host.bodies.values():
             body.ill_until = 0.0

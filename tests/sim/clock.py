@@ -60,9 +60,19 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 
 class VirtualClock:
-    """The scheduler's clock: the loop's time, as Unix seconds."""
+    """The scheduler's clock, as Unix seconds: it begins with what the wall shows, not before the journal's last time,
+    and then goes on evenly, whatever the wall does."""
 
     START = 1_700_000_000.0
 
+    def __init__(self, wall_step: float = 0.0, not_before: float = 0.0) -> None:
+        self._began = asyncio.get_running_loop().time()
+        self._began_at = max(self.START + self._began + wall_step, not_before)
+
     def now(self) -> float:
-        return self.START + asyncio.get_running_loop().time()
+        return self._began_at + asyncio.get_running_loop().time() - self._began
+
+    @property
+    def ahead_seconds(self) -> float:
+        """How far it is ahead of the time that it really is."""
+        return self._began_at - self.START - self._began

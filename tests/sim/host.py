@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Protocol
 
@@ -15,6 +15,7 @@ from galactica.agent.core import model as model_core
 from galactica.agent.core.model import Found, Running
 from galactica.agent.core.step import State, is_news, next_look, step
 from galactica.v1 import cell_pb2, link_pb2
+from tests.sim.lies import Liar
 from tests.sim.network import Network
 
 
@@ -27,6 +28,8 @@ class Body:
     ill_until: float = 0.0
 
 
+LIVES = {"dies": (0.2, 0.2), "young": (0.5, 4.5)}
+"""How long cells of these commands live. The young ones become READY before they die, and are never proven."""
 WATCHDOG_SECONDS = 1.0
 """When the watchdog kills what has outlived its lease and grace."""
 
@@ -40,6 +43,9 @@ class Port(Protocol):
 
     def hung_up(self, host: Host, link: int) -> None: ...
 
+    def clock_ahead_seconds(self) -> float:
+        """How far the scheduler's clock is ahead of what it should be."""
+
 
 @dataclass
 class Troubles:
@@ -50,6 +56,8 @@ class Troubles:
     engine_away: bool = False
     frozen_until: float = 0.0
     disk_full_until: float = 0.0
+    clock_ahead_seconds: float = 0.0
+    """By how much its wall clock is wrong."""
     agent_frozen_until: float = 0.0
     """The agent alone: its cells and the watchdog go on."""
 
@@ -73,13 +81,17 @@ class Host:
     fenced: set[str] = field(default_factory=set)
     """Exclusive cells that this life of the agent ended."""
     _links: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+    liar: Liar | None = None
+    """What its agent says instead of the truth, if it lies."""
+    is_deleted: bool = False
+    """The machine is gone: nothing begins on it any more."""
     _watch: asyncio.TimerHandle | None = None
     """The watchdog's next look."""
 
     # --- the machine's own life -----------------------------------------------------------------------------------
 
     def boot_agent(self) -> None:
-        if self.agent is None:
+        if self.agent is None and not self.is_deleted:
             self.agent = Agent(self)
 
     def kill_agent(self) -> None:
@@ -90,6 +102,18 @@ class Host:
             for cell_id in self.fenced:
                 self.on_forgotten(cell_id)
             self.fenced.clear()
+
+    def delete(self) -> None:
+        """Power off, for ever."""
+        self.is_deleted = True
+        self.kill_agent()
+        self.bodies.clear()
+
+    def lie(self, liar: Liar | None) -> None:
+        """None: from now on the truth, all of it: the agent attaches anew."""
+        self.liar = liar
+        if liar is None and self.agent is not None and self.agent.link:
+            self.agent.hang_up(self.agent.link)
 
     def kill_cell(self, cell_id: str, code: int = 137) -> None:
         body = self.bodies.get(cell_id)
@@ -229,7 +253,9 @@ class Agent:
 
     def _take_vitals(self) -> None:
         trouble = self.host.now < self.host.troubles.disk_full_until
-        self.feed(m.VitalsTaken(cell_pb2.Vitals(disk_fraction=1.0 if trouble else 0.5), self.host.now))
+        offset = self.host.troubles.clock_ahead_seconds - self.host.port.clock_ahead_seconds()
+        vitals = cell_pb2.Vitals(disk_fraction=1.0 if trouble else 0.5, clock_offset_ms=offset * 1_000)
+        self.feed(m.VitalsTaken(vitals, self.host.now))
         self._later(self.VITALS_SECONDS, self._take_vitals)
 
     # --- the state ------------------------------------------------------------------------------------------------
@@ -269,6 +295,8 @@ class Agent:
             case instructions_core.SendHello(link=link):
                 host.network.from_host(host.name, host.port.hello, host, link, instruction)
             case instructions_core.SendReport(link=link):
+                if host.liar is not None:
+                    instruction = replace(instruction, cells=host.liar.tell(instruction.cells))
                 host.network.from_host(host.name, host.port.report, host, link, instruction)
             case instructions_core.CloseSession(link=link):
                 self.hang_up(link)
@@ -289,8 +317,9 @@ class Agent:
             if cell_id not in host.bodies:
                 host.on_start(host.name, order)
                 host.bodies[cell_id] = Body(order)
-                if "dies" in order.spec.command:
-                    asyncio.get_running_loop().call_later(0.2, host.kill_cell, cell_id, 1)
+                if order.spec.command[-1] in LIVES:
+                    seconds = host.random.uniform(*LIVES[order.spec.command[-1]])
+                    asyncio.get_running_loop().call_later(seconds, host.kill_cell, cell_id, 1)
             self.feed(m.Started(cell_id, "pid", {"http": f"{host.name}:1"}, host.now))
 
     def _stop(self, cell_id: str) -> None:

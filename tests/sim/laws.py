@@ -12,6 +12,7 @@ from galactica.scheduler.core.model.events import Record
 from galactica.scheduler.core.model.fleet import parse_cell_id
 from galactica.scheduler.core.model.rules import SILENCE_RULES
 from galactica.scheduler.core.model.verdict import Health
+from tests.sim.rollouts import Rollouts
 
 RANK = {
     e.CellOrdered: 0,
@@ -60,13 +61,24 @@ class Laws:
     lost: set[str] = field(default_factory=set)
     drained: set[str] = field(default_factory=set)
     started: dict[str, str] = field(default_factory=dict)
+    standing: set[str] = field(default_factory=set)
+    """Machines that the provider has, whatever was asked of it."""
+    lists_lied: bool = False
+    """A list of the provider left out machines that stand: then nothing that it says can be proven."""
+    liars: set[str] = field(default_factory=set)
+    """Hosts whose agents lied. The scheduler may believe what such a one says of its own cells."""
+    rollouts: Rollouts = field(default_factory=Rollouts)
     position: int = 0
+    at: float = 0.0
 
     def durable(self, records: Sequence[Record]) -> None:
         for record in records:
             self._require(record.position == self.position + 1, record, "positions have a hole")
-            self.position = record.position
+            self._require(record.at >= self.at, record, f"time goes back from {self.at}")
+            self.position, self.at = record.position, record.at
             self._note(record)
+            broken = self.rollouts.note(record)
+            self._require(not broken, record, broken)
 
     def started_on(self, host: str, cell: str) -> None:
         """A runtime made a cell. Orders are idempotent: it happens once for each id, in the whole fleet."""
@@ -154,6 +166,8 @@ class Laws:
         is_container = life.server != ""
         if is_container and isinstance(event, e.CellDecommissioned) and life.rank < DRAINING:
             self._require(life.server in self.lost, record, "gone without an agent's word or a lost server")
+        if not is_container and isinstance(event, e.CellDecommissioned) and not self.lists_lied:
+            self._require(cell not in self.standing, record, "its provider still has it")
         life.rank = rank
         if isinstance(event, e.CellReady):
             life.ready_at = record.at
@@ -161,6 +175,7 @@ class Laws:
         elif isinstance(event, e.CellCondemned):
             life.health = event.health
             self._has_certificate(record, event)
+            self._on_nobody_elses_word(record, event, life)
         elif isinstance(event, e.CellDraining):
             self._proven_before_the_kill(record, event, life)
 
@@ -177,6 +192,12 @@ class Laws:
         if event.health is not Health.HEALTHY:
             self._require(bool(event.evidence), record, "condemned by health without evidence")
 
+    def _on_nobody_elses_word(self, record: Record, event: e.CellCondemned, life: _Life) -> None:
+        """Of the agents only its own speaks of a container."""
+        agents = {fact.source for fact in event.evidence if fact.source.startswith("agent ")}
+        own = {f"agent {life.server}"} if life.server else agents
+        self._require(agents <= own, record, f"condemned on the word of {sorted(agents - own)}")
+
     def _proven_before_the_kill(self, record: Record, event: e.CellDraining, life: _Life) -> None:
         """A cell that served and may still run is ended only behind a proven successor, or while an elder still serves
         in its place, or where none is wanted. A sick one may go first, and says why."""
@@ -190,6 +211,7 @@ class Laws:
             or parsed.slot >= replicas
             or parsed.group in self.exclusive
             or event.cell in self.known_dead
+            or life.server in self.liars
         ):
             return
         slot = self.slots[parsed.group, parsed.slot]

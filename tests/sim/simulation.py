@@ -84,8 +84,12 @@ class Simulation:
         self.drained: set[str] = set()
         self.all_names: set[str] = set()
         self.isolated: set[str] = set()
+        self.booting: set[str] = set()
         self.broken: list[BaseException] = []
         self._tokens = 0
+        self.clock: clock.VirtualClock | None = None
+        self.wall_step = 0.0
+        """By how much the wall clock of the scheduler's machine is wrong. The next scheduler there begins with it."""
 
     def run(self) -> Outcome:
         clock.run(self._run())
@@ -127,8 +131,10 @@ class Simulation:
     def start_scheduler(self) -> None:
         journal = SimJournal(self.disk)
         start = Start(journal.epoch, "sim")
-        controller = Controller(journal, load(journal), clock.VirtualClock(), start, self.policy)
-        links = Links(self.network, journal.epoch, self.laws.sent, self._testimony, controller)
+        fleet = load(journal)
+        self.clock = clock.VirtualClock(self.wall_step, fleet.at)
+        controller = Controller(journal, fleet, self.clock, start, self.policy)
+        links = Links(self.network, journal.epoch, self.laws.sent, self._testimony, self.clock, controller)
         for host in self.hosts.values():
             host.port = links
 
@@ -154,23 +160,30 @@ class Simulation:
     # --- what the provider does to the world ----------------------------------------------------------------------
 
     def now(self) -> float:
-        return clock.VirtualClock().now()
+        assert self.clock is not None  # a scheduler has lived, and the provider answers by its clock
+        return self.clock.now()
 
     def tell(self, observation: Observation) -> None:
         if self.scheduler is not None:
             self.scheduler.links.inbox.put_nowait(observation)
 
+    def list_lies(self) -> None:
+        self.laws.lists_lied = True
+
     def machine_made(self, name: str) -> None:
-        self._chore(self._boot_machine(name))
+        self.laws.standing.add(name)
+        if name not in self.booting:
+            self.booting.add(name)
+            self._chore(self._boot_machine(name))
 
     def machine_deleted(self, name: str) -> None:
         host = self.hosts.pop(name, None)
         self.laws.known_dead.add(name)
+        self.laws.standing.discard(name)
         if host is not None:
             for cell in host.running():
                 self.laws.known_dead.add(cell)
-            host.kill_agent()
-            host.bodies.clear()
+            host.delete()
 
     async def _boot_machine(self, name: str) -> None:
         """It boots and enrols; where the scheduler is away it tries again, as an agent does."""
@@ -178,6 +191,7 @@ class Simulation:
         while name in self.provider.machines and name not in self.hosts:
             if not await self.add_host(name):
                 await asyncio.sleep(1.0)
+        self.booting.discard(name)
 
     def running_machines(self) -> set[str]:
         return {name for name, state in self.provider.machines.items() if state is ProviderState.RUNNING}
@@ -208,6 +222,8 @@ class Simulation:
             return False
         if not await self.ask(Enrol(token, SECRET, name)) or self.scheduler is None:
             return False
+        if "/" in name and name not in self.provider.machines:
+            return False  # deleted meanwhile
         scheduler = self.scheduler
         self.all_names.add(name)
         host = Host(
