@@ -16,7 +16,7 @@ CONTAINER_ARGS ?=
 BASE ?= main
 
 .PHONY: help venv proto lint lint-style lint-types lint-imports lint-dependencies lint-contract lint-generated \
-	docs test test-packages quick quick-lint quick-tests demo lab bench wheels deb containers constraints requirements release clean
+	docs test test-packages quick quick-lint quick-tests sim demo lab bench wheels deb containers constraints requirements release clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -99,6 +99,10 @@ quick-lint: venv
 
 quick-tests: venv
 	@PYTHONHASHSEED=0 SIM_COUNT=50 $(BIN)/python -m pytest -q -n logical tests/unit tests/property tests/sim $(PYTEST_ARGS)
+
+# SEEDS=1000-1999 or MINUTES=60; without both five minutes.
+sim: venv ## hunt with the simulator on all cores: SEEDS=a-b or MINUTES=n; prints each bad seed with the line that replays it
+	@PYTHONHASHSEED=0 $(BIN)/python -m tests.sim.hunt $(if $(SEEDS),--seeds $(SEEDS)) $(if $(MINUTES),--minutes $(MINUTES))
 
 demo: venv ## watch three servers and nine cells die and be replaced, for about half a minute
 	@$(BIN)/python deploy/demo.py

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Protocol
 
@@ -13,8 +13,9 @@ from galactica.agent.core import events as m
 from galactica.agent.core import instructions as instructions_core
 from galactica.agent.core import model as model_core
 from galactica.agent.core.model import Found, Running
-from galactica.agent.core.step import State, next_look, step
+from galactica.agent.core.step import State, is_news, next_look, step
 from galactica.v1 import cell_pb2, link_pb2
+from tests.sim.lies import Liar
 from tests.sim.network import Network
 
 
@@ -27,6 +28,8 @@ class Body:
     ill_until: float = 0.0
 
 
+LIVES = {"dies": (0.2, 0.2), "young": (0.5, 4.5)}
+"""How long cells of these commands live. The young ones become READY before they die, and are never proven."""
 WATCHDOG_SECONDS = 1.0
 """When the watchdog kills what has outlived its lease and grace."""
 
@@ -40,6 +43,9 @@ class Port(Protocol):
 
     def hung_up(self, host: Host, link: int) -> None: ...
 
+    def clock_ahead_seconds(self) -> float:
+        """How far the scheduler's clock is ahead of what it should be."""
+
 
 @dataclass
 class Troubles:
@@ -50,6 +56,8 @@ class Troubles:
     engine_away: bool = False
     frozen_until: float = 0.0
     disk_full_until: float = 0.0
+    clock_ahead_seconds: float = 0.0
+    """By how much its wall clock is wrong."""
     agent_frozen_until: float = 0.0
     """The agent alone: its cells and the watchdog go on."""
 
@@ -60,7 +68,7 @@ class Host:
     random: Random
     network: Network
     port: Port
-    on_start: Callable[[str, str], None]
+    on_start: Callable[[str, link_pb2.Order], None]
     on_death: Callable[[str], None]
     on_forgotten: Callable[[str], None]
     """An exclusive cell was ended and removed here by itself, and whoever did it died before it may have told."""
@@ -73,11 +81,17 @@ class Host:
     fenced: set[str] = field(default_factory=set)
     """Exclusive cells that this life of the agent ended."""
     _links: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+    liar: Liar | None = None
+    """What its agent says instead of the truth, if it lies."""
+    is_deleted: bool = False
+    """The machine is gone: nothing begins on it any more."""
+    _watch: asyncio.TimerHandle | None = None
+    """The watchdog's next look."""
 
     # --- the machine's own life -----------------------------------------------------------------------------------
 
     def boot_agent(self) -> None:
-        if self.agent is None:
+        if self.agent is None and not self.is_deleted:
             self.agent = Agent(self)
 
     def kill_agent(self) -> None:
@@ -88,6 +102,18 @@ class Host:
             for cell_id in self.fenced:
                 self.on_forgotten(cell_id)
             self.fenced.clear()
+
+    def delete(self) -> None:
+        """Power off, for ever."""
+        self.is_deleted = True
+        self.kill_agent()
+        self.bodies.clear()
+
+    def lie(self, liar: Liar | None) -> None:
+        """None: from now on the truth, all of it: the agent attaches anew."""
+        self.liar = liar
+        if liar is None and self.agent is not None and self.agent.link:
+            self.agent.hang_up(self.agent.link)
 
     def kill_cell(self, cell_id: str, code: int = 137) -> None:
         body = self.bodies.get(cell_id)
@@ -103,24 +129,35 @@ class Host:
         """The watchdog looks when the time is over, and is frozen with everything else here."""
         self.fence_at = float("-inf") if fence_at is None else fence_at
         if fence_at is not None:
-            asyncio.get_running_loop().call_at(max(self.now, fence_at), self._watchdog)
+            self._watch_at(max(self.now, fence_at))
+
+    def _watch_at(self, at: float) -> None:
+        """There is one watchdog: its next look takes the place of the one that was to come."""
+        if self._watch is not None:
+            self._watch.cancel()
+        self._watch = asyncio.get_running_loop().call_at(at, self._watchdog)
 
     def _watchdog(self) -> None:
+        """End the exclusive cells whose time is over; look again when that of the next one is."""
+        looks = []
         for cell_id, body in list(self.bodies.items()):
-            over_at = self.fence_at + body.order.spec.stop.grace_ms / 1_000 + WATCHDOG_SECONDS
             if not body.order.spec.exclusive or body.ended is not None:
                 continue
+            over_at = self.fence_at + body.order.spec.stop.grace_ms / 1_000 + WATCHDOG_SECONDS
             look_at = max(over_at, self.troubles.frozen_until + 0.1)
             if self.now < look_at:
-                asyncio.get_running_loop().call_at(look_at + 0.001, self._watchdog)
+                looks.append(look_at + 0.001)
                 continue
-            self.on_death(cell_id)
-            self.on_forgotten(cell_id)
-            del self.bodies[cell_id]
-            if self.agent is not None:
-                self.agent.hear(
-                    lambda now, cell_id=cell_id: m.Died(cell_id, model_core.Death("it vanished"), now)
-                )  # type: ignore[misc]
+            self._end_of_lease(cell_id)
+        if looks:
+            self._watch_at(min(looks))
+
+    def _end_of_lease(self, cell_id: str) -> None:
+        self.on_death(cell_id)
+        self.on_forgotten(cell_id)
+        del self.bodies[cell_id]
+        if self.agent is not None:
+            self.agent.hear(lambda now: m.Died(cell_id, model_core.Death("it vanished"), now))
 
     @property
     def is_silent(self) -> bool:
@@ -130,9 +167,9 @@ class Host:
             frozen_until = max(frozen_until, self.troubles.agent_frozen_until)
         return frozen_until > self.now
 
-    def alive(self) -> list[str]:
-        """What runs at this moment: a frozen machine does nothing."""
-        return [] if self.troubles.frozen_until > self.now else self.running()
+    def exclusive(self) -> list[str]:
+        """The exclusive cells that run, or will when the machine is no longer frozen."""
+        return [i for i, body in self.bodies.items() if body.order.spec.exclusive and body.ended is None]
 
     def running(self) -> list[str]:
         return sorted(cell_id for cell_id, body in self.bodies.items() if body.ended is None)
@@ -177,17 +214,17 @@ class Agent:
     def _later(self, seconds: float, act: Callable[..., None], *args: object) -> None:
         """Do it in this life of the agent, and not while the host is frozen."""
 
-        def due() -> None:
-            if not self.alive:
-                return
-            troubles = self.host.troubles
-            frozen = max(troubles.frozen_until, troubles.agent_frozen_until) - self.host.now
-            if frozen > 0:
-                self._later(frozen + 0.001, act, *args)
-                return
-            act(*args)
+        asyncio.get_running_loop().call_later(seconds, self._due, act, args)
 
-        asyncio.get_running_loop().call_later(seconds, due)
+    def _due(self, act: Callable[..., None], args: tuple[object, ...]) -> None:
+        if not self.alive:
+            return
+        troubles = self.host.troubles
+        frozen = max(troubles.frozen_until, troubles.agent_frozen_until) - self.host.now
+        if frozen > 0:
+            self._later(frozen + 0.001, act, *args)
+        else:
+            act(*args)
 
     # --- the link -------------------------------------------------------------------------------------------------
 
@@ -216,7 +253,9 @@ class Agent:
 
     def _take_vitals(self) -> None:
         trouble = self.host.now < self.host.troubles.disk_full_until
-        self.feed(m.VitalsTaken(cell_pb2.Vitals(disk_fraction=1.0 if trouble else 0.5), self.host.now))
+        offset = self.host.troubles.clock_ahead_seconds - self.host.port.clock_ahead_seconds()
+        vitals = cell_pb2.Vitals(disk_fraction=1.0 if trouble else 0.5, clock_offset_ms=offset * 1_000)
+        self.feed(m.VitalsTaken(vitals, self.host.now))
         self._later(self.VITALS_SECONDS, self._take_vitals)
 
     # --- the state ------------------------------------------------------------------------------------------------
@@ -256,6 +295,8 @@ class Agent:
             case instructions_core.SendHello(link=link):
                 host.network.from_host(host.name, host.port.hello, host, link, instruction)
             case instructions_core.SendReport(link=link):
+                if host.liar is not None:
+                    instruction = replace(instruction, cells=host.liar.tell(instruction.cells))
                 host.network.from_host(host.name, host.port.report, host, link, instruction)
             case instructions_core.CloseSession(link=link):
                 self.hang_up(link)
@@ -274,10 +315,11 @@ class Agent:
             self.feed(m.StartFailed(cell_id, "no such image", host.now))
         else:
             if cell_id not in host.bodies:
-                host.on_start(host.name, cell_id)
+                host.on_start(host.name, order)
                 host.bodies[cell_id] = Body(order)
-                if "dies" in order.spec.command:
-                    asyncio.get_running_loop().call_later(0.2, host.kill_cell, cell_id, 1)
+                if order.spec.command[-1] in LIVES:
+                    seconds = host.random.uniform(*LIVES[order.spec.command[-1]])
+                    asyncio.get_running_loop().call_later(seconds, host.kill_cell, cell_id, 1)
             self.feed(m.Started(cell_id, "pid", {"http": f"{host.name}:1"}, host.now))
 
     def _stop(self, cell_id: str) -> None:
@@ -297,5 +339,7 @@ class Agent:
         if cell is None or cell.state is not model_core.CellState.RUNNING or body is None:
             return
         is_ill = body.ended is not None or self.host.now < body.ill_until or "ill" in body.order.spec.command
-        self.feed(m.ProbeFinished(cell_id, "connection refused" if is_ill else "", self.host.now))
+        error = "connection refused" if is_ill else ""
+        if is_news(self.state, cell_id, error):
+            self.feed(m.ProbeFinished(cell_id, error, self.host.now))
         self._later(1.0, self._probe, cell_id)

@@ -12,6 +12,7 @@ from galactica.scheduler.core.model.events import Record
 from galactica.scheduler.core.model.fleet import parse_cell_id
 from galactica.scheduler.core.model.rules import SILENCE_RULES
 from galactica.scheduler.core.model.verdict import Health
+from tests.sim.rollouts import Rollouts
 
 RANK = {
     e.CellOrdered: 0,
@@ -36,6 +37,15 @@ class _Life:
     ready_at: float | None = None
     health: Health | None = None
 
+    def is_proven(self, now: float, healthy_for: float) -> bool:
+        """READY, and well since then for long enough."""
+        return self.rank == READY and self.ready_at is not None and now >= self.ready_at + healthy_for
+
+    @property
+    def still_serves(self) -> bool:
+        """Condemned, and not told to end yet, since it waits for its successor."""
+        return self.rank == CONDEMNED and self.ready_at is not None and self.health is not Health.DEAD
+
 
 @dataclass
 class Laws:
@@ -44,18 +54,31 @@ class Laws:
     lives: dict[str, _Life] = field(default_factory=dict)
     slots: dict[tuple[str, int], list[str]] = field(default_factory=lambda: defaultdict(list))
     wanted: dict[str, tuple[int, str]] = field(default_factory=dict)
+    healthy_for: dict[str, float] = field(default_factory=dict)
+    """Group to the seconds for which a READY cell of it stays well before it is proven."""
     exclusive: set[str] = field(default_factory=set)
     """Groups whose cells never have another beside them in their slot."""
     lost: set[str] = field(default_factory=set)
     drained: set[str] = field(default_factory=set)
     started: dict[str, str] = field(default_factory=dict)
+    standing: set[str] = field(default_factory=set)
+    """Machines that the provider has, whatever was asked of it."""
+    lists_lied: bool = False
+    """A list of the provider left out machines that stand: then nothing that it says can be proven."""
+    liars: set[str] = field(default_factory=set)
+    """Hosts whose agents lied. The scheduler may believe what such a one says of its own cells."""
+    rollouts: Rollouts = field(default_factory=Rollouts)
     position: int = 0
+    at: float = 0.0
 
     def durable(self, records: Sequence[Record]) -> None:
         for record in records:
             self._require(record.position == self.position + 1, record, "positions have a hole")
-            self.position = record.position
+            self._require(record.at >= self.at, record, f"time goes back from {self.at}")
+            self.position, self.at = record.position, record.at
             self._note(record)
+            broken = self.rollouts.note(record)
+            self._require(not broken, record, broken)
 
     def started_on(self, host: str, cell: str) -> None:
         """A runtime made a cell. Orders are idempotent: it happens once for each id, in the whole fleet."""
@@ -143,6 +166,8 @@ class Laws:
         is_container = life.server != ""
         if is_container and isinstance(event, e.CellDecommissioned) and life.rank < DRAINING:
             self._require(life.server in self.lost, record, "gone without an agent's word or a lost server")
+        if not is_container and isinstance(event, e.CellDecommissioned) and not self.lists_lied:
+            self._require(cell not in self.standing, record, "its provider still has it")
         life.rank = rank
         if isinstance(event, e.CellReady):
             life.ready_at = record.at
@@ -150,6 +175,7 @@ class Laws:
         elif isinstance(event, e.CellCondemned):
             life.health = event.health
             self._has_certificate(record, event)
+            self._on_nobody_elses_word(record, event, life)
         elif isinstance(event, e.CellDraining):
             self._proven_before_the_kill(record, event, life)
 
@@ -166,11 +192,16 @@ class Laws:
         if event.health is not Health.HEALTHY:
             self._require(bool(event.evidence), record, "condemned by health without evidence")
 
+    def _on_nobody_elses_word(self, record: Record, event: e.CellCondemned, life: _Life) -> None:
+        """Of the agents only its own speaks of a container."""
+        agents = {fact.source for fact in event.evidence if fact.source.startswith("agent ")}
+        own = {f"agent {life.server}"} if life.server else agents
+        self._require(agents <= own, record, f"condemned on the word of {sorted(agents - own)}")
+
     def _proven_before_the_kill(self, record: Record, event: e.CellDraining, life: _Life) -> None:
-        """A cell that served and may still run is ended only behind a successor that was READY for long enough, beside
-        an older one that still serves, or where none is wanted. A sick one may go first, and says why."""
-        cell = event.cell
-        parsed = parse_cell_id(cell)
+        """A cell that served and may still run is ended only behind a proven successor, or while an elder still serves
+        in its place, or where none is wanted. A sick one may go first, and says why."""
+        parsed = parse_cell_id(event.cell)
         assert parsed is not None
         replicas, _ = self.wanted.get(parsed.group, (0, ""))
         if (
@@ -179,14 +210,18 @@ class Laws:
             or (event.reason and life.health is Health.SICK)
             or parsed.slot >= replicas
             or parsed.group in self.exclusive
-            or cell in self.known_dead
+            or event.cell in self.known_dead
+            or life.server in self.liars
         ):
             return
-        others = [self.lives[c] for c in self.slots[parsed.group, parsed.slot] if c != cell]
-        proven_at = record.at - self.healthy_for[parsed.group]
-        is_followed = any(one.rank == READY and (one.ready_at or 0.0) <= proven_at for one in others)
-        has_elder = any(one.rank == CONDEMNED and one.ready_at is not None for one in others)
-        self._require(is_followed or has_elder, record, "ended before its replacement was proven")
+        slot = self.slots[parsed.group, parsed.slot]
+        healthy_for = self.healthy_for[parsed.group]
+        self._require(
+            any(self.lives[other].is_proven(record.at, healthy_for) for other in slot)
+            or any(self.lives[elder].still_serves for elder in slot[: slot.index(event.cell)]),
+            record,
+            "ended before its replacement was proven",
+        )
 
     released: dict[str, float] = field(default_factory=dict)
     silenced: dict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
@@ -204,9 +239,6 @@ class Laws:
         if record.at >= self.released.get(pool, 0.0):
             count = len(self.silenced[pool])  # pools here are small: one is what the guard believes
             self._require(count == 1, record, f"silence condemned {count} of pool {pool!r} in a minute")
-
-    healthy_for: dict[str, float] = field(default_factory=dict)
-    """Group to the seconds that a new cell of it must stay READY."""
 
     known_dead: set[str] = field(default_factory=set)
     """Cells whose bodies are dead in the virtual world, whatever the journal knows."""

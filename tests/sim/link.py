@@ -29,6 +29,7 @@ from galactica.scheduler.core.sight.observations import (
 )
 from galactica.scheduler.wire.cell import vitals_from_proto
 from galactica.v1 import cell_pb2, link_pb2
+from tests.sim.clock import VirtualClock
 from tests.sim.host import Host
 from tests.sim.network import Network
 
@@ -51,6 +52,7 @@ class Links:
     on_command: Callable[[Command], None]
     testimony: Callable[[Host, float], tuple[Testimony, ...]]
     """What a host says of its neighbours."""
+    clock: VirtualClock
     controller: Controller | None = None
     sessions: dict[str, _Session] = field(default_factory=dict)
     inbox: asyncio.Queue[Observation] = field(default_factory=asyncio.Queue)
@@ -68,6 +70,9 @@ class Links:
         for session in list(self.sessions.values()):
             self._close(session)
         self.controller = None
+
+    def clock_ahead_seconds(self) -> float:
+        return self.clock.ahead_seconds
 
     # --- from hosts -------------------------------------------------------------------------------------------------
 

@@ -32,6 +32,8 @@ class World(Protocol):
 
     def machine_deleted(self, name: str) -> None: ...
 
+    def list_lies(self) -> None: ...
+
     def tell(self, observation: Observation) -> None: ...
 
 
@@ -44,6 +46,10 @@ class Temper:
     answer_lost: float = 0.0
     silent: bool = False
     lists_nothing: bool = False
+    delete_seconds: float = 0.0
+    """How long a delete takes that was accepted at once."""
+    deletes_forgotten: float = 0.0
+    """Accepted, and nothing follows."""
 
 
 @dataclass
@@ -54,6 +60,8 @@ class SimProvider:
     world: World
     temper: Temper = field(default_factory=Temper)
     machines: dict[str, ProviderState] = field(default_factory=dict)
+    going: set[str] = field(default_factory=set)
+    """Machines whose delete goes on. They are listed until it is done."""
 
     def send(self, commands: Sequence[ProviderCommand]) -> None:
         for command in commands:
@@ -71,10 +79,20 @@ class SimProvider:
             case OrderServer(cell=cell):
                 self._make(cell)
             case DecommissionServer(cell=cell):
-                if cell in self.machines:
-                    self.world.machine_deleted(cell)
-                    del self.machines[cell]
+                self._take_delete(cell)
                 self._answer(ServerUnmade("local", cell, self.world.now()))
+
+    def _take_delete(self, cell: str) -> None:
+        if cell not in self.machines or cell in self.going:
+            return
+        if self.random.random() >= self.temper.deletes_forgotten:
+            self.going.add(cell)
+            asyncio.get_running_loop().call_later(self.temper.delete_seconds, self._delete, cell)
+
+    def _delete(self, cell: str) -> None:
+        self.going.discard(cell)
+        if self.machines.pop(cell, None) is not None:
+            self.world.machine_deleted(cell)
 
     def _make(self, cell: str) -> None:
         if cell not in self.machines and self.random.random() < self.temper.fails:
@@ -101,11 +119,10 @@ class SimProvider:
             if self.temper.silent:
                 self.world.tell(ProviderSilent("local", "it does not answer", now))
                 continue
-            servers = (
-                ()
-                if self.temper.lists_nothing
-                else tuple(
-                    ProviderServer(cell, f"vm-{cell}", state) for cell, state in sorted(self.machines.items())
-                )
+            servers = tuple(
+                ProviderServer(cell, f"vm-{cell}", state) for cell, state in sorted(self.machines.items())
             )
+            if self.temper.lists_nothing and servers:
+                self.world.list_lies()
+                servers = ()
             self.world.tell(ProviderListed("local", servers, now, now))

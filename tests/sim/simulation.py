@@ -7,7 +7,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 
 from galactica.scheduler.controller import Controller, load
@@ -22,23 +22,23 @@ from galactica.scheduler.core.model.requests import (
     Refused,
     Request,
 )
-from galactica.scheduler.core.model.spec import Group, GroupKind
+from galactica.scheduler.core.model.spec import Group
 from galactica.scheduler.core.sight.observations import Answer, Observation, ProviderState, Testimony
 from galactica.scheduler.core.turns import Start
+from galactica.v1 import link_pb2
 from tests.sim import clock
+from tests.sim.calm import calm_down, converge
 from tests.sim.host import Host
 from tests.sim.journal import Disk, SimJournal
 from tests.sim.laws import LawBroken, Laws
 from tests.sim.link import Links
-from tests.sim.network import Network, Weather
-from tests.sim.provider import SimProvider, Temper
+from tests.sim.network import Network
+from tests.sim.provider import SimProvider
+from tests.sim.rivals import Rivals
 from tests.sim.troubles import Troubles
 from tests.sim.wanted import pool, service
 
 TROUBLE_SECONDS = 60.0
-CALM_SECONDS = 240.0
-WAKE_SECONDS = 0.3
-"""What a frozen host may take to notice, when it goes on, that a lease ended meanwhile."""
 SECRET = "0" * 64
 
 
@@ -72,6 +72,7 @@ class Simulation:
         self.network = Network(self.random)
         self.disk = Disk(self.random, self._durable)
         self.hosts: dict[str, Host] = {}
+        self.rivals = Rivals(self.laws, self.hosts)
         self.scheduler: Scheduler | None = None
         self.trace = hashlib.sha256()
         self.troubles: Counter[str] = Counter()
@@ -83,8 +84,12 @@ class Simulation:
         self.drained: set[str] = set()
         self.all_names: set[str] = set()
         self.isolated: set[str] = set()
+        self.booting: set[str] = set()
         self.broken: list[BaseException] = []
         self._tokens = 0
+        self.clock: clock.VirtualClock | None = None
+        self.wall_step = 0.0
+        """By how much the wall clock of the scheduler's machine is wrong. The next scheduler there begins with it."""
 
     def run(self) -> Outcome:
         clock.run(self._run())
@@ -102,13 +107,17 @@ class Simulation:
             await self.ask(ApplyGroups((pool(self.random.randint(1, 4), "p0"),)))
         await self.ask(ApplyGroups((service("web", self.random.randint(1, 8), "v0"),)))
         await self.ask(ApplyGroups((service("db", self.random.randint(1, 3), "v0", exclusive=True),)))
-        self._chore(self._watch_rivals())
         await self._make_trouble()
-        await self._calm_down()
-        await self._converge()
+        await calm_down(self)
+        await converge(self)
         await self.stop_scheduler()
         for chore in self._chores:
             chore.cancel()
+
+    def _started(self, host: str, order: link_pb2.Order) -> None:
+        self.laws.started_on(host, order.cell_id)
+        if order.spec.exclusive:
+            self.rivals.began()
 
     def _unhandled(self, loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
         error = context.get("exception")
@@ -122,8 +131,10 @@ class Simulation:
     def start_scheduler(self) -> None:
         journal = SimJournal(self.disk)
         start = Start(journal.epoch, "sim")
-        controller = Controller(journal, load(journal), clock.VirtualClock(), start, self.policy)
-        links = Links(self.network, journal.epoch, self.laws.sent, self._testimony, controller)
+        fleet = load(journal)
+        self.clock = clock.VirtualClock(self.wall_step, fleet.at)
+        controller = Controller(journal, fleet, self.clock, start, self.policy)
+        links = Links(self.network, journal.epoch, self.laws.sent, self._testimony, self.clock, controller)
         for host in self.hosts.values():
             host.port = links
 
@@ -149,23 +160,30 @@ class Simulation:
     # --- what the provider does to the world ----------------------------------------------------------------------
 
     def now(self) -> float:
-        return clock.VirtualClock().now()
+        assert self.clock is not None  # a scheduler has lived, and the provider answers by its clock
+        return self.clock.now()
 
     def tell(self, observation: Observation) -> None:
         if self.scheduler is not None:
             self.scheduler.links.inbox.put_nowait(observation)
 
+    def list_lies(self) -> None:
+        self.laws.lists_lied = True
+
     def machine_made(self, name: str) -> None:
-        self._chore(self._boot_machine(name))
+        self.laws.standing.add(name)
+        if name not in self.booting:
+            self.booting.add(name)
+            self._chore(self._boot_machine(name))
 
     def machine_deleted(self, name: str) -> None:
         host = self.hosts.pop(name, None)
         self.laws.known_dead.add(name)
+        self.laws.standing.discard(name)
         if host is not None:
             for cell in host.running():
                 self.laws.known_dead.add(cell)
-            host.kill_agent()
-            host.bodies.clear()
+            host.delete()
 
     async def _boot_machine(self, name: str) -> None:
         """It boots and enrols; where the scheduler is away it tries again, as an agent does."""
@@ -173,8 +191,9 @@ class Simulation:
         while name in self.provider.machines and name not in self.hosts:
             if not await self.add_host(name):
                 await asyncio.sleep(1.0)
+        self.booting.discard(name)
 
-    def _running_machines(self) -> set[str]:
+    def running_machines(self) -> set[str]:
         return {name for name, state in self.provider.machines.items() if state is ProviderState.RUNNING}
 
     def _chore(self, work: Coroutine[object, object, object]) -> None:
@@ -203,6 +222,8 @@ class Simulation:
             return False
         if not await self.ask(Enrol(token, SECRET, name)) or self.scheduler is None:
             return False
+        if "/" in name and name not in self.provider.machines:
+            return False  # deleted meanwhile
         scheduler = self.scheduler
         self.all_names.add(name)
         host = Host(
@@ -210,7 +231,7 @@ class Simulation:
             self.random,
             self.network,
             scheduler.links,
-            self.laws.started_on,
+            self._started,
             self.laws.known_dead.add,
             self.laws.forgotten,
         )
@@ -253,6 +274,12 @@ class Simulation:
         elif isinstance(request, DeleteGroup):
             self.acknowledged[request.name] = None
 
+    async def must(self, request: Request) -> None:
+        """Nothing is in the way of this one."""
+        if not await self.ask(request):
+            self.check()
+            raise LawBroken(f"refused in calm: {request}")
+
     # --- trouble --------------------------------------------------------------------------------------------------
 
     async def _make_trouble(self) -> None:
@@ -261,27 +288,16 @@ class Simulation:
         chosen = self.random.sample(kinds, self.random.randint(3, len(kinds)))
         while asyncio.get_running_loop().time() < end:
             await asyncio.sleep(self.random.expovariate(1.0))
-            self._check()
+            self.check()
             trouble = self.random.choice(chosen)
             self.troubles[trouble.__name__] += 1
             await trouble()
 
-    def _check(self) -> None:
+    def check(self) -> None:
         if self.broken:
             raise self.broken[0]
         if self.scheduler is not None and self.scheduler.task.done():
             self.scheduler.task.result()
-
-    async def _watch_rivals(self) -> None:
-        """No two cells of an exclusive slot run at once, wherever they are."""
-        while True:
-            self.laws.alone(self._alive_of("db"))
-            await asyncio.sleep(0.05)
-
-    def _alive_of(self, group: str) -> list[str]:
-        now = asyncio.get_running_loop().time()
-        awake = (host for host in self.hosts.values() if now >= host.troubles.frozen_until + WAKE_SECONDS)
-        return [cell for host in awake for cell in host.alive() if cell.startswith(f"{group}/")]
 
     def nothing_acknowledged_is_lost(self) -> None:
         assert self.scheduler is not None
@@ -293,93 +309,3 @@ class Simulation:
             found = None if state is None or state.deleted else state.group
             if found != group:
                 raise LawBroken(f"acknowledged: {group}; after a crash: {found}")
-
-    # --- calm -----------------------------------------------------------------------------------------------------
-
-    async def _calm_down(self) -> None:
-        self._check()
-        self.disk.is_full = False
-        self.network.weather = Weather()
-        self.network.cut_to.clear()
-        self.network.cut_from.clear()
-        self.isolated.clear()
-        self.provider.temper = Temper()
-        for host in self.hosts.values():
-            host.troubles.start_seconds = 0.05
-            host.troubles.starts_fail = 0.0
-            host.troubles.engine_away = False
-            host.troubles.frozen_until = 0.0
-            host.troubles.disk_full_until = 0.0
-            host.troubles.agent_frozen_until = 0.0
-            host.boot_agent()
-            for body in host.bodies.values():
-                body.ill_until = 0.0
-        if self.scheduler is None:
-            self.start_scheduler()
-        await asyncio.sleep(16.0)  # what is still to come of the troubles' ends
-        await self._bring_a_server_where_none_is_left()
-        groups = [service(name, self.random.randint(1, 6), f"calm{self.seed % 2}") for name in ("web", "api")]
-        groups.append(service("db", self.random.randint(1, 3), "calm", exclusive=True))
-        if self.has_pool:
-            groups.append(pool(self.random.randint(1, 3), "calm"))
-        assert await self.ask(ApplyGroups(tuple(groups)))
-
-    async def _bring_a_server_where_none_is_left(self) -> None:
-        """As an operator does who sees that all that joined are drained or to blame, and have nowhere to empty into."""
-        assert self.scheduler is not None
-        servers = self.scheduler.controller.view().fleet.servers.values()
-        if not any(server.takes_cells for server in servers if not server.pool):
-            assert await self.add_host("spare")
-
-    async def _converge(self) -> None:
-        end = asyncio.get_running_loop().time() + CALM_SECONDS
-        why = self._unconverged()
-        while why and asyncio.get_running_loop().time() < end:
-            await asyncio.sleep(1.0)
-            self._check()
-            why = self._unconverged()
-        if why:
-            raise LawBroken(f"not converged after {CALM_SECONDS:g} s of calm: {why}")
-
-    def _unconverged(self) -> str:
-        """Why the fleet is not yet as it is wanted; empty when it is."""
-        assert self.scheduler is not None
-        view = self.scheduler.controller.view()
-        expected = set()
-        for name, state in view.fleet.groups.items():
-            cells = [cell for slot in state.slots.values() for cell in slot.cells]
-            wrong = [
-                (c.id, c.phase.value) for c in cells if c.phase.value != "READY" or c.digest != state.digest
-            ]
-            if wrong:
-                return f"{name}: {wrong}"
-            if len(cells) != state.wanted_slots:
-                return f"{name}: {len(cells)} cells for {state.wanted_slots} slots"
-            if state.group.kind is GroupKind.SERVICE:
-                expected |= {(cell.server, cell.id) for cell in cells}
-            elif {cell.id for cell in cells} != self._running_machines():
-                return f"machines {sorted(self.provider.machines)} for {sorted(cell.id for cell in cells)}"
-        actual = {(host.name, cell) for host in self.hosts.values() for cell in host.bodies}
-        if actual != expected:
-            return f"orphans {sorted(actual - expected)}, missing {sorted(expected - actual)}"
-        if view.holds:
-            return f"held: {view.holds}"
-        return ""
-
-
-@dataclass
-class Seeds:
-    """Runs many seeds and tells of the first that fails, with how to replay it."""
-
-    first: int
-    count: int
-    outcomes: list[Outcome] = field(default_factory=list)
-
-    def run(self) -> None:
-        for seed in range(self.first, self.first + self.count):
-            try:
-                self.outcomes.append(Simulation(seed).run())
-            except Exception as error:
-                raise AssertionError(
-                    f"seed {seed} fails; replay it with PYTHONHASHSEED=0 SIM_SEEDS={seed} pytest tests/sim: {error}"
-                ) from error

@@ -10,7 +10,8 @@ from galactica.scheduler.core.model.policy import Policy
 from galactica.scheduler.core.model.spec import Group, GroupKind, RuntimeKind, Spec
 from galactica.scheduler.core.model.verdict import Health
 from tests.sim.laws import LawBroken, Laws
-from tests.sim.simulation import Seeds, Simulation
+from tests.sim.seeds import Seeds
+from tests.sim.simulation import Simulation
 
 SEEDS = int(os.environ.get("SIM_COUNT", "200"))
 SEEDS_PER_TEST = 20

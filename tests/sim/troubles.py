@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from galactica.scheduler.core.model.requests import ApplyGroups, CondemnCell, DeleteGroup, DrainServer
 from tests.sim.host import Host
+from tests.sim.lies import Liar
 from tests.sim.network import Weather
 from tests.sim.provider import Temper
 from tests.sim.wanted import pool, service
@@ -119,7 +120,44 @@ class Troubles:
             answer_lost=self.world.random.choice([0.0, 0.3]),
             silent=self.world.random.random() < 0.2,
             lists_nothing=self.world.random.random() < 0.3,
+            delete_seconds=self.world.random.choice([0.0, 3.0, 60.0]),
+            deletes_forgotten=self.world.random.choice([0.0, 0.0, 0.3]),
         )
+
+    async def deletes_take_long(self) -> None:
+        """They are accepted at once. The machine lives on meanwhile, with all that runs on it."""
+        self.world.provider.temper = Temper(delete_seconds=self.world.random.uniform(5.0, 90.0))
+
+    async def agent_lies(self) -> None:
+        """For a while, and then an honest one takes its place."""
+        host = self._host()
+        if host.liar is None:
+            self.world.laws.liars.add(host.name)
+            host.lie(Liar(self.world.random, lambda: _own(host), lambda: self._elsewhere(host)))
+            self._later(lambda: host.lie(None), 2.0, 20.0)
+
+    def _elsewhere(self, host: Host) -> list[str]:
+        return [cell for other in self.world.hosts.values() if other is not host for cell in other.bodies]
+
+    async def wall_clock_of_the_scheduler_steps(self) -> None:
+        """It is noticed by the next scheduler there: one that runs goes by a clock that is not set."""
+        self.world.wall_step = self.world.random.choice([-2.0, 2.0])
+        await self.scheduler_crash()
+
+    async def wall_clock_of_a_host_steps(self) -> None:
+        """By so little that nobody has to mind, or by much and only for a moment."""
+        host = self._host()
+        step, seconds = self.world.random.choice(
+            [(4.0, 60.0), (-4.0, 60.0), (3_600.0, 3.0), (-86_400.0, 3.0)]
+        )
+        host.troubles.clock_ahead_seconds = step
+        self._later(lambda: setattr(host.troubles, "clock_ahead_seconds", 0.0), seconds, seconds)
+
+    async def revision_dies_young(self) -> None:
+        """A service gets a revision whose cells become READY and die before they are proven."""
+        wanted = self.world.acknowledged.get("web")
+        if wanted is not None:
+            await self.world.ask(ApplyGroups((service("web", wanted.replicas, "young"),)))
 
     async def pool_changed(self) -> None:
         if self.world.has_pool:
@@ -147,7 +185,7 @@ class Troubles:
 
     async def apply(self) -> None:
         name = self.world.random.choice(["web", "api"])
-        command = self.world.random.choice(["v0", "v1", "v2", "dies", "ill"])
+        command = self.world.random.choice(["v0", "v1", "v2", "dies", "ill", "young"])
         await self.world.ask(ApplyGroups((service(name, self.world.random.randint(0, 8), command),)))
 
     async def exclusive_changed(self) -> None:
@@ -172,3 +210,7 @@ class Troubles:
             name = self.world.random.choice(staying)
             self.world.drained.add(name)
             await self.world.ask(DrainServer(name))
+
+
+def _own(host: Host) -> list[str]:
+    return [cell for cell, body in host.bodies.items() if not body.order.spec.exclusive]

@@ -1,0 +1,92 @@
+"""The law on revisions whose cells die young: they may cost a service nothing of what served well before them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from galactica.scheduler.core.model import events as e
+from galactica.scheduler.core.model.events import Record
+from galactica.scheduler.core.model.fleet import parse_cell_id
+from galactica.scheduler.core.model.rules import OWN_DEATHS, Rule
+
+Move = e.CellReady | e.CellCondemned | e.CellDraining
+
+SURGE = 1
+"""How many cells of a group are replaced at once because they are outdated."""
+YOUNG_DEATH_SECONDS = 60.0
+"""How long a death of a cell that was never proven is fresh."""
+
+
+@dataclass
+class Rollout:
+    """What became of one revision of a group since it was applied."""
+
+    digest: str
+    healthy_for: float
+    ready_at: dict[str, float] = field(default_factory=dict)
+    """Its cells that are READY, and since when."""
+    is_proven: bool = False
+    """One of them stayed READY for long enough."""
+    let_go: list[str] = field(default_factory=list)
+    """Cells of older revisions that were told to end only because they are outdated."""
+    died_young_at: float = float("-inf")
+
+
+@dataclass
+class Rollouts:
+    current: dict[str, Rollout] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+    served: set[str] = field(default_factory=set)
+    outdated: dict[str, str] = field(default_factory=dict)
+    """Cells that served and are condemned only because they are outdated, and not told to end yet, to their slots."""
+
+    def note(self, record: Record) -> str:
+        """What the record breaks; empty where it breaks nothing."""
+        event = record.event
+        if isinstance(event, e.GroupApplied):
+            self._applied(event)
+        elif isinstance(event, e.CellOrdered):
+            self.digests[event.cell] = event.digest
+        elif isinstance(event, e.CellReady | e.CellCondemned | e.CellDraining):
+            return self._moved(record, event)
+        return ""
+
+    def _applied(self, event: e.GroupApplied) -> None:
+        known = self.current.get(event.group.name)
+        if known is None or known.digest != event.digest:
+            self.current[event.group.name] = Rollout(event.digest, event.group.healthy_for_seconds)
+
+    def _moved(self, record: Record, event: Move) -> str:
+        cell = parse_cell_id(event.cell)
+        rollout = self.current.get(cell.group) if cell else None
+        if rollout is None:
+            return ""
+        if any(record.at >= since + rollout.healthy_for for since in rollout.ready_at.values()):
+            rollout.is_proven = True
+        if isinstance(event, e.CellReady):
+            self.served.add(event.cell)
+        if self.digests.get(event.cell) == rollout.digest:
+            self._of_the_new(record, event, rollout)
+            return ""
+        return self._of_an_old(record, event, rollout)
+
+    def _of_the_new(self, record: Record, event: Move, rollout: Rollout) -> None:
+        if isinstance(event, e.CellReady):
+            rollout.ready_at[event.cell] = record.at
+        elif isinstance(event, e.CellCondemned):
+            since = rollout.ready_at.pop(event.cell, record.at)
+            if event.rule in OWN_DEATHS and record.at < since + rollout.healthy_for:
+                rollout.died_young_at = record.at
+
+    def _of_an_old(self, record: Record, event: Move, rollout: Rollout) -> str:
+        slot = event.cell.rpartition(".")[0]
+        if isinstance(event, e.CellCondemned) and event.rule == Rule.OUTDATED and event.cell in self.served:
+            has_elder = slot in self.outdated.values()
+            self.outdated[event.cell] = slot
+            if record.at < rollout.died_young_at + YOUNG_DEATH_SECONDS and not has_elder:
+                return "a cell that serves is condemned for a revision of which one died young a moment ago"
+        if isinstance(event, e.CellDraining) and self.outdated.pop(event.cell, ""):
+            rollout.let_go.append(event.cell)
+            if not rollout.is_proven and len(rollout.let_go) > 1 + SURGE:
+                return f"a revision that proved nothing cost the service {rollout.let_go}"
+        return ""
