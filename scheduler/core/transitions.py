@@ -263,7 +263,8 @@ def _details(event: e.Event, at: float) -> dict[str, Any]:
 def _bury(fleet: Fleet, state: GroupState, slot: Slot, cell: Cell) -> Fleet:
     fleet, state = placed(fleet, state, cell, -1)
     if cell.kind is CellKind.SERVER:
-        fleet = replace(fleet, servers=fleet.servers.discard(cell.id))  # a cell's id never comes again
+        # A cell's id never comes again.
+        fleet = unknown.forgotten_on(replace(fleet, servers=fleet.servers.discard(cell.id)), cell.id)
     graves = fleet.graves.insert(fleet.burials % GRAVES_KEPT, cell)
     fleet = replace(fleet, graves=graves, burials=fleet.burials + 1)
     cells = tuple(c for c in slot.cells if c.id != cell.id)

@@ -38,6 +38,7 @@ from galactica.scheduler.core.reconcile.plan import Plan, finish
 from galactica.scheduler.core.sight.observations import Attached, Observation, Reported
 from galactica.scheduler.core.sight.observe import observe
 from galactica.scheduler.core.sight.state import Sight
+from galactica.scheduler.core.unknown import unknown_on
 from galactica.scheduler.core.verdicts.storm import hears_anybody, is_calm, storm_of
 
 ABANDONED_LOOK_SECONDS = 1.0
@@ -119,6 +120,8 @@ class Core:
             server = self.fleet.servers.get(observed.server)
             for key in cells_of(server, cause) if server else ():
                 self._agenda.add(key, cause)
+            for cell_id in unknown_on(self.fleet, observed.server):
+                self._agenda.add(OrphanKey(observed.server, cell_id), cause)
         for cell_id in observed.cells:
             self._agenda.add(self._key_of(observed.server, cell_id), cause)
         for cell_id in observed.made:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 from rpds import HashTrieMap
 
-from galactica.scheduler.core.model.fleet import CellId, Fleet, Slot, parse_cell_id
+from galactica.scheduler.core.model.fleet import CellId, Fleet, Phase, Slot, parse_cell_id
 from galactica.scheduler.core.tallies import put_group
 
 UNKNOWN_KEPT = 10_000
@@ -21,15 +21,22 @@ def slot_of(cell_id: str) -> str:
     return cell_id.rpartition(".")[0] or cell_id
 
 
+def is_place(fleet: Fleet, server: str) -> bool:
+    """Whether the server is one that has cells of this fleet."""
+    known = fleet.servers.get(server)
+    return known is not None and known.phase in (Phase.READY, Phase.CONDEMNED)
+
+
 def is_unknown(fleet: Fleet, server: str, cell_id: str) -> bool:
     known = fleet.unknown.get(slot_of(cell_id))
     return known is not None and known.get(cell_id) == server
 
 
 def in_slot(fleet: Fleet, group: str, number: int) -> tuple[str, str] | None:
-    """The newest such cell of a slot, and its server."""
+    """The newest such cell of a slot, and its server. Not one of which the journal knows that it lives elsewhere."""
     known = fleet.unknown.get(f"{group}/{number}")
-    return max(known.items(), key=lambda item: _generation_of(item[0])) if known else None
+    cells = [item for item in known.items() if fleet.cell(item[0]) is None] if known else []
+    return max(cells, key=lambda item: _generation_of(item[0]), default=None)
 
 
 def _generation_of(cell_id: str) -> int:

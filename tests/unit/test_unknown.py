@@ -154,6 +154,14 @@ def test_one_that_was_ordered_elsewhere_is_left_alone_too() -> None:
     assert world.phases() == {"web/0.1": Phase.READY}
 
 
+def test_they_are_forgotten_where_their_agent_has_them_no_longer() -> None:
+    world = restored()
+    world.apply(service("web", 2))
+    world.detach("a")
+    world.attach("a", strange("web/1.9"))
+    assert world.phases() == {"web/0.8": Phase.READY}
+
+
 def test_they_are_forgotten_with_their_server() -> None:
     world = restored()
     world.apply(service("web", 1))

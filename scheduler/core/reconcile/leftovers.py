@@ -11,7 +11,7 @@ from galactica.scheduler.core.model.keys import LeakKey, OrphanKey
 from galactica.scheduler.core.model.rules import HoldRule
 from galactica.scheduler.core.reconcile.draft import Draft, resend, resend_to_provider
 from galactica.scheduler.core.sight.observations import CellState, ProviderState
-from galactica.scheduler.core.unknown import UNKNOWN_KEPT, is_unknown
+from galactica.scheduler.core.unknown import UNKNOWN_KEPT, is_place, is_unknown
 
 
 def look_orphan(draft: Draft, key: OrphanKey) -> None:
@@ -19,9 +19,9 @@ def look_orphan(draft: Draft, key: OrphanKey) -> None:
     is told until it says that the cell is gone. What the journal never ordered is left alone and shown."""
     report = draft.sight.report_of(key.server, key.cell)
     cell = draft.fleet.cell(key.cell)
-    if report is None or (cell is not None and cell.server == key.server):
+    if cell is not None and cell.server == key.server:
         return
-    if report.state is CellState.GONE:
+    if report is None or report.state is CellState.GONE:
         _is_gone(draft, key)
         return
     is_told = draft.was_told(key.server, key.cell, Verb.DECOMMISSION) is not None
@@ -38,14 +38,18 @@ def _is_strange(fleet: Fleet, key: OrphanKey) -> bool:
 
 
 def _is_gone(draft: Draft, key: OrphanKey) -> None:
+    """The agent says so, or its whole inventory does not have it."""
     draft.forget(key.server, key.cell)
-    if is_unknown(draft.fleet, key.server, key.cell):
+    seen = draft.sight.servers.get(key.server)
+    is_told = seen is not None and seen.is_open and not seen.is_doubtful
+    if is_told and is_unknown(draft.fleet, key.server, key.cell):
         draft.emit(e.OrphanRemoved(key.cell, key.server, "its agent says that it is gone"))
         draft.look_at_slot_of(key.cell)
 
 
 def _leave_alone(draft: Draft, key: OrphanKey) -> None:
-    if not is_unknown(draft.fleet, key.server, key.cell) and len(draft.fleet.unknown) < UNKNOWN_KEPT:
+    is_new = not is_unknown(draft.fleet, key.server, key.cell)
+    if is_new and is_place(draft.fleet, key.server) and len(draft.fleet.unknown) < UNKNOWN_KEPT:
         draft.emit(e.UnknownCellFound(key.cell, key.server))
     reason = (
         f"server {key.server} runs {key.cell}, which this journal never ordered there, so it is left alone"

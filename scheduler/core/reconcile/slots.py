@@ -24,7 +24,7 @@ from galactica.scheduler.core.placement import Unplaceable
 from galactica.scheduler.core.reconcile.carriers import carrier_of
 from galactica.scheduler.core.reconcile.draft import Draft
 from galactica.scheduler.core.reconcile.servers import held_as_overtaken, show_cut_off
-from galactica.scheduler.core.unknown import in_slot
+from galactica.scheduler.core.unknown import in_slot, unknown_on
 from galactica.scheduler.core.verdicts.blame import blame_spec
 from galactica.scheduler.core.verdicts.due import Doom, Urgency, doom_of, next_doom_at
 from galactica.scheduler.core.verdicts.proof import proven_at
@@ -279,7 +279,10 @@ def _decommissioned(draft: Draft, cell: Cell, proof: str) -> None:
     autopsy = report.autopsy if report else None
     carrier = carrier_of(cell)
     provider = carrier.provider_of(draft, cell)
+    unknown = unknown_on(draft.fleet, cell.id)
     draft.emit(e.CellDecommissioned(cell.id, proof, autopsy))
+    for other in unknown:
+        draft.look_at_slot_of(other)
     key = SlotKey(cell.group, cell.slot)
     if _slot(draft, key).wanted_cell is None:
         draft.look(key, draft.now)  # its successor may have waited for just that
