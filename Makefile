@@ -69,7 +69,7 @@ docs: venv ## the documentation's site, in site/; a broken link ends it
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --clean
 
 # The engine and what images and hosts are made from; the rest is in the environment.
-TEST_PACKAGES := docker.io docker-registry iproute2 iptables busybox-static procps mosquitto debootstrap systemd-container
+TEST_PACKAGES := faketime docker.io docker-registry iproute2 iptables busybox-static procps mosquitto debootstrap systemd-container
 
 # A simulated history depends on the order of hash maps too: fixed, so that a seed that fails here fails anywhere.
 RUN_TESTS = PYTHONHASHSEED=0 $(BIN)/python -m tests.with_engine --tell \

@@ -256,7 +256,8 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         # Acknowledge only after the report is queued: agents extend leases on this.
         session.beat_at = report.beat_at
         if report.sent_at:
-            echo = link_pb2.Echo(sent_at=report.sent_at, received_at=now, beat_at=report.beat_at)
+            received_at = self._ca.now()  # the wall clock: the agent compares its own with it
+            echo = link_pb2.Echo(sent_at=report.sent_at, received_at=received_at, beat_at=report.beat_at)
             session.notice(link_pb2.AttachResponse(echo=echo))
         self._retune(session)
 

@@ -55,8 +55,9 @@ a backup."""
 SERVER_TTL_SECONDS = 3_600.0
 
 _CA_TTL_SECONDS = 10 * 365 * 86_400.0
-_SKEW_SECONDS = 300.0
-"""Certificates become valid this long before they are made, because some clocks are slow."""
+_BEGIN = 0.0
+"""From when on certificates are valid: always. Only their end means something. A host whose clock is behind must not
+shut out what is newer than its clock, nor may one that was ahead for a moment make what nobody accepts for weeks."""
 
 _CSR_BYTES_LIMIT = 16_384
 _RSA_BITS = range(2_048, 8_193)
@@ -87,7 +88,8 @@ class CertificateAuthority:
     ) -> None:
         self._key = key
         self._certificate = certificate
-        self._now = now
+        self.now = now
+        """The wall clock in Unix seconds: whoever checks a certificate goes by it too."""
         self.certificate_pem = certificate.public_bytes(serialization.Encoding.PEM)
         self.digest = hashlib.sha256(certificate.public_bytes(serialization.Encoding.DER)).hexdigest()
         """SHA-256 (hex) of the certificate's DER form. Join tokens contain it."""
@@ -155,7 +157,7 @@ class CertificateAuthority:
             "scheduler",
             [_general_name(name) for name in names],
             ExtendedKeyUsageOID.SERVER_AUTH,
-            self.expires_at - self._now(),
+            self.expires_at - self.now(),
         )
         return _key_pem(key), certificate.certificate_pem
 
@@ -193,12 +195,12 @@ class CertificateAuthority:
         return Issued(certificate.public_bytes(serialization.Encoding.PEM), not_after.timestamp())
 
     def _validity(self, ttl_seconds: float) -> tuple[datetime, datetime]:
-        now = self._now()
+        now = self.now()
         if now >= self.expires_at:
             raise AuthorityError(
                 f"the CA expired at {_text(self.expires_at)} and can no longer issue certificates"
             )
-        return _moment(now - _SKEW_SECONDS), _moment(min(now + ttl_seconds, self.expires_at))
+        return _moment(_BEGIN), _moment(min(now + ttl_seconds, self.expires_at))
 
 
 def new_key_and_csr() -> tuple[bytes, bytes]:
@@ -269,7 +271,7 @@ def _self_signed(key: ec.EllipticCurvePrivateKey, fleet: str, now: float) -> x50
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(_moment(now - _SKEW_SECONDS))
+        .not_valid_before(_moment(_BEGIN))
         .not_valid_after(_moment(now + _CA_TTL_SECONDS))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_key_usage(is_ca=True), critical=True)

@@ -95,7 +95,7 @@ class EnrolmentService(link_pb2_grpc.EnrolmentServiceServicer):
         self, request: link_pb2.RenewExpiredRequest, context: Context
     ) -> link_pb2.RenewExpiredResponse:
         await self._check_failures(context)
-        fleet, now = self._mind.fleet(), self._mind.now()
+        fleet, now = self._mind.fleet(), self._ca.now()
         try:
             server_id = server_to_renew(self._ca, fleet, request.certificate_pem, request.csr_pem, now)
             issued = self._ca.issue_server(request.csr_pem, server_id, self._server_ttl_seconds)

@@ -35,7 +35,7 @@ from galactica.scheduler.security.ca import (
 )
 from galactica.scheduler.security.enrolment import EnrolmentService
 from galactica.scheduler.security.identities import Role
-from galactica.scheduler.serve.clock import DisciplinedClock
+from galactica.scheduler.serve.clock import SteadyClock
 from galactica.scheduler.serve.listeners import enrolment_credentials, make_enrolment_server, make_server
 from galactica.scheduler.settings.broker import BusOptions
 from galactica.scheduler.settings.context import Context, write_context
@@ -75,7 +75,7 @@ class Scheduler:
         version = __version__
         # The fleet's epoch may be above the journal's own: a journal from a backup claims more than one at once.
         epoch = max(journal.claim_epoch(), fleet.epoch + 1)
-        clock = DisciplinedClock(fleet.at)
+        clock = SteadyClock(fleet.at)
         self.controller = Controller(journal, fleet, clock, Start(epoch, version))
         self.dispatcher = Dispatcher(self.controller, ca, fleet=setup.fleet, epoch=epoch)
         self.providers: ProviderRunner

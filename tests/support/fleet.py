@@ -85,12 +85,12 @@ class Fleet:
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("GALACTICA_")}
         return {**inherited, "GALACTICA_CONTEXT": str(self.context), **more}
 
-    def start_scheduler(self, data: Path | None = None) -> None:
+    def start_scheduler(self, data: Path | None = None, **environment: str) -> None:
         """Returns when it answers."""
         self._data = data or self._data
         words = ["scheduler", "--data", str(self.data), "--fleet", self.name]
         words += ["--listen", self.address, "--enrol-listen", self.enrol_address]
-        self.scheduler = self.spawn("scheduler", [*cli_command(), *words])
+        self.scheduler = self.spawn("scheduler", [*cli_command(), *words], **environment)
         self.until(self.answers, "the scheduler answers")
 
     def answers(self) -> bool:

@@ -232,7 +232,7 @@ class World:
                 self.core.take(ServerMade(provider, cell, f"ref-{cell}", self.now))
                 self.join(cell)
                 if cell not in self.mute:
-                    self.report(cell, vitals=Vitals())
+                    self.report(cell, vitals=Vitals(clock_offset_ms=0.0))
             case DecommissionServer(provider=provider, cell=cell) if self.slow_deletes:
                 self.core.take(ServerUnmade(provider, cell, self.now))
             case DecommissionServer(provider=provider, cell=cell):

@@ -139,7 +139,9 @@ class TestIssuing:
         assert san_of(issued.certificate_pem) == ["galactica:server:rack-1%2Fhost_a.example"]
         assert usages_of(issued.certificate_pem) == [ExtendedKeyUsageOID.CLIENT_AUTH]
         assert issued.expires_at == NOW + 3_600 == certificate.not_valid_after_utc.timestamp()
-        assert NOW - 600 <= certificate.not_valid_before_utc.timestamp() < NOW
+        assert (
+            certificate.not_valid_before_utc.timestamp() == 0
+        )  # whatever the clock of the host that reads it
 
     def test_operator_certificate_names_operator_and_role(self, ca):
         _, csr = new_key_and_csr()

@@ -264,6 +264,28 @@ def test_clocks_that_many_have_wrong_are_the_schedulers_own() -> None:
     assert {event.cell for event in world.events(e.CellCondemned)} == {"rack/0.1", "rack/1.1"}  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(("size", "is_sick"), [(1, False), (2, False), (3, True)])
+def test_a_clock_is_wrong_only_where_two_others_have_the_schedulers_time(size: int, is_sick: bool) -> None:
+    world = World()
+    world.apply(pool("rack", size))
+    world.advance(10)
+    ail(world, ("rack/0.1",), BAD["clock_off"][0], 60.0)
+    condemned_cells = [event.cell for event in world.events(e.CellCondemned)]  # type: ignore[union-attr]
+    assert condemned_cells == (["rack/0.1"] if is_sick else [])
+    if not is_sick:
+        assert verdict(world, "rack/0.1") == (Health.SUSPECT, "clock_off")
+
+
+def test_servers_that_say_nothing_of_their_clocks_are_no_witnesses() -> None:
+    world = World()
+    world.apply(pool("rack", 3))
+    world.advance(10)
+    for other in ("rack/1.1", "rack/2.1"):
+        world.report(other, vitals=Vitals())
+    ail(world, ("rack/0.1",), BAD["clock_off"][0], 60.0)
+    assert world.events(e.CellCondemned) == []
+
+
 def test_a_server_whose_engine_hangs_goes_with_the_cells_that_it_cannot_end() -> None:
     world = World()
     world.apply(pool("rack", 3))

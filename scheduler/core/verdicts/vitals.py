@@ -6,12 +6,17 @@ of each. The last working server is better than none.
 
 from __future__ import annotations
 
+import itertools
+
 from galactica.scheduler.core.model.fleet import Fleet, Phase, Server
 from galactica.scheduler.core.model.policy import VitalLimits
 from galactica.scheduler.core.model.rules import Rule
 from galactica.scheduler.core.model.verdict import Evidence, Health, Verdict
 from galactica.scheduler.core.sight.state import Sight
 from galactica.scheduler.core.sight.vitals import Ailment
+
+CLOCK_WITNESSES = 2
+"""So many other servers must have the scheduler's time, before one that has another is to blame."""
 
 
 def vitals_verdict(
@@ -33,8 +38,8 @@ def vitals_verdict(
     if ailment is None:
         count = len(sight.ailing.get(lasting[0].rule) or ())
         reason = (
-            f"{lasting[0].says}, but so are those of {count} of {len(fleet.servers)} servers: "
-            "the scheduler suspects its own clock and condemns none of them"
+            f"{lasting[0].says}; so say {count} of {len(fleet.servers)} servers, and too few have the time of the "
+            "scheduler: it suspects its own clock and condemns none of them"
         )
         return Verdict(Health.SUSPECT, lasting[0].rule, reason, facts, look_at)
     reason = f"{ailment.says}, for {now - ailment.since:.0f} s"
@@ -45,11 +50,24 @@ def vitals_verdict(
 
 
 def _is_ours(ailment: Ailment, fleet: Fleet, sight: Sight, limits: VitalLimits) -> bool:
-    """Clocks are compared with the scheduler's. If many seem wrong, the scheduler's is wrong."""
+    """Clocks are compared with the scheduler's. If many seem wrong, the scheduler's is wrong. It is as likely to be
+    wrong as the one that differs, as long as not two others agree with it."""
+    if ailment.rule != Rule.CLOCK_OFF:
+        return False
     sharing = len(sight.ailing.get(ailment.rule) or ())
-    return ailment.rule == Rule.CLOCK_OFF and sharing > max(
-        1, int(len(fleet.servers) * limits.clock_fraction)
-    )
+    is_common = sharing > max(1, int(len(fleet.servers) * limits.clock_fraction))
+    return is_common or not _agree_with_us(sight, CLOCK_WITNESSES)
+
+
+def _agree_with_us(sight: Sight, count: int) -> bool:
+    """Whether that many servers have a clock like the scheduler's."""
+    agreeing = (name for name in sight.well if _tells_its_clock(sight, name))
+    return sum(1 for _ in itertools.islice(agreeing, count)) == count
+
+
+def _tells_its_clock(sight: Sight, server: str) -> bool:
+    vitals = sight.servers[server].vitals
+    return vitals is not None and vitals.clock_offset_ms is not None
 
 
 def _can_be_spared(fleet: Fleet, server: Server, sight: Sight) -> bool:
