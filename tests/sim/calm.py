@@ -10,7 +10,6 @@ from galactica.scheduler.core.model.spec import GroupKind
 from tests.sim.host import Troubles
 from tests.sim.laws import LawBroken
 from tests.sim.network import Weather
-from tests.sim.provider import Temper
 from tests.sim.wanted import pool, service
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ async def calm_down(world: Simulation) -> None:
     world.network.cut_to.clear()
     world.network.cut_from.clear()
     world.isolated.clear()
-    world.provider.temper = Temper()
+    world.provider.temper = world.provider.usual
     for host in world.hosts.values():
         host.troubles = Troubles()
         if host.liar is not None:

@@ -13,6 +13,7 @@ from galactica.scheduler.core.model.fleet import parse_cell_id
 from galactica.scheduler.core.model.rules import SILENCE_RULES
 from galactica.scheduler.core.model.verdict import Health
 from tests.sim.rollouts import Rollouts
+from tests.sim.words import Words
 
 RANK = {
     e.CellOrdered: 0,
@@ -68,6 +69,7 @@ class Laws:
     liars: set[str] = field(default_factory=set)
     """Hosts whose agents lied. The scheduler may believe what such a one says of its own cells."""
     rollouts: Rollouts = field(default_factory=Rollouts)
+    words: Words = field(default_factory=Words)
     position: int = 0
     at: float = 0.0
 
@@ -77,7 +79,7 @@ class Laws:
             self._require(record.at >= self.at, record, f"time goes back from {self.at}")
             self.position, self.at = record.position, record.at
             self._note(record)
-            broken = self.rollouts.note(record)
+            broken = self.rollouts.note(record) or self.words.note(record)
             self._require(not broken, record, broken)
 
     def started_on(self, host: str, cell: str) -> None:
@@ -175,7 +177,6 @@ class Laws:
         elif isinstance(event, e.CellCondemned):
             life.health = event.health
             self._has_certificate(record, event)
-            self._on_nobody_elses_word(record, event, life)
         elif isinstance(event, e.CellDraining):
             self._proven_before_the_kill(record, event, life)
 
@@ -191,12 +192,6 @@ class Laws:
         )
         if event.health is not Health.HEALTHY:
             self._require(bool(event.evidence), record, "condemned by health without evidence")
-
-    def _on_nobody_elses_word(self, record: Record, event: e.CellCondemned, life: _Life) -> None:
-        """Of the agents only its own speaks of a container."""
-        agents = {fact.source for fact in event.evidence if fact.source.startswith("agent ")}
-        own = {f"agent {life.server}"} if life.server else agents
-        self._require(agents <= own, record, f"condemned on the word of {sorted(agents - own)}")
 
     def _proven_before_the_kill(self, record: Record, event: e.CellDraining, life: _Life) -> None:
         """A cell that served and may still run is ended only behind a proven successor, or while an elder still serves

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from msgspec.structs import replace
 
@@ -34,6 +35,10 @@ from tests.sim.host import Host
 from tests.sim.network import Network
 
 
+class Heard(Protocol):
+    def __call__(self, server: str, reports: Iterable[CellReport], *, complete: bool) -> None: ...
+
+
 @dataclass
 class _Session:
     id: str
@@ -52,6 +57,7 @@ class Links:
     on_command: Callable[[Command], None]
     testimony: Callable[[Host, float], tuple[Testimony, ...]]
     """What a host says of its neighbours."""
+    heard: Heard
     clock: VirtualClock
     controller: Controller | None = None
     sessions: dict[str, _Session] = field(default_factory=dict)
@@ -92,6 +98,7 @@ class Links:
         self.sessions[host.name] = session
         facts = ServerFacts(capacity=Resources(), runtimes=(RuntimeKind.PROCESS,), agent_version="sim")
         inventory = tuple(map(_report, hello.inventory))
+        self.heard(host.name, inventory, complete=True)
         self.inbox.put_nowait(Attached(host.name, session.id, self.controller.now(), facts, inventory))
         tempo = self.controller.view().policy.tempo(1)
         welcome = (session.id, self.epoch, tempo.beat_seconds, tempo.lease_seconds, hello.beat_at)
@@ -102,6 +109,7 @@ class Links:
         if self.controller is None or session is None or session.link != link or session.id != report.session:
             return
         cells = tuple(map(_report, report.cells))
+        self.heard(host.name, cells, complete=report.complete)
         now = self.controller.now()
         said = self.testimony(host, now)
         vitals = vitals_from_proto(report.vitals) if report.vitals else None

@@ -50,6 +50,8 @@ class Temper:
     """How long a delete takes that was accepted at once."""
     deletes_forgotten: float = 0.0
     """Accepted, and nothing follows."""
+    says_gone_at_once: bool = False
+    """It claims the end of what it only accepted. No provider may: this is for tests of the laws."""
 
 
 @dataclass
@@ -59,6 +61,8 @@ class SimProvider:
     random: Random
     world: World
     temper: Temper = field(default_factory=Temper)
+    usual: Temper = field(default_factory=Temper)
+    """How it is when nothing troubles it."""
     machines: dict[str, ProviderState] = field(default_factory=dict)
     going: set[str] = field(default_factory=set)
     """Machines whose delete goes on. They are listed until it is done."""
@@ -80,7 +84,8 @@ class SimProvider:
                 self._make(cell)
             case DecommissionServer(cell=cell):
                 self._take_delete(cell)
-                self._answer(ServerUnmade("local", cell, self.world.now()))
+                is_gone = self.usual.says_gone_at_once
+                self._answer(ServerUnmade("local", cell, self.world.now(), is_gone=is_gone))
 
     def _take_delete(self, cell: str) -> None:
         if cell not in self.machines or cell in self.going:

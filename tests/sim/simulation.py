@@ -134,7 +134,15 @@ class Simulation:
         fleet = load(journal)
         self.clock = clock.VirtualClock(self.wall_step, fleet.at)
         controller = Controller(journal, fleet, self.clock, start, self.policy)
-        links = Links(self.network, journal.epoch, self.laws.sent, self._testimony, self.clock, controller)
+        links = Links(
+            self.network,
+            journal.epoch,
+            self.laws.sent,
+            self._testimony,
+            self.laws.words.heard,
+            self.clock,
+            controller,
+        )
         for host in self.hosts.values():
             host.port = links
 

@@ -1,0 +1,164 @@
+"""Each law notices what it forbids, and lets pass what it allows."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from galactica.scheduler.core.model import events as e
+from galactica.scheduler.core.model.events import Record
+from galactica.scheduler.core.model.policy import Policy
+from galactica.scheduler.core.model.spec import Group, GroupKind, RuntimeKind, ServerBody, Spec
+from galactica.scheduler.core.model.verdict import Health
+from galactica.scheduler.core.sight.observations import CellReport, CellState
+from tests.sim.laws import LawBroken, Laws
+from tests.sim.provider import Temper
+from tests.sim.rollouts import Rollouts
+from tests.sim.seeds import reason_of
+from tests.sim.simulation import Simulation
+from tests.sim.words import Words
+
+WEB = Group(GroupKind.SERVICE, "web", 3, Spec(RuntimeKind.PROCESS))
+RACK = Group(GroupKind.POOL, "rack", 1, Spec(RuntimeKind.SERVER, server=ServerBody("local", "{}")))
+
+
+def ready(cell: str, digest: str) -> list[e.AnyEvent]:
+    return [e.CellOrdered(cell, digest, 1, "a"), e.CellReady(cell)]
+
+
+def outdated(cell: str) -> e.CellCondemned:
+    return e.CellCondemned(cell, Health.HEALTHY, "outdated", "it is old", (), "one")
+
+
+def died(cell: str) -> e.CellCondemned:
+    return e.CellCondemned(cell, Health.DEAD, "exited", "it ended", (), "one")
+
+
+def broken_by(timed: list[tuple[float, list[e.AnyEvent]]]) -> list[str]:
+    """What the rollouts' law says of a history: events by their time."""
+    law = Rollouts()
+    records = [Record(0, at, "test", event) for at, events in timed for event in events]
+    return [said for said in map(law.note, records) if said]
+
+
+THREE_SERVE: list[e.AnyEvent] = [
+    e.GroupApplied(WEB, "old", 1),
+    *ready("web/0.1", "old"),
+    *ready("web/1.1", "old"),
+    *ready("web/2.1", "old"),
+]
+NEXT = e.GroupApplied(WEB, "new", 2)
+
+
+def test_nothing_that_serves_is_condemned_for_a_revision_of_which_one_died_young_a_moment_ago() -> None:
+    history = [
+        (0.0, THREE_SERVE),
+        (100.0, [NEXT, outdated("web/0.1"), *ready("web/0.2", "new")]),
+        (104.0, [died("web/0.2")]),
+    ]
+    assert broken_by([*history, (163.0, [outdated("web/1.1")])]) == [
+        "a cell that serves is condemned for a revision of which one died young a moment ago"
+    ]
+    assert broken_by([*history, (165.0, [outdated("web/1.1")])]) == []
+
+
+def test_a_death_after_it_was_proven_is_not_young() -> None:
+    grown_up = [
+        (0.0, THREE_SERVE),
+        (100.0, [NEXT, outdated("web/0.1"), *ready("web/0.2", "new")]),
+        (106.0, [died("web/0.2"), outdated("web/1.1")]),
+    ]
+    assert broken_by(grown_up) == []
+
+
+def test_a_revision_that_proved_nothing_costs_no_more_than_one_and_the_surge() -> None:
+    cells = ("web/0.1", "web/1.1", "web/2.1")
+    rolled: list[e.AnyEvent] = [
+        event
+        for cell in cells
+        for event in (outdated(cell), *ready(cell[:-1] + "2", "new"), e.CellDraining(cell))
+    ]
+    assert broken_by([(0.0, THREE_SERVE), (100.0, [NEXT, *rolled])]) == [
+        "a revision that proved nothing cost the service ['web/0.1', 'web/1.1', 'web/2.1']"
+    ]
+    later = [(110.0, [*rolled[4:]])]
+    assert broken_by([(0.0, THREE_SERVE), (100.0, [NEXT, *rolled[:4]]), *later]) == []
+
+
+@pytest.mark.parametrize(
+    ("event", "needed"),
+    [
+        (e.CellReady("web/0.1"), CellState.RUNNING),
+        (died("web/0.1"), CellState.EXITED),
+        (replace(died("web/0.1"), rule="start_failed"), CellState.FAILED),
+        (replace(died("web/0.1"), rule="vanished"), CellState.GONE),
+    ],
+)
+def test_only_the_own_agents_word_counts(event: e.CellReady | e.CellCondemned, needed: CellState) -> None:
+    report = CellReport("web/0.1", "d", needed)
+    ordered = Record(1, 0.0, "test", e.CellOrdered("web/0.1", "d", 1, "a"))
+
+    def verdict(speaker: str) -> str:
+        words = Words()
+        words.note(ordered)
+        words.heard(speaker, [report], complete=False)
+        return words.note(Record(2, 0.0, "test", event))
+
+    assert verdict("a") == ""
+    assert verdict("b") == f"the agent of a never said that it is {needed.value}"
+
+
+def test_what_a_complete_report_leaves_out_is_gone() -> None:
+    words = Words()
+    words.note(Record(1, 0.0, "test", e.CellOrdered("web/0.1", "d", 1, "a")))
+    words.heard("a", [CellReport("web/0.1", "d", CellState.RUNNING)], complete=True)
+    vanished = Record(2, 0.0, "test", replace(died("web/0.1"), rule="vanished"))
+    assert words.note(vanished)
+    words.heard("a", [], complete=True)
+    assert not words.note(vanished)
+
+
+def test_a_machine_is_not_decommissioned_while_its_provider_has_it() -> None:
+    laws = Laws(standing={"rack/0.1"})
+    events: list[e.AnyEvent] = [
+        e.GroupApplied(RACK, "d", 1),
+        e.CellOrdered("rack/0.1", "d", 1, ""),
+        outdated("rack/0.1"),
+        e.CellDraining("rack/0.1"),
+        e.CellDecommissioned("rack/0.1", "provider"),
+    ]
+    records = [Record(number, 0.0, "test", event) for number, event in enumerate(events, start=1)]
+    with pytest.raises(LawBroken, match="its provider still has it"):
+        laws.durable(records)
+
+
+def test_times_in_the_journal_never_go_back() -> None:
+    laws = Laws()
+    laws.durable([Record(1, 5.0, "test", e.SchedulerStarted(1, "sim"))])
+    with pytest.raises(LawBroken, match="time goes back"):
+        laws.durable([Record(2, 4.0, "test", e.SchedulerStarted(2, "sim"))])
+
+
+# --- whole histories in which a rule is broken on purpose ----------------------------------------------------------
+
+
+def shown_by(seeds: list[int], policy: Policy | None = None, temper: Temper | None = None) -> str:
+    """What the first of the seeds breaks that breaks anything."""
+    for seed in seeds:
+        world = Simulation(seed, policy)
+        if temper is not None:
+            world.provider.usual = temper
+        try:
+            world.run()
+        except (LawBroken, ExceptionGroup) as broken:
+            return reason_of(broken)
+    return ""
+
+
+def test_a_provider_that_says_gone_before_it_is_so_is_noticed() -> None:
+    liar = Temper(delete_seconds=30.0, says_gone_at_once=True)
+    assert "its provider still has it" in shown_by([10, *range(50)], temper=liar)
+
+
+def test_a_scheduler_that_waits_for_no_proof_is_noticed() -> None:
+    assert "before its replacement was proven" in shown_by([24, *range(50)], Policy(waits_for_proof=False))
