@@ -12,6 +12,9 @@ from rpds import HashTrieMap
 from galactica.scheduler.core.model.fleet import CellId, Fleet, Phase, Slot, parse_cell_id
 from galactica.scheduler.core.tallies import put_group
 
+GENERATIONS_BELIEVED = 500_000_000
+"""No slot had so many cells. An id beyond that is shown, and no id is skipped for it: so an agent that makes ids up uses
+up half of those of a slot at most."""
 UNKNOWN_KEPT = 10_000
 """How many slots with such cells are remembered. More are held too, as long as their agents report them."""
 
@@ -50,7 +53,9 @@ def found(fleet: Fleet, server: str, cell_id: str) -> Fleet:
     known = (fleet.unknown.get(slot) or HashTrieMap()).insert(cell_id, server)
     fleet = replace(fleet, unknown=fleet.unknown.insert(slot, known))
     parsed = parse_cell_id(cell_id)
-    return _without_generation(fleet, parsed) if parsed else fleet
+    if parsed is None or parsed.generation > GENERATIONS_BELIEVED:
+        return fleet
+    return _without_generation(fleet, parsed)
 
 
 def _without_generation(fleet: Fleet, taken: CellId) -> Fleet:
