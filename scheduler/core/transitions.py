@@ -81,7 +81,8 @@ def _unknown_cell_found(fleet: Fleet, _: e.Record, event: e.UnknownCellFound) ->
 
 
 def _orphan_removed(fleet: Fleet, _: e.Record, event: e.OrphanRemoved) -> Fleet:
-    return unknown.forgotten(fleet, event.cell)
+    fleet = unknown.forgotten(fleet, event.cell)
+    return fleet if event.is_gone else unknown.owned(fleet, event.cell)
 
 
 def _token_created(fleet: Fleet, record: e.Record, event: e.TokenCreated) -> Fleet:
@@ -165,7 +166,8 @@ def _cell_ordered(fleet: Fleet, record: e.Record, event: e.CellOrdered) -> Fleet
 def _cell_adopted(fleet: Fleet, record: e.Record, event: e.CellAdopted) -> Fleet:
     if not unknown.is_unknown(fleet, event.server, event.cell):
         raise IllegalTransition(f"{event.cell} on {event.server} is not one that nobody ordered")
-    return _placed(unknown.forgotten(fleet, event.cell), record, event, "")
+    fleet = unknown.owned(unknown.forgotten(fleet, event.cell), event.cell)
+    return _placed(fleet, record, event, "")
 
 
 def _parsed(cell_id: str) -> CellId:

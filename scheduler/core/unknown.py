@@ -13,8 +13,11 @@ from galactica.scheduler.core.model.fleet import CellId, Fleet, Phase, Slot, par
 from galactica.scheduler.core.tallies import put_group
 
 GENERATIONS_BELIEVED = 500_000_000
-"""No slot had so many cells. An id beyond that is shown, and no id is skipped for it: so an agent that makes ids up uses
+"""No slot had so many cells. An id beyond that is shown, and no id is skipped for it: an agent that makes ids up uses
 up half of those of a slot at most."""
+RANGES_KEPT = 32
+"""How many ranges of skipped generations a slot remembers. The two oldest become one: what is between them counts as
+never ordered too, and is left alone."""
 UNKNOWN_KEPT = 10_000
 """How many slots with such cells are remembered. More are held too, as long as their agents report them."""
 
@@ -63,10 +66,58 @@ def _without_generation(fleet: Fleet, taken: CellId) -> Fleet:
     unused = taken.generation + 1
     if state is None:
         before = fleet.generations.get(taken.group) or 1
-        return replace(fleet, generations=fleet.generations.insert(taken.group, max(before, unused)))
+        if unused <= before:
+            return fleet
+        fleet = replace(fleet, generations=fleet.generations.insert(taken.group, unused))
+        slots = [name for name in fleet.skipped if name.startswith(f"{taken.group}/")]
+        for name in (taken.group, *slots):
+            fleet = _skip(fleet, name, (*(fleet.skipped.get(name) or ()), (before, unused)))
+        return fleet
     slot = state.slots.get(taken.slot) or Slot(next_generation=state.first_generation)
-    slot = replace(slot, next_generation=max(slot.next_generation, unused))
+    if unused <= slot.next_generation:
+        return fleet
+    ranges = (*_ranges(fleet, taken), (slot.next_generation, unused))
+    fleet = _skip(fleet, f"{taken.group}/{taken.slot}", ranges)
+    slot = replace(slot, next_generation=unused)
     return put_group(fleet, replace(state, slots=state.slots.insert(taken.slot, slot)))
+
+
+# --- which ids this journal gave out --------------------------------------------------------------------------------
+
+
+def was_skipped(fleet: Fleet, cell: CellId) -> bool:
+    """Whether the id was left out because an agent had it, or one above it. Then this journal never gave it out,
+    although the next one is above it."""
+    return any(first <= cell.generation < after for first, after in _ranges(fleet, cell))
+
+
+def _ranges(fleet: Fleet, cell: CellId) -> tuple[tuple[int, int], ...]:
+    """Those of the slot; where it has none of its own, those of its group."""
+    own = fleet.skipped.get(f"{cell.group}/{cell.slot}")
+    return (fleet.skipped.get(cell.group) or ()) if own is None else own
+
+
+def _skip(fleet: Fleet, name: str, ranges: tuple[tuple[int, int], ...]) -> Fleet:
+    if len(ranges) > RANGES_KEPT:
+        ranges = ((ranges[0][0], ranges[1][1]), *ranges[2:])
+    return replace(fleet, skipped=fleet.skipped.insert(name, ranges))
+
+
+def owned(fleet: Fleet, cell_id: str) -> Fleet:
+    """An operator decided on the cell. From here on it counts as one that this journal ordered."""
+    cell = parse_cell_id(cell_id)
+    if cell is None or not was_skipped(fleet, cell):
+        return fleet
+    ranges = [part for one in _ranges(fleet, cell) for part in _without(one, cell.generation)]
+    return _skip(fleet, f"{cell.group}/{cell.slot}", tuple(ranges))
+
+
+def _without(one: tuple[int, int], generation: int) -> list[tuple[int, int]]:
+    first, after = one
+    if not first <= generation < after:
+        return [one]
+    parts = [(first, generation), (generation + 1, after)]
+    return [(low, high) for low, high in parts if low < high]
 
 
 def forgotten(fleet: Fleet, cell_id: str) -> Fleet:

@@ -70,6 +70,7 @@ def encode(fleet: Fleet) -> bytes:
         silences=dict(fleet.silences.items()),
         unknown={slot: dict(cells.items()) for slot, cells in fleet.unknown.items()},
         overtaken_at=fleet.overtaken_at,
+        skipped=dict(fleet.skipped.items()),
     )
     body = zlib.compress(write(disk), _COMPRESSION_LEVEL)
     return _MAGIC + VERSION.to_bytes(_VERSION_BYTES, "big") + body
@@ -218,6 +219,7 @@ def _fleet_from_disk(disk: FleetOnDisk) -> Fleet:
         silences=HashTrieMap(disk.silences),
         unknown=HashTrieMap((slot, HashTrieMap(cells)) for slot, cells in disk.unknown.items()),
         overtaken_at=disk.overtaken_at,
+        skipped=HashTrieMap(disk.skipped),
     )
 
 

@@ -136,3 +136,4 @@ class FleetOnDisk(Struct, frozen=True, array_like=True):
     silences: dict[str, tuple[Silence, ...]] = {}
     unknown: dict[str, dict[str, str]] = {}
     overtaken_at: float | None = None
+    skipped: dict[str, tuple[tuple[int, int], ...]] = {}

@@ -104,6 +104,7 @@ FULL = Fleet(
     position=10_000_000_007,
     unknown=HashTrieMap({"web/7": HashTrieMap({"web/7.3": "server-1"})}),
     overtaken_at=1_763_900_000.5,
+    skipped=HashTrieMap({"web": ((1, 4),), "web/7": ((2, 3), (5, 9))}),
     at=1_763_900_010.000001,
     epoch=12,
     groups=HashTrieMap(

@@ -1,8 +1,11 @@
-"""What agents say of cells that nobody ordered never makes the scheduler unable to order."""
+"""Cells that nobody ordered: what their ids may do to those that the journal gives out, and to each other."""
 
 import pytest
 
+from galactica.scheduler.core.model.commands import Decommission
 from galactica.scheduler.core.model.fleet import Phase
+from galactica.scheduler.core.model.requests import CondemnUnknown
+from galactica.scheduler.core.unknown import RANGES_KEPT
 from tests.support.world import World, gone, running, service
 
 
@@ -30,3 +33,70 @@ def test_one_that_an_older_journal_may_have_forgotten_is_believed() -> None:
     world.report("a", gone("web/0.500000000"))
     world.apply(service("web", 1))
     assert world.phases() == {"web/0.500000001": Phase.READY}
+
+
+def restored(*wanted: int) -> World:
+    """Three servers; this journal wants so many cells of web, or never heard of it."""
+    world = World()
+    world.join("a", "b", "c")
+    for replicas in wanted:
+        world.apply(service("web", replicas))
+    return world
+
+
+def removed(world: World) -> list[str]:
+    return [command.cell for command in world.sent if isinstance(command, Decommission)]
+
+
+@pytest.mark.parametrize("wanted", [(), (0,)])
+@pytest.mark.parametrize("second", ["web/0.8", "web/1.1", "web/0.1"])
+def test_one_that_was_never_ordered_is_left_alone_whichever_is_heard_first(
+    wanted: tuple[int, ...], second: str
+) -> None:
+    world = restored(*wanted)
+    world.report("a", running("web/0.9"))
+    world.report("b", running(second))
+    assert removed(world) == []
+    assert {cell for known in world.core.fleet.unknown.values() for cell in known} == {"web/0.9", second}
+
+
+def test_one_that_its_agent_missed_for_a_moment_is_left_alone_again() -> None:
+    world = restored(0)
+    world.report("a", running("web/0.9"))
+    world.report("a", gone("web/0.9"))
+    world.report("a", running("web/0.9"))
+    assert removed(world) == []
+    assert world.held() == {"unknown_cell"}
+
+
+@pytest.mark.parametrize("wanted", [(), (0,)])
+def test_one_that_an_operator_condemned_is_removed_whenever_it_shows_up_again(
+    wanted: tuple[int, ...],
+) -> None:
+    world = restored(*wanted)
+    world.report("a", running("web/0.9"))
+    world.ask(CondemnUnknown())
+    world.report("a", gone("web/0.9"))
+    world.sent.clear()
+    world.detach("a")
+    world.attach("a", running("web/0.9"))
+    assert removed(world) == ["web/0.9"]
+
+
+def test_what_was_ordered_beside_them_is_removed_when_it_shows_up_after_its_end() -> None:
+    world = restored(1)
+    world.apply(service("web", 0))
+    assert world.phases() == {}
+    world.sent.clear()
+    world.report("a", running("web/0.9"))
+    world.report("b", running("web/0.1"))
+    assert removed(world) == ["web/0.1"]
+
+
+def test_the_ranges_that_are_remembered_are_bounded() -> None:
+    world = restored(0)
+    for generation in range(2, 400, 2):
+        world.report("a", running(f"web/0.{generation}"))
+        world.ask(CondemnUnknown())
+        world.report("a", gone(f"web/0.{generation}"))
+    assert len(world.core.fleet.skipped["web/0"]) <= RANGES_KEPT

@@ -118,6 +118,8 @@ class OrphanRemoved(Event, frozen=True):
     cell: str
     server: str
     reason: str
+    is_gone: bool = False
+    """Nobody removed it: its agent has it no longer."""
 
 
 class ServerEnrolled(Event, frozen=True):

@@ -11,7 +11,7 @@ from galactica.scheduler.core.model.keys import LeakKey, OrphanKey
 from galactica.scheduler.core.model.rules import HoldRule
 from galactica.scheduler.core.reconcile.draft import Draft, resend, resend_to_provider
 from galactica.scheduler.core.sight.observations import CellState, ProviderState
-from galactica.scheduler.core.unknown import UNKNOWN_KEPT, is_place, is_unknown
+from galactica.scheduler.core.unknown import UNKNOWN_KEPT, is_place, is_unknown, was_skipped
 
 
 def look_orphan(draft: Draft, key: OrphanKey) -> None:
@@ -43,7 +43,8 @@ def _is_gone(draft: Draft, key: OrphanKey) -> None:
     seen = draft.sight.servers.get(key.server)
     is_told = seen is not None and seen.is_open and not seen.is_doubtful
     if is_told and is_unknown(draft.fleet, key.server, key.cell):
-        draft.emit(e.OrphanRemoved(key.cell, key.server, "its agent says that it is gone"))
+        reason = "its agent says that it is gone"
+        draft.emit(e.OrphanRemoved(key.cell, key.server, reason, is_gone=True))
         draft.look_at_slot_of(key.cell)
 
 
@@ -62,7 +63,7 @@ def was_ordered(fleet: Fleet, cell_id: str) -> bool:
     """Whether a cell of that id was ever ordered, by this journal. A scheduler on an empty or older journal does not
     know the newer orders, and must not take a whole fleet for leftovers."""
     cell = parse_cell_id(cell_id)
-    if cell is None:
+    if cell is None or was_skipped(fleet, cell):
         return False
     state = fleet.groups.get(cell.group)
     if state is None:
