@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from galactica.scheduler.core.model.requests import ApplyGroups
 from galactica.scheduler.core.model.spec import GroupKind
+from tests.sim.backup import tidy_up
 from tests.sim.host import Troubles
 from tests.sim.laws import LawBroken
 from tests.sim.network import Weather
@@ -30,6 +31,8 @@ async def calm_down(world: Simulation) -> None:
     world.network.cut_from.clear()
     world.isolated.clear()
     world.provider.temper = world.provider.usual
+    for name in list(world.clones):
+        world.switch_off_clone(name)
     for host in world.hosts.values():
         host.troubles = Troubles()
         if host.liar is not None:
@@ -64,6 +67,7 @@ async def converge(world: Simulation) -> None:
     while why and asyncio.get_running_loop().time() < end:
         await asyncio.sleep(1.0)
         world.check()
+        await tidy_up(world)
         why = unconverged(world)
     if why:
         raise LawBroken(f"not converged after {CALM_SECONDS:g} s of calm: {why}")

@@ -83,6 +83,8 @@ class Host:
     _links: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
     liar: Liar | None = None
     """What its agent says instead of the truth, if it lies."""
+    is_clone: bool = False
+    """Another machine has its identity, and had it first."""
     is_deleted: bool = False
     """The machine is gone: nothing begins on it any more."""
     _watch: asyncio.TimerHandle | None = None
@@ -187,6 +189,7 @@ class Agent:
 
     CONNECT_SECONDS = 0.3
     WELCOME_SECONDS = 3.0
+    KEEPALIVE_SECONDS = 20.0
     VITALS_SECONDS = 5.0
 
     def __init__(self, host: Host) -> None:
@@ -209,7 +212,13 @@ class Agent:
         if self._timer:
             self._timer.cancel()
         if self.link:
-            self.host.network.from_host(self.host.name, self.host.port.hung_up, self.host, self.link)
+            self._end_stream(self.link)
+
+    def _end_stream(self, link: int) -> None:
+        """The network may lose the news. Then the scheduler's side notices that nothing keeps the stream alive."""
+        host, hung_up = self.host, self.host.port.hung_up
+        host.network.from_host(host.name, hung_up, host, link)
+        asyncio.get_running_loop().call_later(self.KEEPALIVE_SECONDS, hung_up, host, link)
 
     def _later(self, seconds: float, act: Callable[..., None], *args: object) -> None:
         """Do it in this life of the agent, and not while the host is frozen."""
@@ -243,7 +252,7 @@ class Agent:
         if link != self.link:
             return
         self.link = 0
-        self.host.network.from_host(self.host.name, self.host.port.hung_up, self.host, link)
+        self._end_stream(link)
         self.feed(m.Disconnected(link, self.host.now))
         self._later(self.CONNECT_SECONDS * self.host.random.uniform(0.5, 2.0), self.connect)
 

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import secrets
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -43,14 +44,18 @@ def hunt(seeds: Iterable[int], trial: Trial, workers: int) -> Iterator[str]:
     waiting = iter(seeds)
     with ProcessPoolExecutor(workers, initializer=_be_quiet) as pool:
         running: set[Future[str]] = set()
-        while True:
-            for seed in itertools.islice(waiting, 2 * workers - len(running)):
-                running.add(pool.submit(trial, seed))
-            if not running:
-                return
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            for one in done:
-                yield one.result()
+        try:
+            while True:
+                for seed in itertools.islice(waiting, 2 * workers - len(running)):
+                    running.add(pool.submit(trial, seed))
+                if not running:
+                    return
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for one in done:
+                    yield one.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # each worker ends with the seed that it has
+            raise
 
 
 def _be_quiet() -> None:
@@ -101,4 +106,5 @@ def _fresh() -> int:
 if __name__ == "__main__":
     if os.environ.get("PYTHONHASHSEED") != "0":  # a history depends on the order of hash maps
         sys.exit("a seed that fails would not fail again: set PYTHONHASHSEED=0, or use make sim")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # its workers end with it
     sys.exit(main(sys.argv[1:]))

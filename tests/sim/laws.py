@@ -59,9 +59,13 @@ class Laws:
     """Group to the seconds for which a READY cell of it stays well before it is proven."""
     exclusive: set[str] = field(default_factory=set)
     """Groups whose cells never have another beside them in their slot."""
+    deleted: set[str] = field(default_factory=set)
+    """Groups that were deleted at some time."""
     lost: set[str] = field(default_factory=set)
     drained: set[str] = field(default_factory=set)
     started: dict[str, str] = field(default_factory=dict)
+    ordered: set[tuple[str, str]] = field(default_factory=set)
+    """Cells and the hosts for which an order of them was ever durable."""
     standing: set[str] = field(default_factory=set)
     """Machines that the provider has, whatever was asked of it."""
     lists_lied: bool = False
@@ -70,8 +74,28 @@ class Laws:
     """Hosts whose agents lied. The scheduler may believe what such a one says of its own cells."""
     rollouts: Rollouts = field(default_factory=Rollouts)
     words: Words = field(default_factory=Words)
+    given_up: set[str] = field(default_factory=set)
+    """Cells that this journal never ordered, and that an operator condemned."""
+    was_restored: bool = False
     position: int = 0
     at: float = 0.0
+    _is_history: bool = False
+    """What is read is what an older journal says, and was judged when it came about."""
+
+    def go_back(self, records: Sequence[Record]) -> None:
+        """From here on the journal is an older one. What the world knows stays: what was made, and what is dead."""
+        self.lives.clear()
+        self.slots.clear()
+        self.wanted.clear()
+        self.silenced.clear()
+        self.lost.clear()
+        self.released.clear()
+        self.rollouts = Rollouts()
+        self.position, self.at = 0, 0.0
+        self.was_restored = True
+        self._is_history = True
+        self.durable(records)
+        self._is_history = False
 
     def durable(self, records: Sequence[Record]) -> None:
         for record in records:
@@ -87,9 +111,8 @@ class Laws:
         if cell in self.started:
             raise LawBroken(f"{cell} was made on {host}, and before on {self.started[cell]}")
         self.started[cell] = host
-        life = self.lives.get(cell)
-        if life is None or life.server != host:
-            raise LawBroken(f"{cell} was made on {host}, but the journal says {life}")
+        if (cell, host) not in self.ordered:
+            raise LawBroken(f"{cell} was made on {host}, but no journal has its order")
 
     @staticmethod
     def alone(alive: Sequence[str]) -> None:
@@ -113,6 +136,8 @@ class Laws:
                     raise LawBroken(f"the order of {cell} was sent after it was condemned")
             case Decommission(server=server, cell=cell):
                 life = self.lives.get(cell)
+                if life is None and cell not in self.given_up:
+                    raise LawBroken(f"{cell} on {server} was told to end, and this journal never ordered it")
                 if life is not None and life.server == server and life.rank < DRAINING:
                     raise LawBroken(f"{cell} was told to end without a durable reason: {life}")
 
@@ -126,6 +151,7 @@ class Laws:
                     self.exclusive.add(group.name)
             case e.GroupDeleted(name=name):
                 self.wanted.pop(name, None)
+                self.deleted.add(name)
             case e.ServerJoined(server=server):
                 self.lost.discard(server)
             case e.StormReleased(pool=pool, until=until):
@@ -136,6 +162,11 @@ class Laws:
                     self._certified(record, event)
             case e.CellOrdered():
                 self._ordered(record, event)
+            case e.CellAdopted(cell=cell, server=server, digest=digest):
+                self.lives[cell] = _Life(server, digest)
+                self.slots[cell.rpartition("/")[0], int(cell.rpartition("/")[2].split(".")[0])].append(cell)
+            case e.OrphanRemoved(cell=cell) if cell not in self.lives:
+                self._given_up(record, event)
             case (
                 e.CellBooting()
                 | e.CellReady()
@@ -144,6 +175,14 @@ class Laws:
                 | e.CellDecommissioned()
             ):
                 self._moved(record, event)
+
+    def _given_up(self, record: Record, event: e.OrphanRemoved) -> None:
+        """What this journal never ordered goes when an operator says so, or by itself. Of a deleted group the journal
+        keeps one number for all slots: ids below it count as ordered."""
+        self.given_up.add(event.cell)
+        is_asked_for = record.cause.startswith("operator") or event.is_gone
+        was_deleted = event.cell.partition("/")[0] in self.deleted
+        self._require(is_asked_for or was_deleted, record, "it was never ordered, and nobody asked for this")
 
     def _ordered(self, record: Record, event: e.CellOrdered) -> None:
         self._require(event.cell not in self.lives, record, "a cell id was used again")
@@ -156,6 +195,7 @@ class Laws:
             least = GONE if parsed.group in self.exclusive else CONDEMNED
             self._require(self.lives[other].rank >= least, record, f"{other} still holds the slot")
         self.lives[event.cell] = _Life(event.server, event.digest)
+        self.ordered.add((event.cell, event.server))
         self.slots[parsed.group, parsed.slot].append(event.cell)
 
     def _moved(self, record: Record, event: e.Event) -> None:
@@ -238,7 +278,6 @@ class Laws:
     known_dead: set[str] = field(default_factory=set)
     """Cells whose bodies are dead in the virtual world, whatever the journal knows."""
 
-    @staticmethod
-    def _require(condition: bool, record: Record, message: str) -> None:
-        if not condition:
+    def _require(self, condition: bool, record: Record, message: str) -> None:
+        if not condition and not self._is_history:
             raise LawBroken(f"{message}: {record}")

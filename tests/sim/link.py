@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,6 +16,7 @@ from galactica.agent.core import instructions as instructions_core
 from galactica.agent.core import model as model_core
 from galactica.scheduler.controller import Controller
 from galactica.scheduler.core.model.commands import Command, Decommission, Order
+from galactica.scheduler.core.model.requests import Asker, AskerKind, ClaimEpoch, Refused
 from galactica.scheduler.core.model.spec import Resources, RuntimeKind, Spec
 from galactica.scheduler.core.model.verdict import Autopsy
 from galactica.scheduler.core.sight.observations import (
@@ -63,6 +65,7 @@ class Links:
     sessions: dict[str, _Session] = field(default_factory=dict)
     inbox: asyncio.Queue[Observation] = field(default_factory=asyncio.Queue)
     opened: int = 0
+    _overtaking: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def pump(self) -> None:
         """Hand what arrived to the controller, in order."""
@@ -86,30 +89,48 @@ class Links:
         if self.controller is None:
             self.network.to_host(host.name, _hang_up, host, link)
             return
-        if host.name not in self.controller.view().fleet.servers:
+        if host.name not in self.controller.fleet().servers:
+            return
+        if hello.epoch > self.epoch:
+            overtaking = asyncio.get_running_loop().create_task(self._overtake(host, link, hello))
+            self._overtaking.add(overtaking)
+            overtaking.add_done_callback(self._overtaking.discard)
             return
         known = self.sessions.get(host.name)
-        if known is not None:
+        if known is not None and known.host is host:
             if known.link >= link:
                 return
             self._end(known)
+        elif known is not None:  # as the dispatcher does it: the newest takes the session
+            self._close(known)
         self.opened += 1
         session = _Session(f"{self.epoch}-{self.opened}", host, link, hello.beat_at)
         self.sessions[host.name] = session
         facts = ServerFacts(capacity=Resources(), runtimes=(RuntimeKind.PROCESS,), agent_version="sim")
         inventory = tuple(map(_report, hello.inventory))
-        self.heard(host.name, inventory, complete=True)
+        if not host.is_clone:  # a clone's word is not that of the server
+            self.heard(host.name, inventory, complete=True)
         self.inbox.put_nowait(Attached(host.name, session.id, self.controller.now(), facts, inventory))
         tempo = self.controller.view().policy.tempo(1)
         welcome = (session.id, self.epoch, tempo.beat_seconds, tempo.lease_seconds, hello.beat_at)
         self.network.to_host(host.name, _welcome, host, link, welcome)
+
+    async def _overtake(self, host: Host, link: int, hello: instructions_core.SendHello) -> None:
+        """Go above the epoch that the agent has obeyed, durably, before it is told anything."""
+        if self.controller is None:
+            return
+        with suppress(Refused):
+            await self.controller.ask(ClaimEpoch(hello.epoch, host.name), Asker(AskerKind.SCHEDULER))
+            self.epoch = max(self.epoch, self.controller.fleet().epoch)
+            self.hello(host, link, hello)
 
     def report(self, host: Host, link: int, report: instructions_core.SendReport) -> None:
         session = self.sessions.get(host.name)
         if self.controller is None or session is None or session.link != link or session.id != report.session:
             return
         cells = tuple(map(_report, report.cells))
-        self.heard(host.name, cells, complete=report.complete)
+        if not host.is_clone:
+            self.heard(host.name, cells, complete=report.complete)
         now = self.controller.now()
         said = self.testimony(host, now)
         vitals = vitals_from_proto(report.vitals) if report.vitals else None
@@ -123,7 +144,7 @@ class Links:
 
     def hung_up(self, host: Host, link: int) -> None:
         session = self.sessions.get(host.name)
-        if session is not None and session.link == link:
+        if session is not None and session.host is host and session.link == link:
             self._end(session)
 
     def _end(self, session: _Session) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable
 
 from tests.sim.host import Host
 from tests.sim.laws import Laws
@@ -16,7 +16,7 @@ WAKE_SECONDS = 0.3
 class Rivals:
     """Looks when an exclusive cell begins, and on while more than one of its slot is there."""
 
-    def __init__(self, laws: Laws, hosts: Mapping[str, Host]) -> None:
+    def __init__(self, laws: Laws, hosts: Callable[[], Iterable[Host]]) -> None:
         self._laws = laws
         self._hosts = hosts
         self._timer: asyncio.TimerHandle | None = None
@@ -27,7 +27,7 @@ class Rivals:
             self._timer = asyncio.get_running_loop().call_later(0.0, self._look)
 
     def _look(self) -> None:
-        hosts = list(self._hosts.values())
+        hosts = list(self._hosts())
         there = [slot_of(cell) for host in hosts for cell in host.exclusive()]
         self._timer = None
         if len(set(there)) == len(there):

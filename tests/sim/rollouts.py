@@ -45,7 +45,7 @@ class Rollouts:
         event = record.event
         if isinstance(event, e.GroupApplied):
             self._applied(event)
-        elif isinstance(event, e.CellOrdered):
+        elif isinstance(event, e.CellOrdered | e.CellAdopted):
             self.digests[event.cell] = event.digest
         elif isinstance(event, e.CellReady | e.CellCondemned | e.CellDraining):
             return self._moved(record, event)

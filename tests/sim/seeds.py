@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -27,7 +28,8 @@ class Seeds:
 
 
 def simulate(seed: int) -> Outcome:
-    return Simulation(seed).run()
+    also = frozenset(filter(None, os.environ.get("SIM_ALSO", "").split(",")))
+    return Simulation(seed, also=also).run()
 
 
 def run_seed(seed: int, history: Callable[[int], Outcome] = simulate) -> Outcome:

@@ -62,9 +62,11 @@ class Scheduler:
 
 
 class Simulation:
-    """``seed`` decides everything. ``policy`` may be another one to prove that the laws can be broken."""
+    """``seed`` decides everything. ``policy`` may be another one to prove that the laws can be broken. ``also``:
+    troubles that usually do not happen yet."""
 
-    def __init__(self, seed: int, policy: Policy | None = None) -> None:
+    def __init__(self, seed: int, policy: Policy | None = None, also: frozenset[str] = frozenset()) -> None:
+        self.also = also
         self.seed = seed
         self.random = Random(seed)
         self.policy = policy or Policy()
@@ -72,7 +74,9 @@ class Simulation:
         self.network = Network(self.random)
         self.disk = Disk(self.random, self._durable)
         self.hosts: dict[str, Host] = {}
-        self.rivals = Rivals(self.laws, self.hosts)
+        self.clones: dict[str, Host] = {}
+        """Second machines of one identity."""
+        self.rivals = Rivals(self.laws, self.machines)
         self.scheduler: Scheduler | None = None
         self.trace = hashlib.sha256()
         self.troubles: Counter[str] = Counter()
@@ -88,6 +92,8 @@ class Simulation:
         self.broken: list[BaseException] = []
         self._tokens = 0
         self.clock: clock.VirtualClock | None = None
+        self.settled = 0
+        """Position of the journal when trouble begins."""
         self.wall_step = 0.0
         """By how much the wall clock of the scheduler's machine is wrong. The next scheduler there begins with it."""
 
@@ -107,6 +113,7 @@ class Simulation:
             await self.ask(ApplyGroups((pool(self.random.randint(1, 4), "p0"),)))
         await self.ask(ApplyGroups((service("web", self.random.randint(1, 8), "v0"),)))
         await self.ask(ApplyGroups((service("db", self.random.randint(1, 3), "v0", exclusive=True),)))
+        self.settled = self.laws.position
         await self._make_trouble()
         await calm_down(self)
         await converge(self)
@@ -130,20 +137,21 @@ class Simulation:
 
     def start_scheduler(self) -> None:
         journal = SimJournal(self.disk)
-        start = Start(journal.epoch, "sim")
         fleet = load(journal)
+        epoch = max(journal.epoch, fleet.epoch + 1)
+        start = Start(epoch, "sim")
         self.clock = clock.VirtualClock(self.wall_step, fleet.at)
         controller = Controller(journal, fleet, self.clock, start, self.policy)
         links = Links(
             self.network,
-            journal.epoch,
+            epoch,
             self.laws.sent,
             self._testimony,
             self.laws.words.heard,
             self.clock,
             controller,
         )
-        for host in self.hosts.values():
+        for host in self.machines():
             host.port = links
 
         async def life() -> None:
@@ -234,18 +242,32 @@ class Simulation:
             return False  # deleted meanwhile
         scheduler = self.scheduler
         self.all_names.add(name)
-        host = Host(
-            name,
-            self.random,
-            self.network,
-            scheduler.links,
-            self._started,
-            self.laws.known_dead.add,
-            self.laws.forgotten,
-        )
+        host = self._machine(name, scheduler.links)
         self.hosts[name] = host
         host.boot_agent()
         return True
+
+    def _machine(self, name: str, links: Links) -> Host:
+        laws = self.laws
+        return Host(
+            name, self.random, self.network, links, self._started, laws.known_dead.add, laws.forgotten
+        )
+
+    def machines(self) -> list[Host]:
+        """All that run."""
+        return [*self.hosts.values(), *self.clones.values()]
+
+    def clone(self, host: Host) -> None:
+        if self.scheduler is not None:
+            clone = self.clones[host.name] = self._machine(host.name, self.scheduler.links)
+            clone.is_clone = True
+            clone.epoch = host.epoch
+            clone.boot_agent()
+
+    def switch_off_clone(self, name: str) -> None:
+        clone = self.clones.pop(name, None)
+        if clone is not None:
+            clone.delete()
 
     async def ask(self, request: Request) -> bool:
         """True: it was acknowledged. What was asked when the scheduler died may or may not have happened."""

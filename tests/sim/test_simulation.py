@@ -9,6 +9,7 @@ from galactica.scheduler.core.model.events import Record
 from galactica.scheduler.core.model.policy import Policy
 from galactica.scheduler.core.model.spec import Group, GroupKind, RuntimeKind, Spec
 from galactica.scheduler.core.model.verdict import Health
+from galactica.scheduler.core.sight.observations import CellReport, CellState
 from tests.sim.laws import LawBroken, Laws
 from tests.sim.seeds import Seeds
 from tests.sim.simulation import Simulation
@@ -97,6 +98,8 @@ SECOND = e.CellOrdered("web/0.2", "d1", 1, "a")
 def test_the_laws_notice_what_they_forbid(message: str, history: list[e.AnyEvent]) -> None:
     records = [Record(number, 0.0, "test", event) for number, event in enumerate(history, start=1)]
     laws = Laws()
+    said = [CellReport(cell, "d1", CellState.RUNNING) for cell in ("web/0.1", "web/0.2")]
+    laws.words.heard("a", said, complete=False)
     laws.durable(records[:-1])
     with pytest.raises(LawBroken, match=message):
         laws.durable(records[-1:])

@@ -40,7 +40,7 @@ class Words:
     def note(self, record: Record) -> str:
         """What the record breaks; empty where it breaks nothing."""
         event = record.event
-        if isinstance(event, e.CellOrdered) and event.server:
+        if isinstance(event, e.CellOrdered | e.CellAdopted) and event.server:
             self.servers[event.cell] = event.server
         needed = None
         if isinstance(event, e.CellReady):

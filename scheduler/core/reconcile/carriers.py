@@ -19,6 +19,9 @@ class Carrier(Protocol):
     def verdict(self, draft: Draft, state: GroupState, cell: Cell) -> Verdict:
         """What the evidence says of a cell."""
 
+    def is_well(self, draft: Draft, state: GroupState, cell: Cell) -> bool:
+        """Whether the evidence shows nothing against the cell, so that it can become READY and be proven."""
+
     def place(self, draft: Draft, state: GroupState) -> str | Unplaceable:
         """Where a new cell of the group goes: a server's id; empty if a provider decides."""
 

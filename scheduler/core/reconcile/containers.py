@@ -34,6 +34,9 @@ class ByAgent:
         server = draft.fleet.servers.get(cell.server)
         return cell_verdict(cell, state.spec_for(cell), server, draft.sight, draft.now, draft.policy)
 
+    def is_well(self, draft: Draft, state: GroupState, cell: Cell) -> bool:
+        return self.verdict(draft, state, cell).health is Health.HEALTHY
+
     def place(self, draft: Draft, state: GroupState) -> str | Unplaceable:
         return draft.placer.place(state, state.group.spec)
 

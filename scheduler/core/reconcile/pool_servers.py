@@ -27,14 +27,15 @@ from galactica.scheduler.core.model.fleet import (
     was_lost,
 )
 from galactica.scheduler.core.model.keys import ServerKey, SlotKey, cells_of
-from galactica.scheduler.core.model.rules import HoldRule
+from galactica.scheduler.core.model.rules import HoldRule, Rule
 from galactica.scheduler.core.model.verdict import Health, Verdict
 from galactica.scheduler.core.placement import Unplaceable
 from galactica.scheduler.core.reconcile.draft import Draft, resend_to_provider
-from galactica.scheduler.core.reconcile.servers import condemn_server, doubted_in, held_by_storm, verdict_on
+from galactica.scheduler.core.reconcile.servers import condemn_server, doubted_in, held_by_storm
 from galactica.scheduler.core.sight.observations import ProviderServer, ProviderState
 from galactica.scheduler.core.verdicts.evidence import provider_of, provider_server
 from galactica.scheduler.core.verdicts.pools import pool_cell_verdict
+from galactica.scheduler.core.verdicts.vitals import own_ailments
 
 
 class ByProvider:
@@ -48,6 +49,15 @@ class ByProvider:
                 verdict, health=Health.SUSPECT
             )  # not wanted: it goes like a cell that may be alive
         return verdict
+
+    def is_well(self, draft: Draft, state: GroupState, cell: Cell) -> bool:
+        """Also where the only doubt is about the scheduler's own clock: then no server would ever be well."""
+        verdict = self.verdict(draft, state, cell)
+        if verdict.rule != Rule.CLOCK_OFF:
+            return verdict.health is Health.HEALTHY
+        server = draft.fleet.servers.get(cell.id)
+        limits = draft.policy.vitals
+        return server is not None and not own_ailments(draft.fleet, server, draft.sight, limits)
 
     def place(self, draft: Draft, state: GroupState) -> str | Unplaceable:
         return ""
@@ -111,7 +121,7 @@ class ByProvider:
             return
         seen = draft.sight.servers.get(server.id)
         has_spoken = seen is not None and seen.vitals is not None
-        if has_spoken and verdict_on(draft, server).health is Health.HEALTHY:
+        if has_spoken and self.is_well(draft, state, cell):
             draft.emit(e.CellReady(cell.id, runtime_id=made.ref if made else cell.runtime_id))
 
     def out_of_reach(self, draft: Draft, key: SlotKey, cell: Cell) -> str:

@@ -24,6 +24,7 @@ from galactica.scheduler.core.reconcile.draft import Draft, resend
 from galactica.scheduler.core.unknown import unknown_on
 from galactica.scheduler.core.verdicts.servers import server_verdict
 from galactica.scheduler.core.verdicts.storm import is_released
+from galactica.scheduler.core.verdicts.vitals import own_ailments
 
 
 def look_server(draft: Draft, key: ServerKey) -> None:
@@ -59,8 +60,9 @@ def _admit(draft: Draft, server: Server, key: ServerKey) -> None:
     ):  # a server that could be condemned for silence does not join
         draft.look(key, draft.now + tempo.beat_seconds)
         return
-    if seen.ailing and server.phase is Phase.DECOMMISSIONED:  # it was drained for this, and still has it
-        draft.hold(key, seen.ailing[0].rule, f"{server.id} cannot join again yet: {seen.ailing[0].says}")
+    ailing = own_ailments(draft.fleet, server, draft.sight, draft.policy.vitals)
+    if ailing and server.phase is Phase.DECOMMISSIONED:  # it was drained for this, and still has it
+        draft.hold(key, ailing[0].rule, f"{server.id} cannot join again yet: {ailing[0].says}")
         return
     draft.emit(e.ServerJoined(server.id, server.generation + 1, **server_facts(seen.facts)))
     draft.servers_with_room.add(server.id)

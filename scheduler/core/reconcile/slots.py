@@ -273,7 +273,7 @@ def _is_proven(draft: Draft, key: SlotKey, state: GroupState, cell: Cell) -> boo
     if draft.now < at:
         draft.look(key, at)
         return False
-    return carrier_of(cell).verdict(draft, state, cell).health is Health.HEALTHY
+    return carrier_of(cell).is_well(draft, state, cell)
 
 
 def _decommissioned(draft: Draft, cell: Cell, proof: str) -> None:

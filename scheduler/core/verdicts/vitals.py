@@ -49,6 +49,14 @@ def vitals_verdict(
     return Verdict(Health.SICK, ailment.rule, reason, facts)
 
 
+def own_ailments(fleet: Fleet, server: Server, sight: Sight, limits: VitalLimits) -> tuple[Ailment, ...]:
+    """What ails the server itself. A clock that is as likely the scheduler's is nothing to wait for: it may stay so for
+    good."""
+    seen = sight.servers.get(server.id)
+    ailing = seen.ailing if seen else ()
+    return tuple(one for one in ailing if not _is_ours(one, fleet, sight, limits))
+
+
 def _is_ours(ailment: Ailment, fleet: Fleet, sight: Sight, limits: VitalLimits) -> bool:
     """Clocks are compared with the scheduler's. If many seem wrong, the scheduler's is wrong. It is as likely to be
     wrong as the one that differs, as long as not two others agree with it."""
