@@ -24,6 +24,7 @@ from galactica.agent import clock
 from galactica.agent.core.events import Connected, Disconnected, Event, Welcomed
 from galactica.agent.link import wire
 from galactica.agent.link.identity import Identity, IdentityError, channel_options, store_renewed
+from galactica.agent.link.pauses import Pauses
 from galactica.agent.link.renewal import NotRenewedError, renew_expired
 from galactica.v1 import link_pb2, link_pb2_grpc
 
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 
     Stream = grpc.aio.StreamStreamCall[link_pb2.AttachRequest, link_pb2.AttachResponse]
 
-PAUSE_FIRST_SECONDS = 0.1
-PAUSE_LIMIT_SECONDS = 5.0
 WELCOME_SECONDS = 10.0
 """How long a scheduler may take to answer a Hello."""
 GOODBYE_SECONDS = 1.0
@@ -79,6 +78,8 @@ class _Attachment:
     )
     something: asyncio.Event = field(default_factory=asyncio.Event)
     welcomed: asyncio.Event = field(default_factory=asyncio.Event)
+    serves_since: float | None = None
+    """When it was welcomed, or the stream whose place it took."""
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     reason: str = ""
     is_leaving: bool = False
@@ -90,23 +91,8 @@ class _Attachment:
         self.reason = self.reason or reason
         self.closing.set()
 
-
-@dataclass(slots=True)
-class _Pauses:
-    """Growing pauses between attempts, with jitter, so that the agents of a fleet do not reconnect all at once."""
-
-    count: int = 0
-    """Number of pauses since the last success."""
-    _seconds: float = PAUSE_FIRST_SECONDS
-
-    def begin_anew(self) -> None:
-        self.count, self._seconds = 0, PAUSE_FIRST_SECONDS
-
-    async def wait(self) -> None:
-        self.count += 1
-        seconds = self._seconds
-        self._seconds = min(PAUSE_LIMIT_SECONDS, 2 * seconds)
-        await asyncio.sleep(seconds * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+    def served_seconds(self, now: float) -> float:
+        return now - self.serves_since if self.serves_since is not None else 0.0
 
 
 @dataclass(slots=True)
@@ -154,7 +140,7 @@ class Link:
 
     async def run(self) -> None:
         """Keep a stream open until ``leave``. Raises RefusedError, renewal.RenewalRefusedError."""
-        pauses = _Pauses()
+        pauses = Pauses()
         async with asyncio.TaskGroup() as tasks:
             await self._renew_expired(pauses.count)
             current = self._attach(tasks)
@@ -166,9 +152,8 @@ class Link:
                 log.warning("detached link=%d reason=%r", current.number, ending.reason)
                 if ending.is_final:
                     raise RefusedError(ending.reason)
-                if current.welcomed.is_set():
-                    pauses.begin_anew()
-                await pauses.wait()
+                pauses.ended(current.served_seconds(clock.now()))
+                await asyncio.sleep(pauses.next_seconds())
                 await self._renew_expired(pauses.count)
                 current = self._attach(tasks)
 
@@ -234,6 +219,7 @@ class Link:
         if not successor.welcomed.is_set():
             return current
         log.info("certificate renewed link=%d", successor.number)
+        successor.serves_since = current.serves_since
         current.close("the certificate was renewed")
         if current.task:
             await asyncio.wait({current.task})
@@ -293,6 +279,7 @@ class Link:
                     await self.deliver(event)
                 if isinstance(event, Welcomed):
                     log.info("attached link=%d scheduler=%s", attachment.number, self.address)
+                    attachment.serves_since = clock.now()
                     attachment.welcomed.set()
         except grpc.aio.AioRpcError as error:
             return _ending(self.address, error.code(), error.details())

@@ -8,6 +8,7 @@ import pytest
 from galactica.agent.core.model import Found
 from galactica.agent.runtimes.port import StartFailed
 from tests.support.docker_cells import (
+    FLEET_ID,
     SERVER,
     a_runtime,
     client_of,
@@ -74,7 +75,7 @@ async def test_containers_of_others_are_neither_listed_nor_touched(engine, busyb
 
 async def test_a_stranger_with_the_cells_name_is_left_alone_and_named(engine, busybox_image, client):
     fleet = new_fleet()
-    name = f"galactica.{fleet}.web.0.1"
+    name = f"galactica.{fleet}.{FLEET_ID[:8]}.web.0.1"
     stranger = client.create_container(busybox_image, list(SLEEPER), name=name)["Id"]
     try:
         async with a_runtime(engine, fleet=fleet) as runtime:
@@ -94,7 +95,7 @@ async def test_a_leftover_that_never_ran_is_told_of_and_makes_way(engine, busybo
         client.create_container(
             busybox_image,
             list(SLEEPER),
-            name=f"galactica.{fleet}.web.0.1",
+            name=f"galactica.{fleet}.{FLEET_ID[:8]}.web.0.1",
             labels={"galactica.fleet": fleet, "galactica.server": SERVER, "galactica.cell": "web/0.1"},
         )
         (leftover,) = await runtime.list()

@@ -74,6 +74,10 @@ class Fleet:
         return self.directory / "context.json"
 
     @property
+    def id(self) -> str:
+        return str(json.loads(self.context.read_text())["fleet_id"])
+
+    @property
     def address(self) -> str:
         return f"{self.host}:{self._ports[0]}"
 
@@ -338,9 +342,9 @@ class Fleet:
             if begun is not None:
                 begun.kill()
                 begun.wait()
-        for cells in self.directory.glob("**/cells"):
+        for home in self.directory.glob("**/cells/*@*"):
             with contextlib.suppress(Exception):  # what it cannot remove is killed below
-                asyncio.run(_remove_cells(cells, self.name))
+                asyncio.run(_remove_cells(home))
         self._kill_what_is_left()
         for engine in self._engines:
             # One that has ended has taken its containers along.
@@ -373,8 +377,9 @@ class Fleet:
         return found
 
 
-async def _remove_cells(directory: Path, fleet: str) -> None:
-    runtime = ProcessRuntime(directory, fleet)
+async def _remove_cells(home: Path) -> None:
+    fleet, _, fleet_id = home.name.partition("@")
+    runtime = ProcessRuntime(home.parent, fleet, fleet_id)
     try:
         for found in await runtime.list():
             await runtime.stop(found.order.cell_id, "SIGKILL", 5.0)
