@@ -60,10 +60,12 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a stream ended. ``is_final``: another attempt is useless."""
+    """How a stream ended. ``is_final``: another attempt is useless. ``was_turned_away``: another live machine has this
+    server's identity, and its session."""
 
     reason: str
     is_final: bool = False
+    was_turned_away: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -140,29 +142,35 @@ class Link:
 
     async def run(self) -> None:
         """Keep a stream open until ``leave``. Raises RefusedError, renewal.RenewalRefusedError."""
-        pauses = Pauses()
+        pauses, unheard = Pauses(), 0
         async with asyncio.TaskGroup() as tasks:
-            await self._renew_expired(pauses.count)
+            await self._renew_expired(unheard)
             current = self._attach(tasks)
             while True:
                 ending = await self._watch(current)
                 if ending is None:
                     current = await self._renew(current, tasks)
                     continue
-                log.warning("detached link=%d reason=%r", current.number, ending.reason)
                 if ending.is_final:
+                    log.warning("detached link=%d reason=%r", current.number, ending.reason)
                     raise RefusedError(ending.reason)
-                pauses.ended(current.served_seconds(clock.now()))
-                await asyncio.sleep(pauses.next_seconds())
-                await self._renew_expired(pauses.count)
+                served_seconds = current.served_seconds(clock.now())
+                pauses.ended(served_seconds, was_turned_away=ending.was_turned_away)
+                pause_seconds = pauses.next_seconds()
+                message = "detached link=%d reason=%r next_in_seconds=%.2f"
+                log.warning(message, current.number, ending.reason, pause_seconds)
+                await asyncio.sleep(pause_seconds)
+                was_heard = current.welcomed.is_set() or ending.was_turned_away
+                unheard = 0 if was_heard else unheard + 1
+                await self._renew_expired(unheard)
                 current = self._attach(tasks)
 
-    async def _renew_expired(self, failures: int) -> None:
+    async def _renew_expired(self, unheard: int) -> None:
         """Renew the certificate before a stream is opened, if it has expired by our clock or may have expired by the
         scheduler's.
 
         One attempt. The caller opens the stream in any case, because our clock may be wrong."""
-        is_unheard = failures > 0 and failures % UNHEARD_LIMIT == 0
+        is_unheard = unheard > 0 and unheard % UNHEARD_LIMIT == 0
         if not is_unheard and not self.identity.has_expired(time.time()):
             return
         try:
@@ -295,7 +303,7 @@ def _ending(address: str, code: grpc.StatusCode, details: str | None) -> Ending:
         return Ending("the scheduler ended the session")
     if code in _FINAL:
         return Ending(f"the scheduler at {address} refuses this agent: {details or code.name}", is_final=True)
-    return Ending(f"{code.name}: {details}")
+    return Ending(f"{code.name}: {details}", was_turned_away=code is grpc.StatusCode.ALREADY_EXISTS)
 
 
 async def _write(attachment: _Attachment, call: Stream) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from galactica.scheduler.core.ports import View
 
-RIVAL_TOLD_SECONDS = 60.0
-"""How long a second machine is told after its last attempt. Agents try again every few seconds."""
+RIVAL_TOLD_SECONDS = 120.0
+"""How long a second machine is told after its last attempt. Its agent tries again within a minute."""
 
 
 def notes(view: View) -> Iterator[str]:
