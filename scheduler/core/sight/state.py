@@ -29,6 +29,13 @@ class Told(Struct, frozen=True):
     at: float
 
 
+class Rival(Struct, frozen=True):
+    """A second machine with the identity of a server: from where it came, and when last."""
+
+    address: str
+    at: float
+
+
 class ServerSight(Struct, frozen=True):
     """One agent's session. ``closed_at`` None: its stream is open."""
 
@@ -51,6 +58,8 @@ class ServerSight(Struct, frozen=True):
     """A report is missing. The agent must report everything before its reports count as complete."""
     is_leaving: bool = False
     """Its agent is ending its cells, and then itself."""
+    rival: Rival | None = None
+    """A second machine that claims to be this server. It was turned away."""
 
     @property
     def is_open(self) -> bool:
