@@ -45,6 +45,7 @@ from galactica.agent.start import (
     enrolled_identity,
     enrolment_address,
     identity_directory,
+    instance,
     last_will,
     load_identity,
     owned,
@@ -122,6 +123,7 @@ async def _serve(settings: Settings, identity: Identity) -> None:
         runtimes=tuple(cell_pb2.RuntimeKind.ValueType(kind) for kind in runtimes),
         agent_version=__version__,
         watch_address=joined_address(*listening.getsockname()[:2]) if listening else "",
+        instance=instance(),
     )
     daemon = Daemon(
         runtimes=runtimes,

@@ -8,6 +8,7 @@ import fcntl
 import ipaddress
 import logging
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from galactica.agent.runtimes.port import Runtime
 
 ENGINE_SECONDS = 3.0
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+INSTANCE_BYTES = 8
 
 log = logging.getLogger("agent")
 
@@ -135,7 +138,8 @@ async def available_runtimes(settings: Settings, identity: Identity) -> dict[int
         from galactica.agent.runtimes.process.runtime import ProcessRuntime  # noqa: PLC0415 - only what is used is loaded
 
         directory = settings.data / "cells"
-        runtimes[cell_pb2.RUNTIME_KIND_PROCESS] = ProcessRuntime(directory, identity.fleet, settings.host)
+        fleet, fleet_id = identity.fleet, identity.fleet_id
+        runtimes[cell_pb2.RUNTIME_KIND_PROCESS] = ProcessRuntime(directory, fleet, fleet_id, settings.host)
     return runtimes
 
 
@@ -152,7 +156,7 @@ def _docker(settings: Settings, identity: Identity) -> Runtime | None:
                 "the docker runtime needs a library that is not installed: pip install 'galactica[docker]'"
             ) from error
         return None
-    return DockerRuntime(identity.fleet, host=settings.host, server=identity.server_id)
+    return DockerRuntime(identity.fleet, identity.fleet_id, host=settings.host, server=identity.server_id)
 
 
 async def _answers(runtime: Runtime) -> bool:
@@ -163,6 +167,15 @@ async def _answers(runtime: Runtime) -> bool:
         await runtime.close()
         return False
     return True
+
+
+def instance() -> str:
+    """Names this run of the agent: the boot of its machine, and a number drawn now. By it the scheduler tells an agent
+    that comes back from a second machine that has a copy of this one's identity."""
+    boot = ""
+    with contextlib.suppress(OSError):
+        boot = BOOT_ID.read_text("ascii").strip()
+    return f"{boot}/{secrets.token_hex(INSTANCE_BYTES)}"
 
 
 def watch_socket(settings: Settings) -> socket.socket | None:
@@ -220,7 +233,7 @@ def start_watchdog(settings: Settings, identity: Identity, kinds: Iterable[int])
         "--host",
         settings.host,
     ]
-    command += ["--fleet", identity.fleet, "--server", identity.server_id]
+    command += ["--fleet", identity.fleet, "--fleet-id", identity.fleet_id, "--server", identity.server_id]
     return [*command, *(word for kind in kinds for word in ("--runtime", str(kind)))]
 
 
@@ -237,7 +250,7 @@ def last_will(settings: Settings, identity: Identity) -> Will | None:
         chosen = broker(settings.bus, settings.bus_ca, settings.bus_password_file, os.environ)
     except ValueError as error:
         raise StartError(str(error), EXIT_USAGE) from error
-    return Will(chosen, identity.fleet, identity.server_id)
+    return Will(chosen, identity.fleet, identity.fleet_id, identity.server_id)
 
 
 def identity_directory(data: Path) -> Path:

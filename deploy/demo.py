@@ -36,6 +36,7 @@ from rich.text import Text
 from galactica.scheduler.cli.client import Client, connect
 from galactica.scheduler.cli.top_view import Picture, draw
 from galactica.scheduler.providers.local import containers, processes
+from galactica.scheduler.settings.context import context_path, read_context
 from galactica.scheduler.settings.errors import CommandFailed
 from galactica.v1 import operator_pb2
 
@@ -134,7 +135,13 @@ class Demo:
         for home in homes:
             processes.kill_all_of(home)
             if self.runtime.name == "docker":
-                containers.remove_all_of(self.fleet, home.name.replace(".", "/", 1))
+                containers.remove_all_of(self.fleet, self._fleet_id(), home.name.replace(".", "/", 1))
+
+    def _fleet_id(self) -> str:
+        try:
+            return read_context(context_path(), self.fleet).fleet_id
+        except CommandFailed:  # the scheduler never came up, so there are no containers
+            return ""
 
     # --- the show ----------------------------------------------------------------------------------------------
 

@@ -143,7 +143,7 @@ def _differs_markedly(before: cell_pb2.Vitals | None, after: cell_pb2.Vitals | N
         after.engine_latency_ms < 0
     ):
         return True
-    if before.disk_error != after.disk_error:
+    if before.disk_error != after.disk_error or before.foreign_cells != after.foreign_cells:
         return True
     if abs(after.clock_offset_ms - before.clock_offset_ms) >= MARKED_CLOCK_MS:
         return True

@@ -45,7 +45,7 @@ def main() -> None:
         prog="galactica.agent.fencing.watchdog",
         description="Ends exclusive cells when their lease has ended. Started by the agent.",
     )
-    for name in ("--data", "--fleet", "--server", "--host", "--owner"):
+    for name in ("--data", "--fleet", "--fleet-id", "--server", "--host", "--owner"):
         parser.add_argument(name, required=True)
     parser.add_argument("--runtime", action="append", type=int, default=[])
     arguments = parser.parse_args()
@@ -53,23 +53,21 @@ def main() -> None:
     data = Path(arguments.data)
 
     def runtimes() -> list[Runtime]:
-        return [
-            _runtime(kind, data, arguments.fleet, arguments.server, arguments.host)
-            for kind in arguments.runtime
-        ]
+        return [_runtime(kind, data, arguments) for kind in arguments.runtime]
 
     asyncio.run(_guard(FenceFile(data), arguments.owner, runtimes))
 
 
-def _runtime(kind: int, data: Path, fleet: str, server: str, host: str) -> Runtime:
+def _runtime(kind: int, data: Path, given: argparse.Namespace) -> Runtime:
     """The same runtime as the agent's. Only the used libraries are loaded."""
+    fleet, fleet_id = str(given.fleet), str(given.fleet_id)
     if kind == cell_pb2.RUNTIME_KIND_DOCKER:
         from galactica.agent.runtimes.docker.runtime import DockerRuntime  # noqa: PLC0415
 
-        return DockerRuntime(fleet, host=host, server=server)
+        return DockerRuntime(fleet, fleet_id, host=given.host, server=given.server)
     from galactica.agent.runtimes.process.runtime import ProcessRuntime  # noqa: PLC0415
 
-    return ProcessRuntime(data / "cells", fleet, host)
+    return ProcessRuntime(data / "cells", fleet, fleet_id, given.host)
 
 
 async def _guard(file: FenceFile, owner: str, runtimes: Callable[[], Sequence[Runtime]]) -> None:

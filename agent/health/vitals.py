@@ -71,6 +71,7 @@ class VitalsTaker:
             clock_offset_ms=self.clock_offset_ms(),
             disk_error=disk_error,
             kernel_errors=self.kernel_log.count(time.monotonic()),
+            foreign_cells=sum(runtime.foreign for runtime in self.runtimes),
         )
 
     def _cpu_fraction(self) -> float:

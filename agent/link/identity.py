@@ -10,8 +10,11 @@ All functions that use files block: call them outside of the event loop.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
+import ssl
 import stat
 import tempfile
 import time
@@ -29,6 +32,10 @@ _KEY = "key.pem"
 _CSR = "csr.pem"
 _CERTIFICATE = "cert.pem"
 _CA = "ca.pem"
+
+_FLEET_ID = re.compile(r"[0-9a-f]{16}")
+_FLEET_ID_FIELD = "serialNumber"
+"""The attribute of the CA's subject (X.520) with the fleet's id."""
 
 _RENEW_AFTER_FRACTION = 2 / 3
 _LIFETIME_FLOOR_SECONDS = 60.0
@@ -82,6 +89,26 @@ class Identity:
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise _damaged(directory, error) from error
+
+    @property
+    def fleet_id(self) -> str:
+        """What tells this fleet from another of the same name: 16 hexadecimal characters from the certificate of the CA
+        that this host trusts. A CA whose certificate has no id stands for one by its digest. Raises IdentityError."""
+        try:
+            ca_pem = self.ca_pem.decode("ascii")
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.load_verify_locations(cadata=ca_pem)
+            (certificate,) = context.get_ca_certs()
+            digest = hashlib.sha256(ssl.PEM_cert_to_DER_cert(ca_pem.strip())).hexdigest()
+        except (ssl.SSLError, ValueError) as error:
+            raise IdentityError(
+                f"the CA's certificate in this host's identity is damaged ({error}); "
+                "remove the identity's directory and enrol this host again with a new token"
+            ) from error
+        subject = certificate.get("subject", ())
+        named = dict(pair for names in subject for pair in names if isinstance(pair, tuple))
+        given = str(named.get(_FLEET_ID_FIELD, ""))
+        return given if _FLEET_ID.fullmatch(given) else digest[:16]
 
     @property
     def credentials(self) -> grpc.ChannelCredentials:

@@ -24,6 +24,7 @@ from galactica.agent import clock
 from galactica.agent.core.events import Connected, Disconnected, Event, Welcomed
 from galactica.agent.link import wire
 from galactica.agent.link.identity import Identity, IdentityError, channel_options, store_renewed
+from galactica.agent.link.pauses import Pauses
 from galactica.agent.link.renewal import NotRenewedError, renew_expired
 from galactica.v1 import link_pb2, link_pb2_grpc
 
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 
     Stream = grpc.aio.StreamStreamCall[link_pb2.AttachRequest, link_pb2.AttachResponse]
 
-PAUSE_FIRST_SECONDS = 0.1
-PAUSE_LIMIT_SECONDS = 5.0
 WELCOME_SECONDS = 10.0
 """How long a scheduler may take to answer a Hello."""
 GOODBYE_SECONDS = 1.0
@@ -61,10 +60,12 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a stream ended. ``is_final``: another attempt is useless."""
+    """How a stream ended. ``is_final``: another attempt is useless. ``was_turned_away``: another live machine has this
+    server's identity, and its session."""
 
     reason: str
     is_final: bool = False
+    was_turned_away: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -79,6 +80,8 @@ class _Attachment:
     )
     something: asyncio.Event = field(default_factory=asyncio.Event)
     welcomed: asyncio.Event = field(default_factory=asyncio.Event)
+    serves_since: float | None = None
+    """When it was welcomed, or the stream whose place it took."""
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     reason: str = ""
     is_leaving: bool = False
@@ -90,23 +93,8 @@ class _Attachment:
         self.reason = self.reason or reason
         self.closing.set()
 
-
-@dataclass(slots=True)
-class _Pauses:
-    """Growing pauses between attempts, with jitter, so that the agents of a fleet do not reconnect all at once."""
-
-    count: int = 0
-    """Number of pauses since the last success."""
-    _seconds: float = PAUSE_FIRST_SECONDS
-
-    def begin_anew(self) -> None:
-        self.count, self._seconds = 0, PAUSE_FIRST_SECONDS
-
-    async def wait(self) -> None:
-        self.count += 1
-        seconds = self._seconds
-        self._seconds = min(PAUSE_LIMIT_SECONDS, 2 * seconds)
-        await asyncio.sleep(seconds * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+    def served_seconds(self, now: float) -> float:
+        return now - self.serves_since if self.serves_since is not None else 0.0
 
 
 @dataclass(slots=True)
@@ -154,30 +142,35 @@ class Link:
 
     async def run(self) -> None:
         """Keep a stream open until ``leave``. Raises RefusedError, renewal.RenewalRefusedError."""
-        pauses = _Pauses()
+        pauses, unheard = Pauses(), 0
         async with asyncio.TaskGroup() as tasks:
-            await self._renew_expired(pauses.count)
+            await self._renew_expired(unheard)
             current = self._attach(tasks)
             while True:
                 ending = await self._watch(current)
                 if ending is None:
                     current = await self._renew(current, tasks)
                     continue
-                log.warning("detached link=%d reason=%r", current.number, ending.reason)
                 if ending.is_final:
+                    log.warning("detached link=%d reason=%r", current.number, ending.reason)
                     raise RefusedError(ending.reason)
-                if current.welcomed.is_set():
-                    pauses.begin_anew()
-                await pauses.wait()
-                await self._renew_expired(pauses.count)
+                served_seconds = current.served_seconds(clock.now())
+                pauses.ended(served_seconds, was_turned_away=ending.was_turned_away)
+                pause_seconds = pauses.next_seconds()
+                message = "detached link=%d reason=%r next_in_seconds=%.2f"
+                log.warning(message, current.number, ending.reason, pause_seconds)
+                await asyncio.sleep(pause_seconds)
+                was_heard = current.welcomed.is_set() or ending.was_turned_away
+                unheard = 0 if was_heard else unheard + 1
+                await self._renew_expired(unheard)
                 current = self._attach(tasks)
 
-    async def _renew_expired(self, failures: int) -> None:
+    async def _renew_expired(self, unheard: int) -> None:
         """Renew the certificate before a stream is opened, if it has expired by our clock or may have expired by the
         scheduler's.
 
         One attempt. The caller opens the stream in any case, because our clock may be wrong."""
-        is_unheard = failures > 0 and failures % UNHEARD_LIMIT == 0
+        is_unheard = unheard > 0 and unheard % UNHEARD_LIMIT == 0
         if not is_unheard and not self.identity.has_expired(time.time()):
             return
         try:
@@ -234,6 +227,7 @@ class Link:
         if not successor.welcomed.is_set():
             return current
         log.info("certificate renewed link=%d", successor.number)
+        successor.serves_since = current.serves_since
         current.close("the certificate was renewed")
         if current.task:
             await asyncio.wait({current.task})
@@ -293,6 +287,7 @@ class Link:
                     await self.deliver(event)
                 if isinstance(event, Welcomed):
                     log.info("attached link=%d scheduler=%s", attachment.number, self.address)
+                    attachment.serves_since = clock.now()
                     attachment.welcomed.set()
         except grpc.aio.AioRpcError as error:
             return _ending(self.address, error.code(), error.details())
@@ -308,7 +303,7 @@ def _ending(address: str, code: grpc.StatusCode, details: str | None) -> Ending:
         return Ending("the scheduler ended the session")
     if code in _FINAL:
         return Ending(f"the scheduler at {address} refuses this agent: {details or code.name}", is_final=True)
-    return Ending(f"{code.name}: {details}")
+    return Ending(f"{code.name}: {details}", was_turned_away=code is grpc.StatusCode.ALREADY_EXISTS)
 
 
 async def _write(attachment: _Attachment, call: Stream) -> None:

@@ -2,8 +2,8 @@
 
 Loaded only with ``--bus``. docs/bus.md describes the payloads. The agent may write only this topic:
 
-galactica/FLEET/wills/SERVER   retained; {"says": "here"} while connected, {"says": "lost"} as the will, empty after
-                               an orderly end
+galactica/FLEET/ID/wills/SERVER   retained; {"says": "here"} while connected, {"says": "lost"} as the will, empty
+                                  after an orderly end
 
 The will is fixed when a connection begins, but sessions of the link come and go during a connection. So the will names
 its connection, and "here" names the session for which that connection speaks. The will of a connection counts only
@@ -106,10 +106,10 @@ class Will:
 
     If a password but no user is given, the user is the server's id, as deploy/bus/galactica.acl expects."""
 
-    def __init__(self, broker: Broker, fleet: str, server_id: str) -> None:
+    def __init__(self, broker: Broker, fleet: str, fleet_id: str, server_id: str) -> None:
         self._broker = broker
         self._user = broker.user or (server_id if broker.password else "")
-        self._topic = f"galactica/{quote(fleet, safe=' ')}/wills/{server_id}"
+        self._topic = f"galactica/{quote(fleet, safe=' ')}/{fleet_id}/wills/{server_id}"
         self._session = ""
         self._news = asyncio.Event()
         self._trouble = ""

@@ -44,6 +44,8 @@ class ServerFacts:
     agent_version: str
     watch_address: str = ""
     """Where neighbours reach this agent; empty: it takes no part in the watch."""
+    instance: str = ""
+    """Names this run of the agent on this machine (``start.instance``)."""
 
 
 def hello(
@@ -60,6 +62,7 @@ def hello(
             inventory=_bounded([_cell_report(cell) for cell in instruction.inventory]),
             epoch=instruction.epoch,
             watch_address=facts.watch_address,
+            instance=facts.instance,
             beat_at=instruction.beat_at,
             watching=[
                 link_pb2.Neighbour(

@@ -86,6 +86,10 @@ class Progress(Protocol):
 class Runtime(Protocol):
     kind: cell_pb2.RuntimeKind.ValueType
 
+    @property
+    def foreign(self) -> int:
+        """How many cells of other fleets the newest ``list`` found here. They are never touched."""
+
     async def list(self) -> Sequence[Found]:
         """All cells of this fleet on this server. Raises RuntimeUnavailable."""
 

@@ -79,12 +79,11 @@ class _Agent:
 class Bus:
     """``run`` publishes the events that become durable after this object was created."""
 
-    def __init__(self, options: BusOptions, mind: Mind, fleet: str, pace: Pace | None = None) -> None:
+    def __init__(self, options: BusOptions, mind: Mind, topics: Topics, pace: Pace | None = None) -> None:
         self._options = options
         self._mind = mind
-        self._fleet = fleet
         self._pace = pace or Pace()
-        self._topics = Topics(fleet)
+        self._topics = topics
         self._tls = tls_context(options)
         self._position = mind.fleet().position + 1
         self._there: dict[str, bytes] = {}

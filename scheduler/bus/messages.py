@@ -28,10 +28,10 @@ EVENT_BYTES_LIMIT = 64 * 1024
 
 class Topics:
     """The topics. A slash in an id starts a level of the topic, so that ``cells/web/#`` is a group. A fleet's name is
-    one level."""
+    one level, and its id the next: fleets of one name never write each other's topics."""
 
-    def __init__(self, fleet: str) -> None:
-        self._root = f"galactica/{quote(fleet, safe=' ')}"
+    def __init__(self, fleet: str, fleet_id: str) -> None:
+        self._root = f"galactica/{quote(fleet, safe=' ')}/{fleet_id}"
 
     def event(self, kind: str) -> str:
         return f"{self._root}/events/{kind}"

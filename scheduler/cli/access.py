@@ -1,4 +1,4 @@
-"""Commands about join tokens, operators, the context file and versions."""
+"""Commands about join tokens, operators and versions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from galactica.scheduler.cli import people
 from galactica.scheduler.cli.arguments import Output, Scheduler, duration
 from galactica.scheduler.cli.client import connect
 from galactica.scheduler.cli.output import Format, Styled, line, print_json
-from galactica.scheduler.settings.context import Context, context_path, create_context, read_context
+from galactica.scheduler.settings.context import Context, context_path, create_context
 from galactica.scheduler.settings.errors import CommandFailed
 from galactica.scheduler.views import shapes
 from galactica.v1 import operator_pb2
@@ -98,6 +98,7 @@ def create_operator(
             fleet=client.context.fleet,
             operator=name,
             role=role.value,
+            fleet_id=client.context.fleet_id,
         )
     try:
         create_context(path, context)
@@ -108,47 +109,14 @@ def create_operator(
         ) from error
     until = people.until_text(answer.expires_at)
     line(f"{name}: {role.value} of fleet {context.fleet} until {until}. Context file: {path}")
-    line(f"It contains a private key. Hand it over safely. The operator saves it as {_usual_place()}")
+    line(
+        f"It contains a private key. Hand it over safely. The operator adds it: galactica context add {path.name}"
+    )
     if _LOOPBACK.fullmatch(context.scheduler):
         line(
             Styled(f"Its scheduler address {context.scheduler} works on this machine only.", "yellow"),
             " On another machine, set GALACTICA_SCHEDULER=HOST:PORT.",
         )
-
-
-def _usual_place() -> str:
-    return "~/.config/galactica/context.json, with mode 0600."
-
-
-def show_context(output: Output = Format.TABLE) -> None:
-    """Show which scheduler this command line talks to, and as which operator."""
-    path = context_path()
-    context = read_context(path)
-    facts = {
-        "file": str(path),
-        "scheduler": context.scheduler,
-        "fleet": context.fleet,
-        "operator": context.operator,
-        "role": context.role,
-        "expires_at": _expires_at(context),
-    }
-    if output is Format.JSON:
-        print_json(facts)
-        return
-    for name, value in facts.items():
-        line(Styled(f"{name.replace('_', ' '):<12}", "dim"), value or "unknown")
-
-
-def _expires_at(context: Context) -> str | None:
-    from cryptography import x509
-
-    from galactica.scheduler.views.shapes import time_text
-
-    try:
-        certificate = x509.load_pem_x509_certificate(context.cert_pem.encode())
-    except ValueError:
-        return None
-    return time_text(certificate.not_valid_after_utc.timestamp())
 
 
 def version(scheduler: Scheduler = None, output: Output = Format.TABLE) -> None:
@@ -165,6 +133,7 @@ def version(scheduler: Scheduler = None, output: Output = Format.TABLE) -> None:
                     "version": answer.version,
                     "wire_version": answer.wire_version,
                     "fleet": answer.fleet,
+                    "fleet_id": answer.fleet_id or None,
                     "address": client.address,
                 }
         except CommandFailed as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from galactica.scheduler.cli import access, changing, reading, servers, serving, shell
+from galactica.scheduler.cli import access, changing, contexts, reading, servers, serving, shell
 from galactica.scheduler.settings.errors import EXIT_CODES
 
 
@@ -41,8 +41,12 @@ def build() -> typer.Typer:
     token.command("create", epilog=EXIT_CODES)(access.create_token)
     operator = _group("Operators: the people who may use this fleet.")
     operator.command("create", epilog=EXIT_CODES)(access.create_operator)
-    context = _group("The scheduler and the operator of this command line.")
-    context.command("show", epilog=EXIT_CODES)(access.show_context)
+    context = _group("The fleets that this command line knows, and as which operator.")
+    context.command("show", epilog=EXIT_CODES)(contexts.show)
+    context.command("list", epilog=EXIT_CODES)(contexts.list_all)
+    context.command("use", epilog=EXIT_CODES)(contexts.use)
+    context.command("add", epilog=EXIT_CODES)(contexts.add)
+    context.command("forget", epilog=EXIT_CODES)(contexts.forget)
     storms = typer.Typer(epilog=EXIT_CODES)
     storms.callback(invoke_without_command=True)(servers.storms)
     storms.command("release", epilog=EXIT_CODES)(servers.release_storm)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from galactica.scheduler.settings.context import Context, context_path, read_context
+from galactica.scheduler.settings.context import FLEET_VARIABLE, Context, context_path, read_context
 from galactica.scheduler.settings.errors import CommandFailed, ExitCode
 from galactica.scheduler.settings.options import parse_address
 
@@ -135,10 +135,11 @@ class Client:
 
 @contextmanager
 def connect(scheduler: str | None) -> Iterator[Client]:
-    """A client of the context's scheduler, or of the one at ``scheduler`` (HOST:PORT). Raises CommandFailed."""
+    """A client of the scheduler of the current context or of the one that GALACTICA_FLEET names, or of the one at
+    ``scheduler`` (HOST:PORT). Raises CommandFailed."""
     # Otherwise the library prints its own log lines between our tables.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    context = read_context(context_path())
+    context = read_context(context_path(), os.environ.get(FLEET_VARIABLE, ""))
     address = _address(scheduler or context.scheduler)
     import grpc
 

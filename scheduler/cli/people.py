@@ -159,7 +159,7 @@ def server_row(server: operator_pb2.Server, now: float) -> list[Shown]:
         beat if beat == "never" else f"{beat} ago",
         server.agent_version,
         neighbours_text(server.neighbours),
-        server.reason if server.verdict != "healthy" else "",
+        "; ".join([*filter(None, [server.reason if server.verdict != "healthy" else ""]), *server.notes]),
     ]
 
 

@@ -49,6 +49,11 @@ def status(scheduler: Scheduler = None, output: Output = Format.TABLE) -> None:
         line(Styled("Held", "bold"))
         for hold in answer.held:
             line(f"  {people.hold_text(hold, time.time())}")
+    if answer.notes:
+        write("\n")
+        line(Styled("Notes", "bold"))
+        for note in answer.notes:
+            line(f"  {note}")
 
 
 def cells(

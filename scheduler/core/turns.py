@@ -88,7 +88,7 @@ class Core:
         self.fleet = fleet
         self.start = start
         self.policy = policy
-        self.sight = sight or Sight(trusted_since=now)
+        self.sight = sight or Sight(trusted_since=now, began_at=now)
         self.trouble = ""
         """Why the journal takes nothing at the moment; empty while it does."""
         self._trouble_since = 0.0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, Never, TypeVar, cast
 
 import grpc
 import structlog
@@ -21,7 +21,7 @@ from galactica.scheduler.core.model.fleet import Phase
 from galactica.scheduler.core.model.policy import Tempo
 from galactica.scheduler.core.model.requests import Asker, AskerKind, ClaimEpoch, Refused
 from galactica.scheduler.core.ports import Mind
-from galactica.scheduler.core.sight.observations import Detached, Reported
+from galactica.scheduler.core.sight.observations import Detached, Reported, Rivalled
 from galactica.scheduler.core.verdicts.evidence import TEMPO_WORTH_TELLING, terms_of
 from galactica.scheduler.link.session import Ending, LinkLimits, Session
 from galactica.scheduler.link.shells import ShellStream
@@ -129,7 +129,10 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         attached = _checked(lambda: wire.attached(hello, server, session_id, self._mind.now()))
         watch_address = _checked(lambda: wire.watch_address(hello))
         watching = _checked(lambda: wire.watching(hello))
-        session = self._open(server, session_id, hello.beat_at)
+        instance = _checked(lambda: wire.instance(hello))
+        if self._is_second_machine(server, instance):
+            await self._turn_away(server, context)
+        session = self._open(server, session_id, hello.beat_at, instance)
         ending = Ending(grpc.StatusCode.CANCELLED, "the stream broke")
         try:
             await self._mind.observe(attached)
@@ -150,6 +153,32 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         await self._mind.ask(ClaimEpoch(epoch, server), Asker(AskerKind.SCHEDULER))
         self._epoch = max(self._epoch, self._mind.fleet().epoch)
         log.warning("overtaken", server=server, its_epoch=epoch, epoch=self._epoch)
+
+    def _is_second_machine(self, server: str, instance: str) -> bool:
+        """Whether another instance of this server lives: its stream is open and no beat of it is missing.
+
+        An instance whose stream broke may be anywhere, so the newcomer is taken for the server. The same instance may
+        always come back, also while its old stream seems open."""
+        session = self._sessions.get(server)
+        if session is None or session.ended.done() or session.instance == instance:
+            return False
+        view = self._mind.view()
+        tempo = terms_of(view.fleet, view.fleet.servers[server], self._policy).tempo
+        heard_at = max(session.heard_at, view.sight.trusted_since)
+        return not tempo.has_missed(heard_at, view.now)
+
+    async def _turn_away(self, server: str, context: Context) -> Never:
+        address = context.peer()
+        log.warning("second_machine", server=server, peer=address)
+        await self._mind.observe(Rivalled(server, address, self._mind.now()))
+        await abort(
+            context,
+            grpc.StatusCode.ALREADY_EXISTS,
+            f"another live machine is attached as server {server}: two machines have its identity, as after a disk was "
+            "copied. If this one is the copy, stop its agent, remove its data directory, and enrol it under an id of "
+            "its own (--id, with a new token)",
+            "second_machine",
+        )
 
     def _check_member(self, server: str) -> None:
         """A drained server may attach: it gets no cells, but cells that it still runs have to be removed."""
@@ -185,7 +214,7 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
             )
         return first.hello
 
-    def _open(self, server: str, session_id: str, beat_at: float) -> Session:
+    def _open(self, server: str, session_id: str, beat_at: float, instance: str) -> Session:
         """Open a session; it replaces an older session of the same server."""
         welcome = link_pb2.Welcome(
             session=session_id,
@@ -195,7 +224,10 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
             beat_at=beat_at,
         )
         older = self._sessions.get(server)
-        self._sessions[server] = session = Session(server, session_id, welcome, self._limits)
+        session = Session(
+            server, session_id, welcome, self._limits, instance=instance, heard_at=self._mind.now()
+        )
+        self._sessions[server] = session
         if older is not None:
             older.end(grpc.StatusCode.ABORTED, f"session {session_id} of the same server replaced this one")
         return session
@@ -250,7 +282,7 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
     async def _take_report(self, session: Session, report: link_pb2.Report) -> None:
         if report.session != session.id or session.ended.done():
             return  # the contract says: ignored
-        now = self._mind.now()
+        now = session.heard_at = self._mind.now()
         observation = _checked(lambda: wire.reported(report, session.server, now))
         await self._mind.observe(self._with_witnesses(observation))
         # Acknowledge only after the report is queued: agents extend leases on this.

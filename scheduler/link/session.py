@@ -89,12 +89,24 @@ class LogStream:
 
 
 class Session:
-    """One agent's session. ``ended`` is done when the session must be closed."""
+    """One agent's session. ``ended`` is done when the session must be closed. ``instance``: the run of the agent, as
+    its Hello names it. ``heard_at``: the scheduler's time when the agent was heard last."""
 
-    def __init__(self, server: str, session_id: str, welcome: link_pb2.Welcome, limits: LinkLimits) -> None:
+    def __init__(
+        self,
+        server: str,
+        session_id: str,
+        welcome: link_pb2.Welcome,
+        limits: LinkLimits,
+        *,
+        instance: str,
+        heard_at: float,
+    ) -> None:
         self._limits = limits
         self.server = server
         self.id = session_id
+        self.instance = instance
+        self.heard_at = heard_at
         self.tempo = welcome.tempo
         """The newest tempo that was sent to the agent."""
         self.beat_at = welcome.beat_at

@@ -122,7 +122,10 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
         self, request: operator_pb2.GetVersionRequest, context: Context
     ) -> operator_pb2.GetVersionResponse:
         return operator_pb2.GetVersionResponse(
-            version=self._version, wire_version=WIRE_VERSION, fleet=self._fleet
+            version=self._version,
+            wire_version=WIRE_VERSION,
+            fleet=self._fleet,
+            fleet_id=self._ca.fleet_id,
         )
 
     async def GetCertificate(

@@ -108,14 +108,16 @@ def read_providers(given: Path | None, data: Path) -> dict[str, Entry]:
     return default | _checked(path, _parsed(path, text))
 
 
-def make_suppliers(entries: Mapping[str, Entry], fleet: str, data: Path) -> dict[str, Supplier]:
+def make_suppliers(
+    entries: Mapping[str, Entry], fleet: str, data: Path, fleet_id: str = ""
+) -> dict[str, Supplier]:
     """Suppliers by name. ``data``: the scheduler's directory; each provider has its own below ``providers/``. Raises
     ConfigurationError with all mistakes."""
     kinds = {entry_point.name: entry_point for entry_point in entry_points(group=ENTRY_POINT_GROUP)}
     suppliers: dict[str, Supplier] = {}
     mistakes: list[str] = []
     for name, entry in entries.items():
-        setting = Setting(name, fleet, data / "providers" / name, entry.options)
+        setting = Setting(name, fleet, data / "providers" / name, entry.options, fleet_id)
         try:
             provider = _make_of(entry.kind, kinds)(setting)
         except ProviderRefused as error:

@@ -62,13 +62,14 @@ class UserData(Struct, frozen=True):
 
 
 class Setting(Struct, frozen=True):
-    """The input for creating a provider. ``options``: its own part of the configuration, not checked yet. ``data``: a
-    directory that it may create and that only it uses."""
+    """The input for creating a provider. ``fleet_id`` tells the fleet from another of the same name. ``options``: its
+    own part of the configuration, not checked yet. ``data``: a directory that it may create and that only it uses."""
 
     name: str
     fleet: str
     data: Path
     options: Mapping[str, Any] = {}
+    fleet_id: str = ""
 
 
 class Provider(Protocol):

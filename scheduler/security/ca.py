@@ -6,6 +6,8 @@ TLS clients (clientAuth). One SAN URI identifies a client (``identities``); subj
 From a request (CSR) only the public key is used: the identity comes from the caller of this module, never from the
 request.
 
+The CA's own certificate also contains the fleet's id (``settings.fleet_id``).
+
 Times are Unix seconds; certificates round them down to whole seconds.
 """
 
@@ -16,6 +18,7 @@ import hmac
 import ipaddress
 import os
 import re
+import secrets
 import stat
 import tempfile
 import time
@@ -38,6 +41,7 @@ from galactica.scheduler.security.identities import (
     ServerIdentity,
     uri_of,
 )
+from galactica.scheduler.settings.fleet_id import fleet_id_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -62,6 +66,7 @@ shut out what is newer than its clock, nor may one that was ahead for a moment m
 _CSR_BYTES_LIMIT = 16_384
 _RSA_BITS = range(2_048, 8_193)
 """Shorter keys can be broken; longer keys would let anybody keep the scheduler busy."""
+_FLEET_ID_BYTES = 8
 _FLEET_NAME = re.compile(r"[^\x00-\x1f\x7f]{1,64}")
 """64 is X.520's limit for an organisation name (ub-organization-name)."""
 _CERTIFICATE_BEGINS = b"-----BEGIN CERTIFICATE-----"
@@ -93,6 +98,8 @@ class CertificateAuthority:
         self.certificate_pem = certificate.public_bytes(serialization.Encoding.PEM)
         self.digest = hashlib.sha256(certificate.public_bytes(serialization.Encoding.DER)).hexdigest()
         """SHA-256 (hex) of the certificate's DER form. Join tokens contain it."""
+        self.fleet_id = fleet_id_of(self.certificate_pem.decode())
+        """What tells this fleet from another of the same name."""
         self.expires_at = certificate.not_valid_after_utc.timestamp()
 
     @classmethod
@@ -263,7 +270,8 @@ def _create(path: Path, fleet: str, now: float) -> None:
 
 
 def _self_signed(key: ec.EllipticCurvePrivateKey, fleet: str, now: float) -> x509.Certificate:
-    name = _name(fleet, "Galactica CA")
+    fleet_id = x509.NameAttribute(NameOID.SERIAL_NUMBER, secrets.token_hex(_FLEET_ID_BYTES))
+    name = x509.Name([*_name(fleet, "Galactica CA"), fleet_id])
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
     return (
         x509.CertificateBuilder()

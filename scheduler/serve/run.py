@@ -13,6 +13,7 @@ from galactica.scheduler.journal.port import JournalError
 from galactica.scheduler.serve.local_agent import AgentPlan, LocalAgent
 from galactica.scheduler.serve.scheduler import Scheduler, Setup
 from galactica.scheduler.settings.broker import BusOptions
+from galactica.scheduler.settings.context import Kept
 from galactica.scheduler.settings.errors import CommandFailed, ExitCode
 from galactica.scheduler.settings.options import SchedulerOptions, UpOptions, next_port
 
@@ -110,8 +111,10 @@ async def _run_bus(setup: Setup, scheduler: Scheduler) -> None:
     if setup.bus is None:
         return
     from galactica.scheduler.bus.bus import Bus  # noqa: PLC0415 - loaded only if a bus is used
+    from galactica.scheduler.bus.messages import Topics  # noqa: PLC0415
 
-    await Bus(setup.bus, scheduler.controller, setup.fleet).run()
+    topics = Topics(setup.fleet, scheduler.ca.fleet_id)
+    await Bus(setup.bus, scheduler.controller, topics).run()
 
 
 async def _run_agent_until(stop: asyncio.Event, scheduler: Scheduler, plan: AgentPlan) -> None:
@@ -158,6 +161,7 @@ def _greeting(setup: Setup, scheduler: Scheduler, up: UpOptions | None) -> str:
         f"  agents and operators: {scheduler.address}",
         f"  enrolment:            {scheduler.enrol_address}",
         f"  admin's context file: {setup.context}",
+        *_context_lines(scheduler.kept),
     ]
     if up is None:
         lines += [
@@ -172,3 +176,12 @@ def _greeting(setup: Setup, scheduler: Scheduler, up: UpOptions | None) -> str:
             else "Ctrl-C ends the scheduler and the agent; the cells live on.",
         ]
     return "\n".join(lines) + "\n"
+
+
+def _context_lines(kept: Kept) -> list[str]:
+    """What to know of a file that has contexts of other fleets too."""
+    if len(kept.contexts.by_name) == 1:
+        return []
+    if kept.is_current:
+        return [f"  its context there:    {kept.name}, now the current one; others: galactica context list"]
+    return [f"  its context there:    {kept.name}; to use it: galactica context use '{kept.name}'"]

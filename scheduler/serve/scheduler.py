@@ -38,13 +38,13 @@ from galactica.scheduler.security.identities import Role
 from galactica.scheduler.serve.clock import SteadyClock
 from galactica.scheduler.serve.listeners import enrolment_credentials, make_enrolment_server, make_server
 from galactica.scheduler.settings.broker import BusOptions
-from galactica.scheduler.settings.context import Context, write_context
+from galactica.scheduler.settings.context import Context, Kept, keep_context
 from galactica.scheduler.settings.errors import CommandFailed, ExitCode
 from galactica.scheduler.settings.options import Address
 
 ADMIN = "admin"
 ADMIN_TTL_SECONDS = 365 * 86_400.0
-"""The lifetime of the certificate in the admin's context file. Each start writes a new one."""
+"""The lifetime of the certificate in the admin's context. Each start makes a new one."""
 GRACE_SECONDS = 1.0
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 
@@ -84,6 +84,8 @@ class Scheduler:
         self._servers: list[grpc.aio.Server] = []
         self.address = ""
         self.enrol_address = ""
+        self.kept: Kept
+        """Where ``begin`` has put the admin's context."""
 
     @classmethod
     async def open(cls, setup: Setup) -> Scheduler:
@@ -137,7 +139,7 @@ class Scheduler:
         setup = self._setup
         try:
             entries = read_providers(setup.providers, setup.data)
-            suppliers = make_suppliers(entries, setup.fleet, setup.data)
+            suppliers = make_suppliers(entries, setup.fleet, setup.data, self.ca.fleet_id)
         except ConfigurationError as error:
             raise CommandFailed(str(error), ExitCode.USAGE) from error
         self.providers = ProviderRunner(
@@ -156,13 +158,13 @@ class Scheduler:
         return str(Address(socket.gethostname() if host in _WILDCARDS else host, port))
 
     async def begin(self) -> None:
-        """Open the ports and write the admin's context file. The controller must run already. Raises CommandFailed."""
-        await self._write_admin_context()
+        """Open the ports and keep the admin's context. The controller must run already. Raises CommandFailed."""
+        await self._keep_admin_context()
         for server in self._servers:
             await server.start()
         log.info("listening", address=self.address, enrolment=self.enrol_address, fleet=self._setup.fleet)
 
-    async def _write_admin_context(self) -> None:
+    async def _keep_admin_context(self) -> None:
         key, csr = new_key_and_csr()
         issued = self.ca.issue_operator(csr, ADMIN, Role.ADMIN, ADMIN_TTL_SECONDS)
         context = Context(
@@ -173,12 +175,13 @@ class Scheduler:
             fleet=self._setup.fleet,
             operator=ADMIN,
             role=Role.ADMIN.value,
+            fleet_id=self.ca.fleet_id,
         )
         try:
             await self.controller.ask(
                 EnrolOperator(ADMIN, Role.ADMIN.value, issued.expires_at), by=Asker(AskerKind.START)
             )
-            await asyncio.to_thread(write_context, self._setup.context, context)
+            self.kept = await asyncio.to_thread(keep_context, self._setup.context, context)
         except Refused as refusal:
             raise CommandFailed(str(refusal)) from refusal
         except OSError as error:
@@ -186,6 +189,8 @@ class Scheduler:
                 f"cannot write the context file {self._setup.context}: {error.strerror or error}",
                 hint="Set GALACTICA_CONTEXT to a writable path.",
             ) from error
+        if self.kept.aside is not None:
+            log.warning("context_file_damaged", file=str(self._setup.context), moved_to=str(self.kept.aside))
 
     async def end(self) -> None:
         """Close the ports; agents keep their cells."""

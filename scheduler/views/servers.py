@@ -12,6 +12,7 @@ from galactica.scheduler.core.sight.observations import ProviderState
 from galactica.scheduler.core.verdicts.evidence import witnesses_of
 from galactica.scheduler.core.verdicts.servers import server_verdict
 from galactica.scheduler.views.cells import verdict_of, verdict_words
+from galactica.scheduler.views.notes import notes_of
 from galactica.scheduler.wire.cell import vitals_to_proto
 from galactica.v1 import cell_pb2, operator_pb2
 
@@ -55,6 +56,7 @@ def server_row(view: View, server: Server) -> operator_pb2.Server:
         vitals=vitals_to_proto(seen.vitals) if seen and seen.vitals else None,
         evidence=map(evidence_row, verdict.evidence or _signs_of_life(view, server)),
         neighbours=_neighbours(view, server.id),
+        notes=notes_of(view, server.id),
     )
     if cell is not None:
         _add_cell(view, row, cell, verdict)

@@ -69,6 +69,7 @@ def server(message: operator_pb2.Server) -> Json:
         "neighbours": [
             {"server": neighbour.server_id, "answer": neighbour.answer} for neighbour in message.neighbours
         ],
+        "notes": list(message.notes),
     }
 
 
@@ -110,6 +111,7 @@ def status(message: operator_pb2.GetStatusResponse) -> Json:
         "groups": [_group_status(group) for group in message.groups],
         "held": [hold(held) for held in message.held],
         "storms": [storm(row) for row in message.storms],
+        "notes": list(message.notes),
     }
 
 
@@ -252,6 +254,7 @@ def _vitals(message: cell_pb2.Vitals) -> Json:
         "clock_offset_ms": _present(message, "clock_offset_ms"),
         "disk_error": _present(message, "disk_error"),
         "kernel_errors": _present(message, "kernel_errors"),
+        "foreign_cells": message.foreign_cells,
     }
 
 

@@ -12,6 +12,7 @@ from galactica.scheduler.core.model.verdict import Health
 from galactica.scheduler.core.ports import View
 from galactica.scheduler.core.sight.observations import CellState
 from galactica.scheduler.views.cells import cells_of_group, verdict_of
+from galactica.scheduler.views.notes import notes
 from galactica.v1 import operator_pb2
 
 _ILL = (Health.SICK, Health.DEAD)
@@ -29,6 +30,7 @@ def status(view: View, fleet_name: str) -> operator_pb2.GetStatusResponse:
         position=view.fleet.position,
         epoch=view.fleet.epoch,
         storms=map(_storm_row, view.storms),
+        notes=notes(view),
     )
 
 

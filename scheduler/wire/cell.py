@@ -120,6 +120,7 @@ def vitals_from_proto(message: cell_pb2.Vitals) -> Vitals:
         clock_offset_ms=_optional(message, "clock_offset_ms", least=-LARGEST_NUMBER),
         disk_error=message.disk_error[:WORD_CHARACTERS] if message.HasField("disk_error") else None,
         kernel_errors=message.kernel_errors if message.HasField("kernel_errors") else None,
+        foreign_cells=message.foreign_cells,
     )
 
 
@@ -171,6 +172,7 @@ def vitals_to_proto(vitals: Vitals) -> cell_pb2.Vitals:
         clock_offset_ms=vitals.clock_offset_ms,
         disk_error=vitals.disk_error,
         kernel_errors=vitals.kernel_errors,
+        foreign_cells=vitals.foreign_cells,
     )
 
 

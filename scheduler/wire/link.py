@@ -96,6 +96,11 @@ def watch_address(hello: link_pb2.Hello) -> str:
     return _host_address("hello.watch_address", hello.watch_address) if hello.watch_address else ""
 
 
+def instance(hello: link_pb2.Hello) -> str:
+    """Which run of which machine's agent it is; empty if the agent does not say. Raises WireError."""
+    return bounded_text("hello.instance", hello.instance, LABEL_CHARACTERS)
+
+
 def watching(hello: link_pb2.Hello) -> tuple[WatchedServer, ...]:
     """The servers that the agent says it watches. Raises WireError."""
     bounded("hello.watching", len(hello.watching), TESTIMONIES_LIMIT)

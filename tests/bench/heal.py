@@ -171,7 +171,9 @@ def _docker() -> list[Row]:
             health={"http": {"port": "http", "path": "/"}, "every": "1s"},
         )
         like = ready(client, REPLICAS)[0].runtime_id
-        bare = Bare(engine, happenings, like, Scope(f"{fleet.name}-bare", "one", "127.0.0.1"))
+        bare = Bare(
+            engine, happenings, like, Scope(f"{fleet.name}-bare", "0123456789abcdef", "one", "127.0.0.1")
+        )
         try:
             for _ in range(DEATHS):
                 bare_makes.append(bare.create_and_start())

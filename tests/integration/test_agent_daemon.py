@@ -1,6 +1,7 @@
 """The whole agent, as a process of its own, against a real scheduler's end of the link with mTLS."""
 
 import os
+import re
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -201,6 +202,23 @@ async def test_scheduler_of_a_lower_epoch_is_left_even_by_the_agents_next_life(w
     await until(lambda: session.is_over, "the agent to leave")
     assert session.hello.epoch == 5
     assert session.cells == {}
+
+
+async def test_pauses_grow_while_sessions_end_right_after_their_welcome(world: AgentWorld) -> None:
+    world.scheduler.epoch = 5
+    agent = world.enrolled()
+    agent.start()
+    await world.scheduler.until_sessions(1)
+    await until((world.data / "epoch").exists, "the epoch on disk")
+    await agent.ended(signal.SIGKILL)
+    world.scheduler.epoch = 4  # welcomes the agent, which refuses it
+    agent.start()
+    await world.scheduler.until_sessions(7)
+    _, said = await agent.ended()
+    pauses = [float(one) for one in re.findall(r"next_in_seconds=([\d.]+)", said)]
+    assert all(later > 1.5 * earlier for earlier, later in zip(pauses[:5:2], pauses[2:6:2], strict=False)), (
+        pauses
+    )
 
 
 async def test_an_epoch_that_cannot_be_written_down_ends_no_agent(world: AgentWorld) -> None:

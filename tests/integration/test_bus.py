@@ -13,6 +13,7 @@ import trustme
 from structlog.testing import capture_logs
 
 from galactica.scheduler.bus.bus import Bus, Pace
+from galactica.scheduler.bus.messages import Topics
 from galactica.scheduler.core.model.requests import ApplyGroups, Asker, DeleteGroup
 from galactica.scheduler.core.model.spec import Group, GroupKind, Resources, RuntimeKind, Spec
 from galactica.scheduler.core.sight.observations import (
@@ -30,6 +31,9 @@ from tests.support.broker import PASSWORD, Broker, client_of, listening, until
 from tests.support.memory_mind import MemoryMind
 
 FLEET = "alpha"
+FLEET_ID = "0123456789abcdef"
+ROOT = f"galactica/{FLEET}/{FLEET_ID}"
+TOPICS = Topics(FLEET, FLEET_ID)
 QUICK = Pace(
     first_pause_seconds=0.05, pause_limit_seconds=0.2, refused_pause_seconds=0.3, states_every_seconds=0.05
 )
@@ -46,7 +50,7 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
 @asynccontextmanager
 async def running_bus(broker, mind, pace=QUICK, user="", password="", ca_file=None) -> AsyncIterator[Bus]:
     bus = Bus(
-        bus_options(broker.url(user), ca_file, None, {"GALACTICA_BUS_PASSWORD": password}), mind, FLEET, pace
+        bus_options(broker.url(user), ca_file, None, {"GALACTICA_BUS_PASSWORD": password}), mind, TOPICS, pace
     )
     running = asyncio.create_task(bus.run())
     try:
@@ -96,7 +100,7 @@ async def test_every_event_is_told_in_order_and_shows_no_value_of_an_environment
             {"version": 1, **shapes.event(events_views.event_row(record))} for record in records
         ]
         assert [topic for topic, _ in listener.messages if "/events/" in topic] == [
-            f"galactica/alpha/events/{type(record.event).__name__}" for record in records
+            f"{ROOT}/events/{type(record.event).__name__}" for record in records
         ]
         assert "a secret" not in json.dumps(listener.messages)
 
@@ -112,21 +116,19 @@ async def test_health_of_every_cell_and_server_is_retained_until_it_is_gone(brok
         async with listening(broker) as listener:
             await until(lambda: len(listener.retained) == 3, "two cells and a server")
             assert set(listener.retained) == {
-                "galactica/alpha/cells/web/0.1", "galactica/alpha/cells/web/1.1", "galactica/alpha/servers/host1",
+                f"{ROOT}/cells/web/0.1", f"{ROOT}/cells/web/1.1", f"{ROOT}/servers/host1",
             }  # fmt: skip
-            assert listener.retained["galactica/alpha/servers/host1"] == {
+            assert listener.retained[f"{ROOT}/servers/host1"] == {
                 "version": 1, "id": "host1", "phase": "READY", "verdict": "healthy", "labels": {"zone": "a"},
                 "cells": 2, "agent_version": "0.1.0",
             }  # fmt: skip
             await report(mind, 1, "web/0.1", "web/1.1")
-            cell = "galactica/alpha/cells/web/1.1"
+            cell = f"{ROOT}/cells/web/1.1"
             await until(lambda: listener.retained[cell]["phase"] == "READY", "web/1.1 is ready")
             assert listener.retained[cell]["endpoints"] == {"http": "h:1"}
             await mind.ask(DeleteGroup("web"), Asker.operator("ann"))
             await report(mind, 2, "web/0.1", "web/1.1", state=CellState.GONE)
-            await until(
-                lambda: set(listener.retained) == {"galactica/alpha/servers/host1"}, "cells are cleared"
-            )
+            await until(lambda: set(listener.retained) == {f"{ROOT}/servers/host1"}, "cells are cleared")
 
 
 async def test_broker_that_was_killed_is_told_anew_how_everything_is(broker):
@@ -187,13 +189,15 @@ async def test_what_the_broker_retains_of_the_gone_is_cleared(broker):
     async with client_of(broker, "") as before:
         for topic in ("cells/old/0.1", "servers/gone", "wills/gone"):
             await before.publish(
-                f"galactica/{FLEET}/{topic}", payload(says="here", connection="c", session="s"), 1, True
+                f"{ROOT}/{topic}", payload(says="here", connection="c", session="s"), 1, True
             )
-        await before.publish("galactica/beta/cells/old/0.1", b'{"of": "another fleet"}', 1, True)
+        await before.publish(
+            "galactica/beta/fedcba9876543210/cells/old/0.1", b'{"of": "another fleet"}', 1, True
+        )
     async with listening(broker) as listener:
         await until(lambda: len(listener.retained) == 4, "the old ones are there")
         async with running_bus(broker, mind):
-            kept = {"galactica/alpha/servers/host1", "galactica/beta/cells/old/0.1"}
+            kept = {f"{ROOT}/servers/host1", "galactica/beta/fedcba9876543210/cells/old/0.1"}
             await until(lambda: set(listener.retained) == kept, "only what lives is retained")
 
 
@@ -219,7 +223,7 @@ async def test_a_bus_that_is_cancelled_ends_whatever_the_broker_answers_at_that_
     mind = MemoryMind()
     try:
         for number in range(300):
-            running = asyncio.create_task(Bus(options, mind, FLEET, QUICK).run())
+            running = asyncio.create_task(Bus(options, mind, TOPICS, QUICK).run())
             await asyncio.sleep(0.0001 * number)
             running.cancel()
             _, pending = await asyncio.wait({running}, timeout=10.0)
@@ -246,7 +250,7 @@ async def test_tls_is_spoken_with_a_broker_whose_certificate_the_ca_vouches_for_
                     )
             assert listener.messages == []
             async with running_bus(broker, mind, user="scheduler", password=PASSWORD, ca_file=broker.ca_file):
-                await until(lambda: "galactica/alpha/servers/host1" in listener.retained, "the server")
+                await until(lambda: f"{ROOT}/servers/host1" in listener.retained, "the server")
     finally:
         broker.kill()
 
@@ -263,10 +267,10 @@ async def test_agent_may_write_its_own_will_and_nothing_else(tmp_path):
                 "events/CellReady",
                 "servers/pool/0.1",
             ):
-                await agent.publish(f"galactica/alpha/{topic}", payload(), 1)
-            await agent.publish("galactica/alpha/wills/pool/0.1", payload(), 1)
+                await agent.publish(f"{ROOT}/{topic}", payload(), 1)
+            await agent.publish(f"{ROOT}/wills/pool/0.1", payload(), 1)
             await until(lambda: listener.messages, "its own will")
-            assert listener.messages == [("galactica/alpha/wills/pool/0.1", {"version": 1})]
+            assert listener.messages == [(f"{ROOT}/wills/pool/0.1", {"version": 1})]
     finally:
         broker.kill()
 
@@ -274,7 +278,7 @@ async def test_agent_may_write_its_own_will_and_nothing_else(tmp_path):
 async def test_only_the_will_of_the_announced_connection_of_the_current_session_testifies(broker):
     mind = MemoryMind()
     await attach(mind, session="7-2")
-    topic = f"galactica/{FLEET}/wills/host1"
+    topic = f"{ROOT}/wills/host1"
 
     def wills() -> list[WillRead]:
         return [one for one in mind.observed if isinstance(one, WillRead)]
@@ -283,7 +287,7 @@ async def test_only_the_will_of_the_announced_connection_of_the_current_session_
         # Retained before the scheduler came: old.
         await agent.publish(topic, payload(says="lost", connection="c0"), 1, True)
         async with listening(broker) as listener, running_bus(broker, mind):
-            await until(lambda: "galactica/alpha/servers/host1" in listener.retained, "the bus is there")
+            await until(lambda: f"{ROOT}/servers/host1" in listener.retained, "the bus is there")
             nothing = [
                 b"\xff\xfe", b"{", b"[" * 20_000, b"null", b'{"says": "lost"}', b'{"version": 1, "says": "dead"}',
                 payload(says="lost", connection="c1"),  # never announced
@@ -295,8 +299,8 @@ async def test_only_the_will_of_the_announced_connection_of_the_current_session_
             ]  # fmt: skip
             for garbage in nothing:
                 await agent.publish(topic, garbage, 1)
-            await agent.publish(f"galactica/{FLEET}/wills/stranger", payload(says="lost", connection="c3"), 1)
-            await agent.publish(f"galactica/{FLEET}/wills/a+b".replace("+", "%"), b"x", 1)
+            await agent.publish(f"{ROOT}/wills/stranger", payload(says="lost", connection="c3"), 1)
+            await agent.publish(f"{ROOT}/wills/a+b".replace("+", "%"), b"x", 1)
             assert wills() == []
             await agent.publish(topic, payload(says="lost", connection="c3"), 1, True)
             await until(wills, "the will is read")
@@ -308,13 +312,15 @@ async def test_only_the_will_of_the_announced_connection_of_the_current_session_
 
 async def test_fleets_name_is_one_level_of_every_topic(broker):
     mind = MemoryMind()
-    bus = Bus(bus_options(broker.url(), None, None, {}), mind, "a/b+c #", QUICK)
+    bus = Bus(bus_options(broker.url(), None, None, {}), mind, Topics("a/b+c #", FLEET_ID), QUICK)
     running = asyncio.create_task(bus.run())
     try:
         async with listening(broker) as listener:
             await attach(mind)
             await until(lambda: listener.retained, "the server")
-            assert set(listener.retained) == {f"galactica/{quote('a/b+c #', safe=' ')}/servers/host1"}
+            assert set(listener.retained) == {
+                f"galactica/{quote('a/b+c #', safe=' ')}/{FLEET_ID}/servers/host1"
+            }
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)

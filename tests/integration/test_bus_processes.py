@@ -11,6 +11,7 @@ import pytest
 import trustme
 
 from galactica.scheduler.bus.bus import Bus, Pace
+from galactica.scheduler.bus.messages import Topics
 from galactica.scheduler.core.model.spec import Resources, RuntimeKind
 from galactica.scheduler.core.sight.observations import Attached, ServerFacts, WillRead
 from galactica.scheduler.settings.broker import bus_options
@@ -20,7 +21,6 @@ from tests.support.fleet import Fleet, a_fleet
 from tests.support.memory_mind import MemoryMind
 from tests.support.processes import cli_command
 
-WILL = f"galactica/{FLEET}/wills/host1"
 STOPPED_SECONDS = 3.0
 
 
@@ -56,6 +56,11 @@ class World:
         facts = ServerFacts({}, Resources(8_000, 2**34), 0, (RuntimeKind.PROCESS,), "0.1.0")
         await self.mind.observe(Attached("host1", session.id, self.mind.now(), facts))
 
+    @property
+    def topic(self) -> str:
+        """Of the agent's will."""
+        return f"galactica/{FLEET}/{self.scheduler.ca.fleet_id}/wills/host1"
+
     def wills(self) -> list[str]:
         return [one.server for one in self.mind.observed if isinstance(one, WillRead)]
 
@@ -71,7 +76,9 @@ async def a_world(directory: Path) -> AsyncIterator[World]:
                 broker.url("scheduler"), broker.ca_file, None, {"GALACTICA_BUS_PASSWORD": PASSWORD}
             )
             pace = Pace(first_pause_seconds=0.1, pause_limit_seconds=0.5, states_every_seconds=0.1)
-            bus = asyncio.create_task(Bus(options, world.mind, FLEET, pace).run())
+            bus = asyncio.create_task(
+                Bus(options, world.mind, Topics(FLEET, scheduler.ca.fleet_id), pace).run()
+            )
             try:
                 yield world
             finally:
@@ -80,8 +87,8 @@ async def a_world(directory: Path) -> AsyncIterator[World]:
                 await asyncio.gather(bus, return_exceptions=True)
 
 
-def says(listener, session: str) -> bool:
-    will = listener.retained.get(WILL, {})
+def says(world: World, listener, session: str) -> bool:
+    will = listener.retained.get(world.topic, {})
     return (will.get("says"), will.get("session")) == ("here", session)
 
 
@@ -89,27 +96,27 @@ async def test_agent_that_is_killed_is_testified_to_by_its_last_will(tmp_path):
     async with a_world(tmp_path) as world, listening(world.broker) as listener:
         world.agent.start()
         await world.attached()
-        await until(lambda: says(listener, "s1"), "the agent announces its connection")
+        await until(lambda: says(world, listener, "s1"), "the agent announces its connection")
         assert world.wills() == []
         world.agent.dispose()
         await until(world.wills, "the will is read")
         assert world.wills() == ["host1"]
-        assert listener.retained[WILL]["says"] == "lost"
+        assert listener.retained[world.topic]["says"] == "lost"
 
 
 async def test_agent_that_ends_in_order_leaves_no_will(tmp_path):
     async with a_world(tmp_path) as world, listening(world.broker) as listener:
         world.agent.start()
         await world.attached()
-        await until(lambda: says(listener, "s1"), "the agent announces its connection")
+        await until(lambda: says(world, listener, "s1"), "the agent announces its connection")
         code, said = await world.agent.ended()
         assert (code, PASSWORD in said) == (0, False)
-        await until(lambda: WILL not in listener.retained, "the topic is cleared")
+        await until(lambda: world.topic not in listener.retained, "the topic is cleared")
         assert listener.payloads("/wills/")[-1] is None
         # The connection is over, and a later one of the same agent is announced for its own session.
         world.agent.start()
         await world.attached(2)
-        await until(lambda: says(listener, "s2"), "the agent is back")
+        await until(lambda: says(world, listener, "s2"), "the agent is back")
         assert "lost" not in [will["says"] for will in listener.payloads("/wills/") if will]
         assert world.wills() == []
 
@@ -118,10 +125,10 @@ async def test_connection_that_goes_on_speaks_for_the_links_next_session(tmp_pat
     async with a_world(tmp_path) as world, listening(world.broker) as listener:
         world.agent.start()
         await world.attached()
-        await until(lambda: says(listener, "s1"), "the agent announces its connection")
+        await until(lambda: says(world, listener, "s1"), "the agent announces its connection")
         world.scheduler.session.outgoing.put_nowait(None)  # the link ends, and begins anew
         await world.attached(2)
-        await until(lambda: says(listener, "s2"), "it speaks for the next session")
+        await until(lambda: says(world, listener, "s2"), "it speaks for the next session")
         assert len({will["connection"] for will in listener.payloads("/wills/") if will}) == 1
         world.agent.dispose()
         await until(world.wills, "the will is read")
@@ -132,11 +139,11 @@ async def test_agent_finds_its_broker_again_and_nobody_takes_that_for_a_loss(tmp
         world.agent.start()
         await world.attached()
         async with listening(world.broker) as listener:
-            await until(lambda: says(listener, "s1"), "the agent announces its connection")
+            await until(lambda: says(world, listener, "s1"), "the agent announces its connection")
         world.broker.kill()
         world.broker.start()
         async with listening(world.broker) as listener:
-            await until(lambda: says(listener, "s1"), "the agent is back")
+            await until(lambda: says(world, listener, "s1"), "the agent is back")
             assert world.wills() == []
             world.agent.dispose()
             await until(world.wills, "its new will is read")
@@ -182,9 +189,10 @@ def test_scheduler_goes_on_while_its_broker_stands_still_and_tells_it_all_afterw
 
 
 async def _applies_while_the_broker_stands_still(fleet: Fleet, broker: Broker) -> None:
-    async with listening(broker, f"galactica/{fleet.name}/#") as listener:
+    root = f"galactica/{fleet.name}/{fleet.id}"
+    async with listening(broker, f"{root}/#") as listener:
         await asyncio.to_thread(fleet.start_agent, "host1", "--bus", broker.url())
-        await until(lambda: f"galactica/{fleet.name}/wills/host1" in listener.retained, "both are connected")
+        await until(lambda: f"{root}/wills/host1" in listener.retained, "both are connected")
         broker.send(signal.SIGSTOP)
         try:
             loop = asyncio.get_running_loop()
@@ -194,7 +202,7 @@ async def _applies_while_the_broker_stands_still(fleet: Fleet, broker: Broker) -
                 await asyncio.to_thread(fleet.apply, f"group-{asked}", 1)  # ready, too
         finally:
             broker.send(signal.SIGCONT)
-        ready = {f"galactica/{fleet.name}/cells/group-{number}/0.1" for number in range(1, asked + 1)}
+        ready = {f"{root}/cells/group-{number}/0.1" for number in range(1, asked + 1)}
         await until(lambda: ready <= set(listener.retained), "the cells are told")
         newest = fleet.position()
         await until(

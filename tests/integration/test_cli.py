@@ -76,15 +76,17 @@ def test_servers_as_json_have_the_promised_shape(scheduler: Scheduler):
             "vitals": {
                 "cpu_fraction": 0.25, "memory_fraction": 0.5, "disk_fraction": 0.0, "load_1m": 0.75,
                 "pressure_cpu": 1.5, "pressure_memory": None, "pressure_io": None, "engine_latency_ms": None,
-                "clock_offset_ms": None, "disk_error": None, "kernel_errors": None,
+                "clock_offset_ms": None, "disk_error": None, "kernel_errors": None, "foreign_cells": 0,
             },
-            "pool": None, "slot": None, "generation": None, "provider_ref": None, "evidence": [], "neighbours": [],
+            "pool": None, "slot": None, "generation": None, "provider_ref": None,
+            "evidence": [], "neighbours": [], "notes": [],
         },
         {
             "id": "south", "phase": "READY", "verdict": "suspect", "labels": {}, "runtimes": ["process", "docker"],
             "capacity": {"cpu_millis": 4_000, "memory_bytes": 2**33, "disk_bytes": 0}, "used": None,
             "cells": ["web/1.2"], "agent_version": None, "last_beat_at": None, "vitals": None,
-            "pool": None, "slot": None, "generation": None, "provider_ref": None, "evidence": [], "neighbours": [],
+            "pool": None, "slot": None, "generation": None, "provider_ref": None,
+            "evidence": [], "neighbours": [], "notes": [],
         },
     ]  # fmt: skip
 
@@ -106,6 +108,7 @@ def test_status_as_json_has_the_promised_shape(scheduler: Scheduler):
         "groups": [group],
         "held": [{**hold, "next_look_at": text_of(NOW + 30)}],
         "storms": [],
+        "notes": [],
     }
 
 

@@ -202,5 +202,6 @@ def test_version_tells_of_the_scheduler_too(scheduler: Scheduler):
         "version": "9.9.9",
         "wire_version": 1,
         "fleet": "demo",
+        "fleet_id": None,
         "address": scheduler.address,
     }

@@ -21,7 +21,7 @@ import pytest
 
 from galactica.scheduler.security.ca import CertificateAuthority
 from galactica.scheduler.security.identities import Role
-from galactica.scheduler.settings.context import read_context, write_context
+from galactica.scheduler.settings.context import keep_context, read_context
 from galactica.v1 import operator_pb2
 from tests.support.command_line import NOW, WEB, command, environment, run
 from tests.support.operator_service import Refusal, Scheduler, a_small_fleet, context_of, operator_service
@@ -109,7 +109,7 @@ def test_a_certificate_from_another_ca_opens_nothing(scheduler: Scheduler, tmp_p
     other = CertificateAuthority.open_or_create(tmp_path / "ca", "other")
     stranger = context_of(other, scheduler.address, "eve", Role.ADMIN, 3_600.0)
     ours = read_context(scheduler.context_file)
-    write_context(tmp_path / "eve.json", replace(stranger, ca_pem=ours.ca_pem))
+    keep_context(tmp_path / "eve.json", replace(stranger, ca_pem=ours.ca_pem))
     done = run(scheduler, "status", context=tmp_path / "eve.json")
     assert (done.returncode, scheduler.answers.asked) == (4, [])
     assert "certificate in the context file is not from the fleet's CA" in done.stderr
@@ -117,7 +117,7 @@ def test_a_certificate_from_another_ca_opens_nothing(scheduler: Scheduler, tmp_p
 
 def test_a_scheduler_of_another_fleet_is_not_believed(scheduler: Scheduler, tmp_path: Path):
     other = CertificateAuthority.open_or_create(tmp_path / "ca", "other")
-    write_context(tmp_path / "eve.json", context_of(other, scheduler.address, "eve", Role.ADMIN, 3_600.0))
+    keep_context(tmp_path / "eve.json", context_of(other, scheduler.address, "eve", Role.ADMIN, 3_600.0))
     done = run(scheduler, "status", context=tmp_path / "eve.json")
     assert (done.returncode, scheduler.answers.asked) == (4, [])
     assert "is not the scheduler of fleet demo" in done.stderr

@@ -55,6 +55,7 @@ def test_servers_as_json_tell_pool_evidence_and_neighbours(scheduler: Scheduler)
             {"server": "rack/2.1", "answer": "answers"},
             {"server": "north", "answer": "silent"},
         ],
+        "notes": [],
     }
 
 

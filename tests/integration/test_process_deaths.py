@@ -18,6 +18,7 @@ from galactica.agent.runtimes.process.runtime import ProcessRuntime
 from galactica.v1 import cell_pb2, link_pb2
 from tests.support.process_cells import (
     DEADLINE_SECONDS,
+    HOME,
     LIMITERS,
     REPOSITORY,
     SLEEP,
@@ -113,7 +114,7 @@ from galactica.agent.runtimes.process.runtime import ProcessRuntime
 from galactica.agent.runtimes.process.launch import Folder
 
 async def main():
-    runtime = ProcessRuntime(Path(sys.argv[1]), "test")
+    runtime = ProcessRuntime(Path(sys.argv[1]), "test", "0123456789abcdef")
     for text in sys.argv[2:]:
         running = await runtime.start(link_pb2.Order.FromString(bytes.fromhex(text)), lambda text: None)
         print(running.runtime_id, running.started_at, flush=True)
@@ -189,7 +190,7 @@ async def test_close_leaves_cells_running(tmp_path, limiter):
 
 
 async def test_process_that_only_has_the_pid_of_a_cell_is_neither_taken_for_it_nor_harmed(tmp_path):
-    record = tmp_path / "test" / "web%2F0.1" / "record"
+    record = tmp_path / HOME / "web%2F0.1" / "record"
     async with agent_on(tmp_path, limiter=LIMITERS["rlimits"]) as runtime:
         await runtime.start(order(SLEEP), quiet)
         kept = record.read_text()
@@ -222,19 +223,19 @@ async def test_corrupt_record_is_set_aside_and_its_processes_are_ended(tmp_path,
         running = await runtime.start(order(SLEEP), quiet)
         await runtime.start(order(SLEEP, "other/0.1"), quiet)
         await runtime.close()
-        (tmp_path / "test" / "web%2F0.1" / "record").write_bytes(content)
+        (tmp_path / HOME / "web%2F0.1" / "record").write_bytes(content)
         keeper = keeper_of(int(running.runtime_id))
         async with agent_on(tmp_path) as successor:
             assert [found.order.cell_id for found in await successor.list()] == ["other/0.1"]
             assert "corrupt record of a cell" in caplog.text
-            [aside] = (tmp_path / "test" / ".corrupt").iterdir()
+            [aside] = (tmp_path / HOME / ".corrupt").iterdir()
             assert (aside / "record").read_bytes() == content
             await until(lambda: not is_alive(int(running.runtime_id)) and not is_alive(keeper))
             assert (await successor.start(order(SLEEP), quiet)).runtime_id != running.runtime_id
 
 
 async def test_folder_of_a_start_that_never_happened_is_removed(tmp_path):
-    (tmp_path / "test" / "web%2F0.1" / "scratch").mkdir(parents=True)
+    (tmp_path / HOME / "web%2F0.1" / "scratch").mkdir(parents=True)
     async with agent_on(tmp_path) as runtime:
         assert (await runtime.list(), left_in(tmp_path)) == ([], [])
 

@@ -11,6 +11,7 @@ from galactica.agent.runtimes.process import limits as process_limits
 from galactica.agent.runtimes.process.launch import Folder
 from galactica.v1 import cell_pb2
 from tests.support.process_cells import (
+    HOME,
     LIMITERS,
     agent_on,
     next_death,
@@ -79,7 +80,7 @@ async def test_all_of_a_cell_ends_in_a_control_group_of_version_2(tmp_path):
     if mount is None or not os.access(mount, os.W_OK):
         pytest.skip("no cgroup2 is mounted here that may be written: run the tests as root")
     limiter = process_limits.Limiter(unified=mount)
-    folder = Folder(tmp_path / "test" / "web%2F0.1")
+    folder = Folder(tmp_path / HOME / "web%2F0.1")
     async with agent_on(tmp_path, limiter=limiter) as runtime:
         script = "env -i setsid sleep 300 & echo $!; wait"
         running = await runtime.start(shell(script), quiet)

@@ -19,6 +19,7 @@ from galactica.agent.runtimes.process.launch import Folder
 from galactica.agent.runtimes.process.runtime import ProcessRuntime
 from tests.support.process_cells import (
     DEADLINE_SECONDS,
+    HOME,
     LIMITERS,
     SERVER,
     SLEEP,
@@ -83,7 +84,7 @@ async def test_cell_sees_a_clean_environment_and_its_own_directories(runtime, tm
     env = {"ADDRESS": "at {port.web-ui}", "CELL_ID": "a lie"}
     running = await runtime.start(order(("env",), "a/1.2", ports={"web-ui": 0}, env=env), quiet)
     [found] = await settled(runtime)
-    scratch = tmp_path / "cells" / "test" / "a%2F1.2" / "scratch"
+    scratch = tmp_path / "cells" / HOME / "a%2F1.2" / "scratch"
     number = running.endpoints["web-ui"].removeprefix("127.0.0.1:")
     assert sorted(found.autopsy.last_lines) == sorted(
         [
@@ -227,7 +228,7 @@ async def test_log_of_a_cell_that_writes_too_much_is_cut_to_its_newest_lines(tmp
             "i=0; while [ $i -lt 2000 ]; do i=$((i+1)); printf 'line %01000d\\n' $i; done; exec sleep 300"
         )
         await runtime.start(shell(script), quiet)
-        folder = tmp_path / "test" / "web%2F0.1"
+        folder = tmp_path / HOME / "web%2F0.1"
         tail = b"".join(b"line %01000d\n" % number for number in range(1951, 2001))
         async with asyncio.timeout(DEADLINE_SECONDS):
             while (folder / "log").stat().st_size or await tail_of(runtime, "web/0.1", 50) != tail:
@@ -237,7 +238,7 @@ async def test_log_of_a_cell_that_writes_too_much_is_cut_to_its_newest_lines(tmp
 
 async def test_execute_runs_with_the_cells_environment_in_its_directory(runtime, tmp_path):
     await runtime.start(order(SLEEP, env={"GREETING": "hello"}), quiet)
-    scratch = tmp_path / "cells" / "test" / "web%2F0.1" / "scratch"
+    scratch = tmp_path / "cells" / HOME / "web%2F0.1" / "scratch"
     said = await runtime.execute("web/0.1", ("sh", "-c", "echo first; echo $GREETING $PWD; exit 4"), 10)
     assert said == (4, f"hello {scratch}")
     assert await runtime.execute("web/0.1", ("sh", "-c", "kill -9 $$"), 10) == (137, "")
@@ -290,5 +291,5 @@ async def test_two_hundred_cells_come_and_go_and_leave_nothing(tmp_path, limiter
         assert left_in(tmp_path / "cells") == []
         assert psutil.Process().children() == children
         assert psutil.Process().num_fds() <= descriptors  # some that are others' may be closed meanwhile
-        folders = [Folder(tmp_path / "cells" / "test" / f"web%2F{number}.1") for number in range(200)]
+        folders = [Folder(tmp_path / "cells" / HOME / f"web%2F{number}.1") for number in range(200)]
         assert [limiter.existing(folder.group_name) for folder in folders] == [()] * 200

@@ -224,6 +224,24 @@ def test_scheduler_alone_lets_servers_join_with_a_token(machine):
     assert machine.ended(scheduler) == 0
 
 
+def test_a_second_fleet_on_one_machine_adds_its_context_and_the_first_ones_key_still_works(machine, tmp_path):
+    machine.start("scheduler", "--data", str(machine.data), "--listen", "127.0.0.1:0")
+    first = machine.json("context", "show")
+    second_data = str(tmp_path / "second")
+    machine.start("scheduler", "--data", second_data, "--listen", "127.0.0.1:0")  # of the same name
+    second = machine.json("context", "show")
+    assert second["fleet"] == first["fleet"] == "galactica"
+    assert second["fleet_id"] != first["fleet_id"]
+    assert "now the current one; others: galactica context list" in machine.output.read_text()
+
+    assert machine.json("version")["scheduler"]["fleet_id"] == second["fleet_id"]
+    machine.environment["GALACTICA_FLEET"] = first["fleet_id"]
+    assert machine.json("version")["scheduler"]["fleet_id"] == first["fleet_id"]
+    del machine.environment["GALACTICA_FLEET"]
+    machine.cli("context", "use", "galactica")
+    assert machine.json("version")["scheduler"]["fleet_id"] == first["fleet_id"]
+
+
 class TestRefusals:
     """One line of what is wrong, one of what to do, exit code 1."""
 

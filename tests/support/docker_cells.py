@@ -29,6 +29,7 @@ from tests.support.engine import remove_fleet
 Files = Literal["readable", "hidden"]
 
 SERVER = "one"
+FLEET_ID = "0123456789abcdef"
 WAIT_SECONDS = 30.0
 
 REGISTRY_USER, REGISTRY_PASSWORD = "galactica", "phoenix"
@@ -65,11 +66,13 @@ def client_of(engine: str) -> Any:
 
 
 @contextlib.asynccontextmanager
-async def a_runtime(engine: str, *, fleet: str = "", **settings: Any) -> AsyncIterator[DockerRuntime]:
+async def a_runtime(
+    engine: str, *, fleet: str = "", fleet_id: str = FLEET_ID, **settings: Any
+) -> AsyncIterator[DockerRuntime]:
     """A runtime with a fleet of its own, whose containers are removed at the end. Where the test failed, an engine that
     is away then does not hide why."""
     fleet = fleet or new_fleet()
-    runtime = DockerRuntime(fleet, engine, server=settings.pop("server", SERVER), **settings)
+    runtime = DockerRuntime(fleet, fleet_id, engine, server=settings.pop("server", SERVER), **settings)
     tolerated: tuple[type[Exception], ...] = (docker.errors.DockerException,)
     try:
         yield runtime

@@ -33,6 +33,7 @@ from galactica.scheduler.security.ca import SCHEDULER_NAME
 from galactica.scheduler.views import shapes
 from galactica.v1 import operator_pb2, operator_pb2_grpc
 from tests.support.engine import configured_host, remove_fleet
+from tests.support.process_cells import remove_all
 from tests.support.processes import ROOT, Done, Json, agent_command, cli_command, free_ports
 
 T = TypeVar("T")
@@ -72,6 +73,10 @@ class Fleet:
     @property
     def context(self) -> Path:
         return self.directory / "context.json"
+
+    @property
+    def id(self) -> str:
+        return str(json.loads(self.context.read_text())["fleet_id"])
 
     @property
     def address(self) -> str:
@@ -126,11 +131,14 @@ class Fleet:
         """Start it; says nothing about whether it comes up. Without a token it has to have enrolled before.
 
         ``before``: the words before its command, as those that make it run in a namespace."""
-        command = [*before, *agent_command(), "--scheduler", self.address, "--enrol", self.enrol_address]
-        command += ["--id", name, "--data", str(self.directory / name), "--runtime", runtime, *words]
+        command = [*before, *self.agent_words(name, name), "--runtime", runtime, *words]
         if runtime == "docker":
             self._engines.add(environment.get("DOCKER_HOST") or configured_host())
         self.agents[name] = self.spawn(name, command, **environment)
+
+    def agent_words(self, name: str, data: str) -> list[str]:
+        words = [*agent_command(), "--scheduler", self.address, "--enrol", self.enrol_address]
+        return [*words, "--id", name, "--data", str(self.directory / data)]
 
     def start_agent(self, name: str, *words: str, runtime: str = "process", **environment: str) -> None:
         """Returns when it is READY and heard."""
@@ -338,9 +346,10 @@ class Fleet:
             if begun is not None:
                 begun.kill()
                 begun.wait()
-        for cells in self.directory.glob("**/cells"):
+        for home in self.directory.glob("**/cells/*@*"):
+            name, _, fleet_id = home.name.partition("@")
             with contextlib.suppress(Exception):  # what it cannot remove is killed below
-                asyncio.run(_remove_cells(cells, self.name))
+                asyncio.run(remove_all(ProcessRuntime(home.parent, name, fleet_id)))
         self._kill_what_is_left()
         for engine in self._engines:
             # One that has ended has taken its containers along.
@@ -373,20 +382,14 @@ class Fleet:
         return found
 
 
-async def _remove_cells(directory: Path, fleet: str) -> None:
-    runtime = ProcessRuntime(directory, fleet)
-    try:
-        for found in await runtime.list():
-            await runtime.stop(found.order.cell_id, "SIGKILL", 5.0)
-    finally:
-        await runtime.close()
-
-
 @contextlib.contextmanager
-def a_fleet(*agents: str, data: Path | None = None, host: str = "127.0.0.1") -> Iterator[Fleet]:
+def a_fleet(
+    *agents: str, data: Path | None = None, host: str = "127.0.0.1", name: str = ""
+) -> Iterator[Fleet]:
     """A scheduler and agents of these names, ready; all of it ends with the block. ``host``: an address of this
     machine, on which the scheduler listens."""
-    fleet = Fleet(Path(tempfile.mkdtemp(prefix="galactica-fleet-")), host=host)
+    directory = Path(tempfile.mkdtemp(prefix="galactica-fleet-"))
+    fleet = Fleet(directory, **({"name": name} if name else {}), host=host)
     try:
         fleet.start_scheduler(data)
         fleet.start_agents(agents)

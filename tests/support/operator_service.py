@@ -17,7 +17,7 @@ import grpc
 
 from galactica.scheduler.security.ca import CertificateAuthority, new_key_and_csr
 from galactica.scheduler.security.identities import OperatorIdentity, Role, identity_of
-from galactica.scheduler.settings.context import Context, write_context
+from galactica.scheduler.settings.context import Context, keep_context
 from galactica.v1 import cell_pb2, operator_pb2, operator_pb2_grpc
 
 FLEET = "demo"
@@ -194,7 +194,7 @@ class Scheduler:
 
     def context_for(self, name: str, role: Role, path: Path, ttl_seconds: float = DAY_SECONDS) -> Path:
         """A context file with a certificate of its own."""
-        write_context(path, context_of(self.ca, self.address, name, role, ttl_seconds))
+        keep_context(path, context_of(self.ca, self.address, name, role, ttl_seconds))
         return path
 
 
@@ -213,7 +213,7 @@ def operator_service(directory: Path) -> Iterator[Scheduler]:
         address = f"127.0.0.1:{server.add_secure_port('127.0.0.1:0', credentials)}"
         server.start()
         path = directory / "context.json"
-        write_context(path, context_of(ca, address, "ada", Role.ADMIN, DAY_SECONDS))
+        keep_context(path, context_of(ca, address, "ada", Role.ADMIN, DAY_SECONDS))
         try:
             yield Scheduler(address, answers, ca, path)
         finally:
@@ -232,6 +232,7 @@ def context_of(ca: CertificateAuthority, address: str, name: str, role: Role, tt
         fleet=FLEET,
         operator=name,
         role=role.value,
+        fleet_id=ca.fleet_id,
     )
 
 

@@ -71,18 +71,22 @@ def left_in(directory: Path) -> list[Path]:
     return sorted(path for path in directory.rglob("*") if path.parent != directory)
 
 
+FLEET_ID = "0123456789abcdef"
+HOME = f"test@{FLEET_ID}"
+"""The folder of the fleet's cells below the runtime's directory."""
+
 LIMITERS = {"control groups": process_limits.detect(), "rlimits": process_limits.Limiter()}
 
 
 @asynccontextmanager
 async def agent_on(directory: Path, **settings) -> AsyncIterator[ProcessRuntime]:
     """A runtime whose cells are gone at the end."""
-    runtime = ProcessRuntime(directory, "test", **settings)
+    runtime = ProcessRuntime(directory, "test", FLEET_ID, **settings)
     try:
         yield runtime
     finally:
         await runtime.close()
-        await remove_all(ProcessRuntime(directory, "test", **settings))
+        await remove_all(ProcessRuntime(directory, "test", FLEET_ID, **settings))
 
 
 async def remove_all(runtime: ProcessRuntime) -> None:

@@ -331,7 +331,7 @@ def test_what_waited_for_any_server_goes_on_when_agents_attach_to_a_new_schedule
     before.join("a")
     world = before.crash()
     world.apply(service())
-    assert world.held() == {"no_capacity"}
+    assert world.held() == {"listening"}
     world.attach("a")
     assert (world.phases(), world.held()) == ({"web/0.1": Phase.READY}, set())
 

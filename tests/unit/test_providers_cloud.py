@@ -73,7 +73,7 @@ def test_failures_are_final_or_not(error, kind):
 
 def test_name_that_is_too_long_for_a_host_is_refused():
     with pytest.raises(ProviderRefused, match=r"limit: 63 characters\): give the pool a shorter name"):
-        Names("galactica").name(f"{'p' * 55}/0.1")
+        Names("galactica", "0123456789abcdef").name(f"{'p' * 55}/0.1")
 
 
 def test_credentials_come_from_a_private_file_or_from_the_environment(tmp_path, monkeypatch):

@@ -21,7 +21,14 @@ from galactica.agent.core.model import Found, Running
 from galactica.agent.runtimes.docker.autopsy import Life, autopsy_of, unix_seconds
 from galactica.agent.runtimes.docker.command import check_command
 from galactica.agent.runtimes.docker.differences import OwnExecs
-from galactica.agent.runtimes.docker.spec import CELL_LABEL, Scope, body_of, endpoints_of, order_of
+from galactica.agent.runtimes.docker.spec import (
+    CELL_LABEL,
+    SERVER_LABEL,
+    Scope,
+    body_of,
+    endpoints_of,
+    order_of,
+)
 from galactica.agent.runtimes.port import LAST_LINES, RuntimeFailure, RuntimeUnavailable, StartFailed
 from galactica.v1 import link_pb2
 
@@ -46,13 +53,14 @@ class Engine:
     """One engine and the containers of one scope in it.
 
     ``alive`` has the containers whose death will be reported, by id. Threads share it and change it only by single
-    dictionary operations, which are atomic.
+    dictionary operations, which are atomic. ``foreign``: how many cells of other fleets the newest list had.
     """
 
     def __init__(self, scope: Scope, base_url: str | None, timeout_seconds: int) -> None:
         self.scope = scope
         self.url = base_url or os.environ.get("DOCKER_HOST") or DEFAULT_URL
         self.alive: dict[str, Life] = {}
+        self.foreign = 0
         self.execs = OwnExecs()
         self._base_url = base_url
         self._timeout_seconds = timeout_seconds
@@ -233,19 +241,25 @@ class Engine:
     def containers_of(self, cell_id: str) -> list[str]:
         """Ids of the cell's containers, in any state and with any name."""
         client = self.client()
+        return [row["Id"] for row in self._rows(client, f"{CELL_LABEL}={cell_id}")]
+
+    def _rows(self, client: docker.APIClient, *labels: str) -> list[dict[str, Any]]:
+        """The containers of the scope with these labels. The engine cannot be asked for a label's absence, so the fleet
+        is checked here."""
+        wanted = [f"{SERVER_LABEL}={self.scope.server}", *labels]
         with self.errors("list containers"):
-            rows = client.containers(all=True, filters=self.scope.filters(f"{CELL_LABEL}={cell_id}"))
-        return [row["Id"] for row in rows]
+            rows = client.containers(all=True, filters={"label": wanted})
+        return [row for row in rows if self.scope.owns(row["Labels"])]
 
     def found(self) -> list[Found]:
         """All containers of the scope. Each is in ``alive`` before it is inspected, so that a death between this list
         and the event stream is not missed."""
         client = self.client()
         with self.errors("list containers"):
-            rows = client.containers(all=True, filters=self.scope.filters())
-        inspected = [
-            self._look_at(client, row["Id"], row["Labels"]) for row in rows if CELL_LABEL in row["Labels"]
-        ]
+            rows = client.containers(all=True, filters={"label": [CELL_LABEL]})
+        self.foreign = sum(not self.scope.is_of_fleet(row["Labels"]) for row in rows)
+        ours = [row for row in rows if self.scope.owns(row["Labels"])]
+        inspected = [self._look_at(client, row["Id"], row["Labels"]) for row in ours]
         return [found for found in inspected if found is not None]
 
     def _look_at(self, client: docker.APIClient, container_id: str, labels: dict[str, str]) -> Found | None:

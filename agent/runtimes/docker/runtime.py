@@ -77,7 +77,8 @@ class _Lanes:
 class DockerRuntime:
     """The port's runtime on a Docker Engine.
 
-    ``fleet`` and ``server`` identify this agent's containers; agents that share an engine need different servers.
+    ``fleet``, ``fleet_id`` and ``server`` identify this agent's containers; agents of one fleet that share an engine
+    need different servers.
     ``base_url``: the engine's address ("unix:///…", "tcp://…"); None: from DOCKER_HOST. ``host``: the address of this
     server on which ports are published. ``credentials``: a file like ~/.docker/config.json, which it takes precedence
     over. ``timeout_seconds`` bounds each single call to the engine. The constructor does not call the engine.
@@ -88,6 +89,7 @@ class DockerRuntime:
     def __init__(
         self,
         fleet: str,
+        fleet_id: str,
         base_url: str | None = None,
         host: str = "127.0.0.1",
         *,
@@ -95,7 +97,7 @@ class DockerRuntime:
         credentials: Path | None = None,
         timeout_seconds: int = 30,
     ) -> None:
-        self._engine = Engine(Scope(fleet, server, host), base_url, timeout_seconds)
+        self._engine = Engine(Scope(fleet, fleet_id, server, host), base_url, timeout_seconds)
         self._timeout_seconds = timeout_seconds
         self._lanes = _Lanes()
         self._puller = Puller(self._engine, self._lanes.pull, credentials)
@@ -109,6 +111,10 @@ class DockerRuntime:
         self._events: EventThread | None = None
         self._subscribed: asyncio.Future[None] | None = None
         self._log_readers = 0
+
+    @property
+    def foreign(self) -> int:
+        return self._engine.foreign
 
     async def list(self) -> Sequence[Found]:
         await self._listening()

@@ -17,10 +17,13 @@ from galactica.agent.runtimes.port import StartFailed
 from galactica.v1 import cell_pb2, link_pb2
 
 FLEET_LABEL = "galactica.fleet"
+FLEET_ID_LABEL = "galactica.fleet-id"
 SERVER_LABEL = "galactica.server"
 CELL_LABEL = "galactica.cell"
 DIGEST_LABEL = "galactica.digest"
 ORDER_LABEL = "galactica.order"
+
+NAMED_ID_CHARACTERS = 8
 
 TMP = "/tmp"  # noqa: S108 - inside the cell
 TMP_OPTIONS = "rw,noexec,nosuid,nodev,size=64m,mode=1777"
@@ -39,26 +42,28 @@ _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9-]")
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """Identifies the containers of this agent; it never lists or touches others. ``host``: the address on which ports
-    are published."""
+    """Identifies the containers of this agent; it never touches others. ``fleet_id`` tells the fleet from another of
+    the same name. ``host``: the address on which ports are published."""
 
     fleet: str
+    fleet_id: str
     server: str
     host: str
 
-    def filters(self, *more: str) -> dict[str, list[str]]:
-        """The engine's filter for this scope's containers; ``more``: further "label=value"."""
-        return {"label": [f"{FLEET_LABEL}={self.fleet}", f"{SERVER_LABEL}={self.server}", *more]}
-
     def name_of(self, cell_id: str) -> str:
         """The container's name, one for each cell id: ``web/2.7`` of fleet ``prod`` is
-        ``galactica.prod.web.2.7``."""
-        return ".".join(
-            ["galactica", _escaped(self.fleet), *(_escaped(part) for part in re.split("[/.]", cell_id))]
-        )
+        ``galactica.prod.1f2e3d4c.web.2.7``, with the beginning of the fleet's id."""
+        parts = [self.fleet, self.fleet_id[:NAMED_ID_CHARACTERS], *re.split("[/.]", cell_id)]
+        return ".".join(["galactica", *map(_escaped, parts)])
+
+    def is_of_fleet(self, labels: Mapping[str, str]) -> bool:
+        """Whether a cell is of this fleet. A container without an id was made before containers had one: there the
+        name decides."""
+        fleet_id = labels.get(FLEET_ID_LABEL)
+        return labels.get(FLEET_LABEL) == self.fleet if fleet_id is None else fleet_id == self.fleet_id
 
     def owns(self, labels: Mapping[str, str]) -> bool:
-        return labels.get(FLEET_LABEL) == self.fleet and labels.get(SERVER_LABEL) == self.server
+        return self.is_of_fleet(labels) and labels.get(SERVER_LABEL) == self.server
 
 
 def _escaped(text: str) -> str:
@@ -122,6 +127,7 @@ def _ports(spec: cell_pb2.Spec) -> dict[str, int]:
 def _labels(scope: Scope, order: link_pb2.Order) -> dict[str, str]:
     return {
         FLEET_LABEL: scope.fleet,
+        FLEET_ID_LABEL: scope.fleet_id,
         SERVER_LABEL: scope.server,
         CELL_LABEL: order.cell_id,
         DIGEST_LABEL: order.digest,

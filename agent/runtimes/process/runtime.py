@@ -7,19 +7,25 @@ status is read from the kernel's process table, even if the agent was away.
 
 One folder belongs to one agent at a time::
 
-    DIRECTORY/FLEET/CELL/record     order, pids, ports, autopsy
-                        /log        its output (log.1: older)
-                        /scratch    its working directory and home; tmp/ in it is its TMPDIR
+    DIRECTORY/FLEET@ID/CELL/record     order, pids, ports, autopsy
+                           /log        its output (log.1: older)
+                           /scratch    its working directory and home; tmp/ in it is its TMPDIR
+
+ID is the fleet's id, which tells it from another fleet of the same name. A folder DIRECTORY/FLEET is from before fleets
+had an id, and is this fleet's too. Cells of other fleets are counted and left alone.
 
 ``limits`` sets the cell's limits. The cell sees the machine as the agent's user does: there is no image and no file
 system of its own.
 """
 
 import asyncio
+import contextlib
+import itertools
 import logging
 import signal
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import TypeVar
 from weakref import WeakValueDictionary
@@ -56,12 +62,15 @@ class ProcessRuntime:
         self,
         directory: Path,
         fleet: str,
+        fleet_id: str,
         host: str = "127.0.0.1",
         *,
         log_limit_bytes: int = LOG_LIMIT_BYTES,
         limiter: process_limits.Limiter | None = None,
     ) -> None:
-        self._home = directory.absolute() / folder_name(fleet)
+        self._directory = directory.absolute()
+        self._home = self._directory / f"{folder_name(fleet)}@{fleet_id}"
+        self._former_home = self._directory / folder_name(fleet)
         self._host = host
         self._log_limit_bytes = log_limit_bytes
         self._limiter = limiter or process_limits.detect()
@@ -75,6 +84,7 @@ class ProcessRuntime:
         self._has_adopted = False
         self._jobs: set[asyncio.Task[object]] = set()
         self._trimming: asyncio.Task[None] | None = None
+        self.foreign = 0
 
     async def list(self) -> Sequence[Found]:
         """All cells; a dead one has its autopsy."""
@@ -82,6 +92,8 @@ class ProcessRuntime:
         for cell in tuple(self._cells.values()):
             if cell.died.is_set() and not cell.is_stopping:
                 await cell.examine()
+        own = {self._home, self._former_home}
+        self.foreign = await asyncio.to_thread(_cells_of_others, self._directory, own)
         return [cell.found(self._host) for cell in self._cells.values()]
 
     async def start(self, order: link_pb2.Order, progress: Progress) -> Running:
@@ -217,7 +229,8 @@ class ProcessRuntime:
         async with self._adopting:
             if self._has_adopted:
                 return
-            for folder, record in await asyncio.to_thread(_scan, self._home, self._limiter):
+            homes = (self._former_home, self._home)
+            for folder, record in await asyncio.to_thread(_scan, homes, self._limiter):
                 cell = Cell(folder, record, self._log_limit_bytes)
                 self._cells[cell.id] = cell
                 self._claims.update(dict.fromkeys(record.ports.values(), cell.id))
@@ -277,12 +290,14 @@ class ProcessRuntime:
                     log.warning("cannot trim the log of cell %s: %s", cell.id, error)
 
 
-def _scan(home: Path, limiter: process_limits.Limiter) -> list[tuple[Folder, process_record.Record]]:
-    """The cells of an earlier agent. A folder without a record is of a cell that never ran, and is removed. A folder
-    with an unreadable record is set aside."""
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+def _scan(
+    homes: Sequence[Path], limiter: process_limits.Limiter
+) -> list[tuple[Folder, process_record.Record]]:
+    """The cells of earlier agents. New cells will be in the last of the homes. A folder without a record is of a cell
+    that never ran, and is removed. A folder with an unreadable record is set aside."""
+    homes[-1].mkdir(mode=0o700, parents=True, exist_ok=True)
     found = []
-    for path in sorted(home.iterdir()):
+    for path in itertools.chain(*(sorted(home.iterdir()) for home in homes if home.is_dir())):
         if path.name == SET_ASIDE:
             continue
         folder = Folder(path)
@@ -295,6 +310,15 @@ def _scan(home: Path, limiter: process_limits.Limiter) -> list[tuple[Folder, pro
             _set_aside(folder, error)
             _remove_groups(folder, limiter)
     return found
+
+
+def _cells_of_others(directory: Path, own: AbstractSet[Path]) -> int:
+    """How many folders of cells are below the homes of other fleets. Usually there are no such homes. What cannot be
+    read is not counted."""
+    with contextlib.suppress(OSError):
+        others = [home for home in directory.iterdir() if home not in own and home.is_dir()]
+        return sum(Folder(path).record.exists() for home in others for path in home.iterdir())
+    return 0
 
 
 def _remove_groups(folder: Folder, limiter: process_limits.Limiter) -> None:

@@ -690,6 +690,7 @@ class Vitals(_message.Message):
     CLOCK_OFFSET_MS_FIELD_NUMBER: _builtins.int
     DISK_ERROR_FIELD_NUMBER: _builtins.int
     KERNEL_ERRORS_FIELD_NUMBER: _builtins.int
+    FOREIGN_CELLS_FIELD_NUMBER: _builtins.int
     cpu_fraction: _builtins.float
     memory_fraction: _builtins.float
     disk_fraction: _builtins.float
@@ -710,6 +711,8 @@ class Vitals(_message.Message):
     """Lines in the kernel's log of the last minute about failing disks, memory and hung tasks, of priority err or
     worse. Absent if the agent cannot read that log, as in most containers.
     """
+    foreign_cells: _builtins.int
+    """Cells of other fleets that the agent found on this server. It leaves them alone."""
     def __init__(
         self,
         *,
@@ -724,10 +727,11 @@ class Vitals(_message.Message):
         clock_offset_ms: _builtins.float | None = ...,
         disk_error: _builtins.str | None = ...,
         kernel_errors: _builtins.int | None = ...,
+        foreign_cells: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_clock_offset_ms", b"_clock_offset_ms", "_disk_error", b"_disk_error", "_engine_latency_ms", b"_engine_latency_ms", "_kernel_errors", b"_kernel_errors", "_pressure_cpu", b"_pressure_cpu", "_pressure_io", b"_pressure_io", "_pressure_memory", b"_pressure_memory", "clock_offset_ms", b"clock_offset_ms", "disk_error", b"disk_error", "engine_latency_ms", b"engine_latency_ms", "kernel_errors", b"kernel_errors", "pressure_cpu", b"pressure_cpu", "pressure_io", b"pressure_io", "pressure_memory", b"pressure_memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clock_offset_ms", b"_clock_offset_ms", "_disk_error", b"_disk_error", "_engine_latency_ms", b"_engine_latency_ms", "_kernel_errors", b"_kernel_errors", "_pressure_cpu", b"_pressure_cpu", "_pressure_io", b"_pressure_io", "_pressure_memory", b"_pressure_memory", "clock_offset_ms", b"clock_offset_ms", "cpu_fraction", b"cpu_fraction", "disk_error", b"disk_error", "disk_fraction", b"disk_fraction", "engine_latency_ms", b"engine_latency_ms", "kernel_errors", b"kernel_errors", "load_1m", b"load_1m", "memory_fraction", b"memory_fraction", "pressure_cpu", b"pressure_cpu", "pressure_io", b"pressure_io", "pressure_memory", b"pressure_memory"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clock_offset_ms", b"_clock_offset_ms", "_disk_error", b"_disk_error", "_engine_latency_ms", b"_engine_latency_ms", "_kernel_errors", b"_kernel_errors", "_pressure_cpu", b"_pressure_cpu", "_pressure_io", b"_pressure_io", "_pressure_memory", b"_pressure_memory", "clock_offset_ms", b"clock_offset_ms", "cpu_fraction", b"cpu_fraction", "disk_error", b"disk_error", "disk_fraction", b"disk_fraction", "engine_latency_ms", b"engine_latency_ms", "foreign_cells", b"foreign_cells", "kernel_errors", b"kernel_errors", "load_1m", b"load_1m", "memory_fraction", b"memory_fraction", "pressure_cpu", b"pressure_cpu", "pressure_io", b"pressure_io", "pressure_memory", b"pressure_memory"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__clock_offset_ms: _TypeAlias = _typing.Literal["clock_offset_ms"]  # noqa: Y015
     _WhichOneofArgType__clock_offset_ms: _TypeAlias = _typing.Literal["_clock_offset_ms", b"_clock_offset_ms"]  # noqa: Y015

@@ -303,6 +303,7 @@ class Hello(_message.Message):
     WATCH_ADDRESS_FIELD_NUMBER: _builtins.int
     BEAT_AT_FIELD_NUMBER: _builtins.int
     WATCHING_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
     wire_version: _builtins.int
     agent_version: _builtins.str
     epoch: _builtins.int
@@ -312,6 +313,11 @@ class Hello(_message.Message):
     beat_at: _builtins.float
     """The time of sending by the agent's clock, in seconds since its host booted (time asleep counts). The scheduler
     returns it in its answer to confirm that it has received this message: that extends the lease of exclusive cells.
+    """
+    instance: _builtins.str
+    """Names this run of the agent: the boot of its machine, and a number drawn at the agent's start. While a session of
+    one instance lives, a Hello of the same server with another instance is of a second machine with a copied identity.
+    Empty: an agent that does not tell it.
     """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
@@ -342,10 +348,11 @@ class Hello(_message.Message):
         watch_address: _builtins.str = ...,
         beat_at: _builtins.float = ...,
         watching: _abc.Iterable[Global___Neighbour] | None = ...,
+        instance: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "beat_at", b"beat_at", "capacity", b"capacity", "epoch", b"epoch", "inventory", b"inventory", "labels", b"labels", "runtimes", b"runtimes", "watch_address", b"watch_address", "watching", b"watching", "wire_version", b"wire_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "beat_at", b"beat_at", "capacity", b"capacity", "epoch", b"epoch", "instance", b"instance", "inventory", b"inventory", "labels", b"labels", "runtimes", b"runtimes", "watch_address", b"watch_address", "watching", b"watching", "wire_version", b"wire_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -177,6 +177,7 @@ class AgentLinkServiceServicer:
     def Attach(self, request_iterator, context):
         """One stream for each agent. The first request is a Hello, the first response a Welcome.
         FAILED_PRECONDITION: the scheduler does not support the wire version, or it does not know the server.
+        ALREADY_EXISTS: another machine with the identity of this server is attached and alive.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -96,6 +96,7 @@ class AgentLinkServiceStub:
     Attach: _grpc.StreamStreamMultiCallable[_link_pb2.AttachRequest, _link_pb2.AttachResponse]
     """One stream for each agent. The first request is a Hello, the first response a Welcome.
     FAILED_PRECONDITION: the scheduler does not support the wire version, or it does not know the server.
+    ALREADY_EXISTS: another machine with the identity of this server is attached and alive.
     """
     RenewCertificate: _grpc.UnaryUnaryMultiCallable[_link_pb2.RenewCertificateRequest, _link_pb2.RenewCertificateResponse]
     """A new certificate for the caller, for the key of the CSR."""
@@ -108,6 +109,7 @@ class AgentLinkServiceAsyncStub(AgentLinkServiceStub):
     Attach: _aio.StreamStreamMultiCallable[_link_pb2.AttachRequest, _link_pb2.AttachResponse]  # type: ignore[assignment]
     """One stream for each agent. The first request is a Hello, the first response a Welcome.
     FAILED_PRECONDITION: the scheduler does not support the wire version, or it does not know the server.
+    ALREADY_EXISTS: another machine with the identity of this server is attached and alive.
     """
     RenewCertificate: _aio.UnaryUnaryMultiCallable[_link_pb2.RenewCertificateRequest, _link_pb2.RenewCertificateResponse]  # type: ignore[assignment]
     """A new certificate for the caller, for the key of the CSR."""
@@ -123,6 +125,7 @@ class AgentLinkServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_link_pb2.AttachResponse], _abc.AsyncIterator[_link_pb2.AttachResponse]]:
         """One stream for each agent. The first request is a Hello, the first response a Welcome.
         FAILED_PRECONDITION: the scheduler does not support the wire version, or it does not know the server.
+        ALREADY_EXISTS: another machine with the identity of this server is attached and alive.
         """
 
     @_abc_1.abstractmethod

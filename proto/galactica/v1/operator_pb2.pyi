@@ -191,6 +191,7 @@ class GetStatusResponse(_message.Message):
     POSITION_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     STORMS_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
     fleet: _builtins.str
     healthy: _builtins.bool
     """Every group has all wanted cells, READY and of the newest revision, and nothing is held."""
@@ -202,6 +203,10 @@ class GetStatusResponse(_message.Message):
     def held(self) -> _containers.RepeatedCompositeFieldContainer[Global___Hold]: ...
     @_builtins.property
     def storms(self) -> _containers.RepeatedCompositeFieldContainer[Global___Storm]: ...
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What an operator should know and what does not make the fleet unhealthy, one sentence each."""
+
     def __init__(
         self,
         *,
@@ -212,10 +217,11 @@ class GetStatusResponse(_message.Message):
         position: _builtins.int = ...,
         epoch: _builtins.int = ...,
         storms: _abc.Iterable[Global___Storm] | None = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "fleet", b"fleet", "groups", b"groups", "healthy", b"healthy", "held", b"held", "position", b"position", "storms", b"storms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "fleet", b"fleet", "groups", b"groups", "healthy", b"healthy", "held", b"held", "notes", b"notes", "position", b"position", "storms", b"storms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -574,6 +580,7 @@ class Server(_message.Message):
     PROVIDER_REF_FIELD_NUMBER: _builtins.int
     EVIDENCE_FIELD_NUMBER: _builtins.int
     NEIGHBOURS_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     phase: _builtins.str
     verdict: _builtins.str
@@ -604,6 +611,10 @@ class Server(_message.Message):
 
     @_builtins.property
     def neighbours(self) -> _containers.RepeatedCompositeFieldContainer[Global___NeighbourAnswer]: ...
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What an operator should know of it beside its verdict, one sentence each."""
+
     def __init__(
         self,
         *,
@@ -625,10 +636,11 @@ class Server(_message.Message):
         provider_ref: _builtins.str = ...,
         evidence: _abc.Iterable[Global___Evidence] | None = ...,
         neighbours: _abc.Iterable[Global___NeighbourAnswer] | None = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_last_beat_at", b"_last_beat_at", "capacity", b"capacity", "last_beat_at", b"last_beat_at", "used", b"used", "vitals", b"vitals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_beat_at", b"_last_beat_at", "agent_version", b"agent_version", "capacity", b"capacity", "cells", b"cells", "evidence", b"evidence", "generation", b"generation", "id", b"id", "labels", b"labels", "last_beat_at", b"last_beat_at", "neighbours", b"neighbours", "phase", b"phase", "pool", b"pool", "provider_ref", b"provider_ref", "reason", b"reason", "runtimes", b"runtimes", "slot", b"slot", "used", b"used", "verdict", b"verdict", "vitals", b"vitals"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_beat_at", b"_last_beat_at", "agent_version", b"agent_version", "capacity", b"capacity", "cells", b"cells", "evidence", b"evidence", "generation", b"generation", "id", b"id", "labels", b"labels", "last_beat_at", b"last_beat_at", "neighbours", b"neighbours", "notes", b"notes", "phase", b"phase", "pool", b"pool", "provider_ref", b"provider_ref", "reason", b"reason", "runtimes", b"runtimes", "slot", b"slot", "used", b"used", "verdict", b"verdict", "vitals", b"vitals"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__last_beat_at: _TypeAlias = _typing.Literal["last_beat_at"]  # noqa: Y015
     _WhichOneofArgType__last_beat_at: _TypeAlias = _typing.Literal["_last_beat_at", b"_last_beat_at"]  # noqa: Y015
@@ -997,19 +1009,23 @@ class GetVersionResponse(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     WIRE_VERSION_FIELD_NUMBER: _builtins.int
     FLEET_FIELD_NUMBER: _builtins.int
+    FLEET_ID_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     wire_version: _builtins.int
     fleet: _builtins.str
+    fleet_id: _builtins.str
+    """16 hexadecimal characters, made together with the fleet's CA. Other fleets may have the same name."""
     def __init__(
         self,
         *,
         version: _builtins.str = ...,
         wire_version: _builtins.int = ...,
         fleet: _builtins.str = ...,
+        fleet_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fleet", b"fleet", "version", b"version", "wire_version", b"wire_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fleet", b"fleet", "fleet_id", b"fleet_id", "version", b"version", "wire_version", b"wire_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

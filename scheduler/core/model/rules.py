@@ -79,7 +79,7 @@ class HoldRule(StrEnum):
     ONE_BY_ONE = "one_by_one"
     UNKNOWN_SERVER = "unknown_server"
     UNKNOWN_CELL = "unknown_cell"
-    OVERTAKEN = "overtaken"
+    LISTENING = "listening"
     NOBODY_ATTACHED = "nobody_attached"
     JOURNAL = "journal"
 

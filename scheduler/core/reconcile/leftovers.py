@@ -49,8 +49,9 @@ def _is_gone(draft: Draft, key: OrphanKey) -> None:
 
 
 def _leave_alone(draft: Draft, key: OrphanKey) -> None:
-    is_new = not is_unknown(draft.fleet, key.server, key.cell)
-    if is_new and is_place(draft.fleet, key.server) and len(draft.fleet.unknown) < UNKNOWN_KEPT:
+    if not is_place(draft.fleet, key.server):
+        return  # it goes, with all that is on it
+    if not is_unknown(draft.fleet, key.server, key.cell) and len(draft.fleet.unknown) < UNKNOWN_KEPT:
         draft.emit(e.UnknownCellFound(key.cell, key.server))
     reason = (
         f"server {key.server} runs {key.cell}, which this journal never ordered there, so it is left alone"

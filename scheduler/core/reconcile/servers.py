@@ -107,20 +107,26 @@ def show_cut_off(draft: Draft, key: Key, server_id: str, verdict: Verdict) -> No
         draft.hold(key, Rule.CUT_OFF, f"{server_id}: {verdict.reason}", verdict.next_look_at)
 
 
-def held_as_overtaken(draft: Draft) -> Held | None:
-    """The hold on orders until every server was heard whose cells an older journal may not know."""
-    since = draft.fleet.overtaken_at
-    if since is None or draft.now >= since + draft.policy.overtaken_seconds:
+def held_until_heard(draft: Draft) -> Held | None:
+    """The hold on orders until every server was heard, since an agent may have cells that this journal does not know:
+    it may be a backup. After a start it lasts one lease, as for all silence. Where agents showed that the journal is
+    older than its fleet, it lasts longer."""
+    lease_seconds = draft.policy.tempo(len(draft.fleet.servers)).lease_seconds
+    until = draft.sight.began_at + lease_seconds
+    if draft.fleet.overtaken_at is not None:
+        until = max(until, draft.fleet.overtaken_at + draft.policy.overtaken_seconds)
+    if draft.now >= until:
         return None
-    servers = draft.fleet.servers.values()
-    missing = [one.id for one in servers if one.phase is Phase.READY and one.id not in draft.sight.servers]
+    missing = [one.id for one in draft.fleet.servers.values() if _is_unheard(draft, one)]
     if not missing:
         return None
-    reason = (
-        f"agents know more than this journal, which is a backup; what runs on {missing[0]} is not known yet"
-        f"{f', nor on {len(missing) - 1} others' if len(missing) > 1 else ''}"
-    )
-    return Held(HoldRule.OVERTAKEN, reason, draft.now + 1.0)
+    more = f", nor on {len(missing) - 1} others" if len(missing) > 1 else ""
+    reason = f"what runs on {missing[0]} is not known yet{more}: this scheduler has just begun to listen"
+    return Held(HoldRule.LISTENING, reason, min(until, draft.now + draft.policy.beat_seconds))
+
+
+def _is_unheard(draft: Draft, server: Server) -> bool:
+    return server.phase is Phase.READY and server.id not in draft.sight.servers
 
 
 def verdict_on(draft: Draft, server: Server) -> Verdict:

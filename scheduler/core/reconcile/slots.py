@@ -19,11 +19,12 @@ from galactica.scheduler.core.model.fleet import (
 )
 from galactica.scheduler.core.model.keys import SlotKey
 from galactica.scheduler.core.model.rules import NOT_ITS_OWN, SILENCE_RULES, HoldRule
+from galactica.scheduler.core.model.spec import GroupKind
 from galactica.scheduler.core.model.verdict import Health, Verdict
 from galactica.scheduler.core.placement import Unplaceable
 from galactica.scheduler.core.reconcile.carriers import carrier_of
 from galactica.scheduler.core.reconcile.draft import Draft
-from galactica.scheduler.core.reconcile.servers import held_as_overtaken, show_cut_off
+from galactica.scheduler.core.reconcile.servers import held_until_heard, show_cut_off
 from galactica.scheduler.core.unknown import in_slot, unknown_on
 from galactica.scheduler.core.verdicts.blame import blame_spec
 from galactica.scheduler.core.verdicts.due import Doom, Urgency, doom_of, next_doom_at
@@ -181,9 +182,10 @@ def _fill(draft: Draft, key: SlotKey) -> None:
 
 def _held(draft: Draft, state: GroupState, number: int, slot: Slot) -> Held | None:
     """The first brake that holds the order."""
-    overtaken = held_as_overtaken(draft)
-    if overtaken is not None:
-        return overtaken
+    if state.group.kind is GroupKind.SERVICE:
+        listening = held_until_heard(draft)
+        if listening is not None:
+            return listening
     unknown = in_slot(draft.fleet, state.group.name, number)
     if unknown is not None:
         cell, server = unknown

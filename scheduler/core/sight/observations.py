@@ -109,6 +109,14 @@ class Detached(Struct, frozen=True):
     reason: str = ""
 
 
+class Rivalled(Struct, frozen=True):
+    """A second machine said that it is this server, while the session of the first lives. ``address``: from where."""
+
+    server: str
+    address: str
+    at: float
+
+
 class ProviderState(StrEnum):
     """What a provider says of a server that it made."""
 
@@ -181,4 +189,4 @@ class WillRead(Struct, frozen=True):
 
 
 ProviderNews = ServerMade | ServerNotMade | ServerUnmade | ProviderListed | ProviderSilent
-Observation = Attached | Reported | Detached | WillRead | ProviderNews
+Observation = Attached | Reported | Detached | Rivalled | WillRead | ProviderNews

@@ -16,12 +16,13 @@ from galactica.scheduler.core.sight.observations import (
     ProviderSilent,
     ProviderState,
     Reported,
+    Rivalled,
     ServerMade,
     ServerNotMade,
     ServerUnmade,
     WillRead,
 )
-from galactica.scheduler.core.sight.state import Going, ProviderSight, ServerSight, Sight, with_server
+from galactica.scheduler.core.sight.state import Going, ProviderSight, Rival, ServerSight, Sight, with_server
 from galactica.scheduler.core.sight.vitals import ailments
 
 SILENCE_WORTH_A_LOOK_SECONDS = 2.0
@@ -53,6 +54,8 @@ def observe(sight: Sight, observation: Observation, limits: VitalLimits = USUAL_
             return _reported(sight, observation, limits)
         case Detached():
             return _detached(sight, observation)
+        case Rivalled():
+            return Observed(_rivalled(sight, observation))
         case WillRead(server=server, at=at):
             return Observed(replace(sight, wills=sight.wills.insert(server, at)), servers=(server,))
         case ProviderListed():
@@ -142,6 +145,14 @@ def _detached(sight: Sight, detached: Detached) -> Observed:
         return Observed(sight)
     closed = with_server(sight, detached.server, replace(seen, closed_at=detached.at))
     return Observed(closed, servers=(detached.server,))
+
+
+def _rivalled(sight: Sight, rivalled: Rivalled) -> Sight:
+    """It is only told: no verdict depends on what a second machine claims."""
+    seen = sight.servers.get(rivalled.server)
+    if seen is None:
+        return sight
+    return with_server(sight, rivalled.server, replace(seen, rival=Rival(rivalled.address, rivalled.at)))
 
 
 def _listed(sight: Sight, listed: ProviderListed) -> Observed:

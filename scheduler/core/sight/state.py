@@ -29,6 +29,13 @@ class Told(Struct, frozen=True):
     at: float
 
 
+class Rival(Struct, frozen=True):
+    """A second machine with the identity of a server: from where it came, and when last."""
+
+    address: str
+    at: float
+
+
 class ServerSight(Struct, frozen=True):
     """One agent's session. ``closed_at`` None: its stream is open."""
 
@@ -51,6 +58,8 @@ class ServerSight(Struct, frozen=True):
     """A report is missing. The agent must report everything before its reports count as complete."""
     is_leaving: bool = False
     """Its agent is ending its cells, and then itself."""
+    rival: Rival | None = None
+    """A second machine that claims to be this server. It was turned away."""
 
     @property
     def is_open(self) -> bool:
@@ -103,6 +112,8 @@ class Sight(Struct, frozen=True):
     """Rule to the servers whose vitals are bad by it. If many share it, it may not be their fault."""
     well: HashTrieSet[str] = HashTrieSet()
     """Servers with an open stream and good vitals. A sick server can only go if there is another good one."""
+    began_at: float = 0.0
+    """When this scheduler started."""
 
     def hears(self, server: str, now: float, tempo: Tempo) -> bool:
         """Whether its stream is open and none of its beats is missing."""

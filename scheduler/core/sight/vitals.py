@@ -34,6 +34,8 @@ class Vitals(Struct, frozen=True):
     """Why the agent could not write a small file below its data directory ("EROFS"); empty: it could."""
     kernel_errors: int | None = None
     """Lines about failing hardware in the kernel's log, in the last minute."""
+    foreign_cells: int = 0
+    """Cells of other fleets on the server."""
 
     @property
     def engine_hangs(self) -> bool:

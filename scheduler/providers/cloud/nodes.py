@@ -18,6 +18,7 @@ from galactica.scheduler.core.model.fleet import parse_cell_id
 from galactica.scheduler.providers.port import ProviderRefused
 
 FLEET_TAG = "galactica-fleet"
+FLEET_ID_TAG = "galactica-fleet-id"
 CELL_TAG = "galactica-cell"
 NAME_CHARACTERS = 63
 USER_DATA_ARGUMENTS = ("ex_userdata", "ex_user_data", "ex_custom_data", "ex_customdata", "cloud_init")
@@ -49,10 +50,11 @@ class Body(BaseModel):
 
 
 class Names:
-    """The names and tags of one fleet's nodes."""
+    """The names and tags of one fleet's nodes. ``fleet_id`` tells the fleet from another of the same name."""
 
-    def __init__(self, fleet: str) -> None:
+    def __init__(self, fleet: str, fleet_id: str) -> None:
         self._fleet = fleet
+        self._fleet_id = fleet_id
         self._name = re.compile(rf"{re.escape(fleet)}-(?P<group>.+)-(?P<slot>\d+)-(?P<generation>\d+)")
 
     def name(self, cell: str) -> str:
@@ -65,14 +67,22 @@ class Names:
         return name
 
     def tags(self, cell: str) -> dict[str, str]:
-        return {FLEET_TAG: self._fleet, CELL_TAG: cell}
+        return {FLEET_TAG: self._fleet, FLEET_ID_TAG: self._fleet_id, CELL_TAG: cell}
+
+    def once(self, cell: str) -> str:
+        """What the cloud recognises a repeated request for this cell by."""
+        return hashlib.sha256(f"{self._fleet_id} {self.name(cell)}".encode()).hexdigest()[:32]
+
+    def _owns(self, tags: Mapping[str, str]) -> bool:
+        """A node without the fleet's id was made before nodes had one: there the name decides."""
+        return tags.get(FLEET_TAG) == self._fleet and tags.get(FLEET_ID_TAG, self._fleet_id) == self._fleet_id
 
     def cell_of(self, driver: NodeDriver, node: Node) -> str:
         """The node's cell id; empty if it is not a cell of this fleet. The name counts only if the driver has no tags,
         because foreign nodes may have any name."""
         if METADATA_ARGUMENT in _parameters(driver):
             tags = _tags_of(node)
-            cell = tags.get(CELL_TAG, "") if tags.get(FLEET_TAG) == self._fleet else ""
+            cell = tags.get(CELL_TAG, "") if self._owns(tags) else ""
         else:
             match = self._name.fullmatch(node.name or "")
             cell = f"{match['group']}/{match['slot']}.{match['generation']}" if match else ""
@@ -106,7 +116,7 @@ def create(
     for name in _ONCE_ARGUMENTS:
         if name in parameters:
             # With this the cloud itself recognises a repeated request.
-            arguments[name] = hashlib.sha256(names.name(cell).encode()).hexdigest()[:32]
+            arguments[name] = names.once(cell)
     _add_user_data(arguments, parameters, user_data, user_data_argument)
     _check(arguments, parameters)
     try:

@@ -93,7 +93,7 @@ class CloudProvider:
     def __init__(self, setting: Setting, options: Options) -> None:
         self._name = setting.name
         self._options = options
-        self._names = Names(setting.fleet)
+        self._names = Names(setting.fleet, setting.fleet_id)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix=f"provider-{setting.name}")
         self._thread_local = threading.local()
         self._running: dict[str, _Running] = {}

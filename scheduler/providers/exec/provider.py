@@ -3,9 +3,10 @@
 Each call runs the program once: one JSON object on its standard input, one on its standard output.
 ``docs/providers.md`` describes input, output and exit codes, with a worked example. In short:
 
-- ``{"version": 1, "action": "create", "fleet", "cell", "body", "user_data"}`` is answered by ``{"ref": TEXT}``,
-- ``{"version": 1, "action": "delete", "fleet", "cell", "ref"}`` by ``{}``,
-- ``{"version": 1, "action": "list", "fleet"}`` by ``{"servers": [{"cell", "ref", "state", "reason"?}]}``.
+- ``{"version": 1, "action": "create", "fleet", "fleet_id", "cell", "body", "user_data"}`` is answered by
+  ``{"ref": TEXT}``,
+- ``{"version": 1, "action": "delete", "fleet", "fleet_id", "cell", "ref"}`` by ``{}``,
+- ``{"version": 1, "action": "list", "fleet", "fleet_id"}`` by ``{"servers": [{"cell", "ref", "state", "reason"?}]}``.
 
 Exit code 0: done; 65: refused for good; any other: a temporary failure. Standard error is for people.
 
@@ -85,7 +86,7 @@ class ExecProvider:
 
     def __init__(self, setting: Setting, options: Options) -> None:
         self._name = setting.name
-        self._fleet = setting.fleet
+        self._fleet, self._fleet_id = setting.fleet, setting.fleet_id
         self._options = options
 
     @property
@@ -120,7 +121,8 @@ class ExecProvider:
     async def _ask(self, shape: type[Answer], action: str, **more: object) -> Answer:
         """Raises ProviderRefused, ProviderUnavailable."""
         what = f"the program {self._options.program[0]} ({action})"
-        question = {"version": CONTRACT_VERSION, "action": action, "fleet": self._fleet, **more}
+        fleet = {"fleet": self._fleet, "fleet_id": self._fleet_id}
+        question = {"version": CONTRACT_VERSION, "action": action, **fleet, **more}
         inherited = {name: os.environ[name] for name in HANDED_ON if name in os.environ}
         environment = {**inherited, **self._options.environment}
         try:

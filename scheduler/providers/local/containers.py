@@ -12,8 +12,9 @@ class EngineUnavailable(Exception):
     """The engine does not answer, so it is unknown which containers are left."""
 
 
-def remove_all_of(fleet: str, server: str) -> None:
-    """Kill and remove all containers of this server. Raises EngineUnavailable."""
+def remove_all_of(fleet: str, fleet_id: str, server: str) -> None:
+    """Kill and remove all containers of this server. A container with the id of another fleet stays, even if that fleet
+    has the same name. Raises EngineUnavailable."""
     try:
         import docker  # noqa: PLC0415 - large, and installed only where agents run containers
     except ModuleNotFoundError as error:
@@ -25,7 +26,8 @@ def remove_all_of(fleet: str, server: str) -> None:
         client = docker.from_env(timeout=ENGINE_SECONDS)
         try:
             for container in client.containers.list(all=True, filters={"label": labels}, ignore_removed=True):
-                container.remove(force=True, v=True)
+                if container.labels.get("galactica.fleet-id", fleet_id) == fleet_id:
+                    container.remove(force=True, v=True)
         finally:
             client.close()
     except (docker.errors.DockerException, OSError) as error:

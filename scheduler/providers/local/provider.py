@@ -60,7 +60,7 @@ class LocalProvider:
 
     def __init__(self, setting: Setting, options: Options) -> None:
         self._name = setting.name
-        self._fleet = setting.fleet
+        self._fleet, self._fleet_id = setting.fleet, setting.fleet_id
         self._data = setting.data.absolute()
         self._options = options
         self._servers: dict[str, LocalServer] = {}
@@ -171,7 +171,7 @@ class LocalProvider:
         processes.kill_all_of(server.directory)
         if server.record.runtime != RuntimeKind.PROCESS:
             try:
-                containers.remove_all_of(self._fleet, server.record.cell)
+                containers.remove_all_of(self._fleet, self._fleet_id, server.record.cell)
             except containers.EngineUnavailable:
                 # Without a chosen runtime it probably had no containers. With docker there may be some left.
                 if server.record.runtime == RuntimeKind.DOCKER:

@@ -1,0 +1,29 @@
+"""What an operator should know of a server and what is no verdict on it: one sentence each. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from galactica.scheduler.core.ports import View
+
+RIVAL_TOLD_SECONDS = 120.0
+"""How long a second machine is told after its last attempt. Its agent tries again within a minute."""
+
+
+def notes(view: View) -> Iterator[str]:
+    """Those of all servers, by server."""
+    for server in sorted(view.sight.servers):
+        yield from notes_of(view, server)
+
+
+def notes_of(view: View, server: str) -> Iterator[str]:
+    seen = view.sight.servers.get(server)
+    if seen is None:
+        return
+    if seen.rival is not None and view.now - seen.rival.at < RIVAL_TOLD_SECONDS:
+        yield (
+            f"a second live machine claims the identity of server {server}, from {seen.rival.address}; it gets no "
+            "session: enrol it under an id of its own"
+        )
+    if seen.is_open and seen.vitals is not None and (count := seen.vitals.foreign_cells):
+        yield f"{count} {'cell' if count == 1 else 'cells'} of another fleet on server {server}"

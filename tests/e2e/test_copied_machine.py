@@ -1,0 +1,37 @@
+"""A machine whose disk was copied with its agent's data directory: two agents with one identity."""
+
+from __future__ import annotations
+
+import shutil
+
+from tests.support.fleet import a_fleet
+from tests.support.processes import is_alive, pids
+
+
+def test_the_first_machine_keeps_its_session_and_its_cells_and_the_copy_is_told_and_may_follow_it():
+    with a_fleet("host1") as fleet:
+        before = fleet.apply("web", 2)
+        position = fleet.position()
+        ignored = shutil.ignore_patterns("agent.lock", "cells")
+        shutil.copytree(fleet.directory / "host1", fleet.directory / "copy", ignore=ignored)
+
+        # Under the name of its data directory here; it says that it is host1.
+        fleet.agents["copy"] = fleet.spawn(
+            "copy", [*fleet.agent_words("host1", "copy"), "--runtime", "process"]
+        )
+        note = fleet.until(lambda: fleet.status()["notes"], "the second machine is told")[0]
+        assert note.startswith(
+            "a second live machine claims the identity of server host1, from ipv4:127.0.0.1:"
+        )
+        assert fleet.server("host1")["notes"] == [note]
+        fleet.until(lambda: fleet.log("copy").count("another live machine") >= 3, "it tries again")
+        fleet.hear("host1", 3)
+        assert fleet.status()["healthy"]
+        assert pids(fleet.until_ready("web", 2)) == pids(before)
+        assert all(map(is_alive, pids(before).values()))
+        assert fleet.events(after=position) == []
+        assert "replaced this one" not in fleet.log("host1")
+
+        # The first one ends in order: then nobody claims its place, and the copy is the server.
+        assert fleet.end_agent("host1") == 0
+        fleet.until(lambda: "event=attached" in fleet.log("copy"), "the copy is attached", 90.0)
