@@ -107,8 +107,9 @@ class Laws:
             self._require(not broken, record, broken)
 
     def started_on(self, host: str, cell: str) -> None:
-        """A runtime made a cell. Orders are idempotent: it happens once for each id, in the whole fleet."""
-        if cell in self.started:
+        """A runtime made a cell. Orders are idempotent: it happens once for each id, in the whole fleet. A journal from
+        a backup may order again, on its host, what has come and gone there since: nobody may know of it any more."""
+        if cell in self.started and not (self.was_restored and self.started[cell] == host):
             raise LawBroken(f"{cell} was made on {host}, and before on {self.started[cell]}")
         self.started[cell] = host
         if (cell, host) not in self.ordered:

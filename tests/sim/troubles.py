@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 
 NOT_YET = {
-    "journal_restored": "a server that goes only when no unknown cell is left on it, and the same as the next one",
-    "journal_restored_unnoticed": "a scheduler that gives out no id after its start before it has heard what runs",
+    "journal_restored": "a server that goes only when no unknown cell is left on it; no id before all were heard",
+    "journal_restored_unnoticed": "the same, where no agent has obeyed a higher epoch",
     "two_of_one_identity": "a session that is bound to an instance, so that a second living one is refused",
 }
 """Troubles that the product does not stand yet, and what they wait for. ``SIM_ALSO=name,...`` lets them happen."""
