@@ -19,10 +19,13 @@ from tests.support.provider_world import CELL, FLEET, body, user_data
 
 EXAMPLE = ROOT / "deploy/providers/processes.py"
 PATHS = str(ROOT)
+FLEET_ID = "0123456789abcdef"
 
 
 def provider_of(tmp_path, *program, **options):
-    return program_module.make(Setting("it", FLEET, tmp_path / "data", {"program": program, **options}))
+    return program_module.make(
+        Setting("it", FLEET, tmp_path / "data", {"program": program, **options}, FLEET_ID)
+    )
 
 
 def shell(tmp_path, script, **options):
@@ -38,6 +41,7 @@ async def test_program_gets_the_whole_order_on_standard_input_and_the_token_nowh
         "version": 1,
         "action": "create",
         "fleet": FLEET,
+        "fleet_id": FLEET_ID,
         "cell": CELL,
         "body": {"size": "xl"},
         "user_data": {

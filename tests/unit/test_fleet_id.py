@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cryptography import x509
@@ -127,3 +128,18 @@ def test_a_cloud_that_two_fleets_of_one_name_share_tells_their_nodes_and_request
     ours, theirs = Names("alpha", OURS), Names("alpha", THEIRS)
     assert ours.tags("pool/0.1")["galactica-fleet-id"] == OURS
     assert ours.once("pool/0.1") != theirs.once("pool/0.1")
+
+
+class Driver:
+    """A cloud whose nodes have tags."""
+
+    def create_node(self, name: str, ex_metadata: object = None) -> None: ...
+
+
+@pytest.mark.parametrize(("fleet_id", "cell"), [(OURS, "pool/0.1"), (None, "pool/0.1"), (THEIRS, "")])
+def test_a_node_is_ours_by_its_fleets_id_and_by_the_name_only_without_one(fleet_id: str | None, cell: str):
+    tags = Names("alpha", fleet_id or "").tags("pool/0.1")
+    if fleet_id is None:
+        del tags["galactica-fleet-id"]
+    node = SimpleNamespace(name="alpha-pool-0-1", extra={"tags": tags})
+    assert Names("alpha", OURS).cell_of(Driver(), node) == cell
