@@ -108,8 +108,8 @@ class Laws:
 
     def started_on(self, host: str, cell: str) -> None:
         """A runtime made a cell. Orders are idempotent: it happens once for each id, in the whole fleet. A journal from
-        a backup may order again, on its host, what has come and gone there since: nobody may know of it any more. So may
-        one that takes a copy of the host for it."""
+        a backup may order again, on its host, what has come and gone there since: nobody may know of it any more. So
+        may one that takes a copy of the host for it."""
         may_be_again = self.was_restored or host in self.liars
         if cell in self.started and not (may_be_again and self.started[cell] == host):
             raise LawBroken(f"{cell} was made on {host}, and before on {self.started[cell]}")
