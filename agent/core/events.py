@@ -170,11 +170,12 @@ class StartFailed:
 
 @dataclass(frozen=True, slots=True)
 class StartDeferred:
-    """The engine did not answer; this says nothing about the cell."""
+    """The engine did not answer; this says nothing about the cell. ``may_run``: the cell exists, and may run."""
 
     cell_id: str
     reason: str
     now: float
+    may_run: bool = False
 
 
 @dataclass(frozen=True, slots=True)

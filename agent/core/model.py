@@ -91,6 +91,8 @@ class CellReport:
     progress: str = ""
     touched: tuple[str, ...] = ()
     """Differences from its spec; empty: none."""
+    doubt: str = ""
+    """Why the agent cannot tell how the cell is; ``state`` is then the last one that it knew. Empty: no doubt."""
 
 
 class Answer(IntEnum):
@@ -156,6 +158,10 @@ class Cell:
     """Differences from its spec."""
     is_fenced: bool = False
     """Ended because no scheduler heard this server. It stays listed as dead until a scheduler decommissions it."""
+    doubt: str = ""
+    """Why its newest inspection failed; empty: the runtime knows how it is."""
+    doubted_at: float = math.inf
+    """When the newest list said so; infinity: no doubt."""
 
     @property
     def is_exclusive(self) -> bool:
@@ -203,8 +209,12 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A cell in the runtime: running, or ended and not yet removed (then with its autopsy)."""
+    """A cell in the runtime: running, or ended and not yet removed (then with its autopsy).
+
+    ``doubt``: why the runtime cannot tell which; only the order and ``runtime_id`` are known then."""
 
     order: link_pb2.Order
     running: Running | None
     autopsy: cell_pb2.Autopsy | None = None
+    doubt: str = ""
+    runtime_id: str = ""

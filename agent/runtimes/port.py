@@ -29,6 +29,10 @@ class RuntimeUnavailable(RuntimeFailure):
     """The engine does not answer. This says nothing about the cells."""
 
 
+class StartUncertain(RuntimeUnavailable):
+    """The cell was created and may run; the engine does not tell whether it does. Another start settles it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Exited:
     """A cell ended by itself. Its remains exist until it is removed."""
@@ -87,10 +91,15 @@ class Runtime(Protocol):
     kind: cell_pb2.RuntimeKind.ValueType
 
     async def list(self) -> Sequence[Found]:
-        """All cells of this fleet on this server. Raises RuntimeUnavailable."""
+        """All cells of this fleet on this server. A cell that cannot be inspected is listed with a doubt, and
+        never hides the others. Raises RuntimeUnavailable."""
+
+    async def living(self) -> Sequence[link_pb2.Order]:
+        """The orders of all cells that may be alive. No cell is inspected for it. Raises RuntimeUnavailable."""
 
     async def start(self, order: link_pb2.Order, progress: Progress) -> Running:
-        """Create and start the cell. If it already runs, return it. Raises StartFailed, RuntimeUnavailable."""
+        """Create and start the cell. If it already runs, return it. Raises StartFailed, StartUncertain,
+        RuntimeUnavailable."""
 
     async def stop(self, cell_id: str, signal: str, grace_seconds: float) -> None:
         """Ask the cell to end, kill it after the grace, and remove it. Does nothing if there is no such cell.

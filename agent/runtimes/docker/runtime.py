@@ -25,6 +25,7 @@ from galactica.agent.runtimes.docker.drift import Comparer
 from galactica.agent.runtimes.docker.engine import Engine, ImageMissing
 from galactica.agent.runtimes.docker.events import EventThread, Hearers, Touch
 from galactica.agent.runtimes.docker.exec import execute
+from galactica.agent.runtimes.docker.listing import Listing
 from galactica.agent.runtimes.docker.logs import read_logs
 from galactica.agent.runtimes.docker.pull import Puller
 from galactica.agent.runtimes.docker.shell import open_shell
@@ -96,6 +97,7 @@ class DockerRuntime:
         timeout_seconds: int = 30,
     ) -> None:
         self._engine = Engine(Scope(fleet, server, host), base_url, timeout_seconds)
+        self._listing = Listing(self._engine)
         self._timeout_seconds = timeout_seconds
         self._lanes = _Lanes()
         self._puller = Puller(self._engine, self._lanes.pull, credentials)
@@ -112,8 +114,11 @@ class DockerRuntime:
 
     async def list(self) -> Sequence[Found]:
         await self._listening()
-        found = await self._run(self._lanes.look, self._engine.found)
+        found = await self._run(self._lanes.look, self._listing.found)
         return self._without_unfinished(found)
+
+    async def living(self) -> Sequence[link_pb2.Order]:
+        return await self._run(self._lanes.look, self._listing.living)
 
     async def start(self, order: link_pb2.Order, progress: Progress) -> Running:
         await self._listening()
@@ -139,8 +144,11 @@ class DockerRuntime:
     async def stop(self, cell_id: str, signal: str, grace_seconds: float) -> None:
         await self._listening()
         await self._settled(cell_id)
-        for container_id in await self._run(self._lanes.look, self._engine.containers_of, cell_id):
-            await self._end(container_id, signal, grace_seconds)
+        containers = await self._run(self._lanes.look, self._engine.containers_of, cell_id)
+        ends = (self._end(container_id, signal, grace_seconds) for container_id in containers)
+        for failure in await asyncio.gather(*ends, return_exceptions=True):
+            if failure is not None:
+                raise failure
 
     async def watch(self) -> AsyncIterator[Exited | Relisted | Stirred]:
         """Ends when the runtime is closed. A death is reported after the ``start`` of its cell has returned."""
@@ -259,7 +267,7 @@ class DockerRuntime:
         if self._subscribed is None:
             loop = asyncio.get_running_loop()
             self._subscribed = loop.create_future()
-            self._events = EventThread(self._engine, self._hearers(loop))
+            self._events = EventThread(self._engine, self._listing, self._hearers(loop))
             self._events.start()
         await asyncio.shield(self._subscribed)
 
@@ -322,7 +330,7 @@ class DockerRuntime:
             ended.set_result(None)
 
     def _on_relisted(self, found: Sequence[Found]) -> None:
-        running = {cell.running.runtime_id for cell in found if cell.running}
+        running = {cell.running.runtime_id if cell.running else cell.runtime_id for cell in found}
         for container_id in set(self._ends) - running:
             self._on_end(container_id)
         self._empty_news()
