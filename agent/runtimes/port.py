@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from galactica.agent.core.model import Found, Running
+from galactica.agent.starved import lack_of
 from galactica.v1 import cell_pb2, link_pb2
 
 LAST_LINES = 50
@@ -27,6 +28,22 @@ class StartFailed(RuntimeFailure):
 
 class RuntimeUnavailable(RuntimeFailure):
     """The engine does not answer. This says nothing about the cells."""
+
+
+class NotBegun(RuntimeUnavailable):
+    """The agent could not even begin: its threads were all at work, or it lacks something itself (``lack``, such as
+    EMFILE). This says nothing about the cells, nor about the engine."""
+
+    def __init__(self, message: str, lack: str = "") -> None:
+        super().__init__(message)
+        self.lack = lack
+
+
+def not_begun(error: Exception) -> Exception:
+    """What to raise for an error of work that a thread should do: NotBegun if the agent lacks something for it, else
+    the error itself."""
+    lack = lack_of(error)
+    return NotBegun(f"this server's agent lacks what it needs for that: {lack}", lack) if lack else error
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +74,21 @@ class Window:
 
     rows: int
     columns: int
+
+
+class Begun(Protocol):
+    """Called when a command begins to run in its cell: until then it has waited for the agent."""
+
+    def __call__(self) -> None: ...
+
+
+def nobody_waits() -> None:
+    """For callers that do not ask when it begins."""
+
+
+def service_of(cell_id: str) -> str:
+    """The service of ``web/2.7`` is ``web``."""
+    return cell_id.partition("/")[0]
 
 
 class Shell(Protocol):
@@ -111,10 +143,13 @@ class Runtime(Protocol):
     def logs(self, cell_id: str, tail: int, *, follow: bool) -> AsyncIterator[bytes]:
         """The cell's output (stdout and stderr): the last ``tail`` lines, then new output. Raises RuntimeFailure."""
 
-    async def execute(self, cell_id: str, command: Sequence[str], timeout_seconds: float) -> tuple[int, str]:
-        """Run a command inside the cell. Returns its exit code and the last line of its output.
+    async def execute(
+        self, cell_id: str, command: Sequence[str], timeout_seconds: float, begun: Begun = nobody_waits
+    ) -> tuple[int, str]:
+        """Run a command inside the cell. Returns its exit code and the last line of its output. The timeout counts
+        from the moment at which ``begun`` is called.
 
-        Raises TimeoutError (the command was killed), RuntimeFailure."""
+        Raises TimeoutError (the command was killed), RuntimeFailure; RuntimeUnavailable: no such command ran."""
 
     async def open_shell(
         self, cell_id: str, command: Sequence[str], term: str, window: Window | None

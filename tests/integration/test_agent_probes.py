@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import errno
+import resource
 import socket
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -11,7 +13,8 @@ import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from galactica.agent.health.probes import Prober
-from galactica.agent.runtimes.port import RuntimeFailure
+from galactica.agent.runtimes.port import NotBegun, RuntimeFailure, RuntimeUnavailable
+from galactica.agent.starved import Lacks
 from galactica.v1 import cell_pb2, link_pb2
 from tests.support.agent_world import until
 
@@ -26,12 +29,26 @@ class Probing:
         self.outcomes: dict[str, list[str]] = defaultdict(list)
         self.executed: list[tuple[str, tuple[str, ...]]] = []
         self.exit: tuple[int, str] | Exception = (0, "")
-        self.prober = Prober(self._execute, lambda cell_id, error: self.outcomes[cell_id].append(error))
+        self.may_begin, self.may_end = asyncio.Event(), asyncio.Event()
+        self.may_begin.set()
+        self.may_end.set()
+        self.lacks = Lacks()
+        self.prober = Prober(
+            self._execute, lambda cell_id, error: self.outcomes[cell_id].append(error), self.lacks
+        )
 
     async def _execute(
-        self, kind: int, cell_id: str, command: Sequence[str], timeout_seconds: float
+        self,
+        kind: int,
+        cell_id: str,
+        command: Sequence[str],
+        timeout_seconds: float,
+        begun: Callable[[], None],
     ) -> tuple[int, str]:
         self.executed.append((cell_id, tuple(command)))
+        await self.may_begin.wait()
+        begun()
+        await self.may_end.wait()
         if isinstance(self.exit, Exception):
             raise self.exit
         return self.exit
@@ -271,3 +288,57 @@ async def test_cell_that_comes_up_is_seen_long_before_its_next_full_interval(pro
         await until(lambda: probing.outcomes["web/1.1"][-1] == "", "a pass", seconds=10)
     finally:
         listening.close()
+
+
+async def test_exec_probe_that_waits_for_its_turn_has_no_outcome_yet_and_then_its_whole_time(
+    probing: Probing,
+) -> None:
+    probing.may_begin.clear()
+    probing.start(1, exec=cell_pb2.ExecProbe(command=["check"]))
+    async with server(silent) as port:
+        probing.start(port, "other/0.1", **http())
+        for _ in range(3):  # each takes the time that the waiting probe may take
+            assert await probing.next_outcome("other/0.1") == "no answer within 200 ms"
+    assert (len(probing.executed), probing.outcomes["web/1.1"]) == (1, [])
+    probing.may_end.clear()
+    probing.may_begin.set()
+    assert await probing.next_outcome() == "no answer within 200 ms"
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        NotBegun("no lane"),
+        NotBegun("no file", "EMFILE"),
+        RuntimeUnavailable("the engine is away"),
+        OSError(errno.EMFILE, "no descriptor"),
+        MemoryError(),
+    ],
+)
+async def test_exec_probe_that_could_not_begin_says_nothing_about_its_cell(
+    probing: Probing, failure: Exception
+) -> None:
+    probing.exit = failure
+    probing.start(1, exec=cell_pb2.ExecProbe(command=["check"]))
+    await until(lambda: len(probing.executed) >= 3, "three attempts")
+    assert probing.outcomes["web/1.1"] == []
+    probing.exit = (0, "")
+    assert await probing.next_outcome() == ""
+
+
+@pytest.mark.parametrize("kind", ["http", "tcp"])
+async def test_probe_without_a_free_descriptor_says_nothing_about_its_cell(
+    probing: Probing, kind: str
+) -> None:
+    probe = {"http": cell_pb2.HttpProbe(port="http"), "tcp": cell_pb2.TcpProbe(port="http")}[kind]
+    async with server(answering(OK)) as port:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            probing.start(port, **{kind: probe})
+            lack = await until(probing.lacks.take, "a lack")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert lack == "EMFILE"
+        assert await probing.next_outcome() == ""
+        assert set(probing.outcomes["web/1.1"]) == {""}

@@ -155,7 +155,7 @@ class Engine:
             except docker.errors.APIError as error:
                 if error.status_code == requests.codes.conflict:
                     return None
-                if _is_away(error):
+                if is_away(error):
                     raise
                 raise StartFailed(f"the engine cannot create the container: {explained(error)}") from error
         return str(created["Id"])
@@ -183,7 +183,7 @@ class Engine:
             try:
                 client.start(container_id)
             except docker.errors.APIError as error:
-                if _is_away(error):
+                if is_away(error):
                     raise
                 raise StartFailed(f"the engine cannot start the container: {explained(error)}") from error
             inspected = client.inspect_container(container_id)
@@ -327,7 +327,7 @@ class Engine:
                     raise
 
 
-def _is_away(error: docker.errors.APIError) -> bool:
+def is_away(error: docker.errors.APIError) -> bool:
     """Whether the engine is starting or shutting down, which says nothing about the cell."""
     return bool(error.status_code == requests.codes.service_unavailable)
 

@@ -32,7 +32,16 @@ from weakref import WeakValueDictionary
 
 from galactica.agent.core.model import Found, Running
 from galactica.agent.runtimes.logs import LOG_LIMIT_BYTES
-from galactica.agent.runtimes.port import Exited, Progress, RuntimeFailure, Shell, StartFailed, Window
+from galactica.agent.runtimes.port import (
+    Begun,
+    Exited,
+    Progress,
+    RuntimeFailure,
+    Shell,
+    StartFailed,
+    Window,
+    nobody_waits,
+)
 from galactica.agent.runtimes.process import execute as process_execute
 from galactica.agent.runtimes.process import launch as process_launch
 from galactica.agent.runtimes.process import limits as process_limits
@@ -191,11 +200,14 @@ class ProcessRuntime:
         except OSError as error:
             raise RuntimeFailure(f"cannot read the log of {cell_id}: {error}") from error
 
-    async def execute(self, cell_id: str, command: Sequence[str], timeout_seconds: float) -> tuple[int, str]:
+    async def execute(
+        self, cell_id: str, command: Sequence[str], timeout_seconds: float, begun: Begun = nobody_waits
+    ) -> tuple[int, str]:
         """Runs with the cell's environment, directory and control group. Exit code 128 + n: ended by signal n."""
         cell = await self._existing(cell_id)
         if cell.died.is_set():
             raise RuntimeFailure(f"cell {cell_id} is not running any more")
+        begun()
         return await process_execute.execute(cell.record, cell.folder, command, timeout_seconds)
 
     async def open_shell(
