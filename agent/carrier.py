@@ -114,7 +114,7 @@ class Carrier:
         if order.spec.exclusive:
             await self._before_exclusive()
         running = await runtime.start(order, progress)
-        return Started(order.cell_id, running.runtime_id, running.endpoints, clock.now())
+        return Started(order.cell_id, running.runtime_id, running.endpoints, clock.now(), running.direct)
 
     async def _stop(self, instruction: StopCell) -> None:
         cell_id = instruction.cell_id

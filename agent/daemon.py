@@ -205,7 +205,7 @@ class Daemon:
             case StartCell() | AbandonStart() | StopCell():
                 self._carrier.carry_out(instruction, self._work)
             case StartProbing():
-                self._prober.start(instruction.order, instruction.endpoints)
+                self._prober.start(instruction.order, instruction.endpoints, instruction.direct)
             case StopProbing():
                 self._prober.stop(instruction.cell_id)
             case SendHello():

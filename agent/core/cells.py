@@ -127,6 +127,7 @@ def started(draft: Draft, event: Started) -> None:
         start_in_flight=False,
         runtime_id=event.runtime_id,
         endpoints=event.endpoints,
+        direct=event.direct,
         progress="",
         tries=0,
     )
@@ -142,7 +143,7 @@ def _run(draft: Draft, cell: Cell) -> None:
     cell = replace(cell, state=CellState.RUNNING, running_since=draft.now)
     draft.put(cell)
     if cell.is_probed:
-        draft.emit(StartProbing(cell.order, cell.endpoints))
+        draft.emit(StartProbing(cell.order, cell.endpoints, cell.direct))
 
 
 def start_failed(draft: Draft, cell_id: str, reason: str) -> None:
@@ -243,7 +244,13 @@ def _adopt(draft: Draft, found: Found) -> None:
     cell = _cell_of(found.order)
     if found.running is not None:
         running = found.running
-        _run(draft, replace(cell, runtime_id=running.runtime_id, endpoints=dict(running.endpoints)))
+        adopted = replace(
+            cell,
+            runtime_id=running.runtime_id,
+            endpoints=dict(running.endpoints),
+            direct=dict(running.direct),
+        )
+        _run(draft, adopted)
     elif found.autopsy is not None:
         draft.put(replace(cell, state=CellState.EXITED, autopsy=found.autopsy))
     else:

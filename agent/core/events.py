@@ -9,7 +9,7 @@ scheduler, so that late messages of an old connection can be told apart.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -157,6 +157,7 @@ class Started:
     runtime_id: str
     endpoints: Mapping[str, str]
     now: float
+    direct: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

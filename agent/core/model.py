@@ -144,6 +144,8 @@ class Cell:
     """The runtime is starting it."""
     runtime_id: str = ""
     endpoints: Mapping[str, str] = field(default_factory=dict)
+    direct: Mapping[str, str] = field(default_factory=dict)
+    """Its ports at its own address, for probes; empty: unknown."""
     running_since: float = 0.0
     probe: ProbeStatus | None = None
     autopsy: cell_pb2.Autopsy | Death | None = None
@@ -194,11 +196,15 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A running cell. ``endpoints``: port name to "host:port". ``started_at``: Unix seconds."""
+    """A running cell. ``endpoints``: port name to "host:port". ``started_at``: Unix seconds.
+
+    ``direct``: the same at the cell's own address, without a go-between that accepts connections in its place; empty if
+    that is unknown or out of reach."""
 
     runtime_id: str
     endpoints: dict[str, str]
     started_at: float
+    direct: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,8 +96,9 @@ class Prober:
     _unbegun: int = 0
     _seldom: Seldom = field(default_factory=Seldom)
 
-    def start(self, order: link_pb2.Order, endpoints: Mapping[str, str]) -> None:
-        """Probe this cell from now on. The first probe is at once."""
+    def start(self, order: link_pb2.Order, endpoints: Mapping[str, str], direct: Mapping[str, str]) -> None:
+        """Probe this cell from now on. The first probe is at once. ``direct``: its ports at its own address, as far as
+        they can be reached."""
         self.stop(order.cell_id)
         health = order.spec.health
         probe = _Probe(
@@ -107,7 +108,7 @@ class Prober:
             timeout_seconds=max(TIMEOUT_LEAST_SECONDS, health.timeout_ms / 1_000),
         )
         try:
-            probe.check = socket_check(health, endpoints)
+            probe.check = socket_check(health, endpoints, direct, probe.timeout_seconds)
             if health.HasField("grpc"):
                 probe.grpc = GrpcCheck(address_of(endpoints, health.grpc.port), health.grpc.service)
         except ProbeError as error:
@@ -213,7 +214,7 @@ class Prober:
             self._finish(probe, outcome, now)
             return
         self._watch(probe, probe.check)
-        self._push(probe, probe.deadline)
+        self._push(probe, min(probe.deadline, probe.check.look_at or math.inf))
 
     def _finish(self, probe: _Probe, error: str, now: float) -> None:
         probe.deadline = None

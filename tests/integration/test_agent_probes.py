@@ -53,10 +53,18 @@ class Probing:
             raise self.exit
         return self.exit
 
-    def start(self, port: int, cell_id: str = "web/1.1", every_ms: int = 100, **kind: object) -> None:
+    def start(
+        self,
+        port: int,
+        cell_id: str = "web/1.1",
+        every_ms: int = 100,
+        direct: int | None = None,
+        **kind: object,
+    ) -> None:
         probe = cell_pb2.Health(every_ms=every_ms, timeout_ms=200, sick_after=3, **kind)  # type: ignore[arg-type]
         order = link_pb2.Order(cell_id=cell_id, spec=cell_pb2.Spec(health=probe))
-        self.prober.start(order, {"http": f"127.0.0.1:{port}"})
+        own = {"http": f"127.0.0.1:{direct}"} if direct else {}
+        self.prober.start(order, {"http": f"127.0.0.1:{port}"}, own)
 
     async def next_outcome(self, cell_id: str = "web/1.1") -> str:
         """The outcome of an attempt that began after this call, or nearly so."""
@@ -199,6 +207,45 @@ async def test_tcp_probe_passes_where_a_connection_is_accepted(probing: Probing)
     async with server(silent) as port:
         probing.start(port, tcp=cell_pb2.TcpProbe(port="http"))
         assert await probing.next_outcome() == ""
+
+
+async def closing(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """A go-between behind which nothing listens."""
+
+
+async def resetting(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.transport.abort()
+
+
+async def greeting_once(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"220 ready\r\n")
+    await writer.drain()
+
+
+@pytest.mark.parametrize("serve", [closing, resetting])
+async def test_connection_that_a_go_between_closes_at_once_was_not_accepted_by_the_cell(
+    probing: Probing, serve: Serve
+) -> None:
+    async with server(serve) as port:
+        probing.start(port, tcp=cell_pb2.TcpProbe(port="http"))
+        outcome = await probing.next_outcome()
+        assert outcome == f"closed at once: nothing listens behind 127.0.0.1:{port}"
+
+
+async def test_server_that_says_its_word_and_closes_has_accepted(probing: Probing) -> None:
+    async with server(greeting_once) as port:
+        probing.start(port, tcp=cell_pb2.TcpProbe(port="http"))
+        assert await probing.next_outcome() == ""
+
+
+async def test_tcp_probe_asks_at_the_cells_own_address_where_that_is_known(probing: Probing) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        deaf = taken.getsockname()[1]
+    async with server(silent) as go_between, server(closing) as own:
+        probing.start(go_between, direct=deaf, tcp=cell_pb2.TcpProbe(port="http"))
+        assert await probing.next_outcome() == f"Connection refused: 127.0.0.1:{deaf}"
+        probing.start(go_between, "web/2.1", direct=own, tcp=cell_pb2.TcpProbe(port="http"))
+        assert await probing.next_outcome("web/2.1") == ""
 
 
 async def test_port_that_the_cell_does_not_have_is_named(probing: Probing) -> None:

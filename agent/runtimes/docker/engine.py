@@ -18,6 +18,7 @@ import requests.exceptions
 import urllib3.exceptions
 
 from galactica.agent.core.model import Found, Running
+from galactica.agent.runtimes.docker import addresses
 from galactica.agent.runtimes.docker.autopsy import Life, autopsy_of, unix_seconds
 from galactica.agent.runtimes.docker.command import check_command
 from galactica.agent.runtimes.docker.differences import OwnExecs
@@ -26,7 +27,6 @@ from galactica.agent.runtimes.docker.spec import (
     SERVER_LABEL,
     Scope,
     body_of,
-    endpoints_of,
     order_of,
 )
 from galactica.agent.runtimes.port import LAST_LINES, RuntimeFailure, RuntimeUnavailable, StartFailed
@@ -67,6 +67,7 @@ class Engine:
         self._connecting = threading.Lock()
         self._client: docker.APIClient | None = None
         self._init = False
+        self._is_rootless = False
         self._checked_commands: set[tuple[str, tuple[str, ...]]] = set()
 
     def client(self) -> docker.APIClient:
@@ -93,6 +94,8 @@ class Engine:
             # Without this, requests would read proxy settings and .netrc at each request.
             client.trust_env = False
             components = client.version().get("Components") or []
+            security = client.info().get("SecurityOptions") or []
+        self._is_rootless = any("rootless" in option for option in security)
         versions = {component["Name"]: component["Version"] for component in components}
         self._init = versions.get("docker-init", "N/A") not in {"", "N/A"}
         return client
@@ -234,9 +237,14 @@ class Engine:
     def _running(self, order: link_pb2.Order, inspected: dict[str, Any]) -> Running:
         return Running(
             runtime_id=inspected["Id"],
-            endpoints=endpoints_of(self.scope, order.spec, inspected),
+            endpoints=addresses.published(self.scope.host, order.spec, inspected),
+            direct=addresses.direct(order.spec, inspected, self._is_own),
             started_at=unix_seconds(inspected["State"]["StartedAt"]),
         )
+
+    def _is_own(self, gateway: str) -> bool:
+        """A rootless engine has its networks to itself, and their addresses may be in use on the host as well."""
+        return not self._is_rootless and addresses.is_own_address(gateway)
 
     def containers_of(self, cell_id: str) -> list[str]:
         """Ids of the cell's containers, in any state and with any name."""

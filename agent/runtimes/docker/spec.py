@@ -167,14 +167,3 @@ def order_of(labels: Mapping[str, str]) -> link_pb2.Order:
     if order.cell_id != labels[CELL_LABEL]:
         return link_pb2.Order(cell_id=labels[CELL_LABEL], digest=labels.get(DIGEST_LABEL, ""))
     return order
-
-
-def endpoints_of(scope: Scope, spec: cell_pb2.Spec, inspected: Mapping[str, Any]) -> dict[str, str]:
-    """Port name to "host:port" as published by the engine; empty after the container's end."""
-    published = inspected["NetworkSettings"].get("Ports") or {}
-    host = f"[{scope.host}]" if ":" in scope.host else scope.host
-    return {
-        name: f"{host}:{bindings[0]['HostPort']}"
-        for name, number in sorted(spec.ports.items())
-        if (bindings := published.get(f"{number}/tcp"))
-    }

@@ -48,7 +48,7 @@ class Cell:
         return self.record.order.cell_id
 
     def observe(self, on_death: Callable[["Cell"], None]) -> None:
-        """Call ``on_death`` once: when the cell dies, or now if it is dead. Raises OSError."""
+        """Call ``on_death`` once: when the cell dies, or now if it is dead. Raises OSError; then call it again."""
 
         def dead() -> None:
             if not self.died.is_set():
@@ -59,8 +59,14 @@ class Cell:
         if self.record.autopsy is not None or not is_of_this_boot(self.record):
             dead()
             return
+        if self._pidfds:
+            return
         for process in (self.record.main, self.record.keeper):
-            descriptor = process_table.open_pidfd(process)
+            try:
+                descriptor = process_table.open_pidfd(process)
+            except OSError:
+                self.unobserve()
+                raise
             if descriptor is None:
                 dead()
                 return
@@ -84,7 +90,7 @@ class Cell:
 
     def running(self, host: str) -> Running:
         endpoints = {name: endpoint(host, number) for name, number in self.record.ports.items()}
-        return Running(str(self.record.main.pid), endpoints, self.record.started_at)
+        return Running(str(self.record.main.pid), endpoints, self.record.started_at, direct=endpoints)
 
     def found(self, host: str) -> Found:
         if self.record.autopsy is not None:

@@ -120,6 +120,7 @@ class ProcessRuntime:
                 cell = await self._create(order)
             elif cell.died.is_set():
                 raise StartFailed(f"cell {order.cell_id} has already ended; order a new cell instead")
+            cell.observe(self._on_death)
             return cell.running(self._host)
 
     async def _create(self, order: link_pb2.Order) -> Cell:
@@ -132,7 +133,6 @@ class ProcessRuntime:
             raise
         cell = Cell(folder, record, self._log_limit_bytes)
         self._cells[cell.id] = cell
-        cell.observe(self._on_death)
         return cell
 
     async def stop(self, cell_id: str, signal: str, grace_seconds: float) -> None:
