@@ -22,11 +22,19 @@ from galactica.agent.core.events import (
     Stopped,
 )
 from galactica.agent.core.instructions import AbandonStart, StartCell, StopCell
-from galactica.agent.runtimes.port import Exited, RuntimeFailure, RuntimeUnavailable, Stirred
+from galactica.agent.runtimes.port import (
+    Exited,
+    RuntimeFailure,
+    RuntimeUnavailable,
+    StartUncertain,
+    Stirred,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping
+    from collections.abc import Set as AbstractSet
 
+    from galactica.agent.core.model import Found
     from galactica.agent.runtimes.port import Progress, Runtime
     from galactica.v1 import link_pb2
 
@@ -86,7 +94,8 @@ class Carrier:
             try:
                 event = await self._started(order, progress)
             except RuntimeUnavailable as failure:
-                event = StartDeferred(cell_id, str(failure), clock.now())
+                may_run = isinstance(failure, StartUncertain)
+                event = StartDeferred(cell_id, str(failure), clock.now(), may_run)
             except RuntimeFailure as failure:
                 event = StartFailed(cell_id, str(failure), clock.now())
             except Exception as error:
@@ -114,7 +123,7 @@ class Carrier:
         if order.spec.exclusive:
             await self._before_exclusive()
         running = await runtime.start(order, progress)
-        return Started(order.cell_id, running.runtime_id, running.endpoints, clock.now())
+        return Started(order.cell_id, running.runtime_id, running.endpoints, clock.now(), running.direct)
 
     async def _stop(self, instruction: StopCell) -> None:
         cell_id = instruction.cell_id
@@ -145,23 +154,50 @@ class Carrier:
                         await self._list(kind)
             except RuntimeFailure as failure:
                 log.warning("watch interrupted reason=%r", str(failure))
+            except Exception:
+                log.exception("watch interrupted: unexpected error")
             await asyncio.sleep(RELIST_AGAIN_SECONDS)
 
     async def relist(self, kind: int, listed: asyncio.Event) -> None:
-        """List the runtime's cells regularly, so that a lost event does not matter. Sets ``listed`` after the first."""
-        while True:
-            if await self._list(kind):
-                listed.set()
-                await asyncio.sleep(RELIST_SECONDS)
-            else:
-                await asyncio.sleep(RELIST_AGAIN_SECONDS)
+        """List the runtime's cells regularly, so that a lost event does not matter. Sets ``listed`` after the first.
 
-    async def _list(self, kind: int) -> bool:
+        While cells are in doubt the pauses begin short and grow: most doubts end soon."""
+        pause_seconds, doubted = RELIST_AGAIN_SECONDS, frozenset[str]()
+        while True:
+            found = await self._list(kind)
+            if found is None:
+                await asyncio.sleep(RELIST_AGAIN_SECONDS)
+                continue
+            listed.set()
+            in_doubt = frozenset(one.order.cell_id for one in found if one.doubt)
+            pause_seconds = pause_until_next_list(pause_seconds, doubted, in_doubt)
+            doubted = in_doubt
+            await asyncio.sleep(pause_seconds)
+
+    async def _list(self, kind: int) -> tuple[Found, ...] | None:
+        """None: the runtime could not be listed. Each error says so and no more."""
         asked_at = clock.now()
         try:
             found = tuple(await self._runtimes[kind].list())
         except RuntimeFailure as failure:
             log.warning("cells not listed reason=%r", str(failure))
-            return False
+            return None
+        except Exception:
+            log.exception("cells not listed: unexpected error")
+            return None
+        for one in found:
+            if one.doubt:
+                log.warning("cell in doubt cell=%s reason=%r", one.order.cell_id, one.doubt)
         await self._deliver(Relisted(kind, found, asked_at, clock.now()))
-        return True
+        return found
+
+
+def pause_until_next_list(
+    pause_seconds: float, doubted: AbstractSet[str], in_doubt: AbstractSet[str]
+) -> float:
+    """``pause_seconds``: the last pause. ``doubted``, ``in_doubt``: the cells in doubt before and now."""
+    if not in_doubt:
+        return RELIST_SECONDS
+    if in_doubt - doubted:
+        return RELIST_AGAIN_SECONDS
+    return min(RELIST_SECONDS, 2 * pause_seconds)

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from galactica.agent.link.session import Link
     from galactica.agent.link.will import Will
     from galactica.agent.neighbours.watch import NeighbourWatch
-    from galactica.agent.runtimes.port import Runtime
+    from galactica.agent.runtimes.port import Begun, Runtime
 
 QUEUE_LIMIT = 10_000
 VITALS_SECONDS = 5.0
@@ -205,7 +205,7 @@ class Daemon:
             case StartCell() | AbandonStart() | StopCell():
                 self._carrier.carry_out(instruction, self._work)
             case StartProbing():
-                self._prober.start(instruction.order, instruction.endpoints)
+                self._prober.start(instruction.order, instruction.endpoints, instruction.direct)
             case StopProbing():
                 self._prober.stop(instruction.cell_id)
             case SendHello():
@@ -254,9 +254,9 @@ class Daemon:
     # Calls into the runtimes, other than starts and stops.
 
     async def _execute(
-        self, kind: int, cell_id: str, command: Sequence[str], timeout_seconds: float
+        self, kind: int, cell_id: str, command: Sequence[str], timeout_seconds: float, begun: Begun
     ) -> tuple[int, str]:
-        return await self._runtimes[kind].execute(cell_id, command, timeout_seconds)
+        return await self._runtimes[kind].execute(cell_id, command, timeout_seconds, begun)
 
     def _probed(self, cell_id: str, error: str) -> None:
         # There are fifty outcomes a second and nearly none changes the state: only those that do are queued.

@@ -71,7 +71,7 @@ def decommissioned(draft: Draft, cell_id: str) -> None:
 def stop(draft: Draft, cell: Cell) -> None:
     if cell.state is CellState.RUNNING and cell.is_probed:
         draft.emit(StopProbing(cell.id))
-    cell = replace(cell, state=CellState.STOPPING, progress="", tries=0)
+    cell = replace(_beyond_doubt(cell), state=CellState.STOPPING, progress="", tries=0)
     draft.put(cell)
     draft.retry(cell.id, None)
     # A start and a stop of one cell would race in the runtime: the stop waits until the start has ended.
@@ -123,10 +123,11 @@ def started(draft: Draft, event: Started) -> None:
     if cell is None or not cell.start_in_flight:
         return
     cell = replace(
-        cell,
+        _beyond_doubt(cell),
         start_in_flight=False,
         runtime_id=event.runtime_id,
         endpoints=event.endpoints,
+        direct=event.direct,
         progress="",
         tries=0,
     )
@@ -142,14 +143,14 @@ def _run(draft: Draft, cell: Cell) -> None:
     cell = replace(cell, state=CellState.RUNNING, running_since=draft.now)
     draft.put(cell)
     if cell.is_probed:
-        draft.emit(StartProbing(cell.order, cell.endpoints))
+        draft.emit(StartProbing(cell.order, cell.endpoints, cell.direct))
 
 
 def start_failed(draft: Draft, cell_id: str, reason: str) -> None:
     cell = draft.cells.get(cell_id)
     if cell is None or not cell.start_in_flight:
         return
-    cell = replace(cell, start_in_flight=False, progress="", tries=0)
+    cell = replace(_beyond_doubt(cell), start_in_flight=False, progress="", tries=0)
     if cell.state is CellState.STARTING:
         cell = replace(cell, state=CellState.FAILED, autopsy=Death(reason))
     draft.put(cell)
@@ -162,7 +163,11 @@ def start_deferred(draft: Draft, event: StartDeferred) -> None:
     if cell is None or not cell.start_in_flight:
         return
     waited = draft.now - cell.tried_since
-    if cell.state is not CellState.STARTING or waited >= START_PATIENCE_SECONDS:
+    if event.may_run and cell.state is CellState.STARTING:
+        cell = _doubted(cell, event.reason, draft.now)
+    # A cell that may run is never told as failed: a failed one may be replaced at once.
+    is_over = waited >= START_PATIENCE_SECONDS and not cell.doubt
+    if cell.state is not CellState.STARTING or is_over:
         start_failed(draft, cell.id, f"not started within {waited:.0f} s: {event.reason}")
         return
     # While it waits for the next attempt the start is not in flight: a decommission takes effect at once.
@@ -213,22 +218,25 @@ def died(draft: Draft, cell_id: str, autopsy: cell_pb2.Autopsy | Death) -> None:
         return
     if cell.state is CellState.RUNNING and cell.is_probed:
         draft.emit(StopProbing(cell.id))
-    draft.put(replace(cell, state=CellState.EXITED, autopsy=autopsy, progress=""))
+    draft.put(replace(_beyond_doubt(cell), state=CellState.EXITED, autopsy=autopsy, progress=""))
+
+
+# What a list says.
 
 
 def relisted(draft: Draft, event: Relisted) -> None:
     listed = {found.order.cell_id: found for found in event.found}
     for cell_id, found in listed.items():
         cell = draft.cells.get(cell_id)
-        if cell is None and draft.gone.get(cell_id, -math.inf) < event.asked_at:
-            _adopt(draft, found)
-        elif cell is not None and found.running is None and _ran_at(cell, event.asked_at):
-            died(draft, cell_id, found.autopsy or Death("found dead", draft.now - cell.running_since))
+        if cell is not None:
+            _found_again(draft, cell, found, event.asked_at)
+        elif draft.gone.get(cell_id, -math.inf) < event.asked_at:
+            # Not the order's runtime: the order may be damaged.
+            _adopt(draft, replace(_cell_of(found.order), kind=event.kind), found)
     vanished = [cell for cell in _of_kind(draft.cells.values(), event.kind) if cell.id not in listed]
     for cell in vanished:
-        if _ran_at(cell, event.asked_at):
-            reason = "the cell vanished: the agent did not remove it"
-            died(draft, cell.id, Death(reason, draft.now - cell.running_since))
+        if _ran_at(cell, event.asked_at) or _is_in_doubt_only(draft, cell, event.asked_at):
+            died(draft, cell.id, Death("the cell vanished: the agent did not remove it", _lived(draft, cell)))
 
 
 def _of_kind(cells: Iterable[Cell], kind: int) -> tuple[Cell, ...]:
@@ -239,15 +247,64 @@ def _ran_at(cell: Cell, asked_at: float) -> bool:
     return cell.state is CellState.RUNNING and cell.running_since < asked_at
 
 
-def _adopt(draft: Draft, found: Found) -> None:
-    cell = _cell_of(found.order)
-    if found.running is not None:
+def _lived(draft: Draft, cell: Cell) -> float:
+    return draft.now - cell.running_since if cell.state is CellState.RUNNING else 0.0
+
+
+def _found_again(draft: Draft, cell: Cell, found: Found, asked_at: float) -> None:
+    """A doubtful cell keeps its last state: an inspection that fails says nothing about the cell."""
+    has_run = _ran_at(cell, asked_at)
+    is_in_doubt_only = _is_in_doubt_only(draft, cell, asked_at)
+    if found.doubt:
+        if (has_run or is_in_doubt_only) and cell.doubt != found.doubt[:TEXT_CHARACTERS]:
+            draft.put(_doubted(cell, found.doubt, draft.now))
+    elif is_in_doubt_only:
+        # From the order anew: a list in doubt may have known less of it.
+        _adopt(draft, replace(_cell_of(found.order), kind=cell.kind), found)
+    elif has_run and found.running is None:
+        died(draft, cell.id, found.autopsy or Death("found dead", _lived(draft, cell)))
+    elif has_run and cell.doubt:
+        draft.put(_beyond_doubt(cell))
+
+
+def _adopt(draft: Draft, cell: Cell, found: Found) -> None:
+    if found.doubt:
+        draft.put(_doubted(replace(cell, runtime_id=found.runtime_id), found.doubt, draft.now))
+    elif found.running is not None:
         running = found.running
-        _run(draft, replace(cell, runtime_id=running.runtime_id, endpoints=dict(running.endpoints)))
+        adopted = replace(
+            cell,
+            runtime_id=running.runtime_id,
+            endpoints=dict(running.endpoints),
+            direct=dict(running.direct),
+        )
+        _run(draft, adopted)
     elif found.autopsy is not None:
         draft.put(replace(cell, state=CellState.EXITED, autopsy=found.autopsy))
     else:
         draft.put(replace(cell, state=CellState.FAILED, autopsy=Death("found created but not started")))
+
+
+# Doubt: the runtime has the cell, and cannot tell how it is.
+
+
+def _doubted(cell: Cell, doubt: str, now: float) -> Cell:
+    return replace(cell, doubt=doubt[:TEXT_CHARACTERS], doubted_at=now)
+
+
+def _beyond_doubt(cell: Cell) -> Cell:
+    return replace(cell, doubt="", doubted_at=math.inf) if cell.doubt else cell
+
+
+def _is_in_doubt_only(draft: Draft, cell: Cell, asked_at: float) -> bool:
+    """Whether nothing but a list has ever told of the cell, and no list could tell how it is. A start that is under
+    way or will be tried again settles its doubt by itself."""
+    return (
+        cell.state is CellState.STARTING
+        and not cell.start_in_flight
+        and cell.id not in draft.state.retries
+        and cell.doubted_at < asked_at
+    )
 
 
 # Results of the probes.

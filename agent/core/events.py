@@ -9,7 +9,7 @@ scheduler, so that late messages of an old connection can be told apart.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -157,6 +157,7 @@ class Started:
     runtime_id: str
     endpoints: Mapping[str, str]
     now: float
+    direct: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,11 +171,12 @@ class StartFailed:
 
 @dataclass(frozen=True, slots=True)
 class StartDeferred:
-    """The engine did not answer; this says nothing about the cell."""
+    """The engine did not answer; this says nothing about the cell. ``may_run``: the cell exists, and may run."""
 
     cell_id: str
     reason: str
     now: float
+    may_run: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,6 +91,8 @@ class CellReport:
     progress: str = ""
     touched: tuple[str, ...] = ()
     """Differences from its spec; empty: none."""
+    doubt: str = ""
+    """Why the agent cannot tell how the cell is; ``state`` is then the last one that it knew. Empty: no doubt."""
 
 
 class Answer(IntEnum):
@@ -144,6 +146,8 @@ class Cell:
     """The runtime is starting it."""
     runtime_id: str = ""
     endpoints: Mapping[str, str] = field(default_factory=dict)
+    direct: Mapping[str, str] = field(default_factory=dict)
+    """Its ports at its own address, for probes; empty: unknown."""
     running_since: float = 0.0
     probe: ProbeStatus | None = None
     autopsy: cell_pb2.Autopsy | Death | None = None
@@ -156,6 +160,10 @@ class Cell:
     """Differences from its spec."""
     is_fenced: bool = False
     """Ended because no scheduler heard this server. It stays listed as dead until a scheduler decommissions it."""
+    doubt: str = ""
+    """Why its newest inspection failed; empty: the runtime knows how it is."""
+    doubted_at: float = math.inf
+    """When the newest list said so; infinity: no doubt."""
 
     @property
     def is_exclusive(self) -> bool:
@@ -194,17 +202,25 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A running cell. ``endpoints``: port name to "host:port". ``started_at``: Unix seconds."""
+    """A running cell. ``endpoints``: port name to "host:port". ``started_at``: Unix seconds.
+
+    ``direct``: the same at the cell's own address, without a go-between that accepts connections in its place; empty if
+    that is unknown or out of reach."""
 
     runtime_id: str
     endpoints: dict[str, str]
     started_at: float
+    direct: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A cell in the runtime: running, or ended and not yet removed (then with its autopsy)."""
+    """A cell in the runtime: running, or ended and not yet removed (then with its autopsy).
+
+    ``doubt``: why the runtime cannot tell which; only the order and ``runtime_id`` are known then."""
 
     order: link_pb2.Order
     running: Running | None
     autopsy: cell_pb2.Autopsy | None = None
+    doubt: str = ""
+    runtime_id: str = ""

@@ -40,6 +40,7 @@ def report(cell: Cell) -> CellReport:
         autopsy=cell.autopsy,
         progress=cell.progress,
         touched=cell.touched,
+        doubt=cell.doubt,
     )
 
 

@@ -30,8 +30,8 @@ from galactica.v1 import cell_pb2
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from galactica.agent.core.model import Found
     from galactica.agent.runtimes.port import Runtime
+    from galactica.v1 import link_pb2
 
 LOOK_EVERY_SECONDS = 0.5
 AFTER_GRACE_SECONDS = 0.2
@@ -96,32 +96,43 @@ def _notice_end(is_orphaned: asyncio.Event) -> None:
 
 
 async def _end(runtimes: Sequence[Runtime], fence_at: float) -> int:
-    """Kill the exclusive cells whose grace is over. Returns how many are left."""
-    left = 0
-    for runtime in runtimes:
-        try:
-            alive = [
-                found
-                for found in await runtime.list()
-                if found.order.spec.exclusive and found.autopsy is None
-            ]
-            left += len(alive)
-            for found in alive:
-                if clock.now() >= _over_at(found, fence_at):
-                    cell_id = found.order.cell_id
-                    await runtime.stop(cell_id, "SIGKILL", 0.0)
-                    left -= 1
-                    log.warning("exclusive cell killed cell=%s reason='the agent did not end it'", cell_id)
-        except RuntimeFailure as failure:
-            left += 1
-            log.warning("exclusive cells not ended yet reason=%r", str(failure))
-        finally:
-            await runtime.close()
-    return left
+    """Kill the exclusive cells whose grace is over. Returns how many are left. Each runtime and each cell is on its
+    own: what fails for one of them does not keep another one alive."""
+    return sum(await asyncio.gather(*(_end_in(runtime, fence_at) for runtime in runtimes)))
 
 
-def _over_at(found: Found, fence_at: float) -> float:
-    _, grace_seconds = stop_of(found.order)
+async def _end_in(runtime: Runtime, fence_at: float) -> int:
+    try:
+        exclusive = [order for order in await runtime.living() if order.spec.exclusive]
+        return sum(await asyncio.gather(*(_end_cell(runtime, order, fence_at) for order in exclusive)))
+    except RuntimeFailure as failure:
+        log.warning("exclusive cells not ended yet reason=%r", str(failure))
+        return 1
+    except Exception:
+        log.exception("exclusive cells not ended yet: unexpected error")
+        return 1
+    finally:
+        await runtime.close()
+
+
+async def _end_cell(runtime: Runtime, order: link_pb2.Order, fence_at: float) -> int:
+    """Returns 1 if the cell may live on, else 0."""
+    if clock.now() < _over_at(order, fence_at):
+        return 1
+    try:
+        await runtime.stop(order.cell_id, "SIGKILL", 0.0)
+    except RuntimeFailure as failure:
+        log.warning("exclusive cell not ended yet cell=%s reason=%r", order.cell_id, str(failure))
+        return 1
+    except Exception:
+        log.exception("exclusive cell not ended yet: unexpected error cell=%s", order.cell_id)
+        return 1
+    log.warning("exclusive cell killed cell=%s reason='the agent did not end it'", order.cell_id)
+    return 0
+
+
+def _over_at(order: link_pb2.Order, fence_at: float) -> float:
+    _, grace_seconds = stop_of(order)
     return fence_at + grace_seconds + AFTER_GRACE_SECONDS
 
 

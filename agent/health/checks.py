@@ -11,6 +11,7 @@ import errno
 import os
 import re
 import socket
+import time
 from typing import TYPE_CHECKING, Protocol
 
 import grpc
@@ -25,6 +26,11 @@ ANSWER_BYTES = 64 * 1024
 READ_BYTES = 4 * 1024
 USES_OF_A_CONNECTION = 10
 """A kept connection is closed after this many probes, to notice a server that no longer accepts connections."""
+
+AT_ONCE_SECONDS = 0.1
+"""The engine's forwarder closes a connection sooner than this if nothing listens in the container."""
+LAST_LOOK = 0.9
+"""The last moment for that, as a share of the timeout."""
 
 _HEAD = re.compile(rb"HTTP/1\.[01] (\d{3})[ \r]")
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,12})[ \t]*\r\n", re.IGNORECASE)
@@ -44,6 +50,9 @@ class SocketCheck(Protocol):
     wants_write: bool
     """Whether the check waits for the socket to be writable; otherwise it waits for it to be readable."""
 
+    look_at: float | None
+    """When to collect again although the socket may not be ready (time.monotonic); None: at its end."""
+
     def begin(self) -> str | None: ...
 
     def collect(self) -> str | None: ...
@@ -55,14 +64,23 @@ class SocketCheck(Protocol):
 
 
 class TcpCheck:
-    """The server must accept a connection."""
+    """The server must accept a connection.
 
-    def __init__(self, address: tuple[str, int]) -> None:
+    ``is_go_between``: who listens at the address accepts in the name of the cell. A connection that it closes
+    at once, without a word, was not accepted by the cell."""
+
+    def __init__(self, address: tuple[str, int], timeout_seconds: float, *, is_go_between: bool) -> None:
         self._address = address
         self._socket: socket.socket | None = None
+        self._timeout_seconds = timeout_seconds
+        self._is_go_between = is_go_between
+        self._last_look_at = 0.0
+        self.look_at: float | None = None
         self.wants_write = True
 
     def begin(self) -> str | None:
+        self.wants_write, self.look_at = True, None
+        self._last_look_at = time.monotonic() + LAST_LOOK * self._timeout_seconds
         self._socket = _socket_for(self._address)
         code = self._socket.connect_ex(self._address)
         if code not in _UNDER_WAY:
@@ -77,10 +95,33 @@ class TcpCheck:
         if code == 0:
             try:
                 self._socket.getpeername()
-            except OSError:
-                return None
+            except OSError as error:
+                # A connection that was made, and reset since, has no peer any more.
+                if self.look_at is None or error.errno != errno.ENOTCONN:
+                    return None
+                code = errno.ECONNRESET
+            else:
+                if self._is_go_between:
+                    return self._stays(self._socket)
         self.close()
         return _refusal(code, self._address) if code else ""
+
+    def _stays(self, connected: socket.socket) -> str | None:
+        """Whether the connection is still there after a moment."""
+        now = time.monotonic()
+        if self.look_at is None:
+            self.wants_write = False
+            self.look_at = min(now + AT_ONCE_SECONDS, self._last_look_at)
+        try:
+            is_closed = not connected.recv(READ_BYTES)
+        except BlockingIOError:
+            if now < self.look_at:
+                return None
+            is_closed = False
+        except OSError:
+            is_closed = True
+        self.close()
+        return f"closed at once: nothing listens behind {_spell(self._address)}" if is_closed else ""
 
     def fileno(self) -> int:
         return self._socket.fileno() if self._socket else -1
@@ -110,6 +151,7 @@ class HttpCheck:
         self._socket: socket.socket | None = None
         self._uses = 0
         self._answer = b""
+        self.look_at: float | None = None
         self.wants_write = False
 
     def begin(self) -> str | None:
@@ -235,13 +277,20 @@ def address_of(endpoints: Mapping[str, str], port: str) -> tuple[str, int]:
     return host, int(number)
 
 
-def socket_check(health: cell_pb2.Health, endpoints: Mapping[str, str]) -> SocketCheck | None:
-    """The check of an http or tcp probe; None for other kinds. Raises ProbeError."""
+def socket_check(
+    health: cell_pb2.Health, endpoints: Mapping[str, str], direct: Mapping[str, str], timeout_seconds: float
+) -> SocketCheck | None:
+    """The check of an http or tcp probe; None for other kinds. ``direct``: the ports at the cell's own address, as far
+    as they can be reached. An HTTP answer comes from the cell, whoever carries it; that somebody accepts a connection
+    proves something only at the cell's own address. Raises ProbeError."""
     match health.WhichOneof("probe"):
         case "http":
             return HttpCheck(address_of(endpoints, health.http.port), health.http.path)
         case "tcp":
-            return TcpCheck(address_of(endpoints, health.tcp.port))
+            port = health.tcp.port
+            is_direct = port in direct
+            address = address_of(direct if is_direct else endpoints, port)
+            return TcpCheck(address, timeout_seconds, is_go_between=not is_direct)
         case _:
             return None
 

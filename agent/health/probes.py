@@ -4,12 +4,18 @@ A cell that has not passed yet is probed soon and then less and less often, so t
 possible. A cell that has passed is probed once in each ``every``, at an instant of a common grid: for an idle agent
 waking up costs more than probing, so several cells share one instant. For the same reason the answers are collected
 once, shortly after the attempts of an instant; only slower answers are awaited one by one.
+
+Only what the cell did or failed to do is an outcome. An attempt that could not begin (it waited for other probes, the
+engine did not answer, the agent had no file descriptor) says nothing about the cell: it is logged, and made again
+later.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
+import logging
 import math
 import random
 from dataclasses import dataclass, field
@@ -23,14 +29,17 @@ from galactica.agent.health.checks import (
     socket_check,
     timed_out,
 )
-from galactica.agent.runtimes.port import RuntimeFailure
+from galactica.agent.runtimes.port import NotBegun, RuntimeFailure, RuntimeUnavailable, not_begun
+from galactica.agent.seldom import Seldom
+from galactica.agent.starved import Lacks, lack_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+    from galactica.agent.runtimes.port import Begun
     from galactica.v1 import link_pb2
 
-    Execute = Callable[[int, str, Sequence[str], float], Awaitable[tuple[int, str]]]
+    Execute = Callable[[int, str, Sequence[str], float, Begun], Awaitable[tuple[int, str]]]
     Deliver = Callable[[str, str], None]
 
 GRID_SECONDS = 0.5
@@ -41,6 +50,10 @@ AT_ONCE = 32
 STAGGER_SECONDS = 0.02
 EVERY_LEAST_SECONDS = 0.05
 TIMEOUT_LEAST_SECONDS = 0.01
+BACKSTOP = 1.5
+"""The time that an attempt may take in all, as a multiple of its timeout: who carries it out ends it at its timeout."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
@@ -68,19 +81,24 @@ class _Probe:
 
 @dataclass(slots=True)
 class Prober:
-    """``execute`` runs a command in a cell. ``deliver`` takes a cell id and the attempt's error; empty: it passed."""
+    """``execute`` runs a command in a cell. ``deliver`` takes a cell id and the attempt's error; empty: it passed.
+    ``lacks`` takes what the agent itself lacked for an attempt."""
 
     execute: Execute
     deliver: Deliver
+    lacks: Lacks = field(default_factory=Lacks)
     _probes: dict[str, _Probe] = field(default_factory=dict)
     _heap: list[tuple[float, int, _Probe]] = field(default_factory=list)
     _entries: int = 0
     _ready: list[_Probe] = field(default_factory=list)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _closing: list[GrpcCheck] = field(default_factory=list)
+    _unbegun: int = 0
+    _seldom: Seldom = field(default_factory=Seldom)
 
-    def start(self, order: link_pb2.Order, endpoints: Mapping[str, str]) -> None:
-        """Probe this cell from now on. The first probe is at once."""
+    def start(self, order: link_pb2.Order, endpoints: Mapping[str, str], direct: Mapping[str, str]) -> None:
+        """Probe this cell from now on. The first probe is at once. ``direct``: its ports at its own address, as far as
+        they can be reached."""
         self.stop(order.cell_id)
         health = order.spec.health
         probe = _Probe(
@@ -90,7 +108,7 @@ class Prober:
             timeout_seconds=max(TIMEOUT_LEAST_SECONDS, health.timeout_ms / 1_000),
         )
         try:
-            probe.check = socket_check(health, endpoints)
+            probe.check = socket_check(health, endpoints, direct, probe.timeout_seconds)
             if health.HasField("grpc"):
                 probe.grpc = GrpcCheck(address_of(endpoints, health.grpc.port), health.grpc.service)
         except ProbeError as error:
@@ -173,7 +191,10 @@ class Prober:
             probe.deadline = now + probe.timeout_seconds
             try:
                 outcome = probe.check.begin()
-            except OSError as error:  # for example no free file descriptor
+            except OSError as error:
+                if lack_of(error):
+                    self._not_begun(probe, not_begun(error), now)
+                    return
                 outcome = f"cannot probe: {error.strerror}"
             if outcome is None:
                 self._push(probe, now + min(COLLECT_SECONDS, probe.timeout_seconds))
@@ -193,7 +214,7 @@ class Prober:
             self._finish(probe, outcome, now)
             return
         self._watch(probe, probe.check)
-        self._push(probe, probe.deadline)
+        self._push(probe, min(probe.deadline, probe.check.look_at or math.inf))
 
     def _finish(self, probe: _Probe, error: str, now: float) -> None:
         probe.deadline = None
@@ -201,6 +222,19 @@ class Prober:
         probe.has_passed = probe.has_passed or not error
         self._push(probe, _next(probe, now, first_pass=first_pass))
         self.deliver(probe.cell_id, error)
+
+    def _not_begun(self, probe: _Probe, why: Exception, now: float) -> None:
+        """Neither a success nor a failure of the cell."""
+        probe.deadline = None
+        self._push(probe, _next(probe, now, first_pass=False))
+        if isinstance(why, NotBegun) and why.lack:
+            self.lacks.note(why.lack, f"probe {probe.cell_id}")
+        self._unbegun += 1
+        if self._seldom.is_time(""):
+            log.warning(
+                "probes could not begin count=%d newest=%s reason=%r", self._unbegun, probe.cell_id, str(why)
+            )
+            self._unbegun = 0
 
     def _watch(self, probe: _Probe, check: SocketCheck) -> None:
         loop = asyncio.get_running_loop()
@@ -221,28 +255,52 @@ class Prober:
             probe.watched = -1
 
     async def _attempt(self, probe: _Probe) -> None:
-        """An attempt of a kind that needs a task: exec or grpc."""
+        """An attempt of a kind that needs a task: exec or grpc. Its time counts from its beginning."""
+        loop = asyncio.get_running_loop()
+        outcome: str | Exception
         try:
-            async with asyncio.timeout(probe.timeout_seconds * 1.5):
-                error = await self._outcome(probe)
+            async with asyncio.timeout(None) as limit:
+                outcome = await self._outcome(probe, _Clock(limit, BACKSTOP * probe.timeout_seconds))
         except TimeoutError:
-            error = timed_out(probe.timeout_seconds)
+            outcome = timed_out(probe.timeout_seconds)
+        except RuntimeUnavailable as failure:
+            outcome = failure
+        except RuntimeFailure as failure:
+            outcome = str(failure)
+        except Exception as error:  # its own task's edge: other cells are probed all the same
+            if not lack_of(error) and self._seldom.is_time(type(error).__name__):
+                log.exception("probe failed: unexpected error cell=%s", probe.cell_id)
+            outcome = not_begun(error)
         probe.task = None
-        if self._probes.get(probe.cell_id) is probe:
-            self._finish(probe, error, asyncio.get_running_loop().time())
-            self._wake.set()
+        if self._probes.get(probe.cell_id) is not probe:
+            return
+        if isinstance(outcome, Exception):
+            self._not_begun(probe, outcome, loop.time())
+        else:
+            self._finish(probe, outcome, loop.time())
+        self._wake.set()
 
-    async def _outcome(self, probe: _Probe) -> str:
+    async def _outcome(self, probe: _Probe, clock: _Clock) -> str:
         if probe.grpc:
+            clock.begin()
             return await probe.grpc.attempt(probe.timeout_seconds)
         command = tuple(probe.order.spec.health.exec.command)
-        try:
-            code, line = await self.execute(
-                probe.order.spec.runtime, probe.cell_id, command, probe.timeout_seconds
-            )
-        except RuntimeFailure as failure:
-            return str(failure)
+        kind = probe.order.spec.runtime
+        code, line = await self.execute(kind, probe.cell_id, command, probe.timeout_seconds, clock.begin)
         return "" if code == 0 else f"exited with {code}: {line}" if line else f"exited with {code}"
+
+
+@dataclass(slots=True)
+class _Clock:
+    """The time limit of one attempt, which counts from ``begin``."""
+
+    limit: asyncio.Timeout
+    seconds: float
+
+    def begin(self) -> None:
+        # The attempt may have been cancelled meanwhile; its limit cannot be changed then.
+        with contextlib.suppress(RuntimeError):
+            self.limit.reschedule(asyncio.get_running_loop().time() + self.seconds)
 
 
 def _next(probe: _Probe, now: float, *, first_pass: bool) -> float:

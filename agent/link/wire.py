@@ -164,6 +164,7 @@ def _cell_report(cell: CellReport) -> cell_pb2.CellReport:
         autopsy=_autopsy(cell.autopsy),
         progress=cell.progress,
         touched=cell.touched,
+        doubt=cell.doubt,
     )
 
 

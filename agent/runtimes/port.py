@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from galactica.agent.core.model import Found, Running
+from galactica.agent.starved import lack_of
 from galactica.v1 import cell_pb2, link_pb2
 
 LAST_LINES = 50
@@ -27,6 +28,26 @@ class StartFailed(RuntimeFailure):
 
 class RuntimeUnavailable(RuntimeFailure):
     """The engine does not answer. This says nothing about the cells."""
+
+
+class StartUncertain(RuntimeUnavailable):
+    """The cell was created and may run; the engine does not tell whether it does. Another start settles it."""
+
+
+class NotBegun(RuntimeUnavailable):
+    """The agent could not even begin: its threads were all at work, or it lacks something itself (``lack``, such as
+    EMFILE). This says nothing about the cells, nor about the engine."""
+
+    def __init__(self, message: str, lack: str = "") -> None:
+        super().__init__(message)
+        self.lack = lack
+
+
+def not_begun(error: Exception) -> Exception:
+    """What to raise for an error of work that a thread should do: NotBegun if the agent lacks something for it, else
+    the error itself."""
+    lack = lack_of(error)
+    return NotBegun(f"this server's agent lacks what it needs for that: {lack}", lack) if lack else error
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +78,21 @@ class Window:
 
     rows: int
     columns: int
+
+
+class Begun(Protocol):
+    """Called when a command begins to run in its cell: until then it has waited for the agent."""
+
+    def __call__(self) -> None: ...
+
+
+def nobody_waits() -> None:
+    """For callers that do not ask when it begins."""
+
+
+def service_of(cell_id: str) -> str:
+    """The service of ``web/2.7`` is ``web``."""
+    return cell_id.partition("/")[0]
 
 
 class Shell(Protocol):
@@ -91,10 +127,15 @@ class Runtime(Protocol):
         """How many cells of other fleets the newest ``list`` found here. They are never touched."""
 
     async def list(self) -> Sequence[Found]:
-        """All cells of this fleet on this server. Raises RuntimeUnavailable."""
+        """All cells of this fleet on this server. A cell that cannot be inspected is listed with a doubt, and
+        never hides the others. Raises RuntimeUnavailable."""
+
+    async def living(self) -> Sequence[link_pb2.Order]:
+        """The orders of all cells that may be alive. No cell is inspected for it. Raises RuntimeUnavailable."""
 
     async def start(self, order: link_pb2.Order, progress: Progress) -> Running:
-        """Create and start the cell. If it already runs, return it. Raises StartFailed, RuntimeUnavailable."""
+        """Create and start the cell. If it already runs, return it. Raises StartFailed, StartUncertain,
+        RuntimeUnavailable."""
 
     async def stop(self, cell_id: str, signal: str, grace_seconds: float) -> None:
         """Ask the cell to end, kill it after the grace, and remove it. Does nothing if there is no such cell.
@@ -111,10 +152,13 @@ class Runtime(Protocol):
     def logs(self, cell_id: str, tail: int, *, follow: bool) -> AsyncIterator[bytes]:
         """The cell's output (stdout and stderr): the last ``tail`` lines, then new output. Raises RuntimeFailure."""
 
-    async def execute(self, cell_id: str, command: Sequence[str], timeout_seconds: float) -> tuple[int, str]:
-        """Run a command inside the cell. Returns its exit code and the last line of its output.
+    async def execute(
+        self, cell_id: str, command: Sequence[str], timeout_seconds: float, begun: Begun = nobody_waits
+    ) -> tuple[int, str]:
+        """Run a command inside the cell. Returns its exit code and the last line of its output. The timeout counts
+        from the moment at which ``begun`` is called.
 
-        Raises TimeoutError (the command was killed), RuntimeFailure."""
+        Raises TimeoutError (the command was killed), RuntimeFailure; RuntimeUnavailable: no such command ran."""
 
     async def open_shell(
         self, cell_id: str, command: Sequence[str], term: str, window: Window | None

@@ -126,13 +126,14 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         hello = await self._hello(context)
         await self._overtake(server, hello.epoch)
         session_id = f"{self._epoch}-{next(self._numbers)}"
-        attached = _checked(lambda: wire.attached(hello, server, session_id, self._mind.now()))
+        attached, skipped = _checked(lambda: wire.attached(hello, server, session_id, self._mind.now()))
         watch_address = _checked(lambda: wire.watch_address(hello))
-        watching = _checked(lambda: wire.watching(hello))
+        watching, not_watched = _checked(lambda: wire.watching(hello))
         instance = _checked(lambda: wire.instance(hello))
         if self._is_second_machine(server, instance):
             await self._turn_away(server, context)
         session = self._open(server, session_id, hello.beat_at, instance)
+        session.tell_skipped((*skipped, *not_watched))
         ending = Ending(grpc.StatusCode.CANCELLED, "the stream broke")
         try:
             await self._mind.observe(attached)
@@ -283,7 +284,8 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         if report.session != session.id or session.ended.done():
             return  # the contract says: ignored
         now = session.heard_at = self._mind.now()
-        observation = _checked(lambda: wire.reported(report, session.server, now))
+        observation, skipped = _checked(lambda: wire.reported(report, session.server, now))
+        session.tell_skipped(skipped)
         await self._mind.observe(self._with_witnesses(observation))
         # Acknowledge only after the report is queued: agents extend leases on this.
         session.beat_at = report.beat_at

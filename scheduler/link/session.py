@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import grpc
+import structlog
 from msgspec import Struct
 
 from galactica.scheduler.core.model.requests import Refused
@@ -19,8 +20,12 @@ from galactica.scheduler.link.shells import SHELLS_LIMIT, ShellStream
 from galactica.v1 import link_pb2
 
 BATCH_LIMIT = 1_000
+SKIPPED_TOLD = 20
+"""How many wrong entries of an agent's messages are logged in one session."""
 BATCH_BYTES_LIMIT = 1024 * 1024
 """Agents accept messages of up to 4 MiB. The last order of a batch is far smaller than the rest of that."""
+
+log = structlog.get_logger("scheduler.link")
 
 
 class LinkLimits(Struct, frozen=True):
@@ -123,11 +128,23 @@ class Session:
         self._typed: deque[link_pb2.ShellInput] = deque()  # bounded by the shells' windows
         self._shells: dict[int, ShellStream] = {}
         self._shells_made = 0
+        self._skipped: set[str] = set()
 
     def end(self, code: grpc.StatusCode, reason: str) -> None:
         """The first ending counts."""
         if not self.ended.done():
             self.ended.set_result(Ending(code, reason))
+
+    def tell_skipped(self, entries: Sequence[str]) -> None:
+        """Log the entries of a message that are wrong. Each text once in a session, and only the first ones."""
+        for text in entries:
+            if len(self._skipped) >= SKIPPED_TOLD:
+                return
+            if text not in self._skipped:
+                self._skipped.add(text)
+                log.warning("entry_skipped", server=self.server, session=self.id, reason=text)
+                if len(self._skipped) == SKIPPED_TOLD:
+                    log.warning("entries_skipped", server=self.server, session=self.id, more="not told")
 
     # --- out ------------------------------------------------------------------------------------------------------
 

@@ -56,16 +56,27 @@ class WireError(ValueError):
     """A message is invalid; the text says which field and why."""
 
 
-def cell_reports(messages: Sequence[cell_pb2.CellReport]) -> tuple[CellReport, ...]:
+def cell_reports(messages: Sequence[cell_pb2.CellReport], skipped: list[str]) -> tuple[CellReport, ...]:
+    """Adds a text for each wrong entry to ``skipped``. If it names a cell, the cell is in doubt: left out it would read
+    as vanished. Raises WireError if there are too many."""
     bounded("cells", len(messages), CELLS_LIMIT)
-    return tuple(map(_cell_report, messages))
+    reports = (_believed(message, skipped) for message in messages)
+    return tuple(report for report in reports if report is not None)
 
 
-def _cell_report(message: cell_pb2.CellReport) -> CellReport:
+def _believed(message: cell_pb2.CellReport, skipped: list[str]) -> CellReport | None:
     cell = message.cell_id
-    if not cell:
-        raise WireError("cells: a cell has no id")
-    bounded_text("cells", cell, ID_CHARACTERS)
+    if not 0 < len(cell) <= ID_CHARACTERS:
+        skipped.append(f"cells: an id has {len(cell)} characters; it must have 1 to {ID_CHARACTERS}")
+        return None
+    try:
+        return _cell_report(cell, message)
+    except WireError as wrong:
+        skipped.append(str(wrong))
+        return CellReport(cell, "", CellState.STARTING, doubt=f"the report on it is wrong: {wrong}")
+
+
+def _cell_report(cell: str, message: cell_pb2.CellReport) -> CellReport:
     state = _STATES.get(message.state)
     if state is None:
         raise WireError(f"{cell}: unknown state {int(message.state)}")
@@ -79,6 +90,7 @@ def _cell_report(message: cell_pb2.CellReport) -> CellReport:
         autopsy=_autopsy(cell, message.autopsy) if message.HasField("autopsy") else None,
         progress=message.progress[:TEXT_CHARACTERS],
         touched=tuple(line[:TEXT_CHARACTERS] for line in message.touched[:TOUCHES_LIMIT]),
+        doubt=message.doubt[:TEXT_CHARACTERS],
     )
 
 

@@ -1,15 +1,15 @@
 """link.proto: converts the link's messages to model values and back. No other module does.
 
-Agents are not trusted: every incoming message is checked and bounded here. An invalid name, count or number is a
-``WireError``, which ends the session that sent it. Texts for people are only cut: a long message is no reason to lose
-a server.
+Agents are not trusted: every incoming message is checked and bounded here. What makes a whole message unreadable is a
+``WireError``, which ends the session that sent it. One wrong entry is only skipped, and told: the other entries and the
+session live on. Texts for people are cut. Neither a long message nor a wrong entry is a reason to lose a server.
 """
 
 from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from galactica.scheduler.core.model.commands import Command, Decommission, Order, Resync
 from galactica.scheduler.core.model.policy import Tempo
@@ -21,6 +21,7 @@ from galactica.scheduler.core.sight.observations import (
     ServerFacts,
     Testimony,
 )
+from galactica.scheduler.core.sight.vitals import Vitals
 from galactica.scheduler.wire.cell import (
     ID_CHARACTERS,
     LABEL_CHARACTERS,
@@ -38,6 +39,7 @@ WINDOW_BYTES = 64 * 1024
 
 WIRE_VERSION = 1
 LABELS_LIMIT = 64
+RUNTIMES_LIMIT = 16
 LARGEST_INTEGER = 2**63 - 1
 CHUNK_BYTES_LIMIT = 1024 * 1024
 TESTIMONIES_LIMIT = 256
@@ -65,26 +67,49 @@ class WatchedServer(NamedTuple):
 # --- in -----------------------------------------------------------------------------------------------------------
 
 
-def attached(hello: link_pb2.Hello, server: str, session: str, at: float) -> Attached:
+T = TypeVar("T")
+
+
+class Heard(NamedTuple, Generic[T]):
+    """What a message says. ``skipped``: a text for each entry of it that is wrong."""
+
+    said: T
+    skipped: tuple[str, ...] = ()
+
+
+def attached(hello: link_pb2.Hello, server: str, session: str, at: float) -> Heard[Attached]:
     """Raises WireError. The dispatcher has checked the wire version before."""
-    return Attached(server, session, at, _facts(hello), cell_reports(hello.inventory))
+    skipped: list[str] = []
+    said = Attached(server, session, at, _facts(hello, skipped), cell_reports(hello.inventory, skipped))
+    return Heard(said, tuple(skipped))
 
 
-def reported(report: link_pb2.Report, server: str, at: float) -> Reported:
+def reported(report: link_pb2.Report, server: str, at: float) -> Heard[Reported]:
     """Raises WireError."""
+    skipped: list[str] = []
     if report.sequence == 0:
         raise WireError("report: invalid sequence 0; the first one is 1")
-    return Reported(
+    said = Reported(
         server=server,
         session=report.session,
         sequence=report.sequence,
         at=at,
-        cells=cell_reports(report.cells) if report.cells else (),
-        vitals=vitals_from_proto(report.vitals) if report.HasField("vitals") else None,
+        cells=cell_reports(report.cells, skipped) if report.cells else (),
+        vitals=_vitals(report.vitals, skipped) if report.HasField("vitals") else None,
         complete=report.complete,
-        testimonies=_testimonies(report.testimonies, at) if report.testimonies else (),
+        testimonies=_testimonies(report.testimonies, at, skipped) if report.testimonies else (),
         is_leaving=report.leaving,
     )
+    return Heard(said, tuple(skipped))
+
+
+def _vitals(message: cell_pb2.Vitals, skipped: list[str]) -> Vitals | None:
+    """Wrong ones do not count: the newest right ones do, and without any the server gets no cells."""
+    try:
+        return vitals_from_proto(message)
+    except WireError as wrong:
+        skipped.append(str(wrong))
+        return None
 
 
 def watch_address(hello: link_pb2.Hello) -> str:
@@ -101,17 +126,20 @@ def instance(hello: link_pb2.Hello) -> str:
     return bounded_text("hello.instance", hello.instance, LABEL_CHARACTERS)
 
 
-def watching(hello: link_pb2.Hello) -> tuple[WatchedServer, ...]:
-    """The servers that the agent says it watches. Raises WireError."""
+def watching(hello: link_pb2.Hello) -> Heard[tuple[WatchedServer, ...]]:
+    """The servers that the agent says it watches. Raises WireError if there are too many."""
     bounded("hello.watching", len(hello.watching), TESTIMONIES_LIMIT)
-    return tuple(
-        WatchedServer(
-            bounded_text("hello.watching", neighbour.server_id, ID_CHARACTERS),
-            _host_address("hello.watching", neighbour.address),
-            neighbour.key,
-        )
-        for neighbour in hello.watching
-    )
+    skipped: list[str] = []
+    watched = []
+    for neighbour in hello.watching:
+        try:
+            server = bounded_text("hello.watching", neighbour.server_id, ID_CHARACTERS)
+            address = _host_address("hello.watching", neighbour.address)
+        except WireError as wrong:
+            skipped.append(str(wrong))
+        else:
+            watched.append(WatchedServer(server, address, neighbour.key))
+    return Heard(tuple(watched), tuple(skipped))
 
 
 def _host_address(field: str, given: str) -> str:
@@ -127,9 +155,17 @@ def _host_address(field: str, given: str) -> str:
     return given
 
 
-def _testimonies(messages: Sequence[link_pb2.Testimony], at: float) -> tuple[Testimony, ...]:
+def _testimonies(
+    messages: Sequence[link_pb2.Testimony], at: float, skipped: list[str]
+) -> tuple[Testimony, ...]:
     bounded("testimonies", len(messages), TESTIMONIES_LIMIT)
-    return tuple(_testimony(message, at) for message in messages)
+    testimonies = []
+    for message in messages:
+        try:
+            testimonies.append(_testimony(message, at))
+        except WireError as wrong:
+            skipped.append(str(wrong))
+    return tuple(testimonies)
 
 
 def _testimony(message: link_pb2.Testimony, at: float) -> Testimony:
@@ -140,22 +176,22 @@ def _testimony(message: link_pb2.Testimony, at: float) -> Testimony:
     return Testimony(server, answer, since=at - message.for_ms / 1_000)
 
 
-def _facts(hello: link_pb2.Hello) -> ServerFacts:
+def _facts(hello: link_pb2.Hello, skipped: list[str]) -> ServerFacts:
     bounded("hello.labels", len(hello.labels), LABELS_LIMIT)
     for name, value in hello.labels.items():
         bounded_text("hello.labels", name, LABEL_CHARACTERS)
         bounded_text(f"hello.labels[{name}]", value, LABEL_CHARACTERS)
-    bounded("hello.runtimes", len(hello.runtimes), len(_RUNTIMES))
-    unknown = [kind for kind in hello.runtimes if kind not in _RUNTIMES]
-    if unknown:
-        raise WireError(f"hello.runtimes: unknown runtime {unknown[0]}")
+    bounded("hello.runtimes", len(hello.runtimes), RUNTIMES_LIMIT)
+    skipped.extend(
+        f"hello.runtimes: unknown runtime {kind}" for kind in hello.runtimes if kind not in _RUNTIMES
+    )
     bounded("hello.capacity.memory_bytes", hello.capacity.memory_bytes, LARGEST_INTEGER)
     bounded("hello.capacity.disk_bytes", hello.capacity.disk_bytes, LARGEST_INTEGER)
     return ServerFacts(
         labels=dict(sorted(hello.labels.items())),
         capacity=Resources(hello.capacity.cpu_millis, hello.capacity.memory_bytes),
         disk_bytes=hello.capacity.disk_bytes,
-        runtimes=tuple(sorted({_RUNTIMES[kind] for kind in hello.runtimes})),
+        runtimes=tuple(sorted({_RUNTIMES[kind] for kind in hello.runtimes if kind in _RUNTIMES})),
         agent_version=bounded_text("hello.agent_version", hello.agent_version, LABEL_CHARACTERS),
     )
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import errno
+import resource
 import socket
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -11,7 +13,8 @@ import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from galactica.agent.health.probes import Prober
-from galactica.agent.runtimes.port import RuntimeFailure
+from galactica.agent.runtimes.port import NotBegun, RuntimeFailure, RuntimeUnavailable
+from galactica.agent.starved import Lacks
 from galactica.v1 import cell_pb2, link_pb2
 from tests.support.agent_world import until
 
@@ -26,20 +29,42 @@ class Probing:
         self.outcomes: dict[str, list[str]] = defaultdict(list)
         self.executed: list[tuple[str, tuple[str, ...]]] = []
         self.exit: tuple[int, str] | Exception = (0, "")
-        self.prober = Prober(self._execute, lambda cell_id, error: self.outcomes[cell_id].append(error))
+        self.may_begin, self.may_end = asyncio.Event(), asyncio.Event()
+        self.may_begin.set()
+        self.may_end.set()
+        self.lacks = Lacks()
+        self.prober = Prober(
+            self._execute, lambda cell_id, error: self.outcomes[cell_id].append(error), self.lacks
+        )
 
     async def _execute(
-        self, kind: int, cell_id: str, command: Sequence[str], timeout_seconds: float
+        self,
+        kind: int,
+        cell_id: str,
+        command: Sequence[str],
+        timeout_seconds: float,
+        begun: Callable[[], None],
     ) -> tuple[int, str]:
         self.executed.append((cell_id, tuple(command)))
+        await self.may_begin.wait()
+        begun()
+        await self.may_end.wait()
         if isinstance(self.exit, Exception):
             raise self.exit
         return self.exit
 
-    def start(self, port: int, cell_id: str = "web/1.1", every_ms: int = 100, **kind: object) -> None:
+    def start(
+        self,
+        port: int,
+        cell_id: str = "web/1.1",
+        every_ms: int = 100,
+        direct: int | None = None,
+        **kind: object,
+    ) -> None:
         probe = cell_pb2.Health(every_ms=every_ms, timeout_ms=200, sick_after=3, **kind)  # type: ignore[arg-type]
         order = link_pb2.Order(cell_id=cell_id, spec=cell_pb2.Spec(health=probe))
-        self.prober.start(order, {"http": f"127.0.0.1:{port}"})
+        own = {"http": f"127.0.0.1:{direct}"} if direct else {}
+        self.prober.start(order, {"http": f"127.0.0.1:{port}"}, own)
 
     async def next_outcome(self, cell_id: str = "web/1.1") -> str:
         """The outcome of an attempt that began after this call, or nearly so."""
@@ -184,6 +209,45 @@ async def test_tcp_probe_passes_where_a_connection_is_accepted(probing: Probing)
         assert await probing.next_outcome() == ""
 
 
+async def closing(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """A go-between behind which nothing listens."""
+
+
+async def resetting(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.transport.abort()
+
+
+async def greeting_once(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"220 ready\r\n")
+    await writer.drain()
+
+
+@pytest.mark.parametrize("serve", [closing, resetting])
+async def test_connection_that_a_go_between_closes_at_once_was_not_accepted_by_the_cell(
+    probing: Probing, serve: Serve
+) -> None:
+    async with server(serve) as port:
+        probing.start(port, tcp=cell_pb2.TcpProbe(port="http"))
+        outcome = await probing.next_outcome()
+        assert outcome == f"closed at once: nothing listens behind 127.0.0.1:{port}"
+
+
+async def test_server_that_says_its_word_and_closes_has_accepted(probing: Probing) -> None:
+    async with server(greeting_once) as port:
+        probing.start(port, tcp=cell_pb2.TcpProbe(port="http"))
+        assert await probing.next_outcome() == ""
+
+
+async def test_tcp_probe_asks_at_the_cells_own_address_where_that_is_known(probing: Probing) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        deaf = taken.getsockname()[1]
+    async with server(silent) as go_between, server(closing) as own:
+        probing.start(go_between, direct=deaf, tcp=cell_pb2.TcpProbe(port="http"))
+        assert await probing.next_outcome() == f"Connection refused: 127.0.0.1:{deaf}"
+        probing.start(go_between, "web/2.1", direct=own, tcp=cell_pb2.TcpProbe(port="http"))
+        assert await probing.next_outcome("web/2.1") == ""
+
+
 async def test_port_that_the_cell_does_not_have_is_named(probing: Probing) -> None:
     probing.start(1, http=cell_pb2.HttpProbe(port="web"))
     assert (
@@ -271,3 +335,57 @@ async def test_cell_that_comes_up_is_seen_long_before_its_next_full_interval(pro
         await until(lambda: probing.outcomes["web/1.1"][-1] == "", "a pass", seconds=10)
     finally:
         listening.close()
+
+
+async def test_exec_probe_that_waits_for_its_turn_has_no_outcome_yet_and_then_its_whole_time(
+    probing: Probing,
+) -> None:
+    probing.may_begin.clear()
+    probing.start(1, exec=cell_pb2.ExecProbe(command=["check"]))
+    async with server(silent) as port:
+        probing.start(port, "other/0.1", **http())
+        for _ in range(3):  # each takes the time that the waiting probe may take
+            assert await probing.next_outcome("other/0.1") == "no answer within 200 ms"
+    assert (len(probing.executed), probing.outcomes["web/1.1"]) == (1, [])
+    probing.may_end.clear()
+    probing.may_begin.set()
+    assert await probing.next_outcome() == "no answer within 200 ms"
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        NotBegun("no lane"),
+        NotBegun("no file", "EMFILE"),
+        RuntimeUnavailable("the engine is away"),
+        OSError(errno.EMFILE, "no descriptor"),
+        MemoryError(),
+    ],
+)
+async def test_exec_probe_that_could_not_begin_says_nothing_about_its_cell(
+    probing: Probing, failure: Exception
+) -> None:
+    probing.exit = failure
+    probing.start(1, exec=cell_pb2.ExecProbe(command=["check"]))
+    await until(lambda: len(probing.executed) >= 3, "three attempts")
+    assert probing.outcomes["web/1.1"] == []
+    probing.exit = (0, "")
+    assert await probing.next_outcome() == ""
+
+
+@pytest.mark.parametrize("kind", ["http", "tcp"])
+async def test_probe_without_a_free_descriptor_says_nothing_about_its_cell(
+    probing: Probing, kind: str
+) -> None:
+    probe = {"http": cell_pb2.HttpProbe(port="http"), "tcp": cell_pb2.TcpProbe(port="http")}[kind]
+    async with server(answering(OK)) as port:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            probing.start(port, **{kind: probe})
+            lack = await until(probing.lacks.take, "a lack")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert lack == "EMFILE"
+        assert await probing.next_outcome() == ""
+        assert set(probing.outcomes["web/1.1"]) == {""}

@@ -2,6 +2,7 @@
 
 import grpc
 import pytest
+import structlog
 
 from galactica.scheduler.core.model.commands import Decommission, Order
 from galactica.scheduler.core.model.requests import ApplyGroups, Asker, DrainServer
@@ -16,6 +17,7 @@ from galactica.scheduler.core.sight.observations import (
     ServerFacts,
 )
 from galactica.scheduler.core.sight.vitals import Vitals
+from galactica.scheduler.link.session import SKIPPED_TOLD
 from galactica.scheduler.security.ca import new_key_and_csr
 from galactica.v1 import cell_pb2, link_pb2, link_pb2_grpc
 from tests.support.dispatcher_world import Code, limited, observed
@@ -169,14 +171,6 @@ class TestReports:
         ("message", "reason"),
         [
             ({"report": {"sequence": 0}}, "report: invalid sequence 0; the first one is 1"),
-            (
-                {"report": {"sequence": 1, "cells": [{"cell_id": "web/0.1"}]}},
-                "web/0.1: unknown state 0",
-            ),
-            (
-                {"report": {"sequence": 1, "vitals": {"load_1m": float("nan")}}},
-                "vitals.load_1m: invalid value nan; the range is 0 to 1e+15",
-            ),
             ({"hello": {"wire_version": 1}}, "second Hello: a link has only one"),
             ({}, "a message is empty, or of a kind that this scheduler does not know"),
         ],
@@ -191,6 +185,33 @@ class TestReports:
         await good.report(sent_at=1.0)
         assert (await good.hear()).HasField("echo")
         assert [one.server for one in observed(world, Detached)] == ["web-1"]
+
+    async def test_wrong_entries_cost_no_session_and_are_logged_once_with_the_server(self, world):
+        agent = await world.agent("web-1")
+        cells = [{"cell_id": "web/0.1"}, {"cell_id": "web/1.1", "state": cell_pb2.CELL_STATE_RUNNING}]
+        wrong = {"session": agent.welcome.session, "cells": cells, "vitals": {"load_1m": float("nan")}}
+        with structlog.testing.capture_logs() as logs:
+            for sequence in (1, 2):
+                await agent.say(report={**wrong, "sequence": sequence, "sent_at": 1.0})
+                assert (await agent.hear()).HasField("echo")
+        told = [(one["server"], one["reason"]) for one in logs if one["event"] == "entry_skipped"]
+        assert told == [
+            ("web-1", "web/0.1: unknown state 0"),
+            ("web-1", "vitals.load_1m: invalid value nan; the range is 0 to 1e+15"),
+        ]
+        assert [
+            [(one.cell, one.state, bool(one.doubt)) for one in report.cells]
+            for report in observed(world, Reported)
+        ] == [[("web/0.1", CellState.STARTING, True), ("web/1.1", CellState.RUNNING, False)]] * 2
+
+    async def test_of_very_many_wrong_entries_only_the_first_are_logged(self, world):
+        agent = await world.agent("web-1")
+        cells = [{"cell_id": f"web/{number}.1"} for number in range(1_000)]
+        with structlog.testing.capture_logs() as logs:
+            await agent.report(cells=cells, sent_at=1.0)
+            assert (await agent.hear()).HasField("echo")
+        events = [one["event"] for one in logs if one["event"].endswith("skipped")]
+        assert events == ["entry_skipped"] * SKIPPED_TOLD + ["entries_skipped"]
 
     async def test_bad_hello_does_not_cost_the_server_the_session_that_it_has(self, world):
         good = await world.agent("web-1")

@@ -70,3 +70,21 @@ async def test_a_command_that_takes_too_long_is_ended_with_all_that_it_began(eng
             await runtime.execute("web/0.1", ["sh", "-c", "sleep 777; echo never"], 0.5)
         count = "cat /proc/[0-9]*/comm | grep -c sleep"
         assert await runtime.execute("web/0.1", ["sh", "-c", count], 10) == (1, "0")
+
+
+async def test_a_service_with_slow_commands_leaves_room_for_those_of_others(engine, busybox_image):
+    async with a_runtime(engine) as runtime:
+        for cell_id in ("slow/0.1", "good/0.1"):
+            await runtime.start(order(cell_id, busybox_image, *SLEEPER), ignore_progress)
+        async with asyncio.TaskGroup() as tasks:
+            begun = asyncio.Event()
+            slow = [
+                tasks.create_task(runtime.execute("slow/0.1", ["sleep", "1000"], 1_000, begun.set))
+                for _ in range(40)
+            ]
+            await asyncio.wait_for(begun.wait(), 20)
+            for _ in range(3):
+                assert await runtime.execute("good/0.1", ["true"], 20) == (0, "")
+            for one in slow:
+                one.cancel()
+            await runtime.stop("slow/0.1", "SIGKILL", 0)

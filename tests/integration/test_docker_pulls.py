@@ -118,6 +118,48 @@ async def test_an_image_that_no_registry_has_is_named_with_the_registrys_words(e
             assert "not found" in str(failed.value) or "manifest unknown" in str(failed.value)
 
 
+@contextlib.asynccontextmanager
+async def _silent_registry():
+    """A registry that says hello and then never answers. Its address, and what is set when somebody waits for it."""
+    asked = asyncio.Event()
+
+    async def serve(reader, writer):
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            head = await reader.readuntil(b"\r\n\r\n")
+            if head.startswith(b"GET /v2/ "):
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
+            elif head.startswith((b"GET", b"HEAD")):
+                asked.set()
+                await reader.read()
+        writer.close()
+
+    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"127.0.0.1:{listening.sockets[0].getsockname()[1]}", asked
+    finally:
+        listening.close()
+
+
+async def test_silent_registries_do_not_stand_in_the_way_of_one_that_answers(engine, busybox_image):
+    with a_registry(with_password=False) as registry, _pushed(engine, busybox_image, registry) as image:
+        async with contextlib.AsyncExitStack() as stack:
+            runtime = await stack.enter_async_context(a_runtime(engine))
+            silent = [await stack.enter_async_context(_silent_registry()) for _ in range(4)]
+            starts = [
+                asyncio.create_task(runtime.start(order(f"hung/{n}.1", f"{address}/x:1"), ignore_progress))
+                for n, (address, _) in enumerate(silent)
+            ]
+            try:
+                async with asyncio.timeout(60):
+                    await asyncio.gather(*(asked.wait() for _, asked in silent[:3]))
+                    await runtime.start(order("web/0.1", image, "sleep", "1000"), ignore_progress)
+            finally:
+                for one in starts:
+                    one.cancel()
+                await asyncio.wait(starts)
+            await _wait_and_remove(engine, runtime)
+
+
 async def test_a_pull_that_nobody_waits_for_any_more_does_not_stand_in_the_way_of_the_next(
     engine, busybox_image
 ):

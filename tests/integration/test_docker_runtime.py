@@ -302,3 +302,18 @@ async def test_a_cell_that_ignores_the_signal_ends_after_its_grace(engine, busyb
         await runtime.stop("web/0.1", "SIGTERM", 1.0)
         assert loop.time() >= grace_ends_at
         assert await runtime.list() == ()
+
+
+async def test_cell_is_also_reached_at_its_own_address_where_only_it_accepts(engine, busybox_image):
+    async with a_runtime(engine) as runtime:
+        listening = await runtime.start(web("web/0.1", busybox_image), ignore_progress)
+        deaf = await runtime.start(
+            order("deaf/0.1", busybox_image, "sleep", "1000", ports={"http": 8080}), ignore_progress
+        )
+        assert answer_of(listening.direct["http"]) == "web/0.1\n"
+        assert listening.direct["http"].endswith(":8080")
+        refused = deaf.direct["http"].rsplit(":", 1)
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(refused[0], int(refused[1]))
+        found = {one.order.cell_id: one.running for one in await runtime.list()}
+        assert found == {"web/0.1": listening, "deaf/0.1": deaf}

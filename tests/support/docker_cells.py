@@ -199,7 +199,12 @@ class OwnEngine:
         pid_file.unlink()
 
     def freeze(self) -> None:
+        """Returns when none of its threads runs any more."""
         self._process.send_signal(signal.SIGSTOP)
+        deadline = time.monotonic() + WAIT_SECONDS
+        while any(_state_of(task) != "T" for task in Path(f"/proc/{self._process.pid}/task").iterdir()):
+            assert time.monotonic() < deadline, "the engine does not stop"
+            time.sleep(0.01)
 
     def thaw(self) -> None:
         self._process.send_signal(signal.SIGCONT)
@@ -218,6 +223,11 @@ class OwnEngine:
             self.kill()
         for mount in (f"{self._directory}/e/netns/default", f"{self._directory}/d"):
             subprocess.run(["umount", "-l", mount], capture_output=True, check=False)
+
+
+def _state_of(task: Path) -> str:
+    """Of a thread: T where it is stopped."""
+    return (task / "stat").read_text().rpartition(")")[2].split()[0]
 
 
 def _wait_for_end(process_id: int) -> None:

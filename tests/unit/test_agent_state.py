@@ -9,6 +9,7 @@ from galactica.agent.core.events import (
     Died,
     Ordered,
     ProbeFinished,
+    Relisted,
     StartDeferred,
     Started,
     StartFailed,
@@ -16,7 +17,7 @@ from galactica.agent.core.events import (
     Stopped,
 )
 from galactica.agent.core.instructions import StartCell, StartProbing, StopProbing
-from galactica.agent.core.model import CellReport, CellState, Death, ProbeStatus
+from galactica.agent.core.model import CellReport, CellState, Death, Found, ProbeStatus, Running
 from galactica.agent.core.step import step
 from tests.support.agent_state import (
     AUTOPSY,
@@ -25,6 +26,7 @@ from tests.support.agent_state import (
     ENDPOINTS,
     EXITED,
     ORDER,
+    PROCESS,
     RUNNING,
     STOP,
     STOPPING,
@@ -206,6 +208,18 @@ def test_probing_goes_on_from_running_until_death_or_stop() -> None:
     assert agent.take(Died(CELL, AUTOPSY, agent.now)) == (StopProbing(CELL),)
     agent = running(probed=True)
     assert agent.instruct(DECOMMISSION) == (StopProbing(CELL), STOP)
+
+
+def test_cell_is_probed_at_its_own_address_too() -> None:
+    own = {"http": "172.17.0.2:8080"}
+    agent = attached()
+    agent.instruct(Ordered(order_of(probed=True)))
+    started = agent.take(Started(CELL, "pid 7", ENDPOINTS, agent.now, own))
+    assert started == (StartProbing(order_of(probed=True), ENDPOINTS, own),)
+    found = Found(order_of(probed=True), Running("pid 7", dict(ENDPOINTS), 0.0, own))
+    again = Agent()
+    adopted = again.take(Relisted(PROCESS, (found,), again.now, again.now))
+    assert adopted == (StartProbing(order_of(probed=True), ENDPOINTS, own),)
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,8 @@ def suspect(rule: str, reason: str) -> Verdict:
 FAILED_3 = sick("probe_failed", "its probe failed 3 times in a row")
 TOO_SLOW = "not ready within 30 s of its order"
 
+IN_DOUBT = "its agent cannot tell how it is: no layer"
+
 CELL_TABLE: dict[str, tuple[Case, Verdict]] = {
     "lost server": (Case(Phase.READY, shown(), LOST), SERVER_LOST),
     "unknown server": (
@@ -188,6 +190,27 @@ CELL_TABLE: dict[str, tuple[Case, Verdict]] = {
         Case(Phase.READY, probed(1)),
         suspect("probe_failing", "its probe failed 1 of 3 times"),
     ),
+    "in doubt": (Case(Phase.READY, shown(doubt="no layer")), suspect("doubtful", IN_DOUBT)),
+    "in doubt, in a state that says nothing": (
+        Case(Phase.READY, shown(CellState.STARTING, doubt="no layer")),
+        suspect("doubtful", IN_DOUBT),
+    ),
+    "in doubt while it boots": (
+        Case(report=shown(CellState.STARTING, doubt="no layer")),
+        Verdict(Health.SUSPECT, "doubtful", IN_DOUBT, agent_says(IN_DOUBT), DEADLINE),
+    ),
+    "in doubt, and boots too long": (
+        Case(report=shown(CellState.STARTING, doubt="no layer"), now=DEADLINE),
+        Verdict(Health.SICK, "doubtful", f"{TOO_SLOW}, and {IN_DOUBT}", agent_says(IN_DOUBT)),
+    ),
+    "in doubt, and long after its boot time": (
+        Case(Phase.READY, shown(doubt="no layer"), now=DEADLINE + 3_600),
+        suspect("doubtful", IN_DOUBT),
+    ),
+    "in doubt, and its probe failed": (
+        Case(Phase.READY, shown(probe=ProbeStatus(True, 3), doubt="no layer")),
+        FAILED_3,
+    ),
     "stream closed": (Case(Phase.READY, probed(0), seen=CLOSED), SILENT),
     "no session at all": (Case(Phase.READY, seen=None), SILENT),
     "no session at all while it boots": (Case(Phase.BOOTING, seen=None), SILENT),
@@ -222,6 +245,11 @@ PAIRS_OF_CELL_RULES: dict[str, Case] = {
     "server_silent before probe_failing": Case(Phase.READY, probed(1), seen=CLOSED),
     "server_silent before booting": Case(report=shown(), seen=CLOSED),
     "probe_failing before booting": Case(report=probed(1)),
+    "exited before doubtful": Case(Phase.READY, shown(CellState.EXITED, doubt="no layer")),
+    "probe_failed before doubtful": Case(Phase.READY, shown(probe=ProbeStatus(True, 3), doubt="x")),
+    "server_silent before doubtful": Case(Phase.READY, shown(doubt="no layer"), seen=CLOSED),
+    "doubtful before probe_failing": Case(Phase.READY, shown(probe=ProbeStatus(True, 1), doubt="x")),
+    "doubtful before booting": Case(report=shown(doubt="no layer")),
 }
 
 
@@ -233,7 +261,7 @@ def test_where_two_rules_on_cells_match_the_first_one_is_told(pair: str) -> None
 def test_the_tables_cover_every_rule_on_cells() -> None:
     told = {expected.rule for _, expected in CELL_TABLE.values()}
     ruled = {"server_lost", "fenced", "exited", "start_failed", "vanished", "boot_timeout", "probe_failed"}
-    assert told == ruled | {"server_silent", "probe_failing", "booting", "running"}
+    assert told == ruled | {"server_silent", "doubtful", "probe_failing", "booting", "running"}
     assert len(CELL_RULES) == len(told) - 2  # one rule tells both endings, and "running" is what is left
 
 
@@ -246,6 +274,8 @@ def test_the_tables_cover_every_rule_on_cells() -> None:
         (probed(0, passed=False), SPEC, False),
         (shown(), SPEC, False),
         (shown(), NO_PROBE, True),
+        (shown(doubt="no layer"), NO_PROBE, False),
+        (shown(probe=ProbeStatus(True), doubt="no layer"), SPEC, False),
         (shown(CellState.STARTING, probe=ProbeStatus(True)), SPEC, False),
         (shown(CellState.STOPPING), NO_PROBE, False),
         (shown(CellState.EXITED), NO_PROBE, False),

@@ -154,7 +154,7 @@ def test_neighbours_and_testimonies_survive_the_wire():
 
     told = tuple(TestimonyReport(answer.name, answer, 1.5) for answer in Answer)
     sent = agent_wire.report(SendReport(1, "s1", 4, testimonies=told), 0.0).report
-    assert wire.reported(sent, "web-1", 50.0).testimonies == tuple(
+    assert wire.reported(sent, "web-1", 50.0).said.testimonies == tuple(
         observations_sight.Testimony(answer.name, observations_sight.Answer(answer.name.lower()), 48.5)
         for answer in Answer
     )
@@ -162,7 +162,7 @@ def test_neighbours_and_testimonies_survive_the_wire():
     facts = agent_wire.ServerFacts({}, cell_pb2.Capacity(), (), "0.1.0", "[::1]:7")
     hello = agent_wire.hello(agent_wire.SendHello(1, (), 0), facts, (ONE,)).hello
     assert wire.watch_address(hello) == "[::1]:7"
-    assert wire.watching(hello) == (wire.WatchedServer("one", "10.0.0.1:7", b"1" * 16),)
+    assert wire.watching(hello) == wire.Heard((wire.WatchedServer("one", "10.0.0.1:7", b"1" * 16),))
     assert wire.watch_address(link_pb2.Hello()) == ""
 
 
@@ -171,23 +171,34 @@ def test_neighbours_and_testimonies_survive_the_wire():
     ["nowhere", "example.org:80", "10.0.0.1", "10.0.0.1:0", "10.0.0.1:65536", "0.0.0.0:7", "[::]:7",
      "224.0.0.1:7", "255.255.255.255:7", "10.0.0.1:7x", "10.0.0.1:7" + "7" * 1_000],
 )  # fmt: skip
-def test_watch_address_that_is_no_one_hosts_is_refused(address):
+def test_watch_address_that_is_no_one_hosts_is_refused_and_among_others_skipped(address):
     with pytest.raises(cell_wire.WireError, match=r"hello\.watch_address"):
         wire.watch_address(link_pb2.Hello(watch_address=address))
-    with pytest.raises(cell_wire.WireError, match=r"hello\.watching"):
-        wire.watching(link_pb2.Hello(watching=[link_pb2.Neighbour(server_id="one", address=address)]))
+    good = link_pb2.Neighbour(server_id="two", address="10.0.0.2:7")
+    wrong = link_pb2.Neighbour(server_id="one", address=address)
+    watched, (reason,) = wire.watching(link_pb2.Hello(watching=[wrong, good]))
+    assert watched == (wire.WatchedServer("two", "10.0.0.2:7", b""),)
+    assert reason.startswith("hello.watching: ")
 
 
 @pytest.mark.parametrize(
-    "testimonies",
+    "testimony",
     [
-        [link_pb2.Testimony(server_id="one")],
-        [link_pb2.Testimony(server_id="one", answer=9)],
-        [link_pb2.Testimony(server_id="x" * 201, answer=1)],
-        [link_pb2.Testimony(server_id="one", answer=1)] * 257,
+        link_pb2.Testimony(server_id="one"),
+        link_pb2.Testimony(server_id="one", answer=9),
+        link_pb2.Testimony(server_id="x" * 201, answer=1),
     ],
 )
-def test_testimonies_that_cannot_be_are_refused(testimonies):
+def test_a_testimony_that_cannot_be_is_skipped_and_told(testimony):
+    good = link_pb2.Testimony(server_id="two", answer=1)
+    report = link_pb2.Report(session="s", sequence=1, testimonies=[testimony, good])
+    said, (reason,) = wire.reported(report, "web-1", 50.0)
+    assert [one.server for one in said.testimonies] == ["two"]
+    assert reason.startswith("testimonies: ")
+
+
+def test_too_many_testimonies_are_refused():
+    testimonies = [link_pb2.Testimony(server_id="one", answer=1)] * 257
     with pytest.raises(cell_wire.WireError, match="testimonies"):
         wire.reported(link_pb2.Report(session="s", sequence=1, testimonies=testimonies), "web-1", 50.0)
 

@@ -33,12 +33,14 @@ def cell(**fields):
 
 
 def told(*cells):
-    return wire.reported(report(cells=cells), "a", 5.0).cells
+    heard = wire.reported(report(cells=cells), "a", 5.0)
+    assert heard.skipped == ()
+    return heard.said.cells
 
 
 class TestWhatIsTaken:
     def test_empty_report_is_a_beat(self):
-        assert wire.reported(report(), "a", 5.0) == Reported("a", "1-1", 1, 5.0)
+        assert wire.reported(report(), "a", 5.0) == wire.Heard(Reported("a", "1-1", 1, 5.0))
 
     def test_everything_that_an_agent_can_say_of_a_cell_arrives(self):
         message = cell(
@@ -56,6 +58,7 @@ class TestWhatIsTaken:
                 lived_seconds=1.5,
             ),
             progress="pulling",
+            doubt="no layer",
         )
         assert told(message) == (
             CellReport(
@@ -67,6 +70,7 @@ class TestWhatIsTaken:
                 ProbeStatus(has_passed=True, consecutive_failures=2, last_error="no"),
                 Autopsy("exited with 3", 3, "", oom_killed=True, last_lines=("a",), lived_seconds=1.5),
                 "pulling",
+                doubt="no layer",
             ),
         )
 
@@ -98,8 +102,8 @@ class TestWhatIsTaken:
             (RuntimeKind.DOCKER, RuntimeKind.PROCESS),
             "1.2",
         )
-        assert wire.attached(hello, "a", "1-1", 5.0) == Attached(
-            "a", "1-1", 5.0, facts, (CellReport("web/0.1", "", CellState.RUNNING),)
+        assert wire.attached(hello, "a", "1-1", 5.0) == wire.Heard(
+            Attached("a", "1-1", 5.0, facts, (CellReport("web/0.1", "", CellState.RUNNING),))
         )
 
     def test_facts_do_not_depend_on_the_order_in_which_they_were_said(self):
@@ -123,45 +127,67 @@ class TestWhatIsTaken:
         assert seen.autopsy.last_lines == tuple(map(str, range(50)))
 
 
+def wrong(fields, reason):
+    return pytest.param(cell(cell_id="web/1.1", **fields), f"web/1.1: {reason}", id=reason)
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        wrong({"state": 0}, "unknown state 0"),
+        wrong({"state": 99}, "unknown state 99"),
+        wrong({"digest": "x" * 201}, "digest: 201 characters is too long; the limit is 200"),
+        wrong({"runtime_id": "x" * 201}, "runtime_id: 201 characters is too long; the limit is 200"),
+        wrong(
+            {"endpoints": {str(n): "h:1" for n in range(65)}}, "endpoints: 65 is too large; the limit is 64"
+        ),
+        wrong(
+            {"endpoints": {"http": "x" * 257}},
+            "endpoints[http]: 257 characters is too long; the limit is 256",
+        ),
+        wrong(
+            {"autopsy": cell_pb2.Autopsy(lived_seconds=-1)},
+            "autopsy.lived_seconds: invalid value -1; the range is 0 to 1e+15",
+        ),
+    ],
+)
+def test_a_wrong_entry_leaves_its_cell_in_doubt_and_the_others_as_they_are(message, reason):
+    doubtful = CellReport("web/1.1", "", CellState.STARTING, doubt=f"the report on it is wrong: {reason}")
+    cells = (CellReport("web/0.1", "", CellState.RUNNING), doubtful)
+    heard = wire.reported(report(cells=[cell(), message], complete=True), "a", 5.0)
+    assert heard == wire.Heard(Reported("a", "1-1", 1, 5.0, cells, complete=True), (reason,))
+    hello = wire.attached(link_pb2.Hello(inventory=[cell(), message]), "a", "1-1", 5.0)
+    assert (hello.said.inventory, hello.skipped) == (cells, (reason,))
+
+
+@pytest.mark.parametrize("cell_id", ["", "x" * 201])
+def test_an_entry_that_names_no_cell_is_left_out_and_told(cell_id):
+    heard = wire.reported(report(cells=[cell(cell_id=cell_id), cell()]), "a", 5.0)
+    reason = f"cells: an id has {len(cell_id)} characters; it must have 1 to 200"
+    assert heard.said.cells == (CellReport("web/0.1", "", CellState.RUNNING),)
+    assert heard.skipped == (reason,)
+
+
+@pytest.mark.parametrize(
+    ("vitals", "reason"),
+    [
+        ({"cpu_fraction": -0.1}, "vitals.cpu_fraction: invalid value -0.1; the range is 0 to 1e+15"),
+        ({"load_1m": math.inf}, "vitals.load_1m: invalid value inf; the range is 0 to 1e+15"),
+        ({"pressure_io": math.nan}, "vitals.pressure_io: invalid value nan; the range is 0 to 1e+15"),
+        (
+            {"clock_offset_ms": -1e300},
+            "vitals.clock_offset_ms: invalid value -1e+300; the range is -1e+15 to 1e+15",
+        ),
+    ],
+)
+def test_wrong_vitals_do_not_count_and_are_told(vitals, reason):
+    heard = wire.reported(report(cells=[cell()], vitals=cell_pb2.Vitals(**vitals)), "a", 5.0)
+    cells = (CellReport("web/0.1", "", CellState.RUNNING),)
+    assert heard == wire.Heard(Reported("a", "1-1", 1, 5.0, cells), (reason,))
+
+
 WRONG_REPORTS = [
     (report(sequence=0), "report: invalid sequence 0; the first one is 1"),
-    (report(cells=[cell(cell_id="")]), "cells: a cell has no id"),
-    (report(cells=[cell(cell_id="x" * 201)]), "cells: 201 characters is too long; the limit is 200"),
-    (report(cells=[cell(state=0)]), "web/0.1: unknown state 0"),
-    (report(cells=[cell(state=99)]), "web/0.1: unknown state 99"),
-    (report(cells=[cell(digest="x" * 201)]), "web/0.1: digest: 201 characters is too long; the limit is 200"),
-    (
-        report(cells=[cell(runtime_id="x" * 201)]),
-        "web/0.1: runtime_id: 201 characters is too long; the limit is 200",
-    ),
-    (
-        report(cells=[cell(endpoints={str(n): "h:1" for n in range(65)})]),
-        "web/0.1: endpoints: 65 is too large; the limit is 64",
-    ),
-    (
-        report(cells=[cell(endpoints={"http": "x" * 257})]),
-        "web/0.1: endpoints[http]: 257 characters is too long; the limit is 256",
-    ),
-    (
-        report(cells=[cell(autopsy=cell_pb2.Autopsy(lived_seconds=-1))]),
-        "web/0.1: autopsy.lived_seconds: invalid value -1; the range is 0 to 1e+15",
-    ),
-    (
-        report(vitals=cell_pb2.Vitals(cpu_fraction=-0.1)),
-        "vitals.cpu_fraction: invalid value -0.1; the range is 0 to 1e+15",
-    ),
-    (
-        report(vitals=cell_pb2.Vitals(load_1m=math.inf)),
-        "vitals.load_1m: invalid value inf; the range is 0 to 1e+15",
-    ),
-    (
-        report(vitals=cell_pb2.Vitals(pressure_io=math.nan)),
-        "vitals.pressure_io: invalid value nan; the range is 0 to 1e+15",
-    ),
-    (
-        report(vitals=cell_pb2.Vitals(clock_offset_ms=-1e300)),
-        "vitals.clock_offset_ms: invalid value -1e+300; the range is -1e+15 to 1e+15",
-    ),
     (report(cells=[cell()] * 10_001), "cells: 10001 is too large; the limit is 10000"),
 ]
 
@@ -173,11 +199,16 @@ def test_report_that_cannot_be_is_refused_with_its_reason(message, reason):
     assert str(wrong.value) == reason
 
 
+def test_a_runtime_that_this_scheduler_does_not_know_is_left_out_and_told():
+    heard = wire.attached(link_pb2.Hello(runtimes=[7, cell_pb2.RUNTIME_KIND_DOCKER]), "a", "1-1", 5.0)
+    assert heard.said.facts.runtimes == (RuntimeKind.DOCKER,)
+    assert heard.skipped == ("hello.runtimes: unknown runtime 7",)
+
+
 WRONG_HELLOS = [
     ({"labels": {str(n): "" for n in range(65)}}, "hello.labels: 65 is too large; the limit is 64"),
     ({"labels": {"zone": "x" * 257}}, "hello.labels[zone]: 257 characters is too long; the limit is 256"),
-    ({"runtimes": [7]}, "hello.runtimes: unknown runtime 7"),
-    ({"runtimes": [1, 1, 1]}, "hello.runtimes: 3 is too large; the limit is 2"),
+    ({"runtimes": [1] * 17}, "hello.runtimes: 17 is too large; the limit is 16"),
     ({"agent_version": "x" * 257}, "hello.agent_version: 257 characters is too long; the limit is 256"),
     (
         {"capacity": {"memory_bytes": 2**63}},

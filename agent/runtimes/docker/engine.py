@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import docker
@@ -17,20 +17,20 @@ import docker.utils
 import requests.exceptions
 import urllib3.exceptions
 
-from galactica.agent.core.model import Found, Running
+from galactica.agent.core.model import Running
+from galactica.agent.runtimes.docker import addresses
 from galactica.agent.runtimes.docker.autopsy import Life, autopsy_of, unix_seconds
 from galactica.agent.runtimes.docker.command import check_command
 from galactica.agent.runtimes.docker.differences import OwnExecs
-from galactica.agent.runtimes.docker.spec import (
-    CELL_LABEL,
-    SERVER_LABEL,
-    Scope,
-    body_of,
-    endpoints_of,
-    order_of,
+from galactica.agent.runtimes.docker.spec import CELL_LABEL, SERVER_LABEL, Scope, body_of
+from galactica.agent.runtimes.port import (
+    LAST_LINES,
+    RuntimeFailure,
+    RuntimeUnavailable,
+    StartFailed,
+    StartUncertain,
 )
-from galactica.agent.runtimes.port import LAST_LINES, RuntimeFailure, RuntimeUnavailable, StartFailed
-from galactica.v1 import link_pb2
+from galactica.v1 import cell_pb2, link_pb2
 
 PING_SECONDS = 2.0
 CONNECTIONS = 32
@@ -67,6 +67,7 @@ class Engine:
         self._connecting = threading.Lock()
         self._client: docker.APIClient | None = None
         self._init = False
+        self._is_rootless = False
         self._checked_commands: set[tuple[str, tuple[str, ...]]] = set()
 
     def client(self) -> docker.APIClient:
@@ -93,6 +94,8 @@ class Engine:
             # Without this, requests would read proxy settings and .netrc at each request.
             client.trust_env = False
             components = client.version().get("Components") or []
+            security = client.info().get("SecurityOptions") or []
+        self._is_rootless = any("rootless" in option for option in security)
         versions = {component["Name"]: component["Version"] for component in components}
         self._init = versions.get("docker-init", "N/A") not in {"", "N/A"}
         return client
@@ -155,7 +158,7 @@ class Engine:
             except docker.errors.APIError as error:
                 if error.status_code == requests.codes.conflict:
                     return None
-                if _is_away(error):
+                if is_away(error):
                     raise
                 raise StartFailed(f"the engine cannot create the container: {explained(error)}") from error
         return str(created["Id"])
@@ -183,14 +186,15 @@ class Engine:
             try:
                 client.start(container_id)
             except docker.errors.APIError as error:
-                if _is_away(error):
+                if is_away(error):
                     raise
                 raise StartFailed(f"the engine cannot start the container: {explained(error)}") from error
-            inspected = client.inspect_container(container_id)
+            with _uncertain(order.cell_id):
+                inspected = client.inspect_container(container_id)
         life.learn(inspected)
         if abandoned.is_set():
             raise Abandoned
-        return self._running(order, inspected)
+        return self.running_of(order, inspected)
 
     def _check_command(self, client: docker.APIClient, container_id: str, order: link_pb2.Order) -> None:
         """If the engine's init is process 1, the engine does not notice a missing command. Checked once for each image
@@ -212,7 +216,8 @@ class Engine:
         name = self.scope.name_of(order.cell_id)
         with self.errors("inspect a container"):
             try:
-                inspected = client.inspect_container(name)
+                with _uncertain(order.cell_id):
+                    inspected = client.inspect_container(name)
             except docker.errors.NotFound:
                 return None
         labels = inspected["Config"]["Labels"] or {}
@@ -222,8 +227,8 @@ class Engine:
             )
         if inspected["State"]["Running"]:
             self.alive.setdefault(inspected["Id"], Life(order.cell_id)).learn(inspected)
-            return self._running(order, inspected)
-        autopsy = self._autopsy(client, inspected)
+            return self.running_of(order, inspected)
+        autopsy = self.autopsy(inspected)
         self.remove(inspected["Id"])
         if unix_seconds(inspected["State"]["StartedAt"]):
             raise StartFailed(
@@ -231,12 +236,17 @@ class Engine:
             )
         return None
 
-    def _running(self, order: link_pb2.Order, inspected: dict[str, Any]) -> Running:
+    def running_of(self, order: link_pb2.Order, inspected: Mapping[str, Any]) -> Running:
         return Running(
             runtime_id=inspected["Id"],
-            endpoints=endpoints_of(self.scope, order.spec, inspected),
+            endpoints=addresses.published(self.scope.host, order.spec, inspected),
+            direct=addresses.direct(order.spec, inspected, self._is_own),
             started_at=unix_seconds(inspected["State"]["StartedAt"]),
         )
+
+    def _is_own(self, gateway: str) -> bool:
+        """A rootless engine has its networks to itself, and their addresses may be in use on the host as well."""
+        return not self._is_rootless and addresses.is_own_address(gateway)
 
     def containers_of(self, cell_id: str) -> list[str]:
         """Ids of the cell's containers, in any state and with any name."""
@@ -251,31 +261,28 @@ class Engine:
             rows = client.containers(all=True, filters={"label": wanted})
         return [row for row in rows if self.scope.owns(row["Labels"])]
 
-    def found(self) -> list[Found]:
-        """All containers of the scope. Each is in ``alive`` before it is inspected, so that a death between this list
-        and the event stream is not missed."""
+    def rows(self) -> list[dict[str, Any]]:
+        """The engine's list of all containers of the scope, in any state. Raises RuntimeUnavailable."""
         client = self.client()
         with self.errors("list containers"):
-            rows = client.containers(all=True, filters={"label": [CELL_LABEL]})
-        self.foreign = sum(not self.scope.is_of_fleet(row["Labels"]) for row in rows)
-        ours = [row for row in rows if self.scope.owns(row["Labels"])]
-        inspected = [self._look_at(client, row["Id"], row["Labels"]) for row in ours]
-        return [found for found in inspected if found is not None]
+            rows = list(client.containers(all=True, filters={"label": [CELL_LABEL]}))
+        labels = [row.get("Labels") or {} for row in rows]
+        self.foreign = sum(not self.scope.is_of_fleet(one) for one in labels)
+        return [row for row, one in zip(rows, labels, strict=True) if self.scope.owns(one)]
 
-    def _look_at(self, client: docker.APIClient, container_id: str, labels: dict[str, str]) -> Found | None:
-        order = order_of(labels)
-        life = self.alive.setdefault(container_id, Life(order.cell_id))
+    def inspect(self, container_id: str, timeout_seconds: float) -> Any:
+        """None if it is gone. (The SDK's own call has no time limit of its own.)"""
+        client = self.client()
+        url = f"{client.base_url}/v{client.api_version}/containers/{container_id}/json"
         with self.errors("inspect a container"):
-            try:
-                inspected = client.inspect_container(container_id)
-            except docker.errors.NotFound:
-                self.alive.pop(container_id, None)
+            answer = client.get(url, timeout=timeout_seconds)
+            if answer.status_code == requests.codes.not_found:
                 return None
-        if inspected["State"]["Running"]:
-            life.learn(inspected)
-            return Found(order, self._running(order, inspected))
-        self.alive.pop(container_id, None)
-        return Found(order, None, self._autopsy(client, inspected))
+            try:
+                answer.raise_for_status()
+            except requests.exceptions.HTTPError as error:
+                docker.errors.create_api_error_from_http_exception(error)
+            return answer.json()
 
     def examine(self, container_id: str) -> Any:
         """The autopsy of a container that has ended; None if it is gone or running."""
@@ -285,10 +292,11 @@ class Engine:
                 inspected = client.inspect_container(container_id)
             except docker.errors.NotFound:
                 return None
-        return None if inspected["State"]["Running"] else self._autopsy(client, inspected)
+        return None if inspected["State"]["Running"] else self.autopsy(inspected)
 
-    def _autopsy(self, client: docker.APIClient, inspected: dict[str, Any]) -> Any:
-        return autopsy_of(inspected, self._raw_log(client, inspected["Id"]))
+    def autopsy(self, inspected: Mapping[str, Any]) -> cell_pb2.Autopsy:
+        """Of a container that is not running. Raises RuntimeUnavailable if its log cannot be read."""
+        return autopsy_of(inspected, self._raw_log(self.client(), inspected["Id"]))
 
     def _raw_log(self, client: docker.APIClient, container_id: str) -> bytes:
         """The newest output; empty if the engine returns none. (The SDK's own call would inspect the container
@@ -327,7 +335,26 @@ class Engine:
                     raise
 
 
-def _is_away(error: docker.errors.APIError) -> bool:
+@contextlib.contextmanager
+def _uncertain(cell_id: str) -> Iterator[None]:
+    """Around the inspection of a container that was created, and may run."""
+    try:
+        yield
+    except docker.errors.NotFound:
+        raise
+    except (
+        docker.errors.DockerException,
+        requests.exceptions.RequestException,
+        urllib3.exceptions.HTTPError,
+        OSError,
+    ) as error:
+        said = explained(error) if isinstance(error, docker.errors.APIError) else error
+        raise StartUncertain(
+            f"the container of {cell_id} exists, but the Docker engine cannot inspect it: {said}"
+        ) from error
+
+
+def is_away(error: docker.errors.APIError) -> bool:
     """Whether the engine is starting or shutting down, which says nothing about the cell."""
     return bool(error.status_code == requests.codes.service_unavailable)
 

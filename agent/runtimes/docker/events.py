@@ -13,6 +13,7 @@ from galactica.agent.core.model import Found
 from galactica.agent.runtimes.docker.autopsy import Death
 from galactica.agent.runtimes.docker.differences import COPIED, DEFAULT_NETWORKS, ran
 from galactica.agent.runtimes.docker.engine import Engine
+from galactica.agent.runtimes.docker.listing import Listing
 from galactica.agent.runtimes.port import RuntimeUnavailable
 
 BACKOFF_FIRST_SECONDS = 0.1
@@ -54,8 +55,9 @@ class Hearers:
 class EventThread:
     """Reads events until it is closed. After each break of the stream it subscribes first, then lists."""
 
-    def __init__(self, engine: Engine, hearers: Hearers) -> None:
+    def __init__(self, engine: Engine, listing: Listing, hearers: Hearers) -> None:
         self._engine = engine
+        self._listing = listing
         self._hearers = hearers
         self._closed = threading.Event()
         self._lock = threading.Lock()
@@ -84,7 +86,7 @@ class EventThread:
             try:
                 with self._subscribed() as events:
                     if attempts:
-                        self._hearers.relisted(self._engine.found())
+                        self._hearers.relisted(self._listing.found())
                     self._hearers.connected(None)
                     backoff_seconds = BACKOFF_FIRST_SECONDS
                     self._read(events)

@@ -12,7 +12,7 @@ import select
 import signal
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import docker.errors
 import requests
 
 from galactica.agent.runtimes.docker.differences import OURS_KEYS
-from galactica.agent.runtimes.docker.engine import Engine, explained
+from galactica.agent.runtimes.docker.engine import Engine, explained, is_away
 from galactica.agent.runtimes.port import LINE_CHARACTERS, RuntimeFailure
 
 OUTPUT_BYTES = 65_536
@@ -33,15 +33,23 @@ _HEADER = struct.Struct(">BxxxL")
 _log = logging.getLogger(__name__)
 
 
-def execute(engine: Engine, cell_id: str, command: Sequence[str], timeout_seconds: float) -> tuple[int, str]:
-    """Exit code and last line of output. Raises TimeoutError, RuntimeFailure, RuntimeUnavailable."""
-    deadline = time.monotonic() + timeout_seconds
+def execute(
+    engine: Engine, cell_id: str, command: Sequence[str], timeout_seconds: float, begun: Callable[[], None]
+) -> tuple[int, str]:
+    """Exit code and last line of output. The time counts from ``begun``, which is called when the engine has taken the
+    command: until then the engine may be slow, not the cell.
+
+    Raises TimeoutError, RuntimeFailure, RuntimeUnavailable."""
     client = engine.client()
     with engine.errors(f"run a command in {cell_id}"):
         exec_id = _created(engine, client, cell_id, command)
+        begun()
+        deadline = time.monotonic() + timeout_seconds
         try:
             output = _output(client, exec_id, deadline)
         except docker.errors.APIError as error:
+            if is_away(error):
+                raise
             return _not_started(explained(error))
         if output is None:
             end_command(client, exec_id)

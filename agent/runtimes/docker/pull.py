@@ -6,7 +6,6 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import docker.utils
 import requests
 
 from galactica.agent.runtimes.docker.engine import Abandoned, Engine
+from galactica.agent.runtimes.docker.lanes import FairThreads
 from galactica.agent.runtimes.port import Progress, RuntimeFailure, RuntimeUnavailable, StartFailed
 
 SILENCE_SECONDS = 300.0
@@ -41,14 +41,14 @@ class _Pull:
 
 
 class Puller:
-    """Used by the event loop; the pulls run in ``executor``.
+    """Used by the event loop; the pulls run in ``threads``, where each registry has its few.
 
     ``credentials``: a file like ~/.docker/config.json, which it takes precedence over. Both are read at each pull, so
     that credentials can be replaced while the agent runs."""
 
-    def __init__(self, engine: Engine, executor: Executor, credentials: Path | None) -> None:
+    def __init__(self, engine: Engine, threads: FairThreads, credentials: Path | None) -> None:
         self._engine = engine
-        self._executor = executor
+        self._threads = threads
         self._credentials = credentials
         self._pulls: dict[str, _Pull] = {}
 
@@ -64,6 +64,7 @@ class Puller:
             pull.listeners.remove(progress)
             if not pull.listeners:
                 pull.abandoned.set()
+                pull.done.cancel()  # one that still waits for its turn leaves the queue
                 self._forget(image, pull)
 
     def _begin(self, image: str) -> _Pull:
@@ -75,7 +76,8 @@ class Puller:
             with contextlib.suppress(RuntimeError):  # the event loop has ended, so nobody listens
                 loop.call_soon_threadsafe(pull.tell, text)
 
-        pull.done = loop.run_in_executor(self._executor, self._carry_out, image, tell, pull.abandoned)
+        args = (image, tell, pull.abandoned)
+        pull.done = asyncio.wrap_future(self._threads.submit(registry_of(image), self._carry_out, *args))
         pull.done.add_done_callback(lambda done: self._ended(image, pull, done))
         return pull
 
@@ -100,9 +102,17 @@ class Puller:
             raise StartFailed(f"image {image} is not on this server and cannot be pulled: {why}") from error
 
 
+def registry_of(image: str) -> str:
+    """The host, with its port, from which an image is pulled. Raises StartFailed for a name that has none."""
+    try:
+        return str(docker.auth.resolve_repository_name(docker.utils.parse_repository_tag(image)[0])[0])
+    except docker.errors.DockerException as error:
+        raise StartFailed(f"cannot pull the image {image}: {error}") from error
+
+
 def _credentials_header(image: str, credentials: Path | None) -> str | None:
     """The X-Registry-Auth header for the image's registry; None without credentials for it."""
-    registry, _ = docker.auth.resolve_repository_name(docker.utils.parse_repository_tag(image)[0])
+    registry = registry_of(image)
     for path in (credentials, None):
         if path is None or path.exists():
             try:

@@ -1,6 +1,6 @@
 """Cells as containers of a Docker Engine.
 
-The SDK blocks, so each kind of work has its own threads (``_Lanes``): a hung image registry, slow commands or an engine
+The SDK blocks, so each kind of work has its own threads (``Lanes``): a hung image registry, slow commands or an engine
 that does not answer block no other work. One more thread reads the engine's events. All state of the runtime belongs
 to the event loop, except ``Engine.alive``.
 
@@ -25,53 +25,34 @@ from galactica.agent.runtimes.docker.drift import Comparer
 from galactica.agent.runtimes.docker.engine import Engine, ImageMissing
 from galactica.agent.runtimes.docker.events import EventThread, Hearers, Touch
 from galactica.agent.runtimes.docker.exec import execute
+from galactica.agent.runtimes.docker.lanes import LOG_READERS, Lanes
+from galactica.agent.runtimes.docker.listing import Listing
 from galactica.agent.runtimes.docker.logs import read_logs
 from galactica.agent.runtimes.docker.pull import Puller
 from galactica.agent.runtimes.docker.shell import open_shell
 from galactica.agent.runtimes.docker.spec import Scope
 from galactica.agent.runtimes.port import (
+    Begun,
     Exited,
+    NotBegun,
     Progress,
     Relisted,
     RuntimeFailure,
-    RuntimeUnavailable,
     Shell,
     StartFailed,
     Stirred,
     Window,
+    nobody_waits,
+    not_begun,
+    service_of,
 )
 from galactica.v1 import cell_pb2, link_pb2
 
 NEWS_LIMIT = 4_096
 """Limit for deaths that wait for ``watch``. Beyond it all containers are listed again instead."""
-LOG_READERS = 16
-SHELL_THREADS = 16
-"""Each shell needs a thread that reads and one that writes, and briefly one to begin and to end."""
-
 _Args = TypeVarTuple("_Args")
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
-
-
-class _Lanes:
-    """Threads by kind of work. They are created when needed."""
-
-    def __init__(self) -> None:
-        self.make = ThreadPoolExecutor(8, "docker-make")
-        self.look = ThreadPoolExecutor(4, "docker-look")
-        self.bury = ThreadPoolExecutor(4, "docker-bury")
-        self.execute = ThreadPoolExecutor(8, "docker-exec")
-        self.pull = ThreadPoolExecutor(3, "docker-pull")
-        self.logs = ThreadPoolExecutor(LOG_READERS, "docker-logs")
-        self.ping = ThreadPoolExecutor(1, "docker-ping")
-        self.compare = ThreadPoolExecutor(1, "docker-compare")
-        self.shells = ThreadPoolExecutor(SHELL_THREADS, "docker-shells")
-
-    def close(self) -> None:
-        lanes = [self.make, self.look, self.bury, self.execute, self.pull, self.logs, self.ping]
-        lanes += [self.compare, self.shells]
-        for lane in lanes:
-            lane.shutdown(wait=False, cancel_futures=True)
 
 
 class DockerRuntime:
@@ -98,8 +79,9 @@ class DockerRuntime:
         timeout_seconds: int = 30,
     ) -> None:
         self._engine = Engine(Scope(fleet, fleet_id, server, host), base_url, timeout_seconds)
+        self._listing = Listing(self._engine)
         self._timeout_seconds = timeout_seconds
-        self._lanes = _Lanes()
+        self._lanes = Lanes()
         self._puller = Puller(self._engine, self._lanes.pull, credentials)
         self._news: asyncio.Queue[Exited | Relisted | Stirred | None] = asyncio.Queue(NEWS_LIMIT)
         self._comparer = Comparer(self._engine)
@@ -118,8 +100,11 @@ class DockerRuntime:
 
     async def list(self) -> Sequence[Found]:
         await self._listening()
-        found = await self._run(self._lanes.look, self._engine.found)
+        found = await self._run(self._lanes.look, self._listing.found)
         return self._without_unfinished(found)
+
+    async def living(self) -> Sequence[link_pb2.Order]:
+        return await self._run(self._lanes.look, self._listing.living)
 
     async def start(self, order: link_pb2.Order, progress: Progress) -> Running:
         await self._listening()
@@ -145,8 +130,11 @@ class DockerRuntime:
     async def stop(self, cell_id: str, signal: str, grace_seconds: float) -> None:
         await self._listening()
         await self._settled(cell_id)
-        for container_id in await self._run(self._lanes.look, self._engine.containers_of, cell_id):
-            await self._end(container_id, signal, grace_seconds)
+        containers = await self._run(self._lanes.look, self._engine.containers_of, cell_id)
+        ends = (self._end(container_id, signal, grace_seconds) for container_id in containers)
+        for failure in await asyncio.gather(*ends, return_exceptions=True):
+            if failure is not None:
+                raise failure
 
     async def watch(self) -> AsyncIterator[Exited | Relisted | Stirred]:
         """Ends when the runtime is closed. A death is reported after the ``start`` of its cell has returned."""
@@ -168,8 +156,18 @@ class DockerRuntime:
         finally:
             self._log_readers -= 1
 
-    async def execute(self, cell_id: str, command: Sequence[str], timeout_seconds: float) -> tuple[int, str]:
-        return await self._run(self._lanes.execute, execute, self._engine, cell_id, command, timeout_seconds)
+    async def execute(
+        self, cell_id: str, command: Sequence[str], timeout_seconds: float, begun: Begun = nobody_waits
+    ) -> tuple[int, str]:
+        loop = asyncio.get_running_loop()
+
+        def begun_in_thread() -> None:
+            with contextlib.suppress(RuntimeError):  # the event loop has ended, so nobody listens
+                loop.call_soon_threadsafe(begun)
+
+        args = (self._engine, cell_id, command, timeout_seconds, begun_in_thread)
+        working = self._lanes.execute.submit(service_of(cell_id), execute, *args)
+        return await self._bounded(working, asyncio.wrap_future(working))
 
     async def open_shell(
         self, cell_id: str, command: Sequence[str], term: str, window: Window | None
@@ -194,7 +192,10 @@ class DockerRuntime:
 
     async def _run(self, lane: ThreadPoolExecutor, work: Callable[[*_Args], _T], *args: *_Args) -> _T:
         """Run it in that lane's threads. Raises RuntimeUnavailable if they are too busy to begin in time."""
-        working = lane.submit(work, *args)
+        try:
+            working = lane.submit(work, *args)
+        except RuntimeError as error:
+            raise not_begun(error) from error
         return await self._bounded(working, asyncio.wrap_future(working))
 
     async def _bounded(self, working: Future[_T], result: asyncio.Future[_T]) -> _T:
@@ -205,10 +206,13 @@ class DockerRuntime:
             working.cancel()
             raise
         if working.cancel():
-            raise RuntimeUnavailable(
+            raise NotBegun(
                 f"the Docker engine is too slow: no earlier call ended within {self._timeout_seconds} s"
             )
-        return await asyncio.shield(result)
+        try:
+            return await asyncio.shield(result)
+        except RuntimeError as error:
+            raise not_begun(error) from error
 
     # Making
 
@@ -216,7 +220,11 @@ class DockerRuntime:
         """One at a time for each cell. If the caller is cancelled, the thread removes the new container."""
         await self._settled(order.cell_id)
         abandoned = threading.Event()
-        working = self._lanes.make.submit(self._engine.make, order, abandoned)
+        try:
+            working = self._lanes.make.submit(self._engine.make, order, abandoned)
+        except RuntimeError as error:  # the lane may have kept the work
+            abandoned.set()
+            raise not_begun(error) from error
         making = asyncio.wrap_future(working)
         self._making[order.cell_id] = making
         making.add_done_callback(lambda done: self._made(order.cell_id, done))
@@ -265,7 +273,7 @@ class DockerRuntime:
         if self._subscribed is None:
             loop = asyncio.get_running_loop()
             self._subscribed = loop.create_future()
-            self._events = EventThread(self._engine, self._hearers(loop))
+            self._events = EventThread(self._engine, self._listing, self._hearers(loop))
             self._events.start()
         await asyncio.shield(self._subscribed)
 
@@ -328,7 +336,7 @@ class DockerRuntime:
             ended.set_result(None)
 
     def _on_relisted(self, found: Sequence[Found]) -> None:
-        running = {cell.running.runtime_id for cell in found if cell.running}
+        running = {cell.running.runtime_id if cell.running else cell.runtime_id for cell in found}
         for container_id in set(self._ends) - running:
             self._on_end(container_id)
         self._empty_news()

@@ -29,6 +29,9 @@ TMP = "/tmp"  # noqa: S108 - inside the cell
 TMP_OPTIONS = "rw,noexec,nosuid,nodev,size=64m,mode=1777"
 """This memory counts against the cell's limit. Its size is bounded even if the cell has no limit."""
 
+ID_CHARACTERS = 200
+"""Limit for ids and digests in reports; schedulers have the same."""
+
 LOG_OPTIONS = {"max-size": "8m", "max-file": "2"}
 """The log of a cell takes at most 16 MiB of the disk."""
 
@@ -164,17 +167,15 @@ def order_of(labels: Mapping[str, str]) -> link_pb2.Order:
         order = link_pb2.Order.FromString(base64.b64decode(labels.get(ORDER_LABEL, ""), validate=True))
     except (binascii.Error, ValueError, DecodeError):
         order = link_pb2.Order()
-    if order.cell_id != labels[CELL_LABEL]:
+    if order.cell_id != labels[CELL_LABEL] or len(order.digest) > ID_CHARACTERS:
         return link_pb2.Order(cell_id=labels[CELL_LABEL], digest=labels.get(DIGEST_LABEL, ""))
     return order
 
 
-def endpoints_of(scope: Scope, spec: cell_pb2.Spec, inspected: Mapping[str, Any]) -> dict[str, str]:
-    """Port name to "host:port" as published by the engine; empty after the container's end."""
-    published = inspected["NetworkSettings"].get("Ports") or {}
-    host = f"[{scope.host}]" if ":" in scope.host else scope.host
-    return {
-        name: f"{host}:{bindings[0]['HostPort']}"
-        for name, number in sorted(spec.ports.items())
-        if (bindings := published.get(f"{number}/tcp"))
-    }
+def flaw_of(labels: Mapping[str, str]) -> str:
+    """Why the labels do not name a cell that could be reported; empty if they do."""
+    for label in (CELL_LABEL, DIGEST_LABEL):
+        length = len(labels.get(label, ""))
+        if length > ID_CHARACTERS:
+            return f"its label {label} has {length} characters; the limit is {ID_CHARACTERS}"
+    return "" if labels.get(CELL_LABEL) else f"it has no label {CELL_LABEL}"

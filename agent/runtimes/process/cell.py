@@ -48,7 +48,10 @@ class Cell:
         return self.record.order.cell_id
 
     def observe(self, on_death: Callable[["Cell"], None]) -> None:
-        """Call ``on_death`` once: when the cell dies, or now if it is dead. Raises OSError."""
+        """Call ``on_death`` once: when the cell dies, or now if it is dead. Raises OSError; then call it again. Does
+        nothing if the cell is observed, or has died."""
+        if self.died.is_set() or self._pidfds:
+            return
 
         def dead() -> None:
             if not self.died.is_set():
@@ -60,7 +63,11 @@ class Cell:
             dead()
             return
         for process in (self.record.main, self.record.keeper):
-            descriptor = process_table.open_pidfd(process)
+            try:
+                descriptor = process_table.open_pidfd(process)
+            except OSError:
+                self.unobserve()
+                raise
             if descriptor is None:
                 dead()
                 return
@@ -84,9 +91,12 @@ class Cell:
 
     def running(self, host: str) -> Running:
         endpoints = {name: endpoint(host, number) for name, number in self.record.ports.items()}
-        return Running(str(self.record.main.pid), endpoints, self.record.started_at)
+        return Running(str(self.record.main.pid), endpoints, self.record.started_at, direct=endpoints)
 
-    def found(self, host: str) -> Found:
+    def found(self, host: str, doubt: str = "") -> Found:
+        """``doubt``: why its state is unknown."""
+        if doubt:
+            return Found(self.record.order, None, doubt=doubt, runtime_id=str(self.record.main.pid))
         if self.record.autopsy is not None:
             return Found(self.record.order, None, self.record.autopsy)
         return Found(self.record.order, self.running(host))

@@ -28,11 +28,22 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import unquote
 from weakref import WeakValueDictionary
 
 from galactica.agent.core.model import Found, Running
 from galactica.agent.runtimes.logs import LOG_LIMIT_BYTES
-from galactica.agent.runtimes.port import Exited, Progress, RuntimeFailure, Shell, StartFailed, Window
+from galactica.agent.runtimes.port import (
+    Begun,
+    Exited,
+    Progress,
+    RuntimeFailure,
+    RuntimeUnavailable,
+    Shell,
+    StartFailed,
+    Window,
+    nobody_waits,
+)
 from galactica.agent.runtimes.process import execute as process_execute
 from galactica.agent.runtimes.process import launch as process_launch
 from galactica.agent.runtimes.process import limits as process_limits
@@ -82,6 +93,7 @@ class ProcessRuntime:
         self._adopting = asyncio.Lock()
         self._claiming = asyncio.Lock()
         self._has_adopted = False
+        self._unread: dict[str, str] = {}
         self._jobs: set[asyncio.Task[object]] = set()
         self._trimming: asyncio.Task[None] | None = None
         self.foreign = 0
@@ -89,12 +101,30 @@ class ProcessRuntime:
     async def list(self) -> Sequence[Found]:
         """All cells; a dead one has its autopsy."""
         await self._adopt()
-        for cell in tuple(self._cells.values()):
-            if cell.died.is_set() and not cell.is_stopping:
-                await cell.examine()
+        doubts = await self._doubts()
         own = {self._home, self._former_home}
         self.foreign = await asyncio.to_thread(_cells_of_others, self._directory, own)
-        return [cell.found(self._host) for cell in self._cells.values()]
+        known = [cell.found(self._host, doubts.get(cell.id, "")) for cell in self._cells.values()]
+        return [*known, *(_unread(cell_id, reason) for cell_id, reason in self._unread.items())]
+
+    async def living(self) -> Sequence[link_pb2.Order]:
+        await self._adopt()
+        doubts = await self._doubts()
+        cells = self._cells.values()
+        return [cell.record.order for cell in cells if cell.record.autopsy is None or cell.id in doubts]
+
+    async def _doubts(self) -> dict[str, str]:
+        """Observe every cell, and examine every dead one. Returns why that failed, by cell: one cell never hides the
+        others."""
+        doubts = {}
+        for cell in tuple(self._cells.values()):
+            try:
+                cell.observe(self._on_death)
+                if cell.died.is_set() and not cell.is_stopping:
+                    await cell.examine()
+            except (OSError, RuntimeFailure) as error:
+                doubts[cell.id] = f"the agent cannot look at its processes: {error}"
+        return doubts
 
     async def start(self, order: link_pb2.Order, progress: Progress) -> Running:
         """Raises StartFailed; also for a cell that has ended, because a dead cell never comes back."""
@@ -108,9 +138,11 @@ class ProcessRuntime:
         async with self._turn(order.cell_id):
             cell = self._cells.get(order.cell_id)
             if cell is None:
+                self._check_read(order.cell_id)
                 cell = await self._create(order)
             elif cell.died.is_set():
                 raise StartFailed(f"cell {order.cell_id} has already ended; order a new cell instead")
+            cell.observe(self._on_death)
             return cell.running(self._host)
 
     async def _create(self, order: link_pb2.Order) -> Cell:
@@ -122,9 +154,15 @@ class ProcessRuntime:
             self._release(order.cell_id)
             raise
         cell = Cell(folder, record, self._log_limit_bytes)
-        self._cells[cell.id] = cell
-        cell.observe(self._on_death)
+        self._take_in(cell)
         return cell
+
+    def _take_in(self, cell: Cell) -> None:
+        self._cells[cell.id] = cell
+        try:
+            cell.observe(self._on_death)
+        except OSError as error:
+            log.warning("cell %s is not observed yet: %s", cell.id, error)  # the next list tries again
 
     async def stop(self, cell_id: str, signal: str, grace_seconds: float) -> None:
         """Raises RuntimeFailure if processes do not end even on SIGKILL."""
@@ -132,6 +170,7 @@ class ProcessRuntime:
         async with self._turn(cell_id):
             cell = self._cells.get(cell_id)
             if cell is None:
+                self._check_read(cell_id)
                 return
             cell.is_stopping = True
             try:
@@ -174,7 +213,11 @@ class ProcessRuntime:
             for cell_id, cell in tuple(self._untold.items()):
                 if cell.is_stopping:
                     continue
-                autopsy = await cell.examine()
+                try:
+                    autopsy = await cell.examine()
+                except (OSError, RuntimeFailure) as error:  # the next list examines it again
+                    log.warning("cell %s has died, and is not examined yet: %s", cell_id, error)
+                    continue
                 if not cell.is_stopping and self._untold.pop(cell_id, None) is cell:
                     yield Exited(cell_id, autopsy)
             await self._news.wait()
@@ -191,11 +234,14 @@ class ProcessRuntime:
         except OSError as error:
             raise RuntimeFailure(f"cannot read the log of {cell_id}: {error}") from error
 
-    async def execute(self, cell_id: str, command: Sequence[str], timeout_seconds: float) -> tuple[int, str]:
+    async def execute(
+        self, cell_id: str, command: Sequence[str], timeout_seconds: float, begun: Begun = nobody_waits
+    ) -> tuple[int, str]:
         """Runs with the cell's environment, directory and control group. Exit code 128 + n: ended by signal n."""
         cell = await self._existing(cell_id)
         if cell.died.is_set():
             raise RuntimeFailure(f"cell {cell_id} is not running any more")
+        begun()
         return await process_execute.execute(cell.record, cell.folder, command, timeout_seconds)
 
     async def open_shell(
@@ -225,27 +271,35 @@ class ProcessRuntime:
             cell.unobserve()
 
     async def _adopt(self) -> None:
-        """Once: take over the cells of an earlier agent."""
+        """Once: take over the cells of an earlier agent. A cell whose record cannot be read now is read again at each
+        call: its processes are left alone."""
         async with self._adopting:
-            if self._has_adopted:
+            if self._has_adopted and not self._unread:
                 return
-            homes = (self._former_home, self._home)
-            for folder, record in await asyncio.to_thread(_scan, homes, self._limiter):
-                cell = Cell(folder, record, self._log_limit_bytes)
-                self._cells[cell.id] = cell
-                self._claims.update(dict.fromkeys(record.ports.values(), cell.id))
-                cell.observe(self._on_death)
-            self._has_adopted = True
-            self._trimming = asyncio.create_task(self._trim_for_ever())
-            log.info("limits of process cells: %s", self._limiter.description)
+            found, self._unread = await asyncio.to_thread(
+                _scan,
+                (self._former_home, self._home),
+                self._limiter,
+                set(self._unread) if self._has_adopted else None,
+            )
+            for folder, record in found:
+                self._claims.update(dict.fromkeys(record.ports.values(), record.order.cell_id))
+                self._take_in(Cell(folder, record, self._log_limit_bytes))
+            if not self._has_adopted:
+                self._has_adopted = True
+                self._trimming = asyncio.create_task(self._trim_for_ever())
+                log.info("limits of process cells: %s", self._limiter.description)
+
+    def _check_read(self, cell_id: str) -> None:
+        """Raises RuntimeUnavailable if the cell's processes are unknown."""
+        if cell_id in self._unread:
+            raise RuntimeUnavailable(f"cannot read the record of cell {cell_id}: {self._unread[cell_id]}")
 
     async def _claim(self, order: link_pb2.Order) -> dict[str, int]:
         """Claim ports for the cell; it keeps them until it dies."""
         async with self._claiming:
             # Examining a dead cell kills the rest of its processes, which may still use ports.
-            for cell in tuple(self._cells.values()):
-                if cell.died.is_set() and not cell.is_stopping:
-                    await cell.examine()
+            await self._doubts()
             ports = await asyncio.to_thread(
                 process_plan.claim_ports, dict(order.spec.ports), self._host, dict(self._claims)
             )
@@ -291,25 +345,44 @@ class ProcessRuntime:
 
 
 def _scan(
-    homes: Sequence[Path], limiter: process_limits.Limiter
-) -> list[tuple[Folder, process_record.Record]]:
-    """The cells of earlier agents. New cells will be in the last of the homes. A folder without a record is of a cell
-    that never ran, and is removed. A folder with an unreadable record is set aside."""
+    homes: Sequence[Path], limiter: process_limits.Limiter, wanted: AbstractSet[str] | None
+) -> tuple[list[tuple[Folder, process_record.Record]], dict[str, str]]:
+    """The cells of earlier agents; ``wanted``: only these. And those whose record cannot be read now, with the reason.
+    New cells will be in the last of the homes.
+
+    A folder without a record is of a cell that never ran, and is removed. A folder with a corrupt record is set
+    aside. What cannot be removed or set aside does not keep the other cells from being taken over."""
     homes[-1].mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = []
+    found, unread = [], {}
     for path in itertools.chain(*(sorted(home.iterdir()) for home in homes if home.is_dir())):
-        if path.name == SET_ASIDE:
+        cell_id = unquote(path.name)
+        if path.name == SET_ASIDE or (wanted is not None and cell_id not in wanted):
             continue
         folder = Folder(path)
         try:
             found.append((folder, process_record.read(folder.record)))
-        except FileNotFoundError:
-            _remove_groups(folder, limiter)
-            process_launch.remove(folder)
-        except (process_record.CorruptRecordError, OSError) as error:
+        except (FileNotFoundError, NotADirectoryError, process_record.CorruptRecordError) as error:
+            _clear(folder, limiter, error)
+        except OSError as error:
+            log.warning("the record of cell %s cannot be read: %s", cell_id, error)
+            unread[cell_id] = str(error)
+    return found, unread
+
+
+def _clear(folder: Folder, limiter: process_limits.Limiter, error: Exception) -> None:
+    try:
+        if isinstance(error, process_record.CorruptRecordError):
             _set_aside(folder, error)
-            _remove_groups(folder, limiter)
-    return found
+        _remove_groups(folder, limiter)
+        if folder.path.is_dir():
+            process_launch.remove(folder)
+    except (OSError, RuntimeFailure) as stubborn:
+        log.error("the folder %s (%s) cannot be cleared: %s", folder.path, error, stubborn)  # noqa: TRY400 - for people
+
+
+def _unread(cell_id: str, reason: str) -> Found:
+    order = link_pb2.Order(cell_id=cell_id, spec=cell_pb2.Spec(runtime=cell_pb2.RUNTIME_KIND_PROCESS))
+    return Found(order, None, doubt=f"its record cannot be read: {reason}")
 
 
 def _cells_of_others(directory: Path, own: AbstractSet[Path]) -> int:

@@ -603,12 +603,17 @@ class CellReport(_message.Message):
     AUTOPSY_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     TOUCHED_FIELD_NUMBER: _builtins.int
+    DOUBT_FIELD_NUMBER: _builtins.int
     cell_id: _builtins.str
     digest: _builtins.str
     state: Global___CellState.ValueType
     runtime_id: _builtins.str
     progress: _builtins.str
     """Progress for people while STARTING: "pulling hello:1, 40 %"."""
+    doubt: _builtins.str
+    """Why the agent cannot tell how the cell is: it exists, but an inspection of it failed. The state is then the last
+    one that the agent knew, or STARTING if it knew none. Empty: no doubt.
+    """
     @_builtins.property
     def endpoints(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Port name to "host:port"."""
@@ -637,10 +642,11 @@ class CellReport(_message.Message):
         autopsy: Global___Autopsy | None = ...,
         progress: _builtins.str = ...,
         touched: _abc.Iterable[_builtins.str] | None = ...,
+        doubt: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["autopsy", b"autopsy", "probe", b"probe"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["autopsy", b"autopsy", "cell_id", b"cell_id", "digest", b"digest", "endpoints", b"endpoints", "probe", b"probe", "progress", b"progress", "runtime_id", b"runtime_id", "state", b"state", "touched", b"touched"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["autopsy", b"autopsy", "cell_id", b"cell_id", "digest", b"digest", "doubt", b"doubt", "endpoints", b"endpoints", "probe", b"probe", "progress", b"progress", "runtime_id", b"runtime_id", "state", b"state", "touched", b"touched"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

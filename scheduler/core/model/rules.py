@@ -20,6 +20,7 @@ class Rule(StrEnum):
     BOOT_TIMEOUT = "boot_timeout"
     PROBE_FAILED = "probe_failed"
     SERVER_SILENT = "server_silent"
+    DOUBTFUL = "doubtful"
     PROBE_FAILING = "probe_failing"
     BOOTING = "booting"
     RUNNING = "running"
@@ -101,7 +102,7 @@ OWN_DEATHS: frozenset[str] = frozenset(
 """Rules that speak about a container's spec and about its server's fitness. All others are somebody's decision, or
 the fate of the whole server."""
 
-NOT_ITS_OWN: frozenset[str] = frozenset({Rule.SERVER_LOST, Rule.TOUCHED, Rule.FENCED})
+NOT_ITS_OWN: frozenset[str] = frozenset({Rule.SERVER_LOST, Rule.TOUCHED, Rule.FENCED, Rule.DOUBTFUL})
 """Rules that speak neither about a cell's spec nor about its server's fitness."""
 
 UNWANTED: frozenset[str] = frozenset({Rule.SCALED_DOWN, Rule.DELETED})

@@ -41,10 +41,13 @@ class CellReport(Struct, frozen=True):
     progress: str = ""
     touched: tuple[str, ...] = ()
     """How it differs from its spec."""
+    doubt: str = ""
+    """Why its agent cannot tell how it is, or why the report on it cannot be read. ``state`` proves nothing then."""
 
     @property
     def is_failing(self) -> bool:
-        return self.probe is not None and self.probe.consecutive_failures > 0
+        """Whether it shows less than a cell that is well."""
+        return bool(self.doubt) or (self.probe is not None and self.probe.consecutive_failures > 0)
 
 
 class Answer(StrEnum):

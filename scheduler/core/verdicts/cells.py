@@ -98,12 +98,20 @@ def _boot_timeout(case: _Case) -> Verdict | None:
     """Time without contact to its agent does not count."""
     if case.cell.was_ready or case.seen is None or case.silent:
         return None
-    since = max(case.cell.ordered_at, case.trusted_since, case.seen.attached_at)
-    deadline = since + case.spec.health.boot_within_seconds
+    deadline = _boot_deadline(case, case.seen)
     if case.now < deadline:
         return None
-    reason = f"not ready within {case.spec.health.boot_within_seconds:g} s of its order{_last_error(case)}"
+    reason = f"not ready within {case.spec.health.boot_within_seconds:g} s of its order"
+    doubt = _doubt(case)
+    if doubt:  # which says nothing against its spec
+        return Verdict(Health.SICK, Rule.DOUBTFUL, f"{reason}, and {doubt}", (_fact(case, doubt),))
+    reason += _last_error(case)
     return Verdict(Health.SICK, Rule.BOOT_TIMEOUT, reason, (_fact(case, reason),))
+
+
+def _boot_deadline(case: _Case, seen: ServerSight) -> float:
+    since = max(case.cell.ordered_at, case.trusted_since, seen.attached_at)
+    return since + case.spec.health.boot_within_seconds
 
 
 def _probe_failed(case: _Case) -> Verdict | None:
@@ -121,6 +129,15 @@ def _server_silent(case: _Case) -> Verdict | None:
     return Verdict(Health.SUSPECT, Rule.SERVER_SILENT, reason, (Evidence("scheduler", reason, case.now),))
 
 
+def _doubtful(case: _Case) -> Verdict | None:
+    """Its agent has it, and cannot tell how it is: neither a death nor a proof that it is well."""
+    doubt = _doubt(case)
+    if not doubt:
+        return None
+    deadline = None if case.cell.was_ready or case.seen is None else _boot_deadline(case, case.seen)
+    return Verdict(Health.SUSPECT, Rule.DOUBTFUL, doubt, (_fact(case, doubt),), deadline)
+
+
 def _probe_failing(case: _Case) -> Verdict | None:
     failures = _failures(case)
     if failures == 0:
@@ -132,10 +149,8 @@ def _probe_failing(case: _Case) -> Verdict | None:
 def _booting(case: _Case) -> Verdict | None:
     if case.cell.was_ready or case.seen is None:
         return None
-    since = max(case.cell.ordered_at, case.trusted_since, case.seen.attached_at)
     progress = case.report.progress if case.report and case.report.progress else "it boots"
-    deadline = since + case.spec.health.boot_within_seconds
-    return Verdict(Health.HEALTHY, Rule.BOOTING, progress, next_look_at=deadline)
+    return Verdict(Health.HEALTHY, Rule.BOOTING, progress, next_look_at=_boot_deadline(case, case.seen))
 
 
 CELL_RULES: tuple[Callable[[_Case], Verdict | None], ...] = (
@@ -146,6 +161,7 @@ CELL_RULES: tuple[Callable[[_Case], Verdict | None], ...] = (
     _boot_timeout,
     _probe_failed,
     _server_silent,
+    _doubtful,
     _probe_failing,
     _booting,
 )
@@ -159,6 +175,12 @@ def _failures(case: _Case) -> int:
     return probe.consecutive_failures
 
 
+def _doubt(case: _Case) -> str:
+    return (
+        f"its agent cannot tell how it is: {case.report.doubt}" if case.report and case.report.doubt else ""
+    )
+
+
 def _last_error(case: _Case) -> str:
     probe = case.report.probe if case.report else None
     return f": {probe.last_error}" if probe and probe.last_error else ""
@@ -169,9 +191,10 @@ def _fact(case: _Case, says: str) -> Evidence:
 
 
 def is_serving(cell: Cell, spec: Spec, sight: Sight) -> bool:
-    """Whether the agent reports enough for READY: the cell runs, and its probe (if it has one) passes."""
+    """Whether the agent reports enough for READY: the cell runs, its probe (if it has one) passes, and
+    nothing about it is in doubt."""
     report = sight.report_of(cell.server, cell.id)
-    if report is None or report.state is not CellState.RUNNING:
+    if report is None or report.state is not CellState.RUNNING or report.doubt:
         return False
     if spec.health.probe is None:
         return True
