@@ -9,10 +9,10 @@ from galactica.agent.core.model import Found
 from galactica.agent.runtimes.docker.spec import Scope, body_of
 from galactica.agent.runtimes.port import StartFailed
 from tests.support.docker_cells import (
-    FLEET_ID,
     SERVER,
     a_runtime,
     client_of,
+    id_of,
     ignore_progress,
     new_fleet,
     news,
@@ -94,7 +94,7 @@ async def test_two_fleets_of_one_name_run_the_same_cell_side_by_side(engine, bus
 async def test_a_cell_that_was_made_before_fleets_had_an_id_stays_ours(engine, busybox_image, client):
     fleet, cell = new_fleet(), order("web/0.1", busybox_image, *SLEEPER)
     async with a_runtime(engine, fleet=fleet) as runtime:
-        body = body_of(Scope(fleet, FLEET_ID, SERVER, "127.0.0.1"), cell, init=False)
+        body = body_of(Scope(fleet, id_of(fleet), SERVER, "127.0.0.1"), cell, init=False)
         del body["Labels"]["galactica.fleet-id"]
         container_id = client.create_container_from_config(body, f"galactica.{fleet}.web.0.1")["Id"]
         client.start(container_id)
@@ -106,7 +106,7 @@ async def test_a_cell_that_was_made_before_fleets_had_an_id_stays_ours(engine, b
 
 async def test_a_stranger_with_the_cells_name_is_left_alone_and_named(engine, busybox_image, client):
     fleet = new_fleet()
-    name = f"galactica.{fleet}.{FLEET_ID[:8]}.web.0.1"
+    name = f"galactica.{fleet}.{id_of(fleet)[:8]}.web.0.1"
     stranger = client.create_container(busybox_image, list(SLEEPER), name=name)["Id"]
     try:
         async with a_runtime(engine, fleet=fleet) as runtime:
@@ -126,7 +126,7 @@ async def test_a_leftover_that_never_ran_is_told_of_and_makes_way(engine, busybo
         client.create_container(
             busybox_image,
             list(SLEEPER),
-            name=f"galactica.{fleet}.{FLEET_ID[:8]}.web.0.1",
+            name=f"galactica.{fleet}.{id_of(fleet)[:8]}.web.0.1",
             labels={"galactica.fleet": fleet, "galactica.server": SERVER, "galactica.cell": "web/0.1"},
         )
         (leftover,) = await runtime.list()

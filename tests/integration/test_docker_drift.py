@@ -17,9 +17,9 @@ from galactica.agent.runtimes.docker.runtime import DockerRuntime
 from galactica.agent.runtimes.port import Stirred
 from galactica.v1 import cell_pb2, link_pb2
 from tests.support.docker_cells import (
-    FLEET_ID,
     a_runtime,
     client_of,
+    id_of,
     ignore_progress,
     new_fleet,
     news,
@@ -123,7 +123,7 @@ async def test_a_command_run_by_hand_is_told_by_its_program_alone(engine, busybo
 async def test_a_command_that_a_hand_began_while_no_agent_was_there_is_told(engine, busybox_image):
     fleet = new_fleet()
     made = order(CELL, busybox_image, "sleep", "1000")
-    first = DockerRuntime(fleet, FLEET_ID, engine, server="one")
+    first = DockerRuntime(fleet, id_of(fleet), engine, server="one")
     running = await first.start(made, ignore_progress)
     await first.close()
     async with a_runtime(engine, fleet=fleet) as runtime:

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -29,7 +30,6 @@ from tests.support.engine import remove_fleet
 Files = Literal["readable", "hidden"]
 
 SERVER = "one"
-FLEET_ID = "0123456789abcdef"
 WAIT_SECONDS = 30.0
 
 REGISTRY_USER, REGISTRY_PASSWORD = "galactica", "phoenix"
@@ -61,18 +61,25 @@ def new_fleet() -> str:
     return f"test-{uuid.uuid4().hex[:12]}"
 
 
+def id_of(fleet: str) -> str:
+    """A fleet's id, another one for each name: tests that run beside each other must not take each other's cells."""
+    return hashlib.sha256(fleet.encode()).hexdigest()[:16]
+
+
 def client_of(engine: str) -> Any:
     return docker.APIClient(engine, version="auto", timeout=60)
 
 
 @contextlib.asynccontextmanager
 async def a_runtime(
-    engine: str, *, fleet: str = "", fleet_id: str = FLEET_ID, **settings: Any
+    engine: str, *, fleet: str = "", fleet_id: str = "", **settings: Any
 ) -> AsyncIterator[DockerRuntime]:
     """A runtime with a fleet of its own, whose containers are removed at the end. Where the test failed, an engine that
     is away then does not hide why."""
     fleet = fleet or new_fleet()
-    runtime = DockerRuntime(fleet, fleet_id, engine, server=settings.pop("server", SERVER), **settings)
+    runtime = DockerRuntime(
+        fleet, fleet_id or id_of(fleet), engine, server=settings.pop("server", SERVER), **settings
+    )
     tolerated: tuple[type[Exception], ...] = (docker.errors.DockerException,)
     try:
         yield runtime
