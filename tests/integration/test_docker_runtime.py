@@ -154,7 +154,7 @@ async def test_a_death_is_told_in_full_though_the_engines_files_cannot_be_read(o
             50,
             "line 60",
         )
-        assert 0.3 <= autopsy.lived_seconds < 30
+        assert 0 < autopsy.lived_seconds < 30  # by when the engine noticed start and end
 
 
 async def test_a_cell_that_outgrows_its_memory_is_said_to_have_done_so(engine, busybox_image):
