@@ -11,7 +11,6 @@ import logging
 import os
 import signal
 import sys
-import time
 from typing import TYPE_CHECKING, Never
 
 from galactica import __version__
@@ -22,6 +21,7 @@ from galactica.agent.link import wire
 from galactica.agent.link.identity import Identity, IdentityError
 from galactica.agent.link.renewal import RenewalRefusedError
 from galactica.agent.link.session import Link, RefusedError
+from galactica.agent.log import log_to_stderr, tell
 from galactica.agent.neighbours.watch import (
     NeighbourWatch,
     joined_address,
@@ -67,7 +67,7 @@ def main() -> Never:
 def run(argv: Sequence[str]) -> int:
     """Run the agent until it ends. Returns the exit code."""
     arguments = parser().parse_args(argv)
-    _log_to_stderr(arguments.log_level)
+    log_to_stderr(arguments.log_level)
     try:
         settings = settings_of(arguments)
         with owned(settings.data):
@@ -162,29 +162,8 @@ async def _serve(settings: Settings, identity: Identity) -> None:
     log.info("ended cells=%s", "stopped" if settings.stops_cells else "still running")
 
 
-# Log and error output.
-
-
-class _Line(logging.Formatter):
-    """One line for each record: time, level, logger, message with its key=value pairs."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        text = record.getMessage()
-        if record.exc_info:
-            text += f" traceback={self.formatException(record.exc_info)!r}"
-        level, name = record.levelname.lower(), record.name
-        return f"at={moment}.{int(record.msecs):03d}Z level={level} logger={name} event={text}"
-
-
-def _log_to_stderr(level: str) -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Line())
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-
-
 def _complain(message: str, exit_code: int) -> int:
-    sys.stderr.write(f"error: {message}\n")
+    tell(f"error: {message}")
     return exit_code
 
 

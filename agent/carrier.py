@@ -23,11 +23,13 @@ from galactica.agent.core.events import (
 )
 from galactica.agent.core.instructions import AbandonStart, StartCell, StopCell
 from galactica.agent.runtimes.port import Exited, RuntimeFailure, RuntimeUnavailable, Stirred
+from galactica.agent.seldom import Seldom
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping
 
     from galactica.agent.runtimes.port import Progress, Runtime
+    from galactica.agent.starved import Lacks
     from galactica.v1 import link_pb2
 
 STARTS_AT_ONCE = 16
@@ -40,7 +42,7 @@ log = logging.getLogger(__name__)
 class Carrier:
     """``deliver`` waits for room in the daemon's queue; ``offer`` drops the event if the queue is full.
     ``before_exclusive`` is awaited before an exclusive cell starts. ``stirred`` is called with the id of a cell in
-    which the runtime noticed a change."""
+    which the runtime noticed a change. ``lacks`` takes what the agent itself lacks."""
 
     def __init__(
         self,
@@ -50,12 +52,15 @@ class Carrier:
         offer: Callable[[Event], None],
         before_exclusive: Callable[[], Awaitable[None]],
         stirred: Callable[[str], None],
+        lacks: Lacks,
     ) -> None:
         self._runtimes = runtimes
         self._deliver = deliver
         self._offer = offer
         self._before_exclusive = before_exclusive
         self._stirred = stirred
+        self._lacks = lacks
+        self._seldom = Seldom()
         self._starts = asyncio.Semaphore(STARTS_AT_ONCE)
         self._starting: dict[str, asyncio.Task[None]] = {}
 
@@ -85,14 +90,21 @@ class Carrier:
         async with self._starts:
             try:
                 event = await self._started(order, progress)
-            except RuntimeUnavailable as failure:
-                event = StartDeferred(cell_id, str(failure), clock.now())
-            except RuntimeFailure as failure:
-                event = StartFailed(cell_id, str(failure), clock.now())
-            except Exception as error:
-                log.exception("start failed: unexpected error cell=%s", cell_id)
-                event = StartFailed(cell_id, f"unexpected error in the agent: {error!r}", clock.now())
+            except Exception as error:  # a cell's error never ends the daemon
+                event = self._not_started(cell_id, error)
         await self._deliver(event)
+
+    def _not_started(self, cell_id: str, error: Exception) -> StartDeferred | StartFailed:
+        """What the agent itself lacks is not the fault of the cell, whatever the error says."""
+        now = clock.now()
+        if lack := self._lacks.note_if(error, f"start {cell_id}"):
+            return StartDeferred(cell_id, f"this server's agent lacks {lack}", now, is_starved=True)
+        if isinstance(error, RuntimeUnavailable):
+            return StartDeferred(cell_id, str(error), now)
+        if isinstance(error, RuntimeFailure):
+            return StartFailed(cell_id, str(error), now)
+        log.error("start failed: unexpected error cell=%s", cell_id, exc_info=error)
+        return StartFailed(cell_id, f"unexpected error in the agent: {error!r}", now)
 
     def _forget_start(self, cell_id: str, done: asyncio.Task[None]) -> None:
         if self._starting.get(cell_id) is done:
@@ -143,8 +155,8 @@ class Carrier:
                     else:
                         # List again: the core needs the time at which the list was requested.
                         await self._list(kind)
-            except RuntimeFailure as failure:
-                log.warning("watch interrupted reason=%r", str(failure))
+            except Exception as error:  # the next watch comes, and a list before it
+                self._unread("watch interrupted", error)
             await asyncio.sleep(RELIST_AGAIN_SECONDS)
 
     async def relist(self, kind: int, listed: asyncio.Event) -> None:
@@ -160,8 +172,15 @@ class Carrier:
         asked_at = clock.now()
         try:
             found = tuple(await self._runtimes[kind].list())
-        except RuntimeFailure as failure:
-            log.warning("cells not listed reason=%r", str(failure))
+        except Exception as error:  # the next list comes
+            self._unread("cells not listed", error)
             return False
         await self._deliver(Relisted(kind, found, asked_at, clock.now()))
         return True
+
+    def _unread(self, what: str, error: Exception) -> None:
+        if not self._lacks.note_if(error, what) and not isinstance(error, RuntimeFailure):
+            if self._seldom.is_time(what + type(error).__name__):
+                log.error("%s: unexpected error", what, exc_info=error)
+        else:
+            log.warning("%s reason=%r", what, str(error))

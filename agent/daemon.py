@@ -99,7 +99,7 @@ class Daemon:
         self._link = link_to(self.deliver)
         self._vitals = vitals_of(self._link)
         self._neighbours = watch_to(self.deliver)
-        self._prober = Prober(self._execute, self._probed)
+        self._prober = Prober(self._execute, self._probed, self._vitals.lacks)
         self._drift = drift.DriftWatch(
             lambda: self._state.cells, self._compare, self._compared, compare_every_seconds
         )
@@ -109,6 +109,7 @@ class Daemon:
             offer=self._offer,
             before_exclusive=fence.ready,
             stirred=self._drift.stir,
+            lacks=self._vitals.lacks,
         )
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf

@@ -72,6 +72,13 @@ class Lacks:
         if self._seldom.is_time(lack):
             log.warning("this agent lacks what it needs lack=%s doing=%r", lack, doing)
 
+    def note_if(self, error: BaseException, doing: str) -> str:
+        """Note what the agent lacked, if that is behind the error. Returns it."""
+        lack = lack_of(error)
+        if lack:
+            self.note(lack, doing)
+        return lack
+
     def take(self) -> str:
         """The newest lack since the last call; empty: none."""
         newest, self._newest = self._newest, ""

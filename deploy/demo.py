@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO, cast
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
@@ -38,6 +38,7 @@ from galactica.scheduler.cli.top_view import Picture, draw
 from galactica.scheduler.providers.local import containers, processes
 from galactica.scheduler.settings.context import context_path, read_context
 from galactica.scheduler.settings.errors import CommandFailed
+from galactica.scheduler.settings.streams import LossyStream, open_standard_streams
 from galactica.v1 import operator_pb2
 
 DRAW_EVERY_SECONDS = 0.25
@@ -300,7 +301,7 @@ def _free_ports(count: int) -> list[int]:
 
 def main() -> int:
     arguments = _arguments()
-    console = Console(highlight=False)
+    console = _console()
     tempo = Tempo(arguments.calm, arguments.every, arguments.patience, arguments.murders)
     with tempfile.TemporaryDirectory(prefix="galactica-demo-") as directory:
         os.environ["GALACTICA_CONTEXT"] = str(Path(directory) / "context.json")
@@ -311,6 +312,15 @@ def main() -> int:
             console.print(f"the demo cannot start: {failed}", style="bold red")
             return 1
         return _play(demo, arguments.svg)
+
+
+def _console() -> Console:
+    """Without a terminal its reader may go and its disk may be full; the demo plays on."""
+    open_standard_streams()
+    if sys.stdout.isatty():
+        return Console(highlight=False)
+    told = "({} lines could not be written)".format
+    return Console(highlight=False, file=cast("TextIO", LossyStream(sys.stdout.fileno(), told)))
 
 
 def _play(demo: Demo, svg: Path | None) -> int:

@@ -163,7 +163,9 @@ def start_deferred(draft: Draft, event: StartDeferred) -> None:
     if cell is None or not cell.start_in_flight:
         return
     waited = draft.now - cell.tried_since
-    if cell.state is not CellState.STARTING or waited >= START_PATIENCE_SECONDS:
+    # What the agent itself lacks never becomes a failure of the cell: its server's vitals tell it.
+    is_over = waited >= START_PATIENCE_SECONDS and not event.is_starved
+    if cell.state is not CellState.STARTING or is_over:
         start_failed(draft, cell.id, f"not started within {waited:.0f} s: {event.reason}")
         return
     # While it waits for the next attempt the start is not in flight: a decommission takes effect at once.

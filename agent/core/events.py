@@ -171,11 +171,13 @@ class StartFailed:
 
 @dataclass(frozen=True, slots=True)
 class StartDeferred:
-    """The engine did not answer; this says nothing about the cell."""
+    """The engine did not answer, or the agent itself lacks something for it (``is_starved``). This says nothing about
+    the cell."""
 
     cell_id: str
     reason: str
     now: float
+    is_starved: bool = False
 
 
 @dataclass(frozen=True, slots=True)

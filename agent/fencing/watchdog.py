@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from galactica.agent import clock
 from galactica.agent.core.cells import stop_of
 from galactica.agent.fencing.keeping import FenceFile
+from galactica.agent.log import log_to_stderr
 from galactica.agent.runtimes.port import RuntimeFailure
 from galactica.v1 import cell_pb2
 
@@ -37,7 +38,7 @@ AFTER_GRACE_SECONDS = 0.2
 """By then a working agent has killed a cell that did not end within its grace."""
 READY_LINE = b"ready\n"
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("watchdog")
 
 
 def main() -> None:
@@ -49,7 +50,7 @@ def main() -> None:
         parser.add_argument(name, required=True)
     parser.add_argument("--runtime", action="append", type=int, default=[])
     arguments = parser.parse_args()
-    logging.basicConfig(level="INFO", format="level=%(levelname)s logger=watchdog event=%(message)s")
+    log_to_stderr("INFO")
     data = Path(arguments.data)
 
     def runtimes() -> list[Runtime]:

@@ -29,7 +29,7 @@ from galactica.agent.health.checks import (
     socket_check,
     timed_out,
 )
-from galactica.agent.runtimes.port import NotBegun, RuntimeFailure, RuntimeUnavailable, not_begun
+from galactica.agent.runtimes.port import RuntimeFailure, RuntimeUnavailable
 from galactica.agent.seldom import Seldom
 from galactica.agent.starved import Lacks, lack_of
 
@@ -193,7 +193,7 @@ class Prober:
                 outcome = probe.check.begin()
             except OSError as error:
                 if lack_of(error):
-                    self._not_begun(probe, not_begun(error), now)
+                    self._not_begun(probe, error, now)
                     return
                 outcome = f"cannot probe: {error.strerror}"
             if outcome is None:
@@ -227,8 +227,7 @@ class Prober:
         """Neither a success nor a failure of the cell."""
         probe.deadline = None
         self._push(probe, _next(probe, now, first_pass=False))
-        if isinstance(why, NotBegun) and why.lack:
-            self.lacks.note(why.lack, f"probe {probe.cell_id}")
+        self.lacks.note_if(why, f"probe {probe.cell_id}")
         self._unbegun += 1
         if self._seldom.is_time(""):
             log.warning(
@@ -270,7 +269,7 @@ class Prober:
         except Exception as error:  # its own task's edge: other cells are probed all the same
             if not lack_of(error) and self._seldom.is_time(type(error).__name__):
                 log.exception("probe failed: unexpected error cell=%s", probe.cell_id)
-            outcome = not_begun(error)
+            outcome = error
         probe.task = None
         if self._probes.get(probe.cell_id) is not probe:
             return

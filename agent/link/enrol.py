@@ -31,6 +31,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from OpenSSL import SSL
 
 from galactica.agent.link.identity import SCHEDULER_NAME, Identity, channel_options, prepare, store
+from galactica.agent.log import open_standard_streams, tell
 from galactica.v1 import link_pb2, link_pb2_grpc
 
 if TYPE_CHECKING:
@@ -293,11 +294,12 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _say(message: str, exit_code: int) -> int:
-    sys.stderr.write(f"{message}\n" if exit_code == EXIT_DONE else f"error: {message}\n")
+    tell(message if exit_code == EXIT_DONE else f"error: {message}")
     return exit_code
 
 
 def main() -> Never:
+    open_standard_streams()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # our messages say more than gRPC's log
     sys.exit(run(sys.argv[1:]))
 

@@ -9,10 +9,12 @@ import traceback
 from galactica.scheduler.cli.app import build
 from galactica.scheduler.cli.output import safe
 from galactica.scheduler.settings.errors import CommandFailed, ExitCode
+from galactica.scheduler.settings.streams import open_standard_streams
 
 
 def main() -> None:
     """Never returns: raises SystemExit."""
+    open_standard_streams()
     try:
         build()(prog_name="galactica")
     except CommandFailed as failed:

@@ -363,7 +363,8 @@ def _server_decommissioned(fleet: Fleet, record: e.Record, event: e.ServerDecomm
     before = _server(fleet, event.server, record, Phase.CONDEMNED)
     if len(before.cells):
         raise IllegalTransition(f"{_name(record)}: server {event.server} still has {len(before.cells)} cells")
-    fleet = unknown.forgotten_on(fleet, event.server)
+    if before.is_lost:  # one that was drained lives on, with what this journal never ordered there
+        fleet = unknown.lost_with(fleet, event.server)
     return put_server(fleet, replace(before, phase=Phase.DECOMMISSIONED, last_position=record.position))
 
 

@@ -137,5 +137,15 @@ def forgotten_on(fleet: Fleet, server: str) -> Fleet:
     return fleet
 
 
+def lost_with(fleet: Fleet, server: str) -> Fleet:
+    """All that were on a server that was judged dead, but those of exclusive slots: nothing proves that they ended."""
+    for cell in unknown_on(fleet, server):
+        parsed = parse_cell_id(cell)
+        state = fleet.groups.get(parsed.group) if parsed else None
+        if state is None or not state.group.spec.exclusive:
+            fleet = forgotten(fleet, cell)
+    return fleet
+
+
 def unknown_on(fleet: Fleet, server: str) -> list[str]:
     return [cell for known in fleet.unknown.values() for cell, on in known.items() if on == server]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import sys
+from typing import TextIO, cast
 
 import structlog
+from structlog.types import EventDict, Processor
 
 from galactica.scheduler.journal.port import JournalError
 from galactica.scheduler.serve.local_agent import AgentPlan, LocalAgent
@@ -16,6 +19,7 @@ from galactica.scheduler.settings.broker import BusOptions
 from galactica.scheduler.settings.context import Kept
 from galactica.scheduler.settings.errors import CommandFailed, ExitCode
 from galactica.scheduler.settings.options import SchedulerOptions, UpOptions, next_port
+from galactica.scheduler.settings.streams import LossyStream, open_standard_streams
 
 FLEET = "galactica"
 
@@ -44,19 +48,40 @@ def run_up(options: UpOptions) -> None:
 
 
 def configure_logging() -> None:
-    """Readable lines on a terminal, otherwise one JSON object per line; always on standard error."""
+    """Readable lines on a terminal, otherwise one JSON object per line; always on standard error, as long as it takes
+    them. Libraries' warnings go there too."""
+    open_standard_streams()
     is_terminal = sys.stderr.isatty()
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *([] if is_terminal else [structlog.processors.format_exc_info]),
-            structlog.dev.ConsoleRenderer(colors=not os.environ.get("NO_COLOR"))
-            if is_terminal
-            else structlog.processors.JSONRenderer(),
-        ],
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+    stamps: list[Processor] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        *([] if is_terminal else [structlog.processors.format_exc_info]),
+    ]
+    renderer: Processor = (
+        structlog.dev.ConsoleRenderer(colors=not os.environ.get("NO_COLOR"))
+        if is_terminal
+        else structlog.processors.JSONRenderer()
     )
+
+    def told(lost: int) -> str:
+        event: EventDict = {"event": "log_lines_lost", "count": lost}
+        for processor in (*stamps, renderer):
+            event = processor(None, "warning", event)  # type: ignore[assignment]  # only the last one makes a text
+        return str(event)
+
+    stream = LossyStream(sys.stderr.fileno(), told)
+    structlog.configure(
+        processors=[*stamps, renderer],
+        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", stream)),
+    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=stamps,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
 
 
 def _run(setup: Setup, up: UpOptions | None) -> None:
@@ -131,8 +156,8 @@ async def _run_agent_until(stop: asyncio.Event, scheduler: Scheduler, plan: Agen
 
 
 def say(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    """For the person who started it, if anybody reads standard output."""
+    LossyStream(sys.stdout.fileno(), str).write(text)
 
 
 def _plan(setup: Setup, scheduler: Scheduler, up: UpOptions) -> AgentPlan:

@@ -356,7 +356,6 @@ async def test_exec_probe_that_waits_for_its_turn_has_no_outcome_yet_and_then_it
     "failure",
     [
         NotBegun("no lane"),
-        NotBegun("no file", "EMFILE"),
         RuntimeUnavailable("the engine is away"),
         OSError(errno.EMFILE, "no descriptor"),
         MemoryError(),

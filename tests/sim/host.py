@@ -83,8 +83,6 @@ class Host:
     _links: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
     liar: Liar | None = None
     """What its agent says instead of the truth, if it lies."""
-    is_clone: bool = False
-    """Another machine has its identity, and had it first."""
     is_deleted: bool = False
     """The machine is gone: nothing begins on it any more."""
     _watch: asyncio.TimerHandle | None = None

@@ -71,7 +71,7 @@ class Laws:
     lists_lied: bool = False
     """A list of the provider left out machines that stand: then nothing that it says can be proven."""
     liars: set[str] = field(default_factory=set)
-    """Hosts whose agents lied. The scheduler may believe what such a one says of its own cells."""
+    """Hosts whose agents lied, or that were copied. The scheduler may believe what such a one says of its own cells."""
     rollouts: Rollouts = field(default_factory=Rollouts)
     words: Words = field(default_factory=Words)
     given_up: set[str] = field(default_factory=set)
@@ -108,8 +108,10 @@ class Laws:
 
     def started_on(self, host: str, cell: str) -> None:
         """A runtime made a cell. Orders are idempotent: it happens once for each id, in the whole fleet. A journal from
-        a backup may order again, on its host, what has come and gone there since: nobody may know of it any more."""
-        if cell in self.started and not (self.was_restored and self.started[cell] == host):
+        a backup may order again, on its host, what has come and gone there since: nobody may know of it any more. So
+        may one that takes a copy of the host for it."""
+        may_be_again = self.was_restored or host in self.liars
+        if cell in self.started and not (may_be_again and self.started[cell] == host):
             raise LawBroken(f"{cell} was made on {host}, and before on {self.started[cell]}")
         self.started[cell] = host
         if (cell, host) not in self.ordered:

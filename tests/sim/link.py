@@ -47,6 +47,7 @@ class _Session:
     host: Host
     link: int
     beat_at: float
+    heard_at: float
     sequence: int = 0
 
 
@@ -101,19 +102,28 @@ class Links:
             if known.link >= link:
                 return
             self._end(known)
-        elif known is not None:  # as the dispatcher does it: the newest takes the session
+        elif known is not None:
+            if self._lives(known):
+                self.network.to_host(host.name, _hang_up, host, link)
+                return
             self._close(known)
         self.opened += 1
-        session = _Session(f"{self.epoch}-{self.opened}", host, link, hello.beat_at)
+        session = _Session(f"{self.epoch}-{self.opened}", host, link, hello.beat_at, self.controller.now())
         self.sessions[host.name] = session
         facts = ServerFacts(capacity=Resources(), runtimes=(RuntimeKind.PROCESS,), agent_version="sim")
         inventory = tuple(map(_report, hello.inventory))
-        if not host.is_clone:  # a clone's word is not that of the server
-            self.heard(host.name, inventory, complete=True)
+        self.heard(host.name, inventory, complete=True)
         self.inbox.put_nowait(Attached(host.name, session.id, self.controller.now(), facts, inventory))
         tempo = self.controller.view().policy.tempo(1)
         welcome = (session.id, self.epoch, tempo.beat_seconds, tempo.lease_seconds, hello.beat_at)
         self.network.to_host(host.name, _welcome, host, link, welcome)
+
+    def _lives(self, session: _Session) -> bool:
+        """As the dispatcher sees it: then another machine with its identity is a copy, and refused."""
+        assert self.controller is not None
+        view = self.controller.view()
+        heard_at = max(session.heard_at, view.sight.trusted_since)
+        return not view.policy.tempo(len(view.fleet.servers)).has_missed(heard_at, view.now)
 
     async def _overtake(self, host: Host, link: int, hello: instructions_core.SendHello) -> None:
         """Go above the epoch that the agent has obeyed, durably, before it is told anything."""
@@ -129,8 +139,7 @@ class Links:
         if self.controller is None or session is None or session.link != link or session.id != report.session:
             return
         cells = tuple(map(_report, report.cells))
-        if not host.is_clone:
-            self.heard(host.name, cells, complete=report.complete)
+        self.heard(host.name, cells, complete=report.complete)
         now = self.controller.now()
         said = self.testimony(host, now)
         vitals = vitals_from_proto(report.vitals) if report.vitals else None
@@ -138,6 +147,7 @@ class Links:
             host.name, session.id, report.sequence, now, cells, vitals, report.complete, testimonies=said
         )
         self.inbox.put_nowait(observation)
+        session.heard_at = now
         session.beat_at = max(session.beat_at, report.beat_at)
         if report.wants_echo:
             self.network.to_host(host.name, _echo, host, link, report.beat_at)

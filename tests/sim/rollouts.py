@@ -8,6 +8,7 @@ from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.events import Record
 from galactica.scheduler.core.model.fleet import parse_cell_id
 from galactica.scheduler.core.model.rules import OWN_DEATHS, Rule
+from galactica.scheduler.core.model.verdict import Health
 
 Move = e.CellReady | e.CellCondemned | e.CellDraining
 
@@ -23,6 +24,7 @@ class Rollout:
 
     digest: str
     healthy_for: float
+    replicas: int = 0
     ready_at: dict[str, float] = field(default_factory=dict)
     """Its cells that are READY, and since when."""
     is_proven: bool = False
@@ -37,14 +39,18 @@ class Rollouts:
     current: dict[str, Rollout] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
     served: set[str] = field(default_factory=set)
-    outdated: dict[str, str] = field(default_factory=dict)
-    """Cells that served and are condemned only because they are outdated, and not told to end yet, to their slots."""
+    outdated: set[str] = field(default_factory=set)
+    """Cells that served and are condemned only because they are outdated."""
+    waiting: dict[str, str] = field(default_factory=dict)
+    """Cells that served and are condemned, but not for their death, and not told to end yet, to their slots."""
 
     def note(self, record: Record) -> str:
         """What the record breaks; empty where it breaks nothing."""
         event = record.event
         if isinstance(event, e.GroupApplied):
             self._applied(event)
+        elif isinstance(event, e.GroupDeleted):
+            self.current.pop(event.name, None)
         elif isinstance(event, e.CellOrdered | e.CellAdopted):
             self.digests[event.cell] = event.digest
         elif isinstance(event, e.CellReady | e.CellCondemned | e.CellDraining):
@@ -54,21 +60,33 @@ class Rollouts:
     def _applied(self, event: e.GroupApplied) -> None:
         known = self.current.get(event.group.name)
         if known is None or known.digest != event.digest:
-            self.current[event.group.name] = Rollout(event.digest, event.group.healthy_for_seconds)
+            known = Rollout(event.digest, event.group.healthy_for_seconds)
+            self.current[event.group.name] = known
+        known.replicas = event.group.replicas
 
     def _moved(self, record: Record, event: Move) -> str:
         cell = parse_cell_id(event.cell)
         rollout = self.current.get(cell.group) if cell else None
-        if rollout is None:
+        if cell is None or rollout is None or cell.slot >= rollout.replicas:
             return ""
         if any(record.at >= since + rollout.healthy_for for since in rollout.ready_at.values()):
             rollout.is_proven = True
         if isinstance(event, e.CellReady):
             self.served.add(event.cell)
+        broken = ""
         if self.digests.get(event.cell) == rollout.digest:
             self._of_the_new(record, event, rollout)
-            return ""
-        return self._of_an_old(record, event, rollout)
+        else:
+            broken = self._of_an_old(record, event, rollout)
+        if (
+            isinstance(event, e.CellCondemned)
+            and event.cell in self.served
+            and event.health is not Health.DEAD
+        ):
+            self.waiting[event.cell] = event.cell.rpartition(".")[0]
+        elif isinstance(event, e.CellDraining):
+            self.waiting.pop(event.cell, None)
+        return broken
 
     def _of_the_new(self, record: Record, event: Move, rollout: Rollout) -> None:
         if isinstance(event, e.CellReady):
@@ -79,13 +97,14 @@ class Rollouts:
                 rollout.died_young_at = record.at
 
     def _of_an_old(self, record: Record, event: Move, rollout: Rollout) -> str:
+        """A cell beside an elder that still serves in its slot is not missed."""
         slot = event.cell.rpartition(".")[0]
+        has_elder = any(one != event.cell and of == slot for one, of in self.waiting.items())
         if isinstance(event, e.CellCondemned) and event.rule == Rule.OUTDATED and event.cell in self.served:
-            has_elder = slot in self.outdated.values()
-            self.outdated[event.cell] = slot
+            self.outdated.add(event.cell)
             if record.at < rollout.died_young_at + YOUNG_DEATH_SECONDS and not has_elder:
                 return "a cell that serves is condemned for a revision of which one died young a moment ago"
-        if isinstance(event, e.CellDraining) and self.outdated.pop(event.cell, ""):
+        if isinstance(event, e.CellDraining) and event.cell in self.outdated and not has_elder:
             rollout.let_go.append(event.cell)
             if not rollout.is_proven and len(rollout.let_go) > 1 + SURGE:
                 return f"a revision that proved nothing cost the service {rollout.let_go}"

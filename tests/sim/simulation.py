@@ -259,8 +259,8 @@ class Simulation:
 
     def clone(self, host: Host) -> None:
         if self.scheduler is not None:
+            self.laws.liars.add(host.name)  # when it is taken for the server, its word counts
             clone = self.clones[host.name] = self._machine(host.name, self.scheduler.links)
-            clone.is_clone = True
             clone.epoch = host.epoch
             clone.boot_agent()
 

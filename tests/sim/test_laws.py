@@ -85,6 +85,28 @@ def test_a_revision_that_proved_nothing_costs_no_more_than_one_and_the_surge() -
     assert broken_by([(0.0, THREE_SERVE), (100.0, [NEXT, *rolled[:4]]), *later]) == []
 
 
+def test_what_is_not_wanted_any_more_costs_the_service_nothing() -> None:
+    cells = ("web/0.1", "web/1.1", "web/2.1")
+    going = [event for cell in cells for event in (outdated(cell), *ready(cell[:-1] + "2", "new"))]
+    drained = [e.CellDraining(cell) for cell in cells]
+    began: list[tuple[float, list[e.AnyEvent]]] = [(0.0, THREE_SERVE), (100.0, [NEXT, *going])]
+    assert broken_by([*began, (101.0, [e.GroupDeleted("web"), *drained])]) == []
+    smaller = e.GroupApplied(replace(WEB, replicas=0), "new", 2)
+    assert broken_by([*began, (101.0, [smaller, *drained])]) == []
+
+
+def test_what_goes_beside_an_elder_that_still_serves_costs_the_service_nothing() -> None:
+    cells = ("web/0", "web/1", "web/2")
+    newer = [event for cell in cells for event in (outdated(f"{cell}.1"), *ready(f"{cell}.2", "new"))]
+    newest = [event for cell in cells for event in (outdated(f"{cell}.2"), e.CellDraining(f"{cell}.2"))]
+    history = [
+        (0.0, THREE_SERVE),
+        (100.0, [NEXT, *newer]),
+        (101.0, [e.GroupApplied(WEB, "newest", 3), *newest]),
+    ]
+    assert broken_by(history) == []
+
+
 @pytest.mark.parametrize(
     ("event", "needed"),
     [

@@ -56,6 +56,8 @@ class Fleet:
     """The address on which the scheduler listens."""
     scheduler: subprocess.Popen[bytes] | None = None
     agents: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    errors_to: int | None = None
+    """The descriptor that is standard error of what is begun next. None: its log file."""
     _data: Path | None = None
     _ports: tuple[int, int] = field(default_factory=free_ports)
     _channel: grpc.Channel | None = None
@@ -193,7 +195,7 @@ class Fleet:
                 env=self.environment(**environment),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
-                stderr=log,
+                stderr=log if self.errors_to is None else self.errors_to,
                 start_new_session=True,
             )
 

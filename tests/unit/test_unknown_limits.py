@@ -1,12 +1,14 @@
 """Cells that nobody ordered: what their ids may do to those that the journal gives out, and to each other."""
 
 import pytest
+from msgspec.structs import replace
 
 from galactica.scheduler.core.model.commands import Decommission
 from galactica.scheduler.core.model.fleet import Phase
-from galactica.scheduler.core.model.requests import CondemnUnknown
+from galactica.scheduler.core.model.requests import CondemnUnknown, DrainServer
+from galactica.scheduler.core.model.spec import Group
 from galactica.scheduler.core.unknown import RANGES_KEPT
-from tests.support.world import World, gone, running, service
+from tests.support.world import World, gone, running, service, spec
 
 
 @pytest.mark.parametrize("claimed", ["web/0.999999999", "web/0.500000001"])
@@ -100,3 +102,34 @@ def test_the_ranges_that_are_remembered_are_bounded() -> None:
         world.ask(CondemnUnknown())
         world.report("a", gone(f"web/0.{generation}"))
     assert len(world.core.fleet.skipped["web/0"]) <= RANGES_KEPT
+
+
+def exclusive(replicas: int) -> Group:
+    return service("db", replicas, replace(spec(), exclusive=True))
+
+
+@pytest.mark.parametrize("group", [service("db", 1), exclusive(1)], ids=["shared", "exclusive"])
+def test_a_slot_stays_held_while_a_drained_server_still_runs_a_cell_of_it(group: Group) -> None:
+    world = restored()
+    world.apply(replace(group, replicas=0))
+    world.report("a", running("db/0.4"))
+    world.ask(DrainServer("a"))
+    world.apply(group)
+    world.advance(60)
+    assert world.core.fleet.servers["a"].phase is Phase.DECOMMISSIONED
+    assert world.phases("db") == {}
+    world.report("a", gone("db/0.4"))
+    assert world.phases("db") == {"db/0.5": Phase.READY}
+
+
+def test_an_exclusive_slot_stays_held_by_a_cell_that_nothing_proves_ended() -> None:
+    world = restored()
+    world.apply(exclusive(0))
+    world.report("a", running("db/0.4"))
+    world.apply(exclusive(1))
+    world.detach("a")
+    world.advance(120)
+    assert world.core.fleet.servers["a"].is_lost
+    assert (world.phases("db"), "unknown_cell" in world.held()) == ({}, True)
+    world.ask(CondemnUnknown())
+    assert world.phases("db") == {"db/0.5": Phase.READY}

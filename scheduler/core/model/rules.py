@@ -52,6 +52,7 @@ class Rule(StrEnum):
     CLOCK_OFF = "clock_off"
     MEMORY_PRESSURE = "memory_pressure"
     KERNEL_ERRORS = "kernel_errors"
+    AGENT_STARVED = "agent_starved"
 
     # healthy, and must go all the same
     DELETED = "deleted"
