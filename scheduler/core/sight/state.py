@@ -103,6 +103,8 @@ class Sight(Struct, frozen=True):
     """Rule to the servers whose vitals are bad by it. If many share it, it may not be their fault."""
     well: HashTrieSet[str] = HashTrieSet()
     """Servers with an open stream and good vitals. A sick server can only go if there is another good one."""
+    shells: HashTrieMap[str, int] = HashTrieMap()
+    """Cell to how many shells operators have in it now."""
 
     def hears(self, server: str, now: float, tempo: Tempo) -> bool:
         """Whether its stream is open and none of its beats is missing."""
