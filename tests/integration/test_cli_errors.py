@@ -242,7 +242,7 @@ def terminals() -> Iterator[list[Terminal]]:
 
 def test_a_terminal_gets_colours(scheduler: Scheduler, terminals: list[Terminal]):
     terminals.append(Terminal(scheduler, "status"))
-    assert terminals[0].end() == 0
+    assert terminals[0].end() == 1
     assert "\x1b[1;31mNOT healthy\x1b[0m" in terminals[0].shown
 
 
