@@ -110,7 +110,7 @@ class Demo:
         end = time.monotonic() + self.tempo.patience
         while True:
             with contextlib.suppress(DemoFailed):
-                self._galactica("status")
+                self._galactica("events", "-n", "0")
                 return
             self._check(end, "the scheduler to answer")
             time.sleep(0.2)

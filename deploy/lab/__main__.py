@@ -176,7 +176,7 @@ def start_scheduler(switch: Switch) -> subprocess.Popen[bytes]:
             start_new_session=True,
         )
     remember(psutil.Process(scheduler.pid), switch.directory / "scheduler.pid")
-    wait(lambda: galactica(switch, "status") is not None, "the scheduler to answer")
+    wait(lambda: galactica(switch, "events", "-n", "0") is not None, "the scheduler to answer")
     return scheduler
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Annotated
 
@@ -20,6 +21,7 @@ from galactica.scheduler.cli.output import (
     write,
     write_bytes,
 )
+from galactica.scheduler.settings.errors import ExitCode
 from galactica.scheduler.views import shapes
 from galactica.v1 import operator_pb2
 
@@ -28,9 +30,16 @@ LINES_SHOWN = 100
 
 
 def status(scheduler: Scheduler = None, output: Output = Format.TABLE) -> None:
-    """Show whether the fleet is healthy: the groups, their cells, holds and storms."""
+    """Show whether the fleet is healthy: the groups, their cells, holds and storms. Exit code 1: it is not."""
     with connect(scheduler) as client:
         answer = client.ask(client.stub.GetStatus, operator_pb2.GetStatusRequest())
+    with contextlib.suppress(typer.Exit):  # nobody reads on; the exit code still says it
+        _show_status(answer, output)
+    if not answer.healthy:
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def _show_status(answer: operator_pb2.GetStatusResponse, output: Format) -> None:
     if output is Format.JSON:
         print_json(shapes.status(answer))
         return

@@ -47,7 +47,7 @@ def shell(
     """Open a shell in a cell for diagnosis. The cell is then touched and soon replaced (default: 15 minutes)."""
     interactive = sys.stdin.isatty()
     with connect(scheduler) as client:
-        _say(f"A shell in {cell} starts its death timer: it gets no more traffic and will be replaced.")
+        _say(f"A shell in {cell} touches it: it is replaced first, then gets no more traffic.")
         typed = _Typed(_start(cell, command or [], interactive=interactive), interactive=interactive)
         answers = client.stream(client.stub.OpenShell, typed.requests())
         try:
@@ -90,9 +90,8 @@ def _converse(
                 case "dies_at":
                     left = format_duration(max(0.0, answer.dies_at - time.time()))
                     hint = " Press Ctrl-] to leave." if interactive else ""
-                    _say(
-                        f"{cell} goes in {left}, at {time.strftime('%H:%M:%S', time.localtime(answer.dies_at))}.{hint}"
-                    )
+                    at = time.strftime("%H:%M:%S", time.localtime(answer.dies_at))
+                    _say(f"It goes when you leave, or in {left}, at {at}.{hint}")
                     if interactive:
                         terminal.enter_context(_raw_terminal())
                     typed.begin()

@@ -176,7 +176,7 @@ def _condemn_for_operator(draft: Draft, cell: Cell, reason: str) -> Admitted:
 
 
 def _open_shell(draft: Draft, request: OpenShell, by: Asker) -> Admitted:
-    """The first shell starts the death timer. Later shells do not extend it."""
+    """The first shell touches the cell and sets how long it may stay. Later shells do not extend that."""
     cell = draft.fleet.cell(request.cell)
     if cell is None:
         raise _no_such_cell(request.cell)

@@ -12,7 +12,7 @@ from galactica.scheduler.core.model import requests
 from galactica.scheduler.core.model.fleet import Cell, CellKind, parse_cell_id
 from galactica.scheduler.core.model.requests import Refused
 from galactica.scheduler.core.ports import Mind
-from galactica.scheduler.core.sight.observations import CellState
+from galactica.scheduler.core.sight.observations import CellState, ShellBegun, ShellEnded
 from galactica.scheduler.security.gate import Context, InvalidRequest
 from galactica.scheduler.views import cells as cell_views
 from galactica.scheduler.wire.link import WINDOW_BYTES
@@ -59,6 +59,7 @@ async def serve(context: Context, mind: Mind, opener: ShellOpener, ask: Ask) -> 
     start = await _start(context)
     cell = _running_cell(mind, start.cell_id)
     shell = opener.open_shell(cell.server)
+    await mind.observe(ShellBegun(cell.server, cell.id))
     try:
         await ask(requests.OpenShell(cell.id))
         touched = mind.fleet().cell(cell.id)
@@ -70,6 +71,7 @@ async def serve(context: Context, mind: Mind, opener: ShellOpener, ask: Ask) -> 
         await _converse(context, shell)
     finally:
         shell.close()
+        await mind.observe(ShellEnded(cell.server, cell.id))
 
 
 async def _start(context: Context) -> operator_pb2.OpenShellStart:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from galactica.scheduler.core.model.fleet import Cell, CellKind, GroupState
+from galactica.scheduler.core.model.fleet import Cell, CellKind, GroupState, Phase
 from galactica.scheduler.core.model.rules import Rule
 from galactica.scheduler.core.model.verdict import Health, Verdict
 from galactica.scheduler.core.ports import View
@@ -17,7 +17,6 @@ from galactica.scheduler.core.sight.observations import CellReport
 from galactica.scheduler.core.verdicts.cells import cell_verdict
 from galactica.scheduler.core.verdicts.due import A_SHELL_WAS_OPENED, shell_fact, touched_facts, touched_words
 from galactica.scheduler.core.verdicts.pools import pool_cell_verdict
-from galactica.scheduler.units import format_duration
 from galactica.v1 import operator_pb2
 
 # --- cells --------------------------------------------------------------------------------------------------------
@@ -73,8 +72,9 @@ def cell_row(view: View, cell: Cell) -> operator_pb2.Cell:
 
 
 def _endpoints(cell: Cell, report: CellReport | None) -> Mapping[str, str]:
-    """Empty for a cell in which a shell was opened, so that programs that read endpoints send it no traffic."""
-    if cell.dies_at is not None:
+    """Empty for a cell in which a shell was opened and whose successor is proven: programs that read endpoints send it
+    no more traffic, and the person in the shell has it for a while."""
+    if cell.dies_at is not None and cell.phase in (Phase.DRAINING, Phase.DECOMMISSIONED):
         return {}
     return cell.endpoints or (report.endpoints if report else {})
 
@@ -100,9 +100,9 @@ def verdict_of(view: View, cell: Cell) -> Verdict:
 def _touched(view: View, cell: Cell) -> Verdict | None:
     """The verdict on a running cell that differs from its spec: it is replaced, or reported (``drift: report``)."""
     if cell.dies_at is not None:
-        left = format_duration(max(0.0, cell.dies_at - view.now))
         fact = shell_fact(cell.dies_at, view.policy)
-        return Verdict(Health.SUSPECT, Rule.TOUCHED, f"{A_SHELL_WAS_OPENED}; it goes in {left}", (fact,))
+        reason = f"{A_SHELL_WAS_OPENED}; its replacement comes first"
+        return Verdict(Health.SUSPECT, Rule.TOUCHED, reason, (fact,))
     facts = touched_facts(cell, view.sight, view.now)
     return Verdict(Health.SUSPECT, Rule.TOUCHED, touched_words(facts), facts) if facts else None
 

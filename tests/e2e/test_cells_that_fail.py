@@ -46,7 +46,7 @@ def test_a_cell_that_dies_at_birth_again_and_again_backs_off_and_the_hold_says_s
     hold = fleet.until(lambda: fleet.held("stillborn").get("backoff"), "it is held back")
     assert 0 < seconds_until(hold["next_look_at"]) < 60
     assert hold["reason"].endswith("cells of revision 1 died early")
-    assert "backoff: " in (shown := fleet.done("status"))
+    assert "backoff: " in (shown := fleet.run("status").out)
     assert "cells of revision 1 died early; next check in" in shown
     why = fleet.run("why", "stillborn/0.1", "-o", "json").json
     assert (why["rule"], why["verdict"]) == ("exited", "dead")

@@ -20,6 +20,7 @@ from tests.support.fleet import a_fleet
 from tests.support.processes import ROOT, cli_command
 
 WAIT_SECONDS = 30.0
+ENVIRONMENT = {"COLOUR": "blue", "PS1": "ready> "}
 
 
 class Terminal:
@@ -97,7 +98,7 @@ def a_terminal(fleet, *words, **size):
 @pytest.fixture(scope="module")
 def fleet():
     with a_fleet("earth") as fleet:
-        fleet.apply("web", 4, env={"COLOUR": "blue", "PS1": "ready> "})
+        fleet.apply("web", 4, env=ENVIRONMENT)
         yield fleet
 
 
@@ -114,15 +115,21 @@ def piped(fleet, *words: str, typed: bytes = b"") -> subprocess.CompletedProcess
 
 
 def cell_of(fleet, slot: int) -> str:
-    return next(cell["id"] for cell in fleet.cells("web") if cell["slot"] == slot)
+    """The slot's newest cell, as soon as it is READY: the one before is being replaced if a shell was opened in it."""
+
+    def look():
+        newest = [cell for cell in fleet.cells("web") if cell["slot"] == slot][-1]
+        return newest["id"] if newest["phase"] == "READY" else ""
+
+    return fleet.until(look, f"slot {slot} has a READY cell")
 
 
 def test_a_shell_on_a_terminal_is_in_the_cell_and_passes_its_exit_code_on(fleet):
     cell = cell_of(fleet, 0)
     with a_terminal(fleet, cell, rows=33, columns=111) as terminal:
         terminal.until_raw()
-        assert f"A shell in {cell} starts its death timer".encode() in terminal.shown
-        assert f"{cell} goes in 15m".encode() in terminal.shown or b"goes in 14m" in terminal.shown
+        assert f"A shell in {cell} touches it".encode() in terminal.shown
+        assert b"or in 15m" in terminal.shown or b"or in 14m" in terminal.shown
         terminal.type(b"echo $COLOUR-$CELL_ID; stty size; tty\r")
         terminal.until(f"blue-{cell}".encode())
         terminal.until(b"33 111")
@@ -200,8 +207,24 @@ def test_a_shell_whose_cell_dies_gives_the_terminal_back(fleet):
     cell = cell_of(fleet, 3)
     with a_terminal(fleet, cell) as terminal:
         terminal.until_raw()
-        fleet.done("condemn", cell)
+        fleet.done("delete", "service/web")
         assert terminal.end() != 0
+    fleet.until(lambda: not fleet.cells("web"), "it is gone")
+    fleet.apply("web", 4, env=ENVIRONMENT)
+
+
+def test_the_person_keeps_the_shell_while_the_successor_serves_already(fleet):
+    cell = cell_of(fleet, 0)
+    with a_terminal(fleet, cell) as terminal:
+        terminal.until_raw()
+        fleet.until(lambda: fleet.cell(cell)["phase"] == "DRAINING", "its successor is proven")
+        assert fleet.status()["healthy"]
+        assert fleet.cell(cell)["endpoints"] == {}
+        terminal.type(b"echo sti''ll here\r")
+        terminal.until(b"still here")
+        terminal.type(b"exit\r")
+        assert terminal.end() == 0
+    fleet.until(lambda: fleet.cell(cell)["phase"] == "DECOMMISSIONED", "it goes when the shell is closed")
 
 
 @pytest.mark.parametrize(
@@ -249,9 +272,10 @@ def test_a_shell_in_a_container_is_no_stranger_and_a_command_run_by_hand_is(engi
             terminal.until_raw()
             terminal.type(b"\x1d")
             assert terminal.end() == 130
-        assert fleet.cell("web/0.1")["phase"] == "READY"
-        touch = ["docker", "exec", fleet.cell("web/0.1")["runtime_id"], "sh", "-c", "true"]
+        (successor,) = fleet.until_ready("web", 1, without=("web/0.1",))
+        assert "a shell was opened in it" in fleet.done("why", "web/0.1")
+        touch = ["docker", "exec", successor["runtime_id"], "sh", "-c", "true"]
         subprocess.run(touch, env={**os.environ, "DOCKER_HOST": engine}, check=True)
-        fleet.until_ready("web", 1, without=("web/0.1",))
-        assert fleet.why("web/0.1")["rule"] == "touched"
-        assert "somebody ran sh in it (docker exec)" in fleet.done("why", "web/0.1")
+        fleet.until_ready("web", 1, without=(successor["id"],))
+        assert fleet.why(successor["id"])["rule"] == "touched"
+        assert "somebody ran sh in it (docker exec)" in fleet.done("why", successor["id"])

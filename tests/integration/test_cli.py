@@ -102,7 +102,7 @@ def test_status_as_json_has_the_promised_shape(scheduler: Scheduler):
         "sick": 0,
         "revision": 2,
     }
-    assert read_json(run(scheduler, "status", "-o", "json")) == {
+    assert read_json(run(scheduler, "status", "-o", "json"), 1) == {
         "fleet": "demo",
         "healthy": False,
         "groups": [group],
@@ -160,7 +160,7 @@ def test_times_are_rfc_3339_with_microseconds(scheduler: Scheduler):
 
 def test_status_says_in_one_line_what_is_missing_and_what_holds_it(scheduler: Scheduler):
     scheduler.answers.status.held[0].next_look_at = time.time() + 3_600.5
-    *lines, held = said(run(scheduler, "status"))
+    *lines, held = said(run(scheduler, "status"), 1)
     assert lines == [
         "fleet demo: NOT healthy - web has 1 of 3 ready; 1 held",
         "",

@@ -71,7 +71,7 @@ SHAPE_OF_STORM = {
 
 
 def test_status_as_json_has_the_storms(scheduler: Scheduler) -> None:
-    status = read_json(run(scheduler, "status", "-o", "json"))
+    status = read_json(run(scheduler, "status", "-o", "json"), 1)
     assert isinstance(status, dict)
     assert status["storms"] == [SHAPE_OF_STORM]
 
@@ -161,7 +161,7 @@ def test_a_storm_is_told_with_the_command_that_releases_it(scheduler: Scheduler)
         f"  If these servers are really gone: galactica storms release {STORM}",
     ]
     assert said(run(scheduler, "storms")) == told
-    status = said(run(scheduler, "status"))
+    status = said(run(scheduler, "status"), 1)
     assert status[0] == "fleet demo: NOT healthy - storm in rack"
     assert status[-4:] == ["", *told]
 
@@ -179,13 +179,13 @@ def test_status_says_of_a_full_group_what_is_there_besides(
 ) -> None:
     group = operator_pb2.GroupStatus(kind="pool", name="rack", revision=1, **counts)
     scheduler.answers.status = operator_pb2.GetStatusResponse(fleet="demo", groups=[group])
-    assert said(run(scheduler, "status"))[0] == f"fleet demo: NOT healthy - {trouble}"
+    assert said(run(scheduler, "status"), 1)[0] == f"fleet demo: NOT healthy - {trouble}"
 
 
 def test_status_counts_the_groups_that_it_leaves_out(scheduler: Scheduler) -> None:
     groups = [operator_pb2.GroupStatus(kind="pool", name=name, wanted=1) for name in "abcd"]
     scheduler.answers.status = operator_pb2.GetStatusResponse(fleet="demo", groups=groups)
-    assert said(run(scheduler, "status"))[0].endswith("c has 0 of 1 ready; 1 more group")
+    assert said(run(scheduler, "status"), 1)[0].endswith("c has 0 of 1 ready; 1 more group")
 
 
 def test_times_in_events_are_told_as_times(scheduler: Scheduler) -> None:

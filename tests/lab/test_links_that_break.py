@@ -77,7 +77,7 @@ def test_a_host_that_only_the_scheduler_does_not_reach_keeps_its_cells(lab: Lab)
             lab.fleet.until(
                 lambda: why_held(lab, "apart", "cut_off").startswith(reason), "it is said to be cut off"
             )
-            assert reason in lab.fleet.done("status")
+            assert reason in lab.fleet.run("status").out
             lab.while_watching(BEYOND_LEASE_SECONDS, is_spared, "its cells are ready, nothing is condemned")
         assert lab.judged(victim, "suspect", ANSWERS)
         assert lab.alive(before) == list(pids(before))

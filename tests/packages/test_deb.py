@@ -67,7 +67,7 @@ def is_active(machine, unit):
 def start_scheduler(machine):
     machine.run("systemctl", "start", SCHEDULER)
     until(
-        lambda: machine.ask("galactica", "status", GALACTICA_CONTEXT=CONTEXT).returncode == 0,
+        lambda: machine.ask("galactica", "events", "-n", "0", GALACTICA_CONTEXT=CONTEXT).returncode == 0,
         "the scheduler answers",
     )
 

@@ -45,11 +45,11 @@ def run(
     return done
 
 
-def said(done: subprocess.CompletedProcess[str]) -> list[str]:
-    assert (done.returncode, done.stderr) == (0, "")
+def said(done: subprocess.CompletedProcess[str], code: int = 0) -> list[str]:
+    assert (done.returncode, done.stderr) == (code, "")
     return done.stdout.splitlines()
 
 
-def read_json(done: subprocess.CompletedProcess[str]) -> object:
-    assert (done.returncode, done.stderr) == (0, "")
+def read_json(done: subprocess.CompletedProcess[str], code: int = 0) -> object:
+    assert (done.returncode, done.stderr) == (code, "")
     return json.loads(done.stdout)

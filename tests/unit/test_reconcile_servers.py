@@ -8,7 +8,7 @@ from galactica.scheduler.core.model.commands import Order, Resync
 from galactica.scheduler.core.model.fleet import Phase
 from galactica.scheduler.core.model.keys import SlotKey
 from galactica.scheduler.core.model.policy import Policy
-from galactica.scheduler.core.model.requests import CondemnCell, DrainServer, OpenShell, Refused
+from galactica.scheduler.core.model.requests import CondemnCell, DrainServer, Refused
 from galactica.scheduler.core.model.spec import HealthSpec, HttpProbe, Placement, Resources
 from galactica.scheduler.core.model.verdict import Evidence, Health
 from galactica.scheduler.core.sight.observations import Reported
@@ -255,15 +255,3 @@ def test_a_touched_cell_is_only_reported_where_its_group_says_so() -> None:
     world.apply(replace(service(), replace_touched=False))
     world.report("a", replace(running("web/0.1"), touched=("file /etc/motd was changed",)))
     assert world.phases() == {"web/0.1": READY}
-
-
-def test_a_shell_begins_a_cells_death_timer() -> None:
-    world = three_ready()
-    world.ask(OpenShell("web/1.1"))
-    dies_at = world.cell("web/1.1").dies_at
-    assert dies_at is not None
-    world.advance(dies_at - world.now - 1)
-    assert world.phases()["web/1.1"] is READY
-    world.advance(2)
-    assert world.cell("web/1.1").condemned_by == "touched"
-    assert world.phases()["web/1.2"] is READY

@@ -275,7 +275,7 @@ class TestTouched:
         (fact,) = certificate(world, "web/0.1").evidence
         assert (fact.source, fact.says) == ("agent a", "file /etc/motd was changed")
 
-    def test_a_cell_with_a_shell_is_shown_as_touched_and_nowhere_to_send_traffic_to(self):
+    def test_a_cell_with_a_shell_is_shown_as_touched(self):
         world = world_of(service("web", 2))
         before = row(world, "web/0.1")
         assert before.endpoints
@@ -283,8 +283,7 @@ class TestTouched:
         world.ask(OpenShell("web/0.1"))
         world.now += 60.0
         shown = row(world, "web/0.1")
-        assert (shown.phase, shown.verdict, dict(shown.endpoints)) == ("READY", "suspect", {})
-        assert shown.reason == "a shell was opened in it; it goes in 14m"
+        assert (shown.phase, shown.reason, shown.endpoints) == ("CONDEMNED", "touched", before.endpoints)
         (fact,) = certificate(world, "web/0.1").evidence
         assert (fact.source, fact.says, fact.at) == ("scheduler", "a shell was opened in it", START)
         assert dict(row(world, "web/1.1").endpoints) == dict(before.endpoints)

@@ -27,7 +27,7 @@ from galactica.scheduler.core.reconcile.draft import Draft
 from galactica.scheduler.core.reconcile.servers import held_until_heard, show_cut_off
 from galactica.scheduler.core.unknown import in_slot, unknown_on
 from galactica.scheduler.core.verdicts.blame import blame_spec
-from galactica.scheduler.core.verdicts.due import Doom, Urgency, doom_of, next_doom_at
+from galactica.scheduler.core.verdicts.due import Doom, Urgency, doom_of, next_doom_at, shell_keeps
 from galactica.scheduler.core.verdicts.proof import proven_at
 
 
@@ -227,7 +227,7 @@ def _retire(draft: Draft, key: SlotKey, cell: Cell) -> None:
         return
     if cell.phase is Phase.CONDEMNED:
         cell = _drain(draft, key, cell)
-    if cell.phase is not Phase.DRAINING:
+    if cell.phase is not Phase.DRAINING or _stays_for_shell(draft, key, cell):
         return
     proof = carrier.end(draft, key, cell)
     if proof:
@@ -251,7 +251,7 @@ def _may_go(draft: Draft, key: SlotKey, cell: Cell) -> bool:
     if key.slot >= state.wanted_slots or not still_waits(cell):
         return True
     if state.group.spec.exclusive:
-        return True  # there can be no successor beside it
+        return not _stays_for_shell(draft, key, cell)  # there can be no successor beside it
     if _has_elder(draft, key, cell):
         return True
     current = _slot(draft, key).wanted_cell
@@ -259,6 +259,15 @@ def _may_go(draft: Draft, key: SlotKey, cell: Cell) -> bool:
         return True
     verdict = carrier_of(cell).verdict(draft, state, cell)
     return verdict.health is Health.DEAD and verdict.rule not in SILENCE_RULES
+
+
+def _stays_for_shell(draft: Draft, key: SlotKey, cell: Cell) -> bool:
+    if key.slot >= draft.fleet.groups[key.group].wanted_slots or not shell_keeps(
+        cell, draft.sight, draft.now
+    ):
+        return False
+    draft.look(key, cell.dies_at)
+    return True
 
 
 def _has_elder(draft: Draft, key: SlotKey, cell: Cell) -> bool:

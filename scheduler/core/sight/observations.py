@@ -191,5 +191,20 @@ class WillRead(Struct, frozen=True):
     at: float
 
 
+class ShellBegun(Struct, frozen=True):
+    """An operator has a shell in a cell from now on. How many there are is seen, not recorded: none outlives the
+    scheduler that passes it on."""
+
+    server: str
+    cell: str
+
+
+class ShellEnded(Struct, frozen=True):
+    """One of these shells is over."""
+
+    server: str
+    cell: str
+
+
 ProviderNews = ServerMade | ServerNotMade | ServerUnmade | ProviderListed | ProviderSilent
-Observation = Attached | Reported | Detached | Rivalled | WillRead | ProviderNews
+Observation = Attached | Reported | Detached | Rivalled | WillRead | ShellBegun | ShellEnded | ProviderNews

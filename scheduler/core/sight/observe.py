@@ -20,6 +20,8 @@ from galactica.scheduler.core.sight.observations import (
     ServerMade,
     ServerNotMade,
     ServerUnmade,
+    ShellBegun,
+    ShellEnded,
     WillRead,
 )
 from galactica.scheduler.core.sight.state import Going, ProviderSight, Rival, ServerSight, Sight, with_server
@@ -58,10 +60,20 @@ def observe(sight: Sight, observation: Observation, limits: VitalLimits = USUAL_
             return Observed(_rivalled(sight, observation))
         case WillRead(server=server, at=at):
             return Observed(replace(sight, wills=sight.wills.insert(server, at)), servers=(server,))
+        case ShellBegun(server=server, cell=cell):
+            return Observed(_with_shells(sight, cell, 1), server, (cell,))
+        case ShellEnded(server=server, cell=cell):
+            return Observed(_with_shells(sight, cell, -1), server, (cell,))
         case ProviderListed():
             return _listed(sight, observation)
         case _:
             return _provider_said(sight, observation)
+
+
+def _with_shells(sight: Sight, cell: str, by: int) -> Sight:
+    count = (sight.shells.get(cell) or 0) + by
+    shells = sight.shells.insert(cell, count) if count > 0 else sight.shells.discard(cell)
+    return replace(sight, shells=shells)
 
 
 def _attached(sight: Sight, attached: Attached) -> Observed:

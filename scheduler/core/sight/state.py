@@ -114,6 +114,8 @@ class Sight(Struct, frozen=True):
     """Servers with an open stream and good vitals. A sick server can only go if there is another good one."""
     began_at: float = 0.0
     """When this scheduler started."""
+    shells: HashTrieMap[str, int] = HashTrieMap()
+    """Cell to how many shells operators have in it now."""
 
     def hears(self, server: str, now: float, tempo: Tempo) -> bool:
         """Whether its stream is open and none of its beats is missing."""

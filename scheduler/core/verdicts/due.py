@@ -10,7 +10,7 @@ from msgspec import Struct
 from galactica.scheduler.core.model.fleet import Cell, Fleet, GroupState, Phase
 from galactica.scheduler.core.model.policy import Policy
 from galactica.scheduler.core.model.rules import Rule
-from galactica.scheduler.core.model.verdict import Evidence
+from galactica.scheduler.core.model.verdict import Evidence, Health
 from galactica.scheduler.core.sight.state import Sight
 
 AGE_JITTER = 0.1
@@ -56,10 +56,11 @@ def doom_of(
     if server is not None and server.phase is Phase.CONDEMNED:
         reason = f"its server {server.id} is drained"
         return Doom(Rule.SERVER_DRAINED, reason, Urgency.HIGH, f"event:{server.last_position}")
-    if cell.dies_at is not None and now >= cell.dies_at:
-        reason = f"{A_SHELL_WAS_OPENED}, and its time is over"
+    if cell.dies_at is not None:
         cause = f"event:{cell.last_position}"
-        return Doom(Rule.TOUCHED, reason, Urgency.HIGH, cause, (shell_fact(cell.dies_at, policy),))
+        return Doom(
+            Rule.TOUCHED, A_SHELL_WAS_OPENED, Urgency.HIGH, cause, (shell_fact(cell.dies_at, policy),)
+        )
     facts = touched_facts(cell, sight, now)
     if facts and state.group.replace_touched:
         return Doom(Rule.TOUCHED, touched_words(facts), Urgency.HIGH, evidence=facts)
@@ -72,8 +73,8 @@ def doom_of(
 
 def next_doom_at(state: GroupState, cell: Cell, now: float) -> float | None:
     """When time alone will bring a doom; None where none is to come."""
-    times = (at for at in (cell.dies_at, due_of(state, cell)) if at is not None and at > now)
-    return min(times, default=None)
+    due_at = due_of(state, cell)
+    return due_at if due_at is not None and due_at > now else None
 
 
 def due_of(state: GroupState, cell: Cell) -> float | None:
@@ -86,6 +87,18 @@ def due_of(state: GroupState, cell: Cell) -> float | None:
 
 def shell_fact(dies_at: float, policy: Policy) -> Evidence:
     return Evidence("scheduler", A_SHELL_WAS_OPENED, dies_at - policy.shell_seconds)
+
+
+def shell_keeps(cell: Cell, sight: Sight, now: float) -> bool:
+    """Whether a cell that is to go stays for the person who has a shell in it: until ``dies_at`` at the latest, and not
+    where somebody wants it to go or where it is ill."""
+    return (
+        cell.dies_at is not None
+        and now < cell.dies_at
+        and cell.id in sight.shells
+        and cell.condemned_health not in (Health.SICK, Health.DEAD)
+        and cell.condemned_by in (Rule.TOUCHED, Rule.OUTDATED, Rule.OLD)
+    )
 
 
 def touched_facts(cell: Cell, sight: Sight, now: float) -> tuple[Evidence, ...]:
