@@ -7,7 +7,7 @@ import sys
 import traceback
 
 from galactica.scheduler.cli.app import build
-from galactica.scheduler.cli.output import safe
+from galactica.scheduler.cli.output import OutputLost, safe
 from galactica.scheduler.settings.errors import CommandFailed, ExitCode
 from galactica.scheduler.settings.streams import open_standard_streams
 
@@ -25,6 +25,9 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(ExitCode.DONE)
+    except OutputLost as lost:
+        _complain(str(lost.strerror), "")
+        sys.exit(ExitCode.FAILED)
     except ModuleNotFoundError:
         raise  # the caller knows which extra is missing
     except Exception as error:  # noqa: BLE001 - the outermost edge: an unexpected error becomes a message too

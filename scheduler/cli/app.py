@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from galactica.scheduler.cli import access, changing, contexts, reading, servers, serving, shell
+from galactica.scheduler.cli import access, changing, contexts, reading, servers, serving, shell, waiting
 from galactica.scheduler.settings.errors import EXIT_CODES
 
 
@@ -20,7 +20,7 @@ def build() -> typer.Typer:
         ("apply", changing.apply),
         ("plan", changing.plan),
         ("delete", changing.delete),
-        ("wait", changing.wait),
+        ("wait", waiting.wait),
         ("condemn", changing.condemn),
         ("adopt", changing.adopt),
         ("drain", changing.drain),

@@ -23,6 +23,9 @@ Scheduler = Annotated[
 Output = Annotated[
     Format, typer.Option("--output", "-o", help="Output format: a table for people, or JSON for programs.")
 ]
+Named = Annotated[
+    str, typer.Argument(metavar="service/NAME|pool/NAME", help="A service or a pool, such as service/web.")
+]
 
 _Value = TypeVar("_Value")
 

@@ -1,4 +1,4 @@
-"""Commands that change the fleet: apply, plan, delete, condemn, drain and wait."""
+"""Commands that change the fleet: apply, plan, delete, condemn, adopt and drain."""
 
 from __future__ import annotations
 
@@ -9,17 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from galactica.scheduler.cli import people
-from galactica.scheduler.cli.arguments import Output, Scheduler, duration, named_group
+from galactica.scheduler.cli.arguments import Named, Output, Scheduler, named_group
 from galactica.scheduler.cli.client import (
-    ANSWER_SECONDS,
     LONG_ANSWER_SECONDS,
-    Client,
-    DeadlinePassed,
     connect,
 )
-from galactica.scheduler.cli.output import Format, line, print_json, safe
+from galactica.scheduler.cli.output import Format, Styled, line, print_json, safe, tell
 from galactica.scheduler.settings.errors import CommandFailed, ExitCode
-from galactica.scheduler.units import format_duration
 from galactica.scheduler.views import shapes
 from galactica.v1 import operator_pb2
 
@@ -28,9 +24,6 @@ if TYPE_CHECKING:
 
 
 Files = Annotated[list[str], typer.Argument(metavar="FILE...", help="Manifest files; - is standard input.")]
-Named = Annotated[
-    str, typer.Argument(metavar="service/NAME|pool/NAME", help="A service or a pool, such as service/web.")
-]
 
 
 def apply(files: Files, scheduler: Scheduler = None) -> None:
@@ -45,12 +38,14 @@ def apply(files: Files, scheduler: Scheduler = None) -> None:
     moved = [change.group for change in answer.changes if change.change != "unchanged"]
     for change in answer.changes:
         group = wanted.get(change.group)
-        ordered = people.counted(group.replicas, _noun_of(group)) if group else ""
-        line(*people.change_text(change, ordered))
+        tell(*people.change_text(change, people.counted(group.replicas, _noun_of(group)) if group else ""))
+    now = time.time()
+    for hold in answer.held:
+        tell(Styled("held ", people.WARN), people.hold_text(hold, now))
     if not moved:
-        line("No changes: already up to date. Current state: galactica status")
+        tell("No changes: already up to date. Current state: galactica status")
     for name in moved[:10]:
-        line(f"Wait until it is ready: galactica wait {wanted[name].kind}/{name} --ready")
+        tell(f"Wait until it is ready: galactica wait {wanted[name].kind}/{name} --ready")
 
 
 def _noun_of(group: Group) -> str:
@@ -91,7 +86,7 @@ def delete(group: Named, scheduler: Scheduler = None) -> None:
         request = operator_pb2.DeleteGroupRequest(group=name, kind=kind)
         answer = client.ask(client.stub.DeleteGroup, request)
     noun = _noun(kind)
-    line(f"{name}: deleted, {people.counted(answer.cells, noun)} to go. Watch: galactica cells {name}")
+    tell(f"{name}: deleted, {people.counted(answer.cells, noun)} to go. Watch: galactica cells {name}")
 
 
 def _noun(kind: operator_pb2.GroupKind.ValueType) -> str:
@@ -125,14 +120,14 @@ def condemn(
     with connect(scheduler) as client:
         request = operator_pb2.CondemnCellRequest(cell_id=cell, reason=reason)
         client.ask(client.stub.CondemnCell, request)
-    line(f"{cell}: condemned; it goes when its replacement is proven. Details: galactica why {cell}")
+    tell(f"{cell}: condemned; it goes when its replacement is proven. Details: galactica why {cell}")
 
 
 def _condemn_unknown(cell: str, scheduler: str | None) -> None:
     with connect(scheduler) as client:
         request = operator_pb2.CondemnUnknownRequest(cell_ids=[cell] if cell else [])
         answer = client.ask(client.stub.CondemnUnknown, request)
-    line(f"{people.counted(answer.cells, 'unknown cell')} condemned. Watch: galactica status")
+    tell(f"{people.counted(answer.cells, 'unknown cell')} condemned. Watch: galactica status")
 
 
 def adopt(
@@ -150,9 +145,9 @@ def adopt(
         )
     with connect(scheduler) as client:
         answer = client.ask(client.stub.AdoptCells, operator_pb2.AdoptCellsRequest(cell_ids=cells or []))
-    line(f"{people.counted(answer.cells, 'cell')} adopted.")
+    tell(f"{people.counted(answer.cells, 'cell')} adopted.")
     for note in answer.notes:
-        line(f"not {note}")
+        tell(f"not {note}")
 
 
 def drain(
@@ -165,52 +160,7 @@ def drain(
     with connect(scheduler) as client:
         answer = client.ask(client.stub.DrainServer, operator_pb2.DrainServerRequest(server_id=server))
     moving = f"{people.counted(answer.cells, 'cell')} to replace on other servers first"
-    line(f"{server}: draining, {moving}. Watch: galactica servers")
-
-
-def wait(
-    group: Named,
-    ready: Annotated[
-        bool,
-        typer.Option("--ready", help="Wait until every cell is ready and has the newest revision."),
-    ] = False,
-    timeout: Annotated[
-        str, typer.Option("--timeout", metavar="DURATION", help="Maximum time to wait.")
-    ] = "60s",
-    scheduler: Scheduler = None,
-) -> None:
-    """Wait until a service or a pool is ready. On a timeout it fails and shows what holds the group back."""
-    kind, name = named_group(group)
-    seconds = duration("--timeout", timeout)
-    if not ready:
-        raise typer.BadParameter("add what to wait for: --ready")
-    with connect(scheduler) as client:
-        started = time.monotonic()
-        try:
-            request = operator_pb2.WaitReadyRequest(group=name, kind=kind)
-            answer = client.ask(client.stub.WaitReady, request, seconds)
-        except DeadlinePassed as error:
-            raise _not_ready(client, group, seconds) from error
-        took = format_duration(time.monotonic() - started)
-    found = answer.group
-    ready_now = people.counted(found.ready, _noun(kind))
-    line(f"{name}: {ready_now} ready, revision {found.revision} (after {took})")
-
-
-def _not_ready(client: Client, written: str, seconds: float) -> CommandFailed:
-    """The error with the group's current status. ``written``: the argument, for example service/web."""
-    _, name = named_group(written)
-
-    waited = f"after {format_duration(seconds)}"
-    answer = client.ask(client.stub.GetStatus, operator_pb2.GetStatusRequest(), ANSWER_SECONDS)
-    group = next((group for group in answer.groups if group.name == name), None)
-    if group is None:
-        return CommandFailed(f"{written} does not exist {waited}", hint="See all groups: galactica status")
-    now = time.time()
-    reasons = [people.hold_text(hold, now) for hold in answer.held if hold.group == name]
-    counts = f"{group.ready} of {group.wanted} ready, {group.booting} booting, {group.sick} sick"
-    message = "\n  ".join([f"{written} is not ready {waited}: {counts}", *reasons])
-    return CommandFailed(message, hint=f"See its cells: galactica cells {name}")
+    tell(f"{server}: draining, {moving}. Watch: galactica servers")
 
 
 def _load(files: list[str]) -> tuple[Group, ...]:

@@ -38,6 +38,10 @@ class DeadlinePassed(CommandFailed):
     """The scheduler is reachable but did not answer in time."""
 
 
+class UnknownCall(CommandFailed):
+    """The scheduler is of an older version."""
+
+
 class Client:
     """A connection. ``stub`` contains the calls; ``ask`` and ``stream`` make them."""
 
@@ -69,6 +73,29 @@ class Client:
             return call(request, timeout=timeout_seconds)
         except grpc.RpcError as error:
             raise self._failed(error, timeout_seconds) from error
+
+    def ask_while(
+        self,
+        call: grpc.UnaryUnaryMultiCallable[Any, _Response],
+        request: object,
+        timeout_seconds: float,
+        meanwhile: Callable[[], None],
+        every_seconds: float,
+    ) -> _Response:
+        """Make a unary call, and do something meanwhile now and then. Raises CommandFailed, or what that raises."""
+        import grpc
+
+        answer = call.future(request, timeout=timeout_seconds)
+        try:
+            while True:
+                try:
+                    return answer.result(timeout=every_seconds)
+                except grpc.FutureTimeoutError:
+                    meanwhile()
+        except grpc.RpcError as error:
+            raise self._failed(error, timeout_seconds) from error
+        finally:
+            answer.cancel()
 
     def stream(
         self, call: Callable[..., Any], request: object, timeout_seconds: float | None = None
@@ -225,7 +252,7 @@ def _unauthorised(details: str) -> CommandFailed:
 
 
 def _unknown_call(details: str) -> CommandFailed:
-    return CommandFailed(
+    return UnknownCall(
         f"the scheduler does not know this call: {details}", hint="Compare the versions: galactica version"
     )
 

@@ -6,6 +6,7 @@ terminal.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -40,6 +41,10 @@ class Styled:
 Shown = str | Styled
 
 
+class OutputLost(OSError):
+    """Standard output takes nothing, for example because its disk is full."""
+
+
 def is_terminal() -> bool:
     return sys.stdout.isatty()
 
@@ -61,12 +66,19 @@ def write_bytes(data: bytes) -> None:
         sys.stdout.buffer.flush()
     except BrokenPipeError:
         _end_quietly()
+    except OSError as error:
+        _end_buffer()
+        raise OutputLost(error.errno, f"cannot write the output: {error.strerror}") from error
 
 
 def _end_quietly() -> NoReturn:
-    # The remaining buffer is written at exit, where it would fail again.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _end_buffer()
     raise typer.Exit(0) from None
+
+
+def _end_buffer() -> None:
+    """What remains in the buffer is written at exit, where it would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def line(*parts: Shown) -> None:
@@ -77,6 +89,16 @@ def line(*parts: Shown) -> None:
     from rich.text import Text
 
     render(Text.assemble(*((_plain(part), _style(part)) for part in parts)))
+
+
+def tell(*parts: Shown) -> None:
+    """Print one line about what was done. What was done stays done: that the line cannot be written is no failure."""
+    try:
+        line(*parts)
+    except OutputLost as lost:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"Warning: {lost.strerror}\n")
+            sys.stderr.flush()
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Shown]]) -> None:

@@ -72,12 +72,23 @@ def headline(status: operator_pb2.GetStatusResponse) -> list[Shown]:
     ]
     if len(troubles) > 3:
         troubles = [*troubles[:3], counted(len(troubles) - 3, "more group")]
-    held = sum(max(1, held.slots) for held in status.held)
+    held = sum(max(1, held.slots) for held in without_storms(status))
     for storm in status.storms:
-        troubles.append(f"storm in {storm.pool or 'the joined servers'}")
+        troubles.append(f"storm in {storm.pool or 'the joined servers'}: {silent(storm)}")
     if held:
         troubles.append(f"{held} held")
     return [start, Styled("NOT healthy", BAD), f" - {'; '.join(troubles)}" if troubles else ""]
+
+
+def without_storms(status: operator_pb2.GetStatusResponse) -> list[operator_pb2.Hold]:
+    """What is held, but for what the storms tell themselves."""
+    storms = {storm.pool for storm in status.storms}
+    return [hold for hold in status.held if hold.rule != "storm" or hold.group not in storms]
+
+
+def silent(storm: operator_pb2.Storm) -> str:
+    """``2 of 3 servers silent``."""
+    return f"{storm.silent} of {storm.of} servers silent"
 
 
 def _trouble(group: operator_pb2.GroupStatus) -> str:
@@ -278,14 +289,14 @@ def _autopsy_lines(autopsy: cell_pb2.Autopsy) -> Iterator[list[Shown]]:
 
 
 def change_text(change: operator_pb2.GroupChange, cells: str, *, planned: bool = False) -> list[Shown]:
-    """What changed (or would change) for one group: ``web: created, revision 1, 6 cells ordered``."""
+    """What changed (or would change) for one group: ``web: created, revision 1, 6 cells wanted``."""
     start = f"{change.group}: "
     if change.change == "unchanged":
         return [start, Styled("unchanged", DIM), f", revision {change.revision}"]
     differences = f" ({', '.join(change.differences)})" if change.differences else ""
     word = f"would be {change.change}" if planned else change.change
-    ordered = f", {cells} ordered" if change.change == "created" and not planned else ""
-    return [start, Styled(word, GOOD), f", revision {change.revision}{ordered}{differences}"]
+    wanted = f", {cells} wanted" if cells and not planned else ""
+    return [start, Styled(word, GOOD), f", revision {change.revision}{wanted}{differences}"]
 
 
 def plan_lines(plan: operator_pb2.PlanGroupsResponse, now: float) -> Iterator[list[Shown]]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
-from galactica.scheduler.cli import people, server_texts
-from galactica.scheduler.cli.arguments import Output, Scheduler, group_name
-from galactica.scheduler.cli.client import LONG_ANSWER_SECONDS, connect
+from galactica.scheduler.cli import group_texts, people, server_texts
+from galactica.scheduler.cli.arguments import KINDS, Output, Scheduler, group_name, named_group
+from galactica.scheduler.cli.client import LONG_ANSWER_SECONDS, Client, UnknownCall, connect
 from galactica.scheduler.cli.output import (
     Format,
     Styled,
@@ -21,12 +23,13 @@ from galactica.scheduler.cli.output import (
     write,
     write_bytes,
 )
-from galactica.scheduler.settings.errors import ExitCode
+from galactica.scheduler.settings.errors import CommandFailed, ExitCode
 from galactica.scheduler.views import shapes
 from galactica.v1 import operator_pb2
 
 EVENTS_SHOWN = 20
 LINES_SHOWN = 100
+_CELL_ID = re.compile(r"[^/]+/\d+\.\d+")
 
 
 def status(scheduler: Scheduler = None, output: Output = Format.TABLE) -> None:
@@ -53,10 +56,10 @@ def _show_status(answer: operator_pb2.GetStatusResponse, output: Format) -> None
         write("\n")
         for parts in server_texts.storm_lines(storm, time.time()):
             line(*parts)
-    if answer.held:
+    if held := people.without_storms(answer):
         write("\n")
         line(Styled("Held", "bold"))
-        for hold in answer.held:
+        for hold in held:
             line(f"  {people.hold_text(hold, time.time())}")
     if answer.notes:
         write("\n")
@@ -76,6 +79,7 @@ def cells(
     with connect(scheduler) as client:
         request = operator_pb2.ListCellsRequest(all=everything, group=name)
         answer = client.ask(client.stub.ListCells, request, LONG_ANSWER_SECONDS)
+        deaths = _deaths(client, name) if name and not everything and output is not Format.JSON else []
     if output is Format.JSON:
         print_json([shapes.cell(cell) for cell in answer.cells])
     elif answer.cells:
@@ -83,6 +87,18 @@ def cells(
         table(people.CELL_COLUMNS, (people.cell_row(cell, now) for cell in answer.cells))
     else:
         line(f"No cells{f' of {name}' if name else ''}. See all groups: galactica status")
+    if deaths:
+        line("")
+        line(Styled("Newest deaths", "bold"))
+        table(group_texts.DEATH_COLUMNS, map(group_texts.death_row, deaths))
+
+
+def _deaths(client: Client, name: str) -> Sequence[operator_pb2.GetCertificateResponse]:
+    """The newest deaths of a group that is not healthy."""
+    with contextlib.suppress(UnknownCall):
+        answer = client.ask(client.stub.GetGroup, operator_pb2.GetGroupRequest(group=name))
+        return () if answer.healthy else answer.deaths
+    return ()
 
 
 def events(
@@ -117,20 +133,57 @@ def events(
 
 
 def why(
-    cell: Annotated[
-        str, typer.Argument(metavar="CELL", help="Id of a cell, for example web/2.7, or of a server.")
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="CELL|SERVER|GROUP",
+            help="Id of a cell, for example web/2.7, or of a server, or a group: service/NAME, pool/NAME or NAME.",
+        ),
     ],
     scheduler: Scheduler = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """Show the death certificate of a cell or server: evidence, verdict, rule and budget."""
+    """Show the death certificate of a cell or server: evidence, verdict, rule and budget. Of a group: how it stands,
+    what is held and why, and its newest deaths."""
     with connect(scheduler) as client:
-        answer = client.ask(client.stub.GetCertificate, operator_pb2.GetCertificateRequest(cell_id=cell))
-    if output is Format.JSON:
-        print_json(shapes.certificate(answer))
-        return
-    for parts in people.certificate_lines(answer, time.time()):
+        answer = _group_named(client, what) or _certificate_or_group(client, what)
+    now = time.time()
+    if isinstance(answer, operator_pb2.GetGroupResponse):
+        if output is Format.JSON:
+            print_json(shapes.group(answer))
+            return
+        lines = group_texts.lines(answer, now)
+    else:
+        if output is Format.JSON:
+            print_json(shapes.certificate(answer))
+            return
+        lines = people.certificate_lines(answer, now)
+    for parts in lines:
         line(*parts)
+
+
+def _group_named(client: Client, what: str) -> operator_pb2.GetGroupResponse | None:
+    """The group in ``service/NAME`` or ``pool/NAME``. None: it is written otherwise, as ``web``, ``web/2.7`` or the
+    cell ``pool/2.7``."""
+    kind, slash, _ = what.partition("/")
+    if not slash or kind not in KINDS or _CELL_ID.fullmatch(what):
+        return None
+    number, name = named_group(what)
+    return client.ask(client.stub.GetGroup, operator_pb2.GetGroupRequest(group=name, kind=number))
+
+
+def _certificate_or_group(
+    client: Client, what: str
+) -> operator_pb2.GetCertificateResponse | operator_pb2.GetGroupResponse:
+    """A server comes before a group of the same name, which can be written ``service/NAME``."""
+    try:
+        return client.ask(client.stub.GetCertificate, operator_pb2.GetCertificateRequest(cell_id=what))
+    except CommandFailed as failure:
+        if failure.code is not ExitCode.USAGE or "/" in what:
+            raise
+        with contextlib.suppress(CommandFailed):
+            return client.ask(client.stub.GetGroup, operator_pb2.GetGroupRequest(group=what))
+        raise
 
 
 def logs(

@@ -32,7 +32,7 @@ def storm_lines(storm: operator_pb2.Storm, now: float) -> Iterator[list[Shown]]:
     left = format_duration(max(0.0, storm.expires_at - now))
     yield [
         Styled(storm.id, people.BAD),
-        f": {storm.silent} of {storm.of} servers silent since {since}, held for {left} more",
+        f": {people.silent(storm)} since {since}, held for {left} more",
     ]
     yield [f"  {storm.reason}"]
     yield [f"  If these servers are really gone: galactica storms release {storm.id}"]

@@ -27,6 +27,7 @@ from galactica.scheduler.security.tokens import new_token
 from galactica.scheduler.views import cells as cell_views
 from galactica.scheduler.views import certificates
 from galactica.scheduler.views import events as event_views
+from galactica.scheduler.views import groups as group_views
 from galactica.scheduler.views import servers as server_views
 from galactica.scheduler.views import status as status_views
 from galactica.scheduler.wire.link import WIRE_VERSION
@@ -142,13 +143,28 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
             raise Refused("no_such_cell", f"no such cell: {request.cell_id}", missing=True)
         return answer
 
+    async def GetGroup(
+        self, request: operator_pb2.GetGroupRequest, context: Context
+    ) -> operator_pb2.GetGroupResponse:
+        self._check_group_known(request.group, request.kind)
+        view = self._mind.view()
+        state = view.fleet.groups.get(request.group)
+        if state is None:
+            raise Refused("no_such_group", f"{request.group} was deleted", missing=True)
+        deaths: list[operator_pb2.GetCertificateResponse] = []
+        for cell in group_views.newest_dead(view, state):
+            records = await self._journal.records_of(cell.id)
+            certificate = certificates.certificate(view, cell.id, records, ())
+            deaths += [certificate] if certificate is not None else []
+        return await asyncio.to_thread(group_views.group, view, state, deaths)
+
     async def _server_certificate(self, server_id: str) -> operator_pb2.GetCertificateResponse:
         view = self._mind.view()
         server = view.fleet.servers.get(server_id)
         if server is None:
             raise InvalidRequest(
                 f"no such cell or server: {server_id[:100]!r}; write a cell as GROUP/SLOT.GENERATION, "
-                "for example web/2.7"
+                "for example web/2.7, and a group as service/NAME or pool/NAME"
             )
         records = await self._journal.tail(TAIL_EVENTS_LIMIT) if server.condemned_at is not None else ()
         return certificates.server_certificate(view, server, records)
@@ -246,8 +262,11 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
         groups = groups_of(request.groups)
         check_providers(groups, self._providers())
         accepted = await self._ask(requests.ApplyGroups(groups), context)
-        changes = map(_change, accepted.changes)
-        return operator_pb2.ApplyGroupsResponse(changes=changes, position=accepted.position)
+        names = {group.name for group in groups}
+        held = [hold for hold in status_views.holds(self._mind.view()) if hold.group in names]
+        return operator_pb2.ApplyGroupsResponse(
+            changes=map(_change, accepted.changes), position=accepted.position, held=held
+        )
 
     async def DeleteGroup(
         self, request: operator_pb2.DeleteGroupRequest, context: Context

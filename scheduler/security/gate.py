@@ -41,6 +41,7 @@ OPERATOR_CALLS: Mapping[str, Role] = {
     "ListProviders": Role.VIEWER,
     "WatchEvents": Role.VIEWER,
     "GetCertificate": Role.VIEWER,
+    "GetGroup": Role.VIEWER,
     "ReadLogs": Role.VIEWER,
     "GetVersion": Role.VIEWER,
     "PlanGroups": Role.VIEWER,

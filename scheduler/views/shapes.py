@@ -185,6 +185,15 @@ def certificate(message: operator_pb2.GetCertificateResponse) -> Json:
     }
 
 
+def group(message: operator_pb2.GetGroupResponse) -> Json:
+    return _group_status(message.group) | {
+        "healthy": message.healthy,
+        "blamed": message.blamed or None,
+        "held": [hold(held) for held in message.held],
+        "deaths": [certificate(death) for death in message.deaths],
+    }
+
+
 def plan(message: operator_pb2.PlanGroupsResponse) -> Json:
     return {
         "changes": [change(row) for row in message.changes],

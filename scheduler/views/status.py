@@ -24,7 +24,7 @@ def status(view: View, fleet_name: str) -> operator_pb2.GetStatusResponse:
     held = holds(view)
     return operator_pb2.GetStatusResponse(
         fleet=fleet_name,
-        healthy=not held and not view.storms and all(map(_is_whole, view.fleet.groups.values(), groups)),
+        healthy=not held and not view.storms and all(map(is_whole, view.fleet.groups.values(), groups)),
         groups=groups,
         held=held,
         position=view.fleet.position,
@@ -81,7 +81,8 @@ def is_ready(state: GroupState) -> bool:
     )
 
 
-def _is_whole(state: GroupState, row: operator_pb2.GroupStatus) -> bool:
+def is_whole(state: GroupState, row: operator_pb2.GroupStatus) -> bool:
+    """Whether it has all wanted cells, well and of the newest revision."""
     return row.ready == row.wanted and not (state.tally.outdated or state.tally.replacing)
 
 
@@ -96,6 +97,9 @@ def holds(view: View, key: SlotKey | None = None) -> list[operator_pb2.Hold]:
     for hold in view.holds:
         if key is None or hold.key == key:
             _add_hold(rows, hold)
+    for storm in view.storms:  # what is held says the same as the storm, which may have grown since
+        if row := rows.get((storm.pool, HoldRule.STORM)):
+            row.reason = storm.reason
     return [rows[name] for name in sorted(rows)]
 
 

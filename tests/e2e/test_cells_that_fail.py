@@ -56,6 +56,17 @@ def test_a_cell_that_dies_at_birth_again_and_again_backs_off_and_the_hold_says_s
     ]
     waits = [after - before for before, after in pairwise(times)]
     assert all(later > earlier for earlier, later in pairwise(waits[1:])), waits
+    waited = fleet.run("wait", "service/stillborn", "--ready", "--timeout", "10m")
+    assert (waited.code, waited.out) == (1, "")
+    assert "service/stillborn will not become ready: " in waited.err
+    assert "exited: exited with 3" in waited.err
+    assert "    | no luck" in waited.err
+    for name in ("service/stillborn", "stillborn"):
+        told = fleet.done("why", name)
+        assert told.startswith("service/stillborn  NOT healthy  revision 1\n")
+        assert "    | no luck" in told
+    assert "Newest deaths" in fleet.done("cells", "stillborn")
+    assert fleet.run("status").code == 1
     # A new spec ends it at once.
     fleet.done("apply", str(fleet.service("stillborn", 2)))
     fleet.until(lambda: len(fleet.ready("stillborn")) == 2, "the new spec lives", 2.0)

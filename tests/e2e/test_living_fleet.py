@@ -36,7 +36,7 @@ def spans(cells):
 def test_an_applied_service_becomes_ready_on_all_servers_and_each_endpoint_answers(fleet):
     applied = fleet.run("apply", str(fleet.service("web", 4, **WEB)))
     assert (applied.code, applied.err) == (0, "")
-    assert applied.out.splitlines()[0] == "web: created, revision 1, 4 cells ordered"
+    assert applied.out.splitlines()[0] == "web: created, revision 1, 4 cells wanted"
     waited = fleet.run("wait", "service/web", "--ready", "--timeout", "30s")
     assert waited.code == 0, waited
     cells = fleet.run("cells", "web", "-o", "json").json

@@ -9,11 +9,12 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
+import grpc
 import pytest
 
 from galactica.v1 import operator_pb2
 from tests.support.command_line import NOW, WEB, command, environment, read_json, run, said
-from tests.support.operator_service import Scheduler, a_small_fleet, operator_service
+from tests.support.operator_service import Refusal, Scheduler, a_small_fleet, operator_service
 
 NOW_TEXT = "2027-01-15T08:00:00.250000Z"
 
@@ -187,6 +188,54 @@ def test_status_of_an_empty_fleet_says_what_to_do_next(scheduler: Scheduler):
     ]
 
 
+@pytest.mark.parametrize("words", ["service/web", "web"])
+def test_why_answers_for_a_group(scheduler: Scheduler, words: str):
+    refusal = Refusal(grpc.StatusCode.INVALID_ARGUMENT, "no such cell or server: 'web'", "wrong")
+    scheduler.answers.refuse["GetCertificate"] = refusal
+    scheduler.answers.status.held[0].next_look_at = 1.0
+    scheduler.answers.blamed = "2 early deaths"
+    assert said(run(scheduler, "why", words)) == [
+        "service/web  NOT healthy  revision 2",
+        "  1 of 3 ready, 1 booting, 0 sick",
+        "  the spec is to blame: 2 early deaths",
+        "",
+        "Held",
+        "  web (1 cell): backoff: 2 early deaths of this spec; next check now",
+        "",
+        "Newest deaths",
+        "  2027-01-15 07:59:56  web/1.1 on north, revision 2: exited: killed by SIGKILL",
+        "    | serving",
+        "    | bye \N{REPLACEMENT CHARACTER}[2J",
+        "  More of one: galactica why web/1.1",
+    ]
+    answer = read_json(run(scheduler, "why", words, "-o", "json"))
+    assert isinstance(answer, dict)
+    assert (answer["healthy"], answer["blamed"]) == (False, "2 early deaths")
+    assert [death["cell"] for death in answer["deaths"]] == ["web/1.1"]
+
+
+def test_why_of_nothing_says_how_to_write_it(scheduler: Scheduler):
+    refusal = Refusal(grpc.StatusCode.INVALID_ARGUMENT, "no such cell or server: 'nope'", "wrong")
+    scheduler.answers.refuse["GetCertificate"] = refusal
+    done = run(scheduler, "why", "nope")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("Error: no such cell or server: 'nope'")
+    done = run(scheduler, "why", "service/nope")
+    assert (done.returncode, done.stderr) == (1, "Error: no such group: nope\n")
+
+
+def test_cells_of_a_group_that_is_not_well_are_followed_by_its_newest_deaths(scheduler: Scheduler):
+    lines = said(run(scheduler, "cells", "web"))
+    assert lines[-4:] == [
+        "",
+        "Newest deaths",
+        "CELL     VERDICT  SERVER  REVISION  DIED                 RULE    REASON",
+        "web/1.1  dead     north   2         2027-01-15 07:59:56  exited  killed by SIGKILL",
+    ]
+    scheduler.answers.status.healthy = True
+    assert "Newest deaths" not in said(run(scheduler, "cells", "web"))
+
+
 def test_why_reads_like_a_certificate_and_cannot_steer_the_terminal(scheduler: Scheduler):
     lines = said(run(scheduler, "why", "web/1.1"))
     assert lines == [
@@ -235,7 +284,7 @@ def test_tables_in_a_pipe_are_plain_and_nothing_is_cut_off(scheduler: Scheduler)
     ]
     assert reason in done.stdout
     assert "\x1b" not in done.stdout
-    assert "web/1.1" not in done.stdout
+    assert "web/1.1" not in done.stdout.partition("Newest deaths")[0]
 
 
 def test_logs_come_byte_by_byte_as_they_were_written(scheduler: Scheduler):

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from galactica.scheduler.cli.waiting import Progress
 from galactica.scheduler.manifest.loading import parse
 from galactica.scheduler.settings.context import read_context
 from galactica.scheduler.wire.operator import group_to_proto
 from galactica.v1 import operator_pb2
-from tests.support.command_line import NOW, WEB, read_json, run, said
+from tests.support.command_line import NOW, WEB, command, environment, read_json, run, said
 from tests.support.operator_service import Scheduler, a_small_fleet, operator_service
 
+DEATH = [
+    "  2027-01-15 07:59:56  web/1.1 on north, revision 2: exited: killed by SIGKILL",
+    "    | serving",
+    "    | bye \N{REPLACEMENT CHARACTER}[2J",
+]
 MANIFEST = "kind: service\nname: web\nreplicas: 6\ncommand: [serve]\n"
 
 
@@ -41,11 +48,52 @@ def test_apply_says_what_happened_and_what_to_do_next(scheduler: Scheduler, tmp_
     file.write_text(MANIFEST)
     scheduler.answers.changes = [operator_pb2.GroupChange(group="web", change="created", revision=1)]
     assert said(run(scheduler, "apply", str(file))) == [
-        "web: created, revision 1, 6 cells ordered",
+        "web: created, revision 1, 6 cells wanted",
         "Wait until it is ready: galactica wait service/web --ready",
     ]
     (asked,) = scheduler.answers.asked
     assert asked == operator_pb2.ApplyGroupsRequest(groups=[group_to_proto(parse(MANIFEST, "")[0])])
+
+
+def test_apply_says_what_is_held_right_after(scheduler: Scheduler):
+    scheduler.answers.changes = [operator_pb2.GroupChange(group="web", change="created", revision=1)]
+    scheduler.answers.held_after_apply = [
+        operator_pb2.Hold(group="web", rule="no_capacity", reason="no server has docker", slots=6)
+    ]
+    assert said(run(scheduler, "apply", "-", stdin=MANIFEST))[:2] == [
+        "web: created, revision 1, 6 cells wanted",
+        "held web (6 cells): no_capacity: no server has docker; next check when something changes",
+    ]
+
+
+def test_what_was_done_stays_done_where_nobody_can_be_told(scheduler: Scheduler):
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            command("condemn", "web/0.1"),
+            env=environment(scheduler.context_file),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.stderr == "Warning: cannot write the output: No space left on device\n"
+    assert done.returncode == 0
+
+
+def test_a_list_that_cannot_be_written_is_a_failure(scheduler: Scheduler):
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            command("cells"),
+            env=environment(scheduler.context_file),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.stderr == "Error: cannot write the output: No space left on device\n"
+    assert done.returncode == 1
 
 
 def test_applying_what_is_so_already_says_unchanged(scheduler: Scheduler):
@@ -141,10 +189,33 @@ def test_wait_that_takes_too_long_fails_with_what_holds_the_service(scheduler: S
     scheduler.answers.is_ready = False
     done = run(scheduler, "wait", "service/web", "--ready", "--timeout", "300ms")
     assert (done.returncode, done.stdout) == (1, "")
-    first, second, third = done.stderr.splitlines()
+    first, second, *death, last = done.stderr.splitlines()
     assert first == "Error: service/web is not ready after 300ms: 1 of 3 ready, 1 booting, 0 sick"
     assert second.startswith("  web (1 cell): backoff: 2 early deaths of this spec; next check in ")
-    assert third == "See its cells: galactica cells web"
+    assert death == DEATH
+    assert last == "More about it: galactica why service/web"
+
+
+def test_wait_shows_how_far_it_is_and_fails_as_soon_as_the_spec_is_to_blame(scheduler: Scheduler):
+    scheduler.answers.is_ready = False
+    scheduler.answers.blamed = "4 cells of revision 2 died early"
+    done = run(scheduler, "wait", "service/web", "--ready", "--timeout", "10m")
+    assert (done.returncode, done.stdout) == (1, "")
+    progress, first, held, *death, last = done.stderr.splitlines()
+    assert progress == "web: 1 of 3 ready, 1 booting, 0 sick; held: backoff"
+    assert first == "Error: service/web will not become ready: 4 cells of revision 2 died early"
+    assert held.startswith("  web (1 cell): backoff: ")
+    assert death == DEATH
+    assert last == "More about it: galactica why service/web"
+
+
+def test_progress_that_cannot_be_written_over_comes_at_growing_distances_where_it_changes(capsys):
+    progress = Progress()
+    for second in range(100):
+        progress.say(f"{second} of 100 ready", float(second))
+        progress.say(f"{second} of 100 ready", float(second))
+    said_at = [int(line.split()[0]) for line in capsys.readouterr().err.splitlines()]
+    assert said_at == [0, 1, 3, 7, 15, 31, 61, 91]
 
 
 # --- who may ----------------------------------------------------------------------------------------------------------
@@ -171,7 +242,7 @@ def test_a_new_operator_gets_a_context_file_that_works_and_whose_key_never_left(
     assert (context.operator, context.role, context.fleet) == ("bob", "viewer", "demo")
     assert "PRIVATE KEY" in context.key_pem
     assert b"PRIVATE KEY" not in asked.SerializeToString()
-    assert said(run(scheduler, "status", context=file))[0].startswith("fleet demo:")
+    assert said(run(scheduler, "status", context=file), 1)[0].startswith("fleet demo:")
     assert run(scheduler, "drain", "north", context=file).returncode == 4
 
 

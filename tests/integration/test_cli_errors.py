@@ -23,7 +23,7 @@ from galactica.scheduler.security.ca import CertificateAuthority
 from galactica.scheduler.security.identities import Role
 from galactica.scheduler.settings.context import keep_context, read_context
 from galactica.v1 import operator_pb2
-from tests.support.command_line import NOW, WEB, command, environment, run
+from tests.support.command_line import NOW, WEB, command, environment, run, said
 from tests.support.operator_service import Refusal, Scheduler, a_small_fleet, context_of, operator_service
 
 
@@ -89,7 +89,7 @@ def test_a_scheduler_that_is_not_there_is_told_with_its_address(scheduler: Sched
 
 def test_the_option_goes_before_the_environment(scheduler: Scheduler):
     done = run(scheduler, "status", "--scheduler", scheduler.address, GALACTICA_SCHEDULER="127.0.0.1:1")
-    assert done.returncode == 0
+    assert said(done, 1)[0].startswith("fleet demo: NOT healthy")
 
 
 def test_without_a_context_file_the_next_step_is_told(scheduler: Scheduler, tmp_path: Path):
@@ -242,7 +242,7 @@ def terminals() -> Iterator[list[Terminal]]:
 
 def test_a_terminal_gets_colours(scheduler: Scheduler, terminals: list[Terminal]):
     terminals.append(Terminal(scheduler, "status"))
-    assert terminals[0].end() == 0
+    assert terminals[0].end() == 1
     assert "\x1b[1;31mNOT healthy\x1b[0m" in terminals[0].shown
 
 

@@ -162,7 +162,7 @@ def test_a_storm_is_told_with_the_command_that_releases_it(scheduler: Scheduler)
     ]
     assert said(run(scheduler, "storms")) == told
     status = said(run(scheduler, "status"), 1)
-    assert status[0] == "fleet demo: NOT healthy - storm in rack"
+    assert status[0] == "fleet demo: NOT healthy - storm in rack: 2 of 3 servers silent"
     assert status[-4:] == ["", *told]
 
 
@@ -252,7 +252,7 @@ def test_nothing_is_adopted_or_condemned_that_was_not_named(scheduler: Scheduler
 def test_a_pool_is_applied_like_anything_else(scheduler: Scheduler) -> None:
     scheduler.answers.changes = [operator_pb2.GroupChange(group="rack", change="created", revision=1)]
     assert said(run(scheduler, "apply", "-", stdin=POOL)) == [
-        "rack: created, revision 1, 3 servers ordered",
+        "rack: created, revision 1, 3 servers wanted",
         "Wait until it is ready: galactica wait pool/rack --ready",
     ]
     (group,) = parse(POOL, "-")
@@ -314,5 +314,5 @@ def test_the_cells_of_a_pool_can_be_asked_for_by_kind_and_name(scheduler: Schedu
 
 def test_top_shows_a_pool_in_a_storm(scheduler: Scheduler) -> None:
     done = run(scheduler, "top")
-    assert said(done)[0] == "fleet demo: NOT healthy - storm in rack"
+    assert said(done)[0] == "fleet demo: NOT healthy - storm in rack: 2 of 3 servers silent"
     assert "pool/rack" in done.stdout

@@ -45,7 +45,7 @@ class TestWhoMayCall:
 
         readers = {
             "GetStatus", "ListCells", "ListServers", "ListProviders", "WatchEvents", "GetCertificate", "ReadLogs",
-            "GetVersion", "PlanGroups", "WaitReady",
+            "GetGroup", "GetVersion", "PlanGroups", "WaitReady",
         }  # fmt: skip
         deployers = readers | {"ApplyGroups", "DeleteGroup", "CondemnCell", "OpenShell"}
         admins = deployers | {
@@ -193,6 +193,7 @@ class TestApplying:
             ("AdoptCells", {"cell_ids": ["no/1.1"]}, "no agent runs an unknown cell no/1.1"),
             ("CondemnUnknown", {"cell_ids": ["no/1.1"]}, "no agent runs an unknown cell no/1.1"),
             ("WaitReady", {"group": "no", "kind": "GROUP_KIND_POOL"}, "no such pool: no"),
+            ("GetGroup", {"group": "no", "kind": "GROUP_KIND_POOL"}, "no such pool: no"),
             ("GetCertificate", {"cell_id": "no/1.1"}, "no such cell: no/1.1"),
             ("ReadLogs", {"cell_id": "no/1.1"}, "no such cell: no/1.1"),
         ],

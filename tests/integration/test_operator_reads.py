@@ -8,6 +8,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from galactica.scheduler.core.model.requests import Asker, Enrol
+from galactica.scheduler.core.model.spec import RuntimeKind
 from galactica.scheduler.security.ca import new_key_and_csr
 from galactica.scheduler.security.identities import OperatorIdentity, Role
 from galactica.scheduler.security.tokens import parse_token
@@ -55,6 +56,34 @@ class TestWaiting:
         call = operator.WaitReady(operator_pb2.WaitReadyRequest(group="web"), timeout=0.2)
 
         assert await call.code() is Code.DEADLINE_EXCEEDED
+
+
+class TestGroups:
+    async def test_apply_says_what_is_held_right_after_and_the_group_says_it_too(self, world):
+        operator = await world.operator()
+        await world.agent("web-1")
+        applied = await apply(
+            operator, service("web", 1, spec(runtime=RuntimeKind.DOCKER, image="web:1", ports={"http": 80}))
+        )
+        answer = await operator.GetGroup(operator_pb2.GetGroupRequest(group="web"))
+
+        assert [(hold.group, hold.rule) for hold in applied.held] == [("web", "no_capacity")]
+        assert (answer.healthy, answer.held) == (False, applied.held)
+
+    async def test_a_group_tells_its_newest_deaths_with_their_autopsies(self, world):
+        operator = await world.operator()
+        agent = await world.agent("web-1")
+        await apply(operator, service("web", 1))
+        await agent.instructions()
+        ended = running("web/0.1", cell_pb2.CELL_STATE_EXITED)
+        ended.autopsy.CopyFrom(cell_pb2.Autopsy(reason="exited with code 3", exit_code=3))
+        await agent.report(ended)
+        await world.mind.until(lambda: "CellCondemned" in kinds(world.mind.records))
+        answer = await operator.GetGroup(operator_pb2.GetGroupRequest(group="web"))
+
+        (death,) = answer.deaths
+        assert (death.cell.id, death.rule, death.autopsy.exit_code) == ("web/0.1", "exited", 3)
+        assert answer.group.wanted == 1
 
 
 class TestWatching:

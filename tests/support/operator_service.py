@@ -47,6 +47,8 @@ class Answers:
     changes: list[operator_pb2.GroupChange] = field(default_factory=list)
     logs: list[bytes] = field(default_factory=list)
     is_ready: bool = True
+    blamed: str = ""
+    held_after_apply: list[operator_pb2.Hold] = field(default_factory=list)
     refuse: dict[str, Refusal] = field(default_factory=dict)
     asked: list[Any] = field(default_factory=list)
     ended: Event = field(default_factory=Event)
@@ -114,6 +116,24 @@ class _Service(operator_pb2_grpc.OperatorServiceServicer):
         self._take(request, context)
         return self._answers.certificate
 
+    def GetGroup(self, request, context):  # noqa: N802
+        self._take(request, context)
+        status = self._answers.status
+        group = next((group for group in status.groups if group.name == request.group), None)
+        if group is None:
+            _refuse(
+                context,
+                Refusal(grpc.StatusCode.NOT_FOUND, f"no such group: {request.group}", "no_such_group"),
+            )
+        certificate = self._answers.certificate
+        return operator_pb2.GetGroupResponse(
+            group=group,
+            healthy=status.healthy,
+            held=[hold for hold in status.held if hold.group == request.group],
+            deaths=[certificate] if certificate.cell.group == request.group else [],
+            blamed=self._answers.blamed,
+        )
+
     def GetVersion(self, request, context):  # noqa: N802
         self._take(request, context)
         return operator_pb2.GetVersionResponse(version="9.9.9", wire_version=1, fleet=FLEET)
@@ -132,7 +152,9 @@ class _Service(operator_pb2_grpc.OperatorServiceServicer):
 
     def ApplyGroups(self, request, context):  # noqa: N802
         self._take(request, context, Role.DEPLOYER)
-        return operator_pb2.ApplyGroupsResponse(changes=self._answers.changes, position=7)
+        return operator_pb2.ApplyGroupsResponse(
+            changes=self._answers.changes, position=7, held=self._answers.held_after_apply
+        )
 
     def DeleteGroup(self, request, context):  # noqa: N802
         self._take(request, context, Role.DEPLOYER)

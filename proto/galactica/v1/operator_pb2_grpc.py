@@ -64,6 +64,11 @@ class OperatorServiceStub:
                 request_serializer=galactica_dot_v1_dot_operator__pb2.GetCertificateRequest.SerializeToString,
                 response_deserializer=galactica_dot_v1_dot_operator__pb2.GetCertificateResponse.FromString,
                 _registered_method=True)
+        self.GetGroup = channel.unary_unary(
+                '/galactica.v1.OperatorService/GetGroup',
+                request_serializer=galactica_dot_v1_dot_operator__pb2.GetGroupRequest.SerializeToString,
+                response_deserializer=galactica_dot_v1_dot_operator__pb2.GetGroupResponse.FromString,
+                _registered_method=True)
         self.ReadLogs = channel.unary_stream(
                 '/galactica.v1.OperatorService/ReadLogs',
                 request_serializer=galactica_dot_v1_dot_operator__pb2.ReadLogsRequest.SerializeToString,
@@ -172,6 +177,13 @@ class OperatorServiceServicer:
 
     def GetCertificate(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetGroup(self, request, context):
+        """A group: how it stands, what is held and why, and its newest deaths.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -299,6 +311,11 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.GetCertificate,
                     request_deserializer=galactica_dot_v1_dot_operator__pb2.GetCertificateRequest.FromString,
                     response_serializer=galactica_dot_v1_dot_operator__pb2.GetCertificateResponse.SerializeToString,
+            ),
+            'GetGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetGroup,
+                    request_deserializer=galactica_dot_v1_dot_operator__pb2.GetGroupRequest.FromString,
+                    response_serializer=galactica_dot_v1_dot_operator__pb2.GetGroupResponse.SerializeToString,
             ),
             'ReadLogs': grpc.unary_stream_rpc_method_handler(
                     servicer.ReadLogs,
@@ -533,6 +550,33 @@ class OperatorService:
             '/galactica.v1.OperatorService/GetCertificate',
             galactica_dot_v1_dot_operator__pb2.GetCertificateRequest.SerializeToString,
             galactica_dot_v1_dot_operator__pb2.GetCertificateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/galactica.v1.OperatorService/GetGroup',
+            galactica_dot_v1_dot_operator__pb2.GetGroupRequest.SerializeToString,
+            galactica_dot_v1_dot_operator__pb2.GetGroupResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -49,6 +49,8 @@ class OperatorServiceStub:
     ListProviders: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListProvidersRequest, _operator_pb2.ListProvidersResponse]
     WatchEvents: _grpc.UnaryStreamMultiCallable[_operator_pb2.WatchEventsRequest, _operator_pb2.WatchEventsResponse]
     GetCertificate: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetCertificateRequest, _operator_pb2.GetCertificateResponse]
+    GetGroup: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetGroupRequest, _operator_pb2.GetGroupResponse]
+    """A group: how it stands, what is held and why, and its newest deaths."""
     ReadLogs: _grpc.UnaryStreamMultiCallable[_operator_pb2.ReadLogsRequest, _operator_pb2.ReadLogsResponse]
     GetVersion: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetVersionRequest, _operator_pb2.GetVersionResponse]
     PlanGroups: _grpc.UnaryUnaryMultiCallable[_operator_pb2.PlanGroupsRequest, _operator_pb2.PlanGroupsResponse]
@@ -81,6 +83,8 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     ListProviders: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListProvidersRequest, _operator_pb2.ListProvidersResponse]  # type: ignore[assignment]
     WatchEvents: _aio.UnaryStreamMultiCallable[_operator_pb2.WatchEventsRequest, _operator_pb2.WatchEventsResponse]  # type: ignore[assignment]
     GetCertificate: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetCertificateRequest, _operator_pb2.GetCertificateResponse]  # type: ignore[assignment]
+    GetGroup: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetGroupRequest, _operator_pb2.GetGroupResponse]  # type: ignore[assignment]
+    """A group: how it stands, what is held and why, and its newest deaths."""
     ReadLogs: _aio.UnaryStreamMultiCallable[_operator_pb2.ReadLogsRequest, _operator_pb2.ReadLogsResponse]  # type: ignore[assignment]
     GetVersion: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetVersionRequest, _operator_pb2.GetVersionResponse]  # type: ignore[assignment]
     PlanGroups: _aio.UnaryUnaryMultiCallable[_operator_pb2.PlanGroupsRequest, _operator_pb2.PlanGroupsResponse]  # type: ignore[assignment]
@@ -146,6 +150,14 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operator_pb2.GetCertificateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.GetCertificateResponse, _abc.Awaitable[_operator_pb2.GetCertificateResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetGroup(
+        self,
+        request: _operator_pb2.GetGroupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.GetGroupResponse, _abc.Awaitable[_operator_pb2.GetGroupResponse]]:
+        """A group: how it stands, what is held and why, and its newest deaths."""
 
     @_abc_1.abstractmethod
     def ReadLogs(
