@@ -229,24 +229,40 @@ class Lane:
 
 
 def believable(answer: object, limit: int) -> tuple[ProviderServer, ...]:
-    """The answer, if it is a valid list of servers; it may be empty. Raises ProviderUnavailable."""
+    """The list; it may be empty. Invalid entries are UNREADABLE. Raises ProviderUnavailable if it is no list."""
     if not isinstance(answer, Sequence) or isinstance(answer, (str, bytes)):
         raise ProviderUnavailable(f"invalid list: a {type(answer).__name__} instead of a list of servers")
     if len(answer) > limit:
         raise ProviderUnavailable(f"invalid list: {len(answer)} servers, the limit is {limit}")
-    seen: set[tuple[str, str]] = set()
-    for server in answer:
-        if not isinstance(server, ProviderServer) or not isinstance(server.state, ProviderState):
-            raise ProviderUnavailable(
-                f"invalid list: an entry is not a server: {server!r}"[:REASON_CHARACTERS]
-            )
-        if not isinstance(server.cell, str) or parse_cell_id(server.cell) is None:
-            raise ProviderUnavailable(f"invalid list: '{server.cell!s:.100}' is not a cell id")
-        _checked_ref(server.ref)
-        if (server.cell, server.ref) in seen:
-            raise ProviderUnavailable(f"invalid list: {server.cell} ({server.ref}) is in it twice")
-        seen.add((server.cell, server.ref))
-    return tuple(answer)
+    servers: dict[tuple[str, str], ProviderServer] = {}
+    for server in map(_readable, answer):
+        twin = servers.get((server.cell, server.ref))
+        if twin is not None and twin != server:
+            server = _unreadable(server.cell, f"{server.cell} ({server.ref}) is in the list twice")  # noqa: PLW2901
+        servers[server.cell, server.ref if twin is None else twin.ref] = server
+    return tuple(servers.values())
+
+
+def _readable(entry: object) -> ProviderServer:
+    """The entry. An invalid one is UNREADABLE: the others count, and the list does not read as if it were not there."""
+    if not isinstance(entry, ProviderServer):
+        return _unreadable("", f"an entry is not a server: {entry!r}")
+    cell = entry.cell if isinstance(entry.cell, str) and parse_cell_id(entry.cell) is not None else ""
+    if entry.state is ProviderState.UNREADABLE:
+        return _unreadable(cell, str(entry.reason))
+    if not cell:
+        return _unreadable("", f"'{entry.cell!s:.100}' is not a cell id")
+    if not isinstance(entry.state, ProviderState) or not isinstance(entry.reason, str):
+        return _unreadable(cell, f"state or reason of {cell} is invalid: {entry.state!r:.100}")
+    try:
+        _checked_ref(entry.ref)
+    except ProviderUnavailable as error:
+        return _unreadable(cell, f"{cell}: {error}")
+    return entry
+
+
+def _unreadable(cell: str, reason: str) -> ProviderServer:
+    return ProviderServer(cell, "", ProviderState.UNREADABLE, reason[:REASON_CHARACTERS])
 
 
 def _checked_ref(ref: object) -> str:

@@ -88,17 +88,31 @@ async def test_large_question_and_large_answer_come_through_whole(tmp_path):
         ("echo '[]'", ProviderUnavailable, "gave an invalid answer"),
         ("echo '{}'", ProviderUnavailable, "gave an invalid answer: servers: Field required"),
         ("echo '{\"servers\": null}'", ProviderUnavailable, "gave an invalid answer"),
-        (
-            'echo \'{"servers": [{"cell": "pool/0.1", "ref": "r", "state": "well"}]}\'',
-            ProviderUnavailable,
-            "gave an invalid answer: servers.0.state",
-        ),
         ("yes | head -c 20000000", ProviderUnavailable, "wrote more than 16777216 bytes and was killed"),
     ],
 )
 async def test_whatever_is_no_good_answer_is_told_for_what_it_is(tmp_path, script, error, says):
     with pytest.raises(error, match=says):
         await shell(tmp_path, script).list()
+
+
+@pytest.mark.parametrize(
+    ("entry", "cell", "reason"),
+    [
+        ({"cell": "pool/1.1", "ref": "r", "state": "well"}, "pool/1.1", "pool/1.1: state: Input should be"),
+        ({"cell": "pool/1.1", "ref": "r", "state": "unreadable"}, "pool/1.1", "pool/1.1: state: Input"),
+        ({"cell": "pool/1.1"}, "pool/1.1", "pool/1.1: ref: Field required; state: Field required"),
+        ({"cell": 7, "ref": "r", "state": "gone"}, "", "no cell: cell: Input should be a valid string"),
+        (None, "", "no cell: it: Input should be"),
+    ],
+)
+async def test_a_wrong_entry_of_a_list_does_not_spoil_the_others(tmp_path, entry, cell, reason):
+    good = {"cell": "pool/0.1", "ref": "r0", "state": "running"}
+    (tmp_path / "answer").write_text(json.dumps({"servers": [entry, good]}))
+    wrong, right = await shell(tmp_path, f"cat {tmp_path}/answer").list()
+    assert (wrong.cell, wrong.ref, wrong.state) == (cell, "", ProviderState.UNREADABLE)
+    assert wrong.reason.startswith(reason)
+    assert right == ProviderServer("pool/0.1", "r0", ProviderState.RUNNING)
 
 
 async def test_program_that_is_not_there_is_told(tmp_path):

@@ -145,6 +145,29 @@ async def test_server_that_died_while_no_scheduler_looked_is_gone_with_its_cells
         await second.close()
 
 
+async def test_server_whose_record_cannot_be_read_is_in_doubt_until_it_can_and_hides_no_other(tmp_path):
+    async with world(tmp_path) as scheduler:
+        first = provider_in(tmp_path)
+        ref = await first.order(CELL, body(PROCESS), data_of(scheduler))
+        await first.close()
+        unreadable = tmp_path / "servers/pool.1.1/server.json"
+        unreadable.mkdir(parents=True)
+        second = provider_in(tmp_path)
+        running = ProviderServer(CELL, ref, ProviderState.RUNNING)
+        seen, doubtful = await second.list()
+        assert (seen, doubtful.cell, doubtful.state) == (running, "pool/1.1", ProviderState.UNREADABLE)
+        assert doubtful.reason.startswith("pool/1.1: [Errno 21] Is a directory")
+        for asked in (
+            second.order("pool/1.1", body(PROCESS), data_of(scheduler)),
+            second.decommission("", "pool/1.1"),
+        ):
+            with pytest.raises(ProviderUnavailable, match="cannot tell what there is of server pool/1.1"):
+                await asked
+        unreadable.rmdir()
+        assert await second.list() == (running,)
+        await second.close()
+
+
 async def test_agent_that_began_just_before_the_scheduler_ended_is_found_without_its_record(tmp_path):
     async with world(tmp_path) as scheduler:
         first = provider_in(tmp_path)

@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 
+import pytest
 from msgspec.structs import replace
 
 from galactica.scheduler.core.model.commands import DecommissionServer, OrderServer
@@ -257,25 +258,58 @@ async def test_empty_list_is_passed_on_as_it_is():
         assert await mind.until(lambda: mind.listed == ())
 
 
-async def test_garbage_is_silence_and_never_a_list():
-    garbage = [
+@pytest.mark.parametrize(
+    "garbage",
+    [
         None,
         "pool/0.1",
-        ({"cell": CELL},),
-        (ProviderServer("no id", "ref-1", ProviderState.RUNNING),),
-        (ProviderServer(CELL, "", ProviderState.RUNNING),),
-        (ProviderServer(CELL, "ref-1", "fine"),),
-        (RUNNING, RUNNING),
+        {"cell": CELL},
         (RUNNING,) * 4,
         ProviderUnavailable("out of order"),
         KeyError("a mistake of its own"),
-    ]
-    for number, answer in enumerate(garbage):
-        mind, provider = ListeningMind(), Warehouse()
-        provider.servers = answer
-        async with runner_with(provider, mind, limits=replace(QUICK, servers=3)):
-            await mind.until(lambda mind=mind: mind.of(ProviderSilent))
-        assert mind.of(ProviderListed) == [], number
+    ],
+    ids=str,
+)
+async def test_garbage_is_silence_and_never_a_list(garbage):
+    mind, provider = ListeningMind(), Warehouse()
+    provider.servers = garbage
+    async with runner_with(provider, mind, limits=replace(QUICK, servers=3)):
+        await mind.until(lambda: mind.of(ProviderSilent))
+    assert mind.of(ProviderListed) == []
+
+
+OTHER = ProviderServer("pool/1.1", "ref-2", ProviderState.RUNNING)
+
+
+@pytest.mark.parametrize(
+    ("entry", "cell", "reason"),
+    [
+        ({"cell": CELL}, "", "an entry is not a server"),
+        (ProviderServer("no id", "ref-1", ProviderState.RUNNING), "", "'no id' is not a cell id"),
+        (ProviderServer(CELL, "", ProviderState.RUNNING), CELL, f"{CELL}: "),
+        (ProviderServer(CELL, "ref-1", "fine"), CELL, f"state or reason of {CELL} is invalid: 'fine'"),
+        (ProviderServer(CELL, "", ProviderState.UNREADABLE, "no record"), CELL, "no record"),
+    ],
+    ids=str,
+)
+async def test_entry_that_cannot_be_read_is_told_and_hides_no_other(entry, cell, reason):
+    mind, provider = ListeningMind(), Warehouse()
+    provider.servers = (entry, OTHER)
+    async with runner_with(provider, mind, limits=QUICK):
+        await mind.until(lambda: mind.listed)
+    unreadable, other = mind.listed
+    assert (unreadable.cell, unreadable.state, other) == (cell, ProviderState.UNREADABLE, OTHER)
+    assert unreadable.reason.startswith(reason)
+
+
+async def test_server_that_is_listed_twice_counts_once_and_is_in_doubt_if_the_two_differ():
+    mind, provider = ListeningMind(), Warehouse()
+    provider.servers = (RUNNING, RUNNING, OTHER, replace(OTHER, state=ProviderState.GONE))
+    async with runner_with(provider, mind, limits=QUICK):
+        await mind.until(lambda: mind.listed)
+    one, doubtful = mind.listed
+    assert one == RUNNING
+    assert (doubtful.cell, doubtful.state) == (OTHER.cell, ProviderState.UNREADABLE)
 
 
 async def test_a_change_is_followed_by_a_list_soon():

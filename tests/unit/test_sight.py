@@ -249,6 +249,13 @@ def provided(known: ProviderSight) -> Sight:
     return Sight(providers=HashTrieMap({"p": known}))
 
 
+TROUBLE = "an entry of its list cannot be read: no state"
+
+
+def unreadable(cell: str) -> ProviderServer:
+    return ProviderServer(cell, "", ProviderState.UNREADABLE, "no state")
+
+
 @pytest.mark.parametrize(
     ("said", "after", "made"),
     [
@@ -292,6 +299,34 @@ def provided(known: ProviderSight) -> Sight:
             {"servers": HashTrieMap({"rack/1.1": OTHER}), "listed_at": 60.0},
             ("rack/1.1", "rack/0.1"),
             id="lists another",
+        ),
+        pytest.param(
+            ProviderListed("p", (unreadable("rack/0.1"), OTHER), 60.0, 61.0),
+            {
+                "servers": HashTrieMap({"rack/0.1": MADE, "rack/1.1": OTHER}),
+                "listed_at": 60.0,
+                "trouble": TROUBLE,
+            },
+            ("rack/1.1",),
+            id="an entry that cannot be read leaves its server as it is known",
+        ),
+        pytest.param(
+            ProviderListed("p", (unreadable("rack/1.1"),), 60.0, 61.0),
+            {
+                "servers": HashTrieMap(
+                    {"rack/1.1": ProviderServer("rack/1.1", "", ProviderState.PENDING, "no state")}
+                ),
+                "listed_at": 60.0,
+                "trouble": TROUBLE,
+            },
+            ("rack/1.1", "rack/0.1"),
+            id="an entry that cannot be read shows that there is a server, and others are missing",
+        ),
+        pytest.param(
+            ProviderListed("p", (unreadable(""), OTHER), 60.0, 61.0),
+            {"servers": HashTrieMap({"rack/0.1": MADE, "rack/1.1": OTHER}), "trouble": TROUBLE},
+            ("rack/1.1",),
+            id="an entry that names no server may be about any: no absence counts",
         ),
         pytest.param(
             ProviderListed("p", (), 60.0, 61.0),
@@ -345,6 +380,9 @@ DOUBTFUL = replace(GONE, is_doubtful=True)
         pytest.param([((OTHER,), 59.0)], None, id="a list that was asked for before the delete was taken"),
         pytest.param([((MADE, OTHER), 60.0)], MADE, id="it is listed"),
         pytest.param([((MADE,), 60.0), ((OTHER,), 70.0)], GONE, id="it is listed, and later it is not"),
+        pytest.param([((unreadable("rack/0.1"), OTHER), 60.0)], MADE, id="its entry cannot be read"),
+        pytest.param([((unreadable(""), OTHER), 60.0)], MADE, id="an entry names no server"),
+        pytest.param([((unreadable("rack/1.1"),), 60.0)], GONE, id="another's entry cannot be read"),
         pytest.param([((), 60.0)], MADE, id="one empty list"),
         pytest.param([((), 60.0), ((), 70.0)], DOUBTFUL, id="two empty lists"),
         pytest.param(
@@ -369,3 +407,11 @@ def test_what_was_taken_first_counts_when_a_delete_is_taken_again() -> None:
     for at in (60.0, 90.0):
         sight = observe(sight, ServerUnmade("p", "rack/0.1", at)).sight
     assert sight.providers["p"].going["rack/0.1"] == Going(60.0, times=2)
+
+
+def test_a_doubt_that_ends_counts_like_a_probe_that_passes_again() -> None:
+    in_doubt = CellReport("web/0.1", "d", CellState.RUNNING, doubt="no layer")
+    well = CellReport("web/0.1", "d", CellState.RUNNING)
+    sight = observe(sight_of(BASE), report(1, 101.0, in_doubt)).sight
+    sight = observe(sight, report(2, 102.0, well)).sight
+    assert sight.servers["a"].recovered == HashTrieMap({"web/0.1": 102.0})

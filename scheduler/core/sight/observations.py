@@ -126,10 +126,13 @@ class ProviderState(StrEnum):
     PENDING = "pending"
     RUNNING = "running"
     GONE = "gone"
+    UNREADABLE = "unreadable"
+    """It is on the list, but its entry cannot be read: neither there nor gone by this list."""
 
 
 class ProviderServer(Struct, frozen=True):
-    """A server as its provider sees it. ``cell``: the id under which it was ordered."""
+    """A server as its provider sees it. ``cell``: the id under which it was ordered; empty only where an entry cannot
+    be read."""
 
     cell: str
     ref: str

@@ -169,21 +169,30 @@ def _rivalled(sight: Sight, rivalled: Rivalled) -> Sight:
 
 def _listed(sight: Sight, listed: ProviderListed) -> Observed:
     """A list replaces what is known. A server whose delete was taken before the list was asked for, and that is not on
-    it, is gone."""
+    it, is gone. What an entry that cannot be read speaks of stays as it is known."""
     before = sight.providers.get(listed.provider) or ProviderSight()
-    servers = HashTrieMap((server.cell, server) for server in listed.servers)
-    if not listed.servers and before.listed_at:
-        servers = before.servers  # an empty answer never reads as "all are gone"
+    unreadable = [server for server in listed.servers if server.state is ProviderState.UNREADABLE]
+    readable = [server for server in listed.servers if server.state is not ProviderState.UNREADABLE]
+    # One that names no server may be about any of them: then no absence proves anything.
+    is_whole = all(server.cell for server in unreadable)
+    servers = HashTrieMap((server.cell, server) for server in readable)
+    for server in unreadable:
+        if server.cell and server.cell not in servers:
+            unclear = replace(server, state=ProviderState.PENDING)
+            servers = servers.insert(server.cell, before.servers.get(server.cell) or unclear)
+    if not is_whole or (not listed.servers and before.listed_at):
+        # An empty answer never reads as "all are gone".
+        servers = HashTrieMap({**dict(before.servers.items()), **dict(servers.items())})
     for cell, going in before.going.items():
-        if _left_list(before, listed, cell, going.since):
+        if is_whole and _left_list(before, listed, cell, going.since):
             gone = ProviderServer(cell, "", ProviderState.GONE, "deleted", is_doubtful=not listed.servers)
             servers = servers.insert(cell, gone)
     now = replace(
         before,
         servers=servers,
-        listed_at=listed.asked_at,
+        listed_at=listed.asked_at if is_whole else before.listed_at,
         was_empty=not listed.servers,
-        trouble="",
+        trouble=f"an entry of its list cannot be read: {unreadable[0].reason}" if unreadable else "",
     )
     changed = [c for c, one in servers.items() if before.servers.get(c) != one]
     missing = [c for c in before.servers if c not in servers]

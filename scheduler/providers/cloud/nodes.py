@@ -84,7 +84,7 @@ class Names:
             tags = _tags_of(node)
             cell = tags.get(CELL_TAG, "") if self._owns(tags) else ""
         else:
-            match = self._name.fullmatch(node.name or "")
+            match = self._name.fullmatch(str(node.name or ""))
             cell = f"{match['group']}/{match['slot']}.{match['generation']}" if match else ""
         return cell if parse_cell_id(cell) is not None else ""
 
@@ -172,7 +172,7 @@ def _tags_of(node: Node) -> dict[str, str]:
     """The node's tags: from a dictionary, or from GCE's list of keys and values."""
     tags: dict[str, str] = {}
     for place in ("metadata", "tags"):
-        value = node.extra.get(place)
+        value = node.extra.get(place) if isinstance(node.extra, dict) else None
         if isinstance(value, dict) and isinstance(value.get("items"), list):
             value = {item.get("key"): item.get("value") for item in value["items"] if isinstance(item, dict)}
         if isinstance(value, dict):

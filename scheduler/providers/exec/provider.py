@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -64,14 +64,14 @@ class _ListedServer(BaseModel):
 
     cell: str
     ref: str
-    state: ProviderState
+    state: Literal["pending", "running", "gone"]
     reason: str = ""
 
 
 class _Listed(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    servers: list[_ListedServer]
+    servers: list[Any]
 
 
 class _Deleted(BaseModel):
@@ -110,10 +110,7 @@ class ExecProvider:
 
     async def list(self) -> tuple[ProviderServer, ...]:
         listed = await self._ask(_Listed, "list")
-        return tuple(
-            ProviderServer(server.cell, server.ref, server.state, server.reason[:REASON_CHARACTERS])
-            for server in listed.servers
-        )
+        return tuple(map(_server_of, listed.servers))
 
     async def close(self) -> None:
         """Does nothing: no resources are kept between calls."""
@@ -138,6 +135,20 @@ class ExecProvider:
 def make(setting: Setting, /) -> ExecProvider:
     """The entry point. Raises ProviderRefused."""
     return ExecProvider(setting, checked_options(Options, setting.options))
+
+
+def _server_of(entry: Any) -> ProviderServer:
+    """One entry of the list. An invalid one does not spoil the others."""
+    try:
+        server = _ListedServer.model_validate(entry)
+    except ValidationError as error:
+        cell = entry.get("cell") if isinstance(entry, dict) else ""
+        named = cell if isinstance(cell, str) else ""
+        reason = f"{named or 'no cell'}: {'; '.join(mistakes_in(error))}"[:REASON_CHARACTERS]
+        return ProviderServer(named, "", ProviderState.UNREADABLE, reason)
+    return ProviderServer(
+        server.cell, server.ref, ProviderState(server.state), server.reason[:REASON_CHARACTERS]
+    )
 
 
 def _check_code(what: str, ended: Ended) -> None:

@@ -25,11 +25,11 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
 from galactica.scheduler.core.model.spec import RuntimeKind, ServerBody
-from galactica.scheduler.core.sight.observations import ProviderServer
+from galactica.scheduler.core.sight.observations import ProviderServer, ProviderState
 from galactica.scheduler.providers.local import containers, processes
 from galactica.scheduler.providers.local.server import LocalServer, Record, read_all, write
 from galactica.scheduler.providers.options import checked_body, checked_options
-from galactica.scheduler.providers.port import ProviderUnavailable, Setting, UserData
+from galactica.scheduler.providers.port import REASON_CHARACTERS, ProviderUnavailable, Setting, UserData
 
 TOKEN_VARIABLE = "GALACTICA_TOKEN"  # noqa: S105 - a name, no token
 KILL_SECONDS = 5.0
@@ -67,6 +67,8 @@ class LocalProvider:
         self._lock = asyncio.Lock()
         """Held while servers are loaded and while one starts."""
         self._is_loaded = False
+        self._unread: dict[str, str] = {}
+        """Servers of which nothing can be said now, with the reason."""
         self._deaths: asyncio.Queue[LocalServer] = asyncio.Queue(DEATHS_LIMIT)
 
     @property
@@ -77,12 +79,14 @@ class LocalProvider:
         body = checked_body(Body, spec)
         async with self._lock:
             await self._load()
+            self._check_read(cell_id)
             server = self._servers.get(cell_id) or await self._begin(cell_id, body, user_data)
         return server.ref
 
     async def decommission(self, ref: str, cell_id: str) -> bool:  # noqa: ARG002 - the cell id is enough
         async with self._lock:
             await self._load()
+        self._check_read(cell_id)
         server = self._servers.get(cell_id)
         if server is None:
             return True
@@ -101,7 +105,11 @@ class LocalProvider:
                 self._ended(server)
             if server.has_ended.is_set():
                 await self._clear(server)
-        return tuple(server.seen for server in self._servers.values())
+        unread = (
+            ProviderServer(cell, "", ProviderState.UNREADABLE, f"{cell}: {reason}"[:REASON_CHARACTERS])
+            for cell, reason in self._unread.items()
+        )
+        return (*(server.seen for server in self._servers.values()), *unread)
 
     async def watch(self) -> AsyncIterator[ProviderServer]:
         """Deaths of servers, after everything that they left was removed."""
@@ -133,7 +141,8 @@ class LocalProvider:
             # Wait even if cancelled: a started agent must be registered. It takes only a moment.
             await asyncio.wait([beginning])
             if beginning.exception() is None:
-                self._adopt(server)
+                self._adopt_or_note(server)
+        self._check_read(cell_id)
         log.info("local_server_began", cell=cell_id, ref=server.ref)
         return server
 
@@ -182,21 +191,36 @@ class LocalProvider:
     # --- all of them ----------------------------------------------------------------------------------------------
 
     async def _load(self) -> None:
-        """Once: take over the servers of an earlier scheduler. Raises ProviderUnavailable."""
-        if self._is_loaded:
+        """Take over the servers of an earlier scheduler: once, and again those that could not be read. Raises
+        ProviderUnavailable."""
+        if self._is_loaded and not self._unread:
             return
+        wanted = set(self._unread) if self._is_loaded else None
         try:
-            servers = await asyncio.to_thread(read_all, self._data)
-        except (OSError, processes.StubbornProcesses) as error:
+            taken = await asyncio.to_thread(read_all, self._data, wanted)
+        except OSError as error:
             raise ProviderUnavailable(f"cannot take over the servers in {self._data}: {error}") from error
-        for server in servers:
-            self._adopt(server)
+        self._unread = dict(taken.unread)
+        for server in taken.servers:
+            self._adopt_or_note(server)
         self._is_loaded = True
 
+    def _check_read(self, cell: str) -> None:
+        """Raises ProviderUnavailable."""
+        if cell in self._unread:
+            raise ProviderUnavailable(f"cannot tell what there is of server {cell}: {self._unread[cell]}")
+
+    def _adopt_or_note(self, server: LocalServer) -> None:
+        try:
+            self._adopt(server)
+        except OSError as error:
+            self._unread[server.record.cell] = str(error)
+
     def _adopt(self, server: LocalServer) -> None:
-        self._servers[server.record.cell] = server
+        """Raises OSError; then nothing has changed."""
         process = server.record.process
         server.pidfd = processes.open_pidfd(process) if process else None
+        self._servers[server.record.cell] = server
         if server.pidfd is None:
             server.bury("ended while no scheduler watched it")
         else:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from collections.abc import Set as AbstractSet
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import structlog
@@ -71,18 +73,35 @@ def write(directory: Path, record: Record) -> None:
     draft.replace(directory / RECORD)
 
 
-def read_all(data: Path) -> list[LocalServer]:
-    """All recorded servers. The record of a server that never started is removed. Raises OSError, StubbornProcesses."""
-    if not data.is_dir():
-        return []
-    servers = (_read(directory) for directory in sorted(data.iterdir()) if directory.is_dir())
-    return [server for server in servers if server is not None]
+class Taken(NamedTuple):
+    """What is recorded. ``unread``: cell ids of servers of which nothing can be said now, with the reason."""
+
+    servers: list[LocalServer]
+    unread: dict[str, str]
 
 
-def _read(directory: Path) -> LocalServer | None:
-    cell = _cell_of(directory)
-    if cell is None:
-        log.warning("foreign_directory", path=str(directory))
+def read_all(data: Path, wanted: AbstractSet[str] | None = None) -> Taken:
+    """All recorded servers; ``wanted``: only these. The record of a server that never started is removed. One server
+    never hides the others. Raises OSError if the whole directory cannot be read."""
+    taken = Taken([], {})
+    for directory in sorted(data.iterdir()) if data.is_dir() else ():
+        cell = _cell_of(directory)
+        if cell is None:
+            log.warning("foreign_directory", path=str(directory))
+        elif wanted is None or cell in wanted:
+            try:
+                server = _read(directory, cell)
+            except (OSError, processes.StubbornProcesses) as error:
+                log.warning("server_unread", path=str(directory), reason=str(error))
+                taken.unread[cell] = str(error)
+            else:
+                taken.servers.extend([server] if server else [])
+    return taken
+
+
+def _read(directory: Path, cell: str) -> LocalServer | None:
+    """Raises OSError, StubbornProcesses."""
+    if not directory.is_dir():
         return None
     try:
         record = msgspec.json.decode((directory / RECORD).read_bytes(), type=Record)
