@@ -54,6 +54,7 @@ from galactica.agent.start import (
     stored_epoch,
     watch_socket,
 )
+from galactica.agent.starved import Lacks
 
 log = logging.getLogger("agent")
 
@@ -117,6 +118,7 @@ async def _serve(settings: Settings, identity: Identity) -> None:
         loop.add_signal_handler(number, stop.set)
     listening = watch_socket(settings)
     runtimes = await available_runtimes(settings, identity)
+    lacks = Lacks()
     facts = wire.ServerFacts(
         labels=settings.labels,
         capacity=capacity(settings.data),
@@ -135,14 +137,14 @@ async def _serve(settings: Settings, identity: Identity) -> None:
             deliver,
         ),
         vitals_of=lambda link: VitalsTaker(
-            settings.data, tuple(runtimes.values()), lambda: link.clock_offset_ms
+            settings.data, tuple(runtimes.values()), lambda: link.clock_offset_ms, lacks=lacks
         ),
         facts=facts,
         epoch=stored_epoch(settings.data),
         remember_epoch=lambda epoch: store_epoch(settings.data, epoch),
         fence=FenceKeeper(FenceFile(settings.data), start_watchdog(settings, identity, facts.runtimes)),
         will=last_will(settings, identity),
-        watch_to=lambda deliver: NeighbourWatch(listening, deliver) if listening else None,
+        watch_to=lambda deliver: NeighbourWatch(listening, deliver, lacks) if listening else None,
     )
     log.info(
         "started version=%s server=%s fleet=%s scheduler=%s runtimes=%s watch=%s pid=%d",
