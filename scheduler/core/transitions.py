@@ -68,6 +68,10 @@ def _unknown_cell_found(fleet: Fleet, _: e.Record, event: e.UnknownCellFound) ->
     return unknown.found(fleet, event.server, event.cell)
 
 
+def _unknown_cell_condemned(fleet: Fleet, _: e.Record, event: e.UnknownCellCondemned) -> Fleet:
+    return replace(fleet, unwanted=fleet.unwanted.insert(event.cell))
+
+
 def _orphan_removed(fleet: Fleet, _: e.Record, event: e.OrphanRemoved) -> Fleet:
     fleet = unknown.forgotten(fleet, event.cell)
     return fleet if event.is_gone else unknown.owned(fleet, event.cell)
@@ -374,6 +378,7 @@ _APPLY: dict[type[e.Event], Callable[[Fleet, e.Record, Any], Fleet]] = {
     e.EpochClaimed: epochs.claimed,
     e.UnknownCellFound: _unknown_cell_found,
     e.CellAdopted: _cell_adopted,
+    e.UnknownCellCondemned: _unknown_cell_condemned,
     e.OrphanRemoved: _orphan_removed,
     e.ServerEnrolled: _server_enrolled,
     e.ServerJoined: _server_joined,

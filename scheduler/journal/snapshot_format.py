@@ -140,3 +140,4 @@ class FleetOnDisk(Struct, frozen=True, array_like=True):
     least_generation: int = 1
     starts: dict[int, tuple[str, int]] = {}
     strange_starts: tuple[str, ...] = ()
+    unwanted: tuple[str, ...] = ()

@@ -107,6 +107,15 @@ class UnknownCellFound(Event, frozen=True):
     server: str
 
 
+class UnknownCellCondemned(Event, frozen=True):
+    """An operator decided that an unknown cell of an exclusive slot goes. The slot waits until its agent says that it
+    is gone."""
+
+    cell: str
+    server: str
+    reason: str
+
+
 class CellAdopted(Event, frozen=True):
     """An operator took such a cell in, as it is. From here on it is a cell like any other that was ordered."""
 
@@ -238,6 +247,7 @@ AnyEvent = (
     | EpochClaimed
     | UnknownCellFound
     | CellAdopted
+    | UnknownCellCondemned
     | OrphanRemoved
     | ServerEnrolled
     | ServerJoined
