@@ -11,6 +11,7 @@ from dataclasses import replace
 from galactica.agent.core.model import Found, Running
 from galactica.agent.runtimes.logs import CellLog, last_lines
 from galactica.agent.runtimes.port import LAST_LINES, RuntimeFailure
+from galactica.agent.runtimes.process import groups as process_groups
 from galactica.agent.runtimes.process import launch as process_launch
 from galactica.agent.runtimes.process import limits as process_limits
 from galactica.agent.runtimes.process import plan as process_plan
@@ -29,8 +30,8 @@ log = logging.getLogger(__name__)
 class Cell:
     """Used by the event loop only; the functions below the class block and run in threads.
 
-    ``died``: set as soon as one of its two processes has ended. ``is_stopping``: the agent ends it, so its death is
-    not reported.
+    ``died``: set as soon as its main process, its keeper or its reaper has ended. ``is_stopping``: the agent ends it,
+    so its death is not reported.
     """
 
     def __init__(self, folder: Folder, record: Record, log_limit_bytes: int) -> None:
@@ -62,7 +63,7 @@ class Cell:
         if self.record.autopsy is not None or not is_of_this_boot(self.record):
             dead()
             return
-        for process in (self.record.main, self.record.keeper):
+        for process in (self.record.main, *self.record.holders):
             try:
                 descriptor = process_table.open_pidfd(process)
             except OSError:
@@ -109,7 +110,8 @@ def endpoint(host: str, number: int) -> str:
 def post_mortem(record: Record, folder: Folder, written: CellLog) -> cell_pb2.Autopsy:
     """The autopsy of a dead cell. It is stored before the kernel's record of the exit is released.
 
-    Blocks. Errors are logged; the autopsy is returned all the same.
+    Blocks. Errors are logged; the autopsy is returned all the same. Only of an exclusive cell no death is told while
+    something of it runs, since its successor may begin at once: raises RuntimeFailure.
     """
     cell_id, lived_seconds = record.order.cell_id, max(0.0, time.time() - record.started_at)
     # Read before the rest is killed, so that this kill is not taken for the cause of death.
@@ -118,6 +120,8 @@ def post_mortem(record: Record, folder: Folder, written: CellLog) -> cell_pb2.Au
     try:
         kill_all(record, folder)
     except RuntimeFailure as error:
+        if record.order.spec.exclusive:
+            raise
         log.warning("cannot kill all processes of the dead cell %s: %s", cell_id, error)
     autopsy = _how_it_ended(main) if is_of_this_boot(record) else _with_the_server()
     if oom_killed and autopsy.signal == "SIGKILL":
@@ -131,7 +135,7 @@ def post_mortem(record: Record, folder: Folder, written: CellLog) -> cell_pb2.Au
         # The keeper stays, so that the next agent can examine the death again.
         log.warning("cannot store the autopsy of %s: %s", cell_id, error)
         return autopsy
-    end_keeper(record)
+    end_holders(record)
     return autopsy
 
 
@@ -139,9 +143,10 @@ def is_of_this_boot(record: Record) -> bool:
     return record.boot_id == process_table.boot_id()
 
 
-def end_keeper(record: Record) -> None:
+def end_holders(record: Record) -> None:
     if is_of_this_boot(record):
-        process_table.kill_and_reap(record.keeper)
+        for process in record.holders:
+            process_table.kill_and_reap(process)
 
 
 def _tail(written: CellLog) -> bytes:
@@ -180,16 +185,32 @@ def signal_name(number: int) -> str:
 
 
 def kill_all(record: Record, folder: Folder) -> None:
-    """Kill all processes of the cell except its keeper. Blocks. Raises RuntimeFailure if a process does not end."""
-    if record.groups:
-        process_limits.kill_all(record.groups)
-    elif is_of_this_boot(record):
-        process_table.kill_members(record.main, process_plan.marker_of(folder.scratch))
+    """Kill all processes of the cell except its keeper and reaper. Blocks. Raises RuntimeFailure if a process does not
+    end.
+
+    They are all below the reaper, wherever they have moved: the kernel gives it every process whose parent has ended.
+    If somebody has ended the reaper, control groups and the environment still tell most of them."""
+    is_alive = is_of_this_boot(record)
+    holders = record.holders if is_alive else ()
+    has_reaper = is_alive and record.reaper is not None and process_table.look_at(record.reaper) is not None
+    is_searched = is_alive and not has_reaper and (record.reaper is not None or not record.groups)
+    marker = process_plan.marker_of(folder.scratch)
+
+    def find() -> set[int]:
+        found = process_groups.members(record.groups)
+        if holders:
+            found |= process_table.descendants(holders)
+        if is_searched:
+            found |= process_table.marked(record.main, marker)
+        return found
+
+    process_groups.doom(record.groups)
+    process_table.kill_until_none(find)
 
 
 def sweep(record: Record, folder: Folder) -> None:
     """Remove all processes, control groups and files of the cell. Blocks. Raises RuntimeFailure, OSError."""
     kill_all(record, folder)
-    process_limits.remove(record.groups)
-    end_keeper(record)
+    process_groups.remove(record.groups)
+    end_holders(record)
     process_launch.remove(folder)

@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 from galactica.agent.runtimes.logs import CellLog, last_lines
 from galactica.agent.runtimes.port import StartFailed
+from galactica.agent.runtimes.process import groups as process_groups
 from galactica.agent.runtimes.process import limits as process_limits
 from galactica.agent.runtimes.process import plan as process_plan
 from galactica.agent.runtimes.process import record as process_record
@@ -101,24 +102,25 @@ def _make(folder: Folder) -> None:
 def _launch(draft: Record, plan: process_plan.Plan, folder: Folder, limiter: Limiter) -> Record:
     records = [draft]
 
-    def prepare(keeper: Process, main: Process) -> None:
+    def prepare(reaper: Process, keeper: Process, main: Process) -> None:
         """Called between fork and exec: sets the limits and stores the record before the cell's program runs."""
         process_limits.limit_process(main.pid, draft.order.spec.resources, limiter)
         process_limits.join(draft.groups, main.pid)
-        records.append(replace(draft, keeper=keeper, main=main, started_at=time.time()))
+        records.append(replace(draft, reaper=reaper, keeper=keeper, main=main, started_at=time.time()))
         process_record.write(folder.record, records[-1])
 
     try:
         _start_keeper(plan, folder, prepare)
     except BaseException:
-        process_limits.kill_all(draft.groups)
-        process_limits.remove(draft.groups)
+        process_groups.doom(draft.groups)
+        process_table.kill_until_none(lambda: process_groups.members(draft.groups))
+        process_groups.remove(draft.groups)
         raise
     return records[-1]
 
 
 def _start_keeper(
-    plan: process_plan.Plan, folder: Folder, prepare: Callable[[Process, Process], None]
+    plan: process_plan.Plan, folder: Folder, prepare: Callable[[Process, Process, Process], None]
 ) -> None:
     """Raises StartFailed if the cell does not run; then its processes are gone."""
     sleep = shutil.which("sleep", path=process_plan.DEFAULT_PATH)
@@ -130,22 +132,21 @@ def _start_keeper(
     orders = marshal.dumps((str(plan.scratch), plan.executable, plan.command, plan.environment, keeper))
     orders_read, orders_write = _pipe()
     replies_read, replies_write = _pipe()
-    started: list[Process] = []
     with orders_read, orders_write, replies_read, replies_write:
         deadline = time.monotonic() + HANDSHAKE_SECONDS
-        started.append(process_table.identify(_spawn(folder, orders_read, replies_write)))
+        reaper = process_table.identify(_spawn(folder, orders_read, replies_write))
         orders_read.close()
         replies_write.close()
         try:
             _send(orders_write, orders)
             first = _receive(replies_read, deadline, until=b"\n")
-            started.append(process_table.identify(_forked_pid(first, folder)))
-            prepare(*started)
+            main = _forked_pid(first, folder)
+            prepare(reaper, process_table.parent_of(main), process_table.identify(main))
             _send(orders_write, b"!")
             _check_exec(plan, _receive(replies_read, deadline))
         except BaseException:
-            for process in reversed(started):
-                process_table.kill_and_reap(process)
+            process_table.kill_until_none(lambda: process_table.descendants([reaper]))
+            process_table.kill_and_reap(reaper)
             raise
 
 

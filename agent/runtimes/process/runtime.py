@@ -45,6 +45,7 @@ from galactica.agent.runtimes.port import (
     nobody_waits,
 )
 from galactica.agent.runtimes.process import execute as process_execute
+from galactica.agent.runtimes.process import groups as process_groups
 from galactica.agent.runtimes.process import launch as process_launch
 from galactica.agent.runtimes.process import limits as process_limits
 from galactica.agent.runtimes.process import plan as process_plan
@@ -396,8 +397,9 @@ def _cells_of_others(directory: Path, own: AbstractSet[Path]) -> int:
 
 def _remove_groups(folder: Folder, limiter: process_limits.Limiter) -> None:
     groups = limiter.existing(folder.group_name)
-    process_limits.kill_all(groups)
-    process_limits.remove(groups)
+    process_groups.doom(groups)
+    process_table.kill_until_none(lambda: process_groups.members(groups))
+    process_groups.remove(groups)
 
 
 def _set_aside(folder: Folder, error: Exception) -> None:
