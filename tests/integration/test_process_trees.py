@@ -132,6 +132,7 @@ async def test_daemons_that_ended_are_not_kept_as_zombies(runtime, tmp_path):
 async def test_death_of_the_reaper_is_the_death_of_the_cell(runtime):
     running = await runtime.start(shell("env CELL=1 setsid sleep 300 & exec sleep 300"), quiet)
     pid = int(running.runtime_id)
+    await until(lambda: psutil.Process(pid).children())
     [child] = [one.pid for one in psutil.Process(pid).children()]
     reaper = keeper_of(keeper_of(pid))
     assert reaper != os.getpid()

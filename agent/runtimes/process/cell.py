@@ -147,6 +147,7 @@ def end_holders(record: Record) -> None:
     if is_of_this_boot(record):
         for process in record.holders:
             process_table.kill_and_reap(process)
+        process_table.wait_until_reaped(record.main)
 
 
 def _tail(written: CellLog) -> bytes:

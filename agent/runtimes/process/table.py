@@ -16,6 +16,8 @@ from galactica.agent.runtimes.port import RuntimeFailure
 
 KILL_ROUNDS = 100
 KILL_PAUSE_SECONDS = 0.02
+REAP_ROUNDS = 50
+REAP_PAUSE_SECONDS = 0.002
 THAW_ROUND = 5
 """Most processes have ended by then."""
 
@@ -110,8 +112,19 @@ def kill_and_reap(process: Process) -> None:
         return
     with contextlib.suppress(ProcessLookupError):
         os.kill(process.pid, signal.SIGKILL)
-    with contextlib.suppress(ChildProcessError):
+    try:
         os.waitpid(process.pid, 0)
+    except ChildProcessError:
+        wait_until_reaped(process)
+
+
+def wait_until_reaped(process: Process) -> None:
+    """Wait until its parent or the kernel has collected it. Blocks for up to a tenth of a second: some hosts have nobody
+    who collects."""
+    for _ in range(REAP_ROUNDS):
+        if look_at(process) is None:
+            return
+        time.sleep(REAP_PAUSE_SECONDS)
 
 
 def descendants(roots: Iterable[Process]) -> set[int]:
