@@ -12,12 +12,12 @@ from galactica.agent.core.model import Found, Running
 from galactica.agent.runtimes.logs import CellLog, last_lines
 from galactica.agent.runtimes.port import LAST_LINES, RuntimeFailure
 from galactica.agent.runtimes.process import groups as process_groups
-from galactica.agent.runtimes.process import launch as process_launch
 from galactica.agent.runtimes.process import limits as process_limits
 from galactica.agent.runtimes.process import plan as process_plan
 from galactica.agent.runtimes.process import record as process_record
 from galactica.agent.runtimes.process import table as process_table
 from galactica.agent.runtimes.process.launch import Folder
+from galactica.agent.runtimes.process.leftovers import Leftovers
 from galactica.agent.runtimes.process.record import Record
 from galactica.v1 import cell_pb2
 
@@ -31,7 +31,7 @@ class Cell:
     """Used by the event loop only; the functions below the class block and run in threads.
 
     ``died``: set as soon as its main process, its keeper or its reaper has ended. ``is_stopping``: the agent ends it,
-    so its death is not reported.
+    so its death is not reported. ``was_stopped``: it was found stopped by a signal, once or now.
     """
 
     def __init__(self, folder: Folder, record: Record, log_limit_bytes: int) -> None:
@@ -41,6 +41,7 @@ class Cell:
         self.died = asyncio.Event()
         self.is_stopping = False
         self.is_gone = False
+        self.was_stopped = False
         self._pidfds: list[int] = []
         self._examining = asyncio.Lock()
 
@@ -209,9 +210,10 @@ def kill_all(record: Record, folder: Folder) -> None:
     process_table.kill_until_none(find)
 
 
-def sweep(record: Record, folder: Folder) -> None:
-    """Remove all processes, control groups and files of the cell. Blocks. Raises RuntimeFailure, OSError."""
+def sweep(record: Record, folder: Folder, leftovers: Leftovers) -> None:
+    """End all processes of the cell, and remove its control groups and files. Blocks. Raises RuntimeFailure if a
+    process does not end."""
     kill_all(record, folder)
-    process_groups.remove(record.groups)
+    leftovers.discard_groups(record.groups)
     end_holders(record)
-    process_launch.remove(folder)
+    leftovers.discard(folder.path)

@@ -8,7 +8,6 @@ import os
 import select
 import shutil
 import signal
-import stat
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from galactica.agent.runtimes.process import limits as process_limits
 from galactica.agent.runtimes.process import plan as process_plan
 from galactica.agent.runtimes.process import record as process_record
 from galactica.agent.runtimes.process import table as process_table
+from galactica.agent.runtimes.process.leftovers import Leftovers
 from galactica.agent.runtimes.process.limits import Limiter
 from galactica.agent.runtimes.process.record import Record
 from galactica.agent.runtimes.process.table import Process
@@ -62,39 +62,34 @@ def folder_name(text: str) -> str:
     return "%2E" + name[1:] if name.startswith(".") else name
 
 
-def launch(order: link_pb2.Order, ports: dict[str, int], folder: Folder, limiter: Limiter) -> Record:
+def launch(
+    order: link_pb2.Order,
+    ports: dict[str, int],
+    folder: Folder,
+    limiter: Limiter,
+    leftovers: Leftovers | None = None,
+) -> Record:
     """Start the cell. Returns when its exec has succeeded. Raises StartFailed; then nothing of it is left."""
+    leftovers = leftovers or Leftovers(())
     try:
         plan = process_plan.plan(order, ports, folder.scratch)
-        _make(folder)
+        _make(folder, leftovers)
         groups = limiter.make(folder.group_name, order.spec.resources)
         nobody = Process(0, 0)
         return _launch(
             Record(order, process_table.boot_id(), nobody, nobody, ports, groups, 0.0), plan, folder, limiter
         )
     except OSError as error:
-        remove(folder)
+        leftovers.discard(folder.path)
         raise StartFailed(f"cannot start {order.cell_id}: {error}") from error
     except StartFailed:
-        remove(folder)
+        leftovers.discard(folder.path)
         raise
 
 
-def remove(folder: Folder) -> None:
-    """Remove the cell's folder, even if the cell has changed its permissions. Raises OSError."""
-    # The record goes first: after a crash the next agent removes a folder without a record.
-    folder.record.unlink(missing_ok=True)
+def _make(folder: Folder, leftovers: Leftovers) -> None:
     if folder.path.exists():
-        try:
-            shutil.rmtree(folder.path)
-        except PermissionError:
-            _open_up(folder.path)
-            shutil.rmtree(folder.path)
-
-
-def _make(folder: Folder) -> None:
-    if folder.path.exists():
-        remove(folder)
+        leftovers.discard(folder.path)
     for directory in (folder.path, folder.scratch, folder.scratch / "tmp"):
         directory.mkdir(mode=0o700, parents=True)
 
@@ -213,11 +208,3 @@ def _forked_pid(line: bytes, folder: Folder) -> int:
 def _check_exec(plan: process_plan.Plan, answer: bytes) -> None:
     if answer != b"ok":
         raise StartFailed(f"cannot run {plan.executable}: {answer.decode(errors='replace')}")
-
-
-def _open_up(top: Path) -> None:
-    """Restore permissions on directories: the cell may have removed them."""
-    for directory, _, _ in os.walk(top):
-        for entry in os.scandir(directory):
-            if entry.is_dir(follow_symlinks=False):
-                Path(entry.path).chmod(stat.S_IRWXU)

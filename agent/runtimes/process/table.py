@@ -106,6 +106,12 @@ def signal_group(leader: Process, number: int) -> None:
             os.killpg(leader.pid, number)
 
 
+def is_stopped(process: Process) -> bool:
+    """Whether somebody has stopped it (SIGSTOP)."""
+    stat = look_at(process)
+    return stat is not None and stat.state == "T"
+
+
 def kill_and_reap(process: Process) -> None:
     """Kill one process, and reap it if it is our child. Blocks for a moment."""
     if look_at(process) is None:
@@ -119,8 +125,8 @@ def kill_and_reap(process: Process) -> None:
 
 
 def wait_until_reaped(process: Process) -> None:
-    """Wait until its parent or the kernel has collected it. Blocks for up to a tenth of a second: some hosts have nobody
-    who collects."""
+    """Wait until its parent or the kernel has collected it. Blocks for up to a tenth of a second: on some hosts nobody
+    collects."""
     for _ in range(REAP_ROUNDS):
         if look_at(process) is None:
             return
