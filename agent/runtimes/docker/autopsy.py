@@ -3,6 +3,7 @@
 import json
 import signal
 import struct
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -22,7 +23,9 @@ _YEAR_ONE = "0001-"
 
 @dataclass(slots=True)
 class Life:
-    """A container whose death will be reported. The fields with defaults are set after its inspection."""
+    """A container whose death will be reported. The fields with defaults are set after its inspection. ``known_at``: of
+    the monotonic clock, before the container started, or when this agent found it. What was asked before says nothing
+    about it."""
 
     cell_id: str
     started_at: float = 0.0
@@ -30,6 +33,7 @@ class Life:
     memory_bytes: int = 0
     oom_killed: bool = False
     touches: Touches = field(default_factory=Touches)
+    known_at: float = field(default_factory=time.monotonic)
 
     def learn(self, inspected: Mapping[str, Any]) -> None:
         self.memory_bytes = inspected["HostConfig"].get("Memory") or 0

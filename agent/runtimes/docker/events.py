@@ -3,6 +3,7 @@ containers again."""
 
 import contextlib
 import logging
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 
 from galactica.agent.core.model import Found
 from galactica.agent.runtimes.docker.autopsy import Death
-from galactica.agent.runtimes.docker.differences import COPIED, DEFAULT_NETWORKS, ran
+from galactica.agent.runtimes.docker.differences import COPIED, DEFAULT_NETWORKS, PAUSED, ran, signalled
 from galactica.agent.runtimes.docker.engine import Engine
 from galactica.agent.runtimes.docker.listing import Listing
 from galactica.agent.runtimes.port import RuntimeUnavailable
@@ -22,9 +23,11 @@ OVERLAP_SECONDS = 2
 """The engine answers shortly before the subscription is active. Asking for slightly older events covers that gap."""
 JOIN_SECONDS = 2.0
 
-HANDS = ("update", "rename", "exec_start", "extract-to-dir", "connect", "disconnect")
+HANDS = ("update", "rename", "exec_start", "extract-to-dir", "connect", "disconnect", "pause", "kill")
 """Events of changes by other people or programs. The agent's own commands cause such events too; their ids tell them
-apart."""
+apart, and what it ends itself is not heard any more."""
+ENDINGS = frozenset({"SIGKILL", "SIGTERM", "SIGINT", "SIGQUIT", "SIGABRT"})
+"""Signals that ask a program to end: its death tells more than the signal."""
 
 _log = logging.getLogger(__name__)
 
@@ -168,9 +171,24 @@ def _touch_of(event: Any, actor: Any, action: str) -> Touch | None:
     if verb == "exec_start":
         program = (words.split() or [""])[0]
         return Touch(actor.get("ID", ""), at, ran(program), attributes.get("execID", ""))
-    if verb not in HANDS:
-        return None
-    return Touch(actor.get("ID", ""), at, COPIED if verb == "extract-to-dir" else "")
+    if verb == "kill":
+        name = _name_of_signal(str(attributes.get("signal", "")))
+        return Touch(actor.get("ID", ""), at, signalled(name)) if name not in ENDINGS else None
+    return Touch(actor.get("ID", ""), at, _LINES.get(verb, "")) if verb in HANDS else None
+
+
+_LINES = {"extract-to-dir": COPIED, "pause": PAUSED}
+"""What a comparison would not show, or not any more."""
+
+
+def _name_of_signal(text: str) -> str:
+    """Engines tell its number or its name."""
+    if text.isdecimal():
+        try:
+            return signal.Signals(int(text)).name
+        except ValueError:
+            return f"signal {text}"
+    return text if text.startswith("SIG") else f"SIG{text}"
 
 
 def _number(text: Any, default: int) -> int:
