@@ -23,6 +23,7 @@ from galactica.agent.runtimes.docker.autopsy import Life, autopsy_of, unix_secon
 from galactica.agent.runtimes.docker.command import candidates, check_command
 from galactica.agent.runtimes.docker.differences import OwnExecs
 from galactica.agent.runtimes.docker.spec import CELL_LABEL, SERVER_LABEL, Scope, body_of
+from galactica.agent.runtimes.docker.writable import hand_over
 from galactica.agent.runtimes.port import (
     LAST_LINES,
     RuntimeFailure,
@@ -184,7 +185,10 @@ class Engine:
     ) -> Running:
         client = self.client()
         with self.errors("start a container"):
-            self._check_command(client, container_id)
+            if self._init or order.spec.writable:
+                made = client.inspect_container(container_id)
+                self._check_command(client, made)
+                hand_over(client, made, order.spec.writable)
             try:
                 client.start(container_id)
             except docker.errors.APIError as error:
@@ -198,14 +202,11 @@ class Engine:
             raise Abandoned
         return self.running_of(order, inspected)
 
-    def _check_command(self, client: docker.APIClient, container_id: str) -> None:
+    def _check_command(self, client: docker.APIClient, inspected: Mapping[str, Any]) -> None:
         """If the engine's init is process 1, the engine does not notice a missing command. Looked for once in each
         image, so that later cells of a spec start faster. A name may mean another image by then: its id counts."""
-        if not self._init:
-            return
-        inspected = client.inspect_container(container_id)
         command = (str(inspected["Image"]), *candidates(inspected))
-        if command in self._checked_commands:
+        if not self._init or command in self._checked_commands:
             return
         check_command(client, inspected)
         if len(self._checked_commands) >= CHECKED_COMMANDS:
