@@ -35,21 +35,22 @@ _log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class Touch:
     """Somebody may have changed a container. ``line`` says how, if a comparison would not show it. ``exec_id``: the
-    command that was run."""
+    command that was run. ``is_kill``: it was killed, which changes nothing in it but tells why it ended."""
 
     container_id: str
     at: float
     line: str = ""
     exec_id: str = ""
+    is_kill: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Hearers:
-    """Callbacks; the events thread calls them. ``out_of_memory``: with a container's id. ``connected``: an attempt to
-    connect succeeded (None) or failed."""
+    """Callbacks; the events thread calls them. ``out_of_memory``: with a container's id, and when the kernel killed a
+    process of it. ``connected``: an attempt to connect succeeded (None) or failed."""
 
     death: Callable[[Death], None]
-    out_of_memory: Callable[[str], None]
+    out_of_memory: Callable[[str, float], None]
     relisted: Callable[[Sequence[Found]], None]
     connected: Callable[[RuntimeUnavailable | None], None]
     touched: Callable[[Touch], None]
@@ -139,7 +140,7 @@ class EventThread:
                 elif isinstance(news, Touch):
                     self._hearers.touched(news)
                 elif news is not None:
-                    self._hearers.out_of_memory(news)
+                    self._hearers.out_of_memory(news, _at(event))
 
 
 def news_of(event: Any) -> Death | Touch | str | None:
@@ -157,12 +158,11 @@ def news_of(event: Any) -> Death | Touch | str | None:
     if action == "oom":
         return str(container_id)
     attributes = actor.get("Attributes") or {}
-    at = _number(event.get("timeNano"), 0) / 1e9
-    return Death(container_id, _number(attributes.get("exitCode"), -1), at)
+    return Death(container_id, _number(attributes.get("exitCode"), -1), _at(event))
 
 
 def _touch_of(event: Any, actor: Any, action: str) -> Touch | None:
-    attributes, at = actor.get("Attributes") or {}, _number(event.get("timeNano"), 0) / 1e9
+    attributes, at = actor.get("Attributes") or {}, _at(event)
     if event.get("Type") == "network":
         container_id = attributes.get("container")
         is_start = action == "connect" and attributes.get("name") in DEFAULT_NETWORKS
@@ -173,6 +173,8 @@ def _touch_of(event: Any, actor: Any, action: str) -> Touch | None:
         return Touch(actor.get("ID", ""), at, ran(program), attributes.get("execID", ""))
     if verb == "kill":
         name = _name_of_signal(str(attributes.get("signal", "")))
+        if name == "SIGKILL":
+            return Touch(actor.get("ID", ""), at, is_kill=True)
         return Touch(actor.get("ID", ""), at, signalled(name)) if name not in ENDINGS else None
     return Touch(actor.get("ID", ""), at, _LINES.get(verb, "")) if verb in HANDS else None
 
@@ -189,6 +191,11 @@ def _name_of_signal(text: str) -> str:
         except ValueError:
             return f"signal {text}"
     return text if text.startswith("SIG") else f"SIG{text}"
+
+
+def _at(event: Any) -> float:
+    """Unix seconds."""
+    return _number(event.get("timeNano"), 0) / 1e9
 
 
 def _number(text: Any, default: int) -> int:

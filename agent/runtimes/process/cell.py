@@ -12,7 +12,7 @@ from galactica.agent.core.model import Found, Running
 from galactica.agent.runtimes.logs import CellLog, last_lines
 from galactica.agent.runtimes.port import LAST_LINES, RuntimeFailure
 from galactica.agent.runtimes.process import groups as process_groups
-from galactica.agent.runtimes.process import limits as process_limits
+from galactica.agent.runtimes.process import memory as process_memory
 from galactica.agent.runtimes.process import plan as process_plan
 from galactica.agent.runtimes.process import record as process_record
 from galactica.agent.runtimes.process import table as process_table
@@ -117,15 +117,17 @@ def post_mortem(record: Record, folder: Folder, written: CellLog) -> cell_pb2.Au
     cell_id, lived_seconds = record.order.cell_id, max(0.0, time.time() - record.started_at)
     # Read before the rest is killed, so that this kill is not taken for the cause of death.
     main = process_table.look_at(record.main) if is_of_this_boot(record) else None
-    oom_killed = process_limits.ran_out_of_memory(record.groups)
+    autopsy = _how_it_ended(main) if is_of_this_boot(record) else _with_the_server()
+    has_died_of_it = autopsy.signal == "SIGKILL" and process_memory.was_killed_for_it(
+        record.main, record.groups
+    )
     try:
         kill_all(record, folder)
     except RuntimeFailure as error:
         if record.order.spec.exclusive:
             raise
         log.warning("cannot kill all processes of the dead cell %s: %s", cell_id, error)
-    autopsy = _how_it_ended(main) if is_of_this_boot(record) else _with_the_server()
-    if oom_killed and autopsy.signal == "SIGKILL":
+    if has_died_of_it:
         autopsy.oom_killed = True
         autopsy.reason = f"out of memory: {autopsy.reason}"
     autopsy.lived_seconds = lived_seconds

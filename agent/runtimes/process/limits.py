@@ -8,7 +8,6 @@ more address space than they use. For CPU there is no suitable rlimit, and RLIMI
 user. So ``cpu`` and ``pids`` are then not limited; the agent's log says so.
 """
 
-import contextlib
 import os
 import resource
 from collections.abc import Iterable, Mapping
@@ -105,16 +104,6 @@ def limit_process(pid: int, limits: cell_pb2.Resources, limiter: Limiter) -> Non
     resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
     if limits.memory_bytes and not limiter.holds_memory():
         resource.prlimit(pid, resource.RLIMIT_DATA, (limits.memory_bytes, limits.memory_bytes))
-
-
-def ran_out_of_memory(groups: Iterable[Path]) -> bool:
-    """Whether the kernel killed a process of these groups because they ran out of memory."""
-    for group in groups:
-        for name in ("memory.oom_control", "memory.events"):
-            with contextlib.suppress(OSError):
-                words = (group / name).read_text().split()
-                return int(words[words.index("oom_kill") + 1]) > 0
-    return False
 
 
 def _own_groups(text: str) -> Iterable[tuple[str, str]]:
