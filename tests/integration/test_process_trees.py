@@ -207,3 +207,27 @@ async def test_cell_that_somebody_froze_ends_all_the_same(tmp_path):
     finally:
         (frozen / "freezer.state").write_text("THAWED")
         frozen.rmdir()
+
+
+async def test_what_a_command_leaves_in_a_session_of_its_own_ends_with_the_command(runtime, tmp_path):
+    await runtime.start(order(SLEEP), quiet)
+    pid_file = tmp_path / "pid"
+    command = ("sh", "-c", f"setsid sh -c 'echo $$ > {pid_file}; exec sleep 300' & echo done")
+    assert await runtime.execute("web/0.1", command, 30) == (0, "done")
+    # It was killed before it wrote, or after.
+    assert not pid_file.exists() or not is_alive(int(pid_file.read_text() or 1 << 30))
+
+
+async def test_a_daemon_that_a_command_leaves_ends_with_the_command_or_the_cell(runtime, tmp_path, limiter):
+    """Without control groups, looking at every process of the machine after each probe would take too long."""
+    await runtime.start(order(SLEEP), quiet)
+    pid_file = tmp_path / "pid"
+    daemon = f"setsid sh -c 'echo $$ > {pid_file}; exec sleep 300' < /dev/null > /dev/null 2>&1 &"
+    wait = f"while [ ! -s {pid_file} ]; do sleep 0.01; done"
+    assert await runtime.execute("web/0.1", ("sh", "-c", f"{daemon} {wait}"), 30) == (0, "")
+    pid = int(pid_file.read_text())
+    with ended_at_last(pid):
+        if limiter == LIMITERS["rlimits"]:
+            assert is_alive(pid)
+            await runtime.stop("web/0.1", "SIGTERM", 5)
+        assert not is_alive(pid)

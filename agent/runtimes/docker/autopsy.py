@@ -31,12 +31,13 @@ class Life:
 
     ``lacked_at``: when the kernel last killed a process of it for lack of memory, in Unix seconds. ``known_at``: of the
     monotonic clock, before the container started, or when this agent found it. What was asked before says nothing
-    about it.
+    about it. ``process_id``: of its first process, on the engine's host.
     """
 
     cell_id: str
     started_at: float = 0.0
     log_path: str = ""
+    process_id: int = 0
     memory_bytes: int = 0
     lacked_at: float = -math.inf
     touches: Touches = field(default_factory=Touches)
@@ -45,6 +46,7 @@ class Life:
     def learn(self, inspected: Mapping[str, Any]) -> None:
         self.memory_bytes = inspected["HostConfig"].get("Memory") or 0
         self.log_path = inspected.get("LogPath") or ""
+        self.process_id = inspected["State"].get("Pid") or 0
         self.started_at = unix_seconds(inspected["State"]["StartedAt"])
 
 

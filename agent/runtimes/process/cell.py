@@ -197,7 +197,8 @@ def kill_all(record: Record, folder: Folder) -> None:
     is_alive = is_of_this_boot(record)
     holders = record.holders if is_alive else ()
     has_reaper = is_alive and record.reaper is not None and process_table.look_at(record.reaper) is not None
-    is_searched = is_alive and not has_reaper and (record.reaper is not None or not record.groups)
+    # Without control groups the children of commands that ran beside it are below no reaper.
+    is_searched = is_alive and (not has_reaper or not record.groups)
     marker = process_plan.marker_of(folder.scratch)
 
     def find() -> set[int]:

@@ -10,7 +10,7 @@ user. So ``cpu`` and ``pids`` are then not limited; the agent's log says so.
 
 import os
 import resource
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -97,6 +97,15 @@ def join(groups: Iterable[Path], pid: int) -> None:
     """Raises OSError."""
     for group in groups:
         (group / "cgroup.procs").write_text(str(pid))
+
+
+def joining(groups: Iterable[Path], words: Sequence[str]) -> list[str]:
+    """A command that joins these groups and then becomes that one. What it starts is in the groups from the first
+    moment; a process that is moved later may have children already."""
+    return ["/bin/sh", "-c", _JOIN, "sh", *map(str, groups), "--", *words]
+
+
+_JOIN = 'until [ "$1" = -- ]; do echo $$ > "$1/cgroup.procs"; shift; done 2> /dev/null; shift; exec "$@"'
 
 
 def limit_process(pid: int, limits: cell_pb2.Resources, limiter: Limiter) -> None:

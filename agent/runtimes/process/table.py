@@ -159,13 +159,18 @@ def marked(leader: Process, marker: bytes) -> set[int]:
     The kernel does not reuse the number of an existing session. So if another process has the leader's pid now, the
     session is empty."""
     session = _session_of(leader)
-    return {pid for pid, stat in _living() if stat.session == session or _has_entry(pid, marker)}
+    return {pid for pid, stat in _living() if stat.session == session or has_entry(pid, marker)}
+
+
+def all_living() -> set[int]:
+    """All processes of this machine."""
+    return {pid for pid, _ in _living()}
 
 
 def kill_marked(marker: bytes) -> None:
     """Kill every process whose environment has that entry. Blocks, and raises RuntimeFailure, like
     ``kill_until_none``."""
-    kill_until_none(lambda: {pid for pid, _ in _living() if _has_entry(pid, marker)})
+    kill_until_none(lambda: {pid for pid, _ in _living() if has_entry(pid, marker)})
 
 
 def kill_until_none(find: Callable[[], AbstractSet[int]]) -> None:
@@ -219,7 +224,8 @@ def _living() -> Iterator[tuple[int, Stat]]:
     return ((pid, stat) for pid, stat in _everybody() if not stat.has_ended)
 
 
-def _has_entry(pid: int, entry: bytes) -> bool:
+def has_entry(pid: int, entry: bytes) -> bool:
+    """Whether that process's environment has the entry."""
     try:
         environment = Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:  # gone already, or of another user and so not of this cell
