@@ -20,9 +20,10 @@ import urllib3.exceptions
 from galactica.agent.core.model import Running
 from galactica.agent.runtimes.docker import addresses
 from galactica.agent.runtimes.docker.autopsy import Life, autopsy_of, unix_seconds
-from galactica.agent.runtimes.docker.command import check_command
+from galactica.agent.runtimes.docker.command import candidates, check_command
 from galactica.agent.runtimes.docker.differences import OwnExecs
 from galactica.agent.runtimes.docker.spec import CELL_LABEL, SERVER_LABEL, Scope, body_of
+from galactica.agent.runtimes.docker.writable import hand_over
 from galactica.agent.runtimes.port import (
     LAST_LINES,
     RuntimeFailure,
@@ -69,7 +70,7 @@ class Engine:
         self._init = False
         self._is_rootless = False
         self._is_near = False
-        self._checked_commands: set[tuple[str, tuple[str, ...]]] = set()
+        self._checked_commands: set[tuple[str, ...]] = set()
 
     def client(self) -> docker.APIClient:
         """The connected client. Raises RuntimeUnavailable."""
@@ -184,7 +185,10 @@ class Engine:
     ) -> Running:
         client = self.client()
         with self.errors("start a container"):
-            self._check_command(client, container_id, order)
+            if self._init or order.spec.writable:
+                made = client.inspect_container(container_id)
+                self._check_command(client, made)
+                hand_over(client, made, order.spec.writable)
             try:
                 client.start(container_id)
             except docker.errors.APIError as error:
@@ -198,13 +202,13 @@ class Engine:
             raise Abandoned
         return self.running_of(order, inspected)
 
-    def _check_command(self, client: docker.APIClient, container_id: str, order: link_pb2.Order) -> None:
-        """If the engine's init is process 1, the engine does not notice a missing command. Checked once for each image
-        and command, so that later cells of a spec start faster."""
-        command = (order.spec.image, tuple(order.spec.command[:1]))
+    def _check_command(self, client: docker.APIClient, inspected: Mapping[str, Any]) -> None:
+        """If the engine's init is process 1, the engine does not notice a missing command. Looked for once in each
+        image, so that later cells of a spec start faster. A name may mean another image by then: its id counts."""
+        command = (str(inspected["Image"]), *candidates(inspected))
         if not self._init or command in self._checked_commands:
             return
-        check_command(client, container_id)
+        check_command(client, inspected)
         if len(self._checked_commands) >= CHECKED_COMMANDS:
             self._checked_commands.clear()
         self._checked_commands.add(command)
