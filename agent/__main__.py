@@ -145,6 +145,7 @@ async def _serve(settings: Settings, identity: Identity) -> None:
         fence=FenceKeeper(FenceFile(settings.data), start_watchdog(settings, identity, facts.runtimes)),
         will=last_will(settings, identity),
         watch_to=lambda deliver: NeighbourWatch(listening, deliver, lacks) if listening else None,
+        maintenance_seconds=settings.maintenance_seconds,
     )
     log.info(
         "started version=%s server=%s fleet=%s scheduler=%s runtimes=%s watch=%s pid=%d",

@@ -74,7 +74,7 @@ log = logging.getLogger(__name__)
 class Daemon:
     """``link_to`` and ``watch_to`` create the link and the neighbours' watch (None: no watch); each gets the function
     that takes its events. ``remember_epoch`` may block. ``will``: the agent's last will on the message bus, if it
-    uses one."""
+    uses one. ``maintenance_seconds``: the lease to ask for when the daemon ends without its cells; 0: none."""
 
     def __init__(
         self,
@@ -89,12 +89,14 @@ class Daemon:
         compare_every_seconds: float = drift.EVERY_SECONDS,
         will: Will | None = None,
         watch_to: Callable[[Callable[[Event], Awaitable[None]]], NeighbourWatch | None] = lambda _: None,
+        maintenance_seconds: float = 0.0,
     ) -> None:
         self._runtimes = runtimes
         self._facts = facts
         self._remember_epoch = remember_epoch
         self._will = will
         self._fence = fence
+        self._maintenance_seconds = maintenance_seconds
         self._state = State(epoch=epoch, fence_at=fence.known())
         self._queue: asyncio.Queue[Event] = asyncio.Queue(QUEUE_LIMIT)
         self._link = link_to(self.deliver)
@@ -145,6 +147,8 @@ class Daemon:
             await stop.wait()
             if stops_cells:
                 await self._stop_cells()
+            elif self._maintenance_seconds:
+                await self._link.ask_for_maintenance(self._maintenance_seconds)
             await self._link.leave()
             # Work that is still under way in a runtime is found at the agent's next start.
             for task in (*owned, *self._workers):

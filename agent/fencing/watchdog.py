@@ -80,7 +80,9 @@ async def _guard(file: FenceFile, owner: str, runtimes: Callable[[], Sequence[Ru
         os.write(sys.stdout.fileno(), READY_LINE)
     kept = None
     while True:
-        kept = file.read(otherwise=kept)  # what cannot be read ends neither the watch nor the lease that is known
+        kept = file.read(
+            otherwise=kept
+        )  # what cannot be read ends neither the watch nor the lease that is known
         is_ours = kept is not None and kept.owner == owner
         is_over = not is_ours
         if kept is not None and is_ours and clock.now() >= kept.fence_at:

@@ -173,6 +173,7 @@ def _testimony(testimony: TestimonyReport) -> link_pb2.Testimony:
         server_id=testimony.server_id,
         answer=link_pb2.Answer.ValueType(testimony.answer),
         for_ms=min(LONGEST_MS, max(0, round(testimony.for_seconds * 1_000))),
+        after_refusal=testimony.after_refusal,
     )
 
 

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from galactica.scheduler.core.model.commands import Command
 from galactica.scheduler.core.model.fleet import Phase
 from galactica.scheduler.core.model.policy import Tempo
-from galactica.scheduler.core.model.requests import Asker, AskerKind, ClaimEpoch, Refused
+from galactica.scheduler.core.model.requests import Asker, AskerKind, BeginMaintenance, ClaimEpoch, Refused
 from galactica.scheduler.core.ports import Mind
 from galactica.scheduler.core.sight.observations import Detached, Reported, Rivalled
 from galactica.scheduler.core.verdicts.evidence import TEMPO_WORTH_TELLING, terms_of
@@ -275,6 +275,8 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
                         f"shell output too large: the limit is {wire.CHUNK_BYTES_LIMIT} bytes"
                     )
                 session.take_shell_output(message.shell_output)
+            case "goodbye":
+                await self._take_goodbye(session, message.goodbye)
             case "hello":
                 raise InvalidRequest("second Hello: a link has only one")
             case _:
@@ -294,6 +296,18 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
             echo = link_pb2.Echo(sent_at=report.sent_at, received_at=received_at, beat_at=report.beat_at)
             session.notice(link_pb2.AttachResponse(echo=echo))
         self._retune(session)
+
+    async def _take_goodbye(self, session: Session, goodbye: link_pb2.Goodbye) -> None:
+        """Answer when the maintenance lease is durable: then the agent may end."""
+        asked = BeginMaintenance(session.server, session.id, goodbye.maintenance_ms / 1_000)
+        try:
+            await self._mind.ask(asked, Asker.server(session.server))
+        except Refused as refused:
+            farewell = link_pb2.Farewell(refusal=str(refused))
+        else:
+            limit_seconds = self._policy.maintenance_limit_seconds
+            farewell = link_pb2.Farewell(maintenance_ms=round(1_000 * min(asked.seconds, limit_seconds)))
+        session.notice(link_pb2.AttachResponse(farewell=farewell))
 
     # --- neighbours -----------------------------------------------------------------------------------------------
 

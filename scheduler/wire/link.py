@@ -173,7 +173,7 @@ def _testimony(message: link_pb2.Testimony, at: float) -> Testimony:
     answer = _ANSWERS.get(message.answer)
     if answer is None:
         raise WireError(f"testimonies: unknown answer {int(message.answer)} about {server}")
-    return Testimony(server, answer, since=at - message.for_ms / 1_000)
+    return Testimony(server, answer, at - message.for_ms / 1_000, message.after_refusal)
 
 
 def _facts(hello: link_pb2.Hello, skipped: list[str]) -> ServerFacts:

@@ -59,11 +59,13 @@ class Answer(StrEnum):
 
 
 class Testimony(Struct, frozen=True):
-    """``since``: the scheduler's time from which on it has been so."""
+    """``since``: the scheduler's time from which on it has been so. ``after_refusal``: it is silent, and its kernel
+    refused pings before."""
 
     server: str
     answer: Answer
     since: float
+    after_refusal: bool = False
 
 
 class ServerFacts(Struct, frozen=True):

@@ -14,6 +14,7 @@ from galactica.scheduler.core.model.keys import Storm
 from galactica.scheduler.core.model.policy import Policy
 from galactica.scheduler.core.sight.state import Sight
 from galactica.scheduler.core.verdicts.evidence import last_heard_at
+from galactica.scheduler.core.verdicts.maintenance import maintenance_of
 
 
 def storm_of(fleet: Fleet, sight: Sight, pool: str, now: float, policy: Policy) -> Storm | None:
@@ -79,6 +80,8 @@ def _silence_in(fleet: Fleet, sight: Sight, pool: str, now: float, policy: Polic
     there = [server for server in fleet.servers.values() if server.pool == pool and _counts(server)]
     silent = dict(condemned)
     for server in there:
+        if maintenance_of(server, sight, now) is not None:
+            continue  # its silence was announced, and says nothing about the scheduler's own sight
         heard_at = last_heard_at(server, sight)
         if tempo.is_silent(heard_at, now) and not is_released(fleet, sight, server, now, policy):
             silent[server.id] = heard_at
