@@ -48,6 +48,7 @@ from galactica.agent.start import (
     instance,
     last_will,
     load_identity,
+    machine,
     owned,
     start_watchdog,
     store_epoch,
@@ -126,6 +127,7 @@ async def _serve(settings: Settings, identity: Identity) -> None:
         agent_version=__version__,
         watch_address=joined_address(*listening.getsockname()[:2]) if listening else "",
         instance=instance(),
+        machine=machine(settings.data),
     )
     daemon = Daemon(
         runtimes=runtimes,

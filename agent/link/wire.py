@@ -46,6 +46,8 @@ class ServerFacts:
     """Where neighbours reach this agent; empty: it takes no part in the watch."""
     instance: str = ""
     """Names this run of the agent on this machine (``start.instance``)."""
+    machine: str = ""
+    """Names the machine (``start.machine``)."""
 
 
 def hello(
@@ -63,6 +65,7 @@ def hello(
             epoch=instruction.epoch,
             watch_address=facts.watch_address,
             instance=facts.instance,
+            machine=facts.machine,
             beat_at=instruction.beat_at,
             watching=[
                 link_pb2.Neighbour(

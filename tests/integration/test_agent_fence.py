@@ -138,7 +138,7 @@ async def test_the_watchdog_goes_on_by_the_lease_that_it_knows_where_it_cannot_r
 ) -> None:
     process = world.enrolled().start()
     pid = await exclusive(world)
-    await until(lambda: (world.data / "fence").exists(), "the lease is stored")
+    await until((world.data / "fence").exists, "the lease is stored")
     await beats_for(world, LEASE_SECONDS)  # the watchdog has read it meanwhile
     process.kill()
     process.wait()
