@@ -161,8 +161,8 @@ class ByAgent:
 
 
 def _ended_with_lease(draft: Draft, cell: Cell, fenced_at: float | None) -> Verdict | None:
-    """The verdict on an exclusive cell whose agent ended in order: it lives for as long as the agent's lease, which only
-    the agent itself can extend."""
+    """The verdict on an exclusive cell whose agent ended in order. It lives for as long as the agent's lease, and only
+    the agent itself can extend that."""
     if fenced_at is None:
         return None
     reason = f"its server {cell.server} is in maintenance"

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from galactica.scheduler.core.model.fleet import Maintenance, Server
+from galactica.scheduler.core.model.fleet import Fleet, Maintenance, Server
+from galactica.scheduler.core.model.policy import Policy
 from galactica.scheduler.core.model.verdict import Evidence
-from galactica.scheduler.core.sight.observations import Answer
 from galactica.scheduler.core.sight.state import Sight
-from galactica.scheduler.core.verdicts.evidence import Witnesses
+from galactica.scheduler.core.verdicts.evidence import Witnesses, missing_at_of, witnesses_of
 
 WITNESSES_LEAST = 2
 """A single neighbour that gets no answer may have lost its own way to the host, and the missing heartbeats do not count
@@ -50,11 +50,19 @@ class Silence(NamedTuple):
 def silence_of(witnesses: Witnesses, missing_at: float | None, since: float) -> Silence:
     """``missing_at``: when the provider's newest list was asked for, where that leaves the server out. It counts as one
     more witness, if it is newer than ``since``, the beginning of the maintenance."""
-    seen = [one.since for one in witnesses.said if one.answer is Answer.SILENT and one.after_refusal]
+    seen = [one.since for one in witnesses.said if one.after_refusal and one.since > since]
     alive = witnesses.answers + witnesses.refused
     if missing_at is not None and missing_at > since:
         seen.append(missing_at)
     return Silence(len(seen), len(seen) + alive, max(seen, default=0.0))
+
+
+def host_silence(
+    fleet: Fleet, server: Server, lease: Maintenance, sight: Sight, now: float, policy: Policy
+) -> Silence:
+    """What is seen of its host now, for those that have not looked at its witnesses yet."""
+    witnesses = witnesses_of(server, sight, now, policy.tempo(len(fleet.servers)))
+    return silence_of(witnesses, missing_at_of(fleet, server, sight), lease.since)
 
 
 def goodbye_fact(server: str, lease: Maintenance) -> Evidence:
