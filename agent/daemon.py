@@ -48,6 +48,7 @@ from galactica.agent.health.probes import Prober
 from galactica.agent.link import wire
 from galactica.agent.link.logs import LogStreams
 from galactica.agent.link.shell import Shells
+from galactica.agent.shutdown import machine_goes_down
 from galactica.agent.steady import steadily
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ class Daemon:
             if stops_cells:
                 await self._stop_cells()
             elif self._maintenance_seconds:
-                await self._link.ask_for_maintenance(self._maintenance_seconds)
+                await self._ask_for_maintenance()
             await self._link.leave()
             # Work that is still under way in a runtime is found at the agent's next start.
             for task in (*owned, *self._workers):
@@ -157,6 +158,12 @@ class Daemon:
             self._shells.close_all()
             if self._timer:
                 self._timer.cancel()
+
+    async def _ask_for_maintenance(self) -> None:
+        if await machine_goes_down():
+            log.warning("no maintenance lease reason='this machine goes down, and its cells with it'")
+        else:
+            await self._link.ask_for_maintenance(self._maintenance_seconds)
 
     def _begin(self, name: str, part: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
         """Of the other parts, without which there is no agent, an unexpected error ends the daemon."""

@@ -1,5 +1,7 @@
 """An agent that a signal ends leaves its cells and asks for a maintenance lease: both ends of the link."""
 
+import os
+
 import pytest
 
 from galactica.scheduler.core.model.policy import Policy
@@ -105,6 +107,20 @@ async def test_an_agent_whose_scheduler_is_away_ends_without_a_lease(world):
     code, said = await agent.ended()
     assert code == 0
     assert "no maintenance lease reason='not attached to the scheduler'" in said
+
+
+@pytest.mark.parametrize(("says", "asks"), [("stopping", False), ("running", True), ("degraded", True)])
+async def test_an_agent_whose_machine_goes_down_asks_for_none(world, tmp_path, says, asks):
+    systemctl = tmp_path / "bin" / "systemctl"
+    systemctl.parent.mkdir()
+    systemctl.write_text(f"#!/bin/sh\necho {says}\nexit 1\n")
+    systemctl.chmod(0o755)
+    agent = world.agent(PATH=f"{systemctl.parent}:{os.environ['PATH']}")
+    agent.start()
+    session = await world.scheduler.until_sessions(1)
+    code, said = await agent.ended()
+    assert (code, bool(session.goodbyes)) == (0, asks)
+    assert ("reason='this machine goes down, and its cells with it'" in said) is not asks
 
 
 async def test_a_lease_that_is_no_time_is_refused(world):
