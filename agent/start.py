@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from galactica.agent.link.identity import Identity
+from galactica.agent.neighbours.moving import is_own
 from galactica.agent.neighbours.watch import (
     address_towards,
+    joined_address,
     listen,
     split_address,
 )
@@ -123,7 +125,7 @@ def enrolment_address(settings: Settings, identity: Identity | None) -> str:
     if identity and identity.enrolment and identity.scheduler == settings.scheduler:
         return identity.enrolment
     host, port = host_and_port(settings.scheduler)
-    return f"{host}:{port + 1}"
+    return joined_address(host, port + 1)
 
 
 async def available_runtimes(settings: Settings, identity: Identity) -> dict[int, Runtime]:
@@ -207,18 +209,23 @@ def watch_socket(settings: Settings) -> socket.socket | None:
                 "server and a free UDP port with --watch, or switch it off with --watch off"
             ) from error
     try:
-        return listen(_own_address(settings), 0)
-    except OSError as error:
+        return listen(*watch_place(settings))
+    except OSError as error:  # the agent looks again
         log.warning("cannot listen for neighbours reason=%r hint='--watch ADDRESS:PORT'", str(error))
         return None
 
 
+def watch_place(settings: Settings) -> tuple[str, int]:
+    """Address and port on which neighbours reach this agent now; port 0: any. Raises OSError. May block."""
+    return watch_address_of(settings.watch) if settings.watch else (_own_address(settings), 0)
+
+
 def _own_address(settings: Settings) -> str:
-    """The address on which cells are published, unless it is a loopback or wildcard address; else this server's
-    address on the way to the scheduler."""
+    """The address on which cells are published, unless it is a loopback or wildcard address, or this machine does not
+    have it (any more). Else this server's address on the way to the scheduler. Raises OSError."""
     with contextlib.suppress(ValueError):
         address = ipaddress.ip_address(settings.host)
-        if not address.is_loopback and not address.is_unspecified:
+        if not address.is_loopback and not address.is_unspecified and is_own(str(address)):
             return str(address)
     return address_towards(*host_and_port(settings.scheduler))
 

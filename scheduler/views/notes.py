@@ -31,6 +31,8 @@ def notes_of(view: View, server: str) -> Iterator[str]:
             f"a second live machine claims the identity of server {server}, from {seen.rival.address}; it gets no "
             "session: enrol it under an id of its own"
         )
+    if seen.is_open and seen.place.trouble:
+        yield f"neighbours cannot watch server {server}: {seen.place.trouble}"
     if seen.is_open and seen.vitals is not None and (count := seen.vitals.foreign_cells):
         yield f"{count} {'cell' if count == 1 else 'cells'} of another fleet on server {server}"
 

@@ -59,6 +59,8 @@ def server_row(view: View, server: Server) -> operator_pb2.Server:
         neighbours=_neighbours(view, server.id),
         notes=notes_of(view, server.id),
     )
+    if seen is not None:
+        row.watch_address = seen.place.address
     lease = lease_of(view, server.id)
     if lease is not None:
         row.maintenance_until = lease.until

@@ -52,6 +52,7 @@ class Session:
     outgoing: asyncio.Queue[link_pb2.AttachResponse | None] = field(default_factory=asyncio.Queue)
     reports: list[link_pb2.Report] = field(default_factory=list)
     logs: list[link_pb2.LogChunk] = field(default_factory=list)
+    moves: list[link_pb2.Moved] = field(default_factory=list)
     goodbyes: list[link_pb2.Goodbye] = field(default_factory=list)
     cells: dict[str, cell_pb2.CellReport] = field(default_factory=dict)
     sequence: int = 0
@@ -245,6 +246,9 @@ class FakeScheduler(link_pb2_grpc.AgentLinkServiceServicer, link_pb2_grpc.Enrolm
         async for request in requests:
             if request.HasField("log_chunk"):
                 session.logs.append(request.log_chunk)
+                continue
+            if request.HasField("moved"):
+                session.moves.append(request.moved)
                 continue
             if request.HasField("goodbye"):
                 session.goodbyes.append(request.goodbye)

@@ -200,6 +200,7 @@ class AttachRequest(_message.Message):
     LOG_CHUNK_FIELD_NUMBER: _builtins.int
     SHELL_OUTPUT_FIELD_NUMBER: _builtins.int
     GOODBYE_FIELD_NUMBER: _builtins.int
+    MOVED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
@@ -212,6 +213,8 @@ class AttachRequest(_message.Message):
     def goodbye(self) -> Global___Goodbye:
         """The last message of an agent that ends in order and leaves its cells running."""
 
+    @_builtins.property
+    def moved(self) -> Global___Moved: ...
     def __init__(
         self,
         *,
@@ -220,12 +223,13 @@ class AttachRequest(_message.Message):
         log_chunk: Global___LogChunk | None = ...,
         shell_output: Global___ShellOutput | None = ...,
         goodbye: Global___Goodbye | None = ...,
+        moved: Global___Moved | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["goodbye", b"goodbye", "hello", b"hello", "log_chunk", b"log_chunk", "message", b"message", "report", b"report", "shell_output", b"shell_output"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["goodbye", b"goodbye", "hello", b"hello", "log_chunk", b"log_chunk", "message", b"message", "moved", b"moved", "report", b"report", "shell_output", b"shell_output"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["goodbye", b"goodbye", "hello", b"hello", "log_chunk", b"log_chunk", "message", b"message", "report", b"report", "shell_output", b"shell_output"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["goodbye", b"goodbye", "hello", b"hello", "log_chunk", b"log_chunk", "message", b"message", "moved", b"moved", "report", b"report", "shell_output", b"shell_output"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "report", "log_chunk", "shell_output", "goodbye"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "report", "log_chunk", "shell_output", "goodbye", "moved"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -317,6 +321,7 @@ class Hello(_message.Message):
     WATCHING_FIELD_NUMBER: _builtins.int
     INSTANCE_FIELD_NUMBER: _builtins.int
     MACHINE_FIELD_NUMBER: _builtins.int
+    WATCH_TROUBLE_FIELD_NUMBER: _builtins.int
     wire_version: _builtins.int
     agent_version: _builtins.str
     epoch: _builtins.int
@@ -336,6 +341,8 @@ class Hello(_message.Message):
     """Names the machine: its boot, and the place of the agent's data directory on it. What another machine says proves
     nothing about cells that this one may still run. Empty: an agent that does not tell it.
     """
+    watch_trouble: _builtins.str
+    """Why neighbours cannot reach this agent although it wants to take part in the watch; else empty."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
@@ -367,10 +374,11 @@ class Hello(_message.Message):
         watching: _abc.Iterable[Global___Neighbour] | None = ...,
         instance: _builtins.str = ...,
         machine: _builtins.str = ...,
+        watch_trouble: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "beat_at", b"beat_at", "capacity", b"capacity", "epoch", b"epoch", "instance", b"instance", "inventory", b"inventory", "labels", b"labels", "machine", b"machine", "runtimes", b"runtimes", "watch_address", b"watch_address", "watching", b"watching", "wire_version", b"wire_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "beat_at", b"beat_at", "capacity", b"capacity", "epoch", b"epoch", "instance", b"instance", "inventory", b"inventory", "labels", b"labels", "machine", b"machine", "runtimes", b"runtimes", "watch_address", b"watch_address", "watch_trouble", b"watch_trouble", "watching", b"watching", "wire_version", b"wire_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -576,6 +584,31 @@ class Report(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Report: _TypeAlias = Report  # noqa: Y015
+
+@_typing.final
+class Moved(_message.Message):
+    """Where neighbours reach this agent has changed since the Hello, or since the last Moved."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WATCH_ADDRESS_FIELD_NUMBER: _builtins.int
+    WATCH_TROUBLE_FIELD_NUMBER: _builtins.int
+    watch_address: _builtins.str
+    """As in the Hello."""
+    watch_trouble: _builtins.str
+    def __init__(
+        self,
+        *,
+        watch_address: _builtins.str = ...,
+        watch_trouble: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["watch_address", b"watch_address", "watch_trouble", b"watch_trouble"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Moved: _TypeAlias = Moved  # noqa: Y015
 
 @_typing.final
 class Goodbye(_message.Message):
