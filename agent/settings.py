@@ -170,12 +170,13 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
 def host_and_port(address: str) -> tuple[str, int]:
     """The host without the brackets of an IPv6 address. Raises StartError (wrong usage)."""
     host, _, port = address.rpartition(":")
-    is_bare = ":" in host and not (host.startswith("[") and host.endswith("]"))
-    if not host or is_bare or not port.isdecimal() or not 0 < int(port) < 65_536:
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    is_ambiguous = ":" in host and bare == host
+    if not bare or is_ambiguous or not port.isdecimal() or not 0 < int(port) < 65_536:
         raise StartError(
             f"invalid address '{address}': use HOST:PORT, or [ADDRESS]:PORT for IPv6", EXIT_USAGE
         )
-    return host.removeprefix("[").removesuffix("]"), int(port)
+    return bare, int(port)
 
 
 def _maintenance_seconds(text: str) -> float:

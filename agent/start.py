@@ -12,11 +12,13 @@ import secrets
 import socket
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from galactica.agent.link.identity import Identity
+from galactica.agent.link.pauses import Pauses
 from galactica.agent.neighbours.moving import is_own
 from galactica.agent.neighbours.watch import (
     address_towards,
@@ -38,7 +40,7 @@ from galactica.agent.settings import (
 from galactica.v1 import cell_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from galactica.agent.link.will import Will
     from galactica.agent.runtimes.port import Runtime
@@ -94,6 +96,7 @@ def enrolled_identity(settings: Settings, before: Identity | None) -> Identity:
     if not all(map(find_spec, ("cryptography", "OpenSSL"))):
         raise StartError("enrolment needs its libraries: pip install 'galactica[enrol]'")
     directory, enrolment = identity_directory(settings.data), enrolment_address(settings, before)
+    until_resolved(enrolment)
     server_id = before.server_id if before else settings.server_id or socket.gethostname()
     command = [sys.executable, "-m", "galactica.agent.link.enrol", "--scheduler-enrol", enrolment]
     command += ["--scheduler", settings.scheduler, "--directory", str(directory), "--server-id", server_id]
@@ -115,6 +118,22 @@ def enrolled_identity(settings: Settings, before: Identity | None) -> Identity:
     if identity is None:
         raise StartError(f"enrolment failed: no identity in {directory}")
     return identity
+
+
+def until_resolved(address: str, pause: Callable[[float], None] = time.sleep) -> None:
+    """Return when the name of that host can be resolved: where a machine starts, its DNS may come later."""
+    host, port = host_and_port(address)
+    pauses = Pauses()
+    while True:
+        try:
+            socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (socket.gaierror, UnicodeError) as error:
+            seconds = pauses.next_seconds()
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            log.warning("no address of %s yet reason=%r next_in_seconds=%.2f", host, reason, seconds)
+            pause(seconds)
+        else:
+            return
 
 
 def enrolment_address(settings: Settings, identity: Identity | None) -> str:
