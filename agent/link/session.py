@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 WELCOME_SECONDS = 10.0
 """How long a scheduler may take to answer a Hello."""
 GOODBYE_SECONDS = 1.0
+FAREWELL_SECONDS = 5.0
+"""How long a scheduler may take to make a maintenance lease durable."""
 OUTGOING_LIMIT = 256
 LOG_CHUNKS_LIMIT = 4
 RENEW_AGAIN_SECONDS = 15.0
@@ -82,6 +84,8 @@ class _Attachment:
     welcomed: asyncio.Event = field(default_factory=asyncio.Event)
     serves_since: float | None = None
     """When it was welcomed, or the stream whose place it took."""
+    farewell: asyncio.Future[link_pb2.Farewell] | None = None
+    """The answer to our goodbye; None: we did not say it."""
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     reason: str = ""
     is_leaving: bool = False
@@ -180,6 +184,26 @@ class Link:
         else:
             log.info("expired certificate renewed scheduler=%s", self.enrolment)
 
+    async def ask_for_maintenance(self, seconds: float) -> None:
+        """Tell the scheduler that the agent ends and its cells live on; wait for its answer. Call ``leave`` after."""
+        welcomed = [one for one in self._attachments.values() if one.welcomed.is_set()]
+        if not welcomed:
+            log.warning("no maintenance lease reason='not attached to the scheduler'")
+            return
+        attachment = welcomed[-1]
+        attachment.farewell = asyncio.get_running_loop().create_future()
+        goodbye = link_pb2.Goodbye(maintenance_ms=round(1_000 * seconds))
+        self.send(attachment.number, link_pb2.AttachRequest(goodbye=goodbye))
+        await asyncio.wait({attachment.farewell}, timeout=FAREWELL_SECONDS)
+        if not attachment.farewell.done() or attachment.farewell.cancelled():
+            log.warning("no maintenance lease reason='the scheduler did not answer'")
+            return
+        farewell = attachment.farewell.result()
+        if farewell.maintenance_ms:
+            log.info("in maintenance seconds=%g", farewell.maintenance_ms / 1_000)
+        else:
+            log.warning("no maintenance lease reason=%r", farewell.refusal)
+
     async def leave(self) -> None:
         """Send the queued messages, then close every stream properly. Cancel ``run`` after this."""
         leaving = [attachment for attachment in self._attachments.values() if attachment.task]
@@ -241,6 +265,8 @@ class Link:
             return await self._converse(attachment, attachment.stub.Attach())
         finally:
             del self._attachments[attachment.number]
+            if attachment.farewell is not None:
+                attachment.farewell.cancel()
             await self.deliver(Disconnected(attachment.number, clock.now()))
             await channel.close()
 
@@ -283,6 +309,7 @@ class Link:
                     self.on_shell(attachment.number, response.shell_input)
                 if response.HasField("echo"):
                     self._measure_clocks(response.echo)
+                _take_farewell(attachment, response)
                 if event is not None:
                     await self.deliver(event)
                 if isinstance(event, Welcomed):
@@ -296,6 +323,12 @@ class Link:
         """The scheduler read its clock about half way through the round trip."""
         half_way = (echo.sent_at + time.time()) / 2
         self.clock_offset_ms = (half_way - echo.received_at) * 1_000
+
+
+def _take_farewell(attachment: _Attachment, response: link_pb2.AttachResponse) -> None:
+    awaited = attachment.farewell
+    if response.HasField("farewell") and awaited is not None and not awaited.done():
+        awaited.set_result(response.farewell)
 
 
 def _ending(address: str, code: grpc.StatusCode, details: str | None) -> Ending:

@@ -42,16 +42,30 @@ class ServerFacts:
     capacity: cell_pb2.Capacity
     runtimes: tuple[cell_pb2.RuntimeKind.ValueType, ...]
     agent_version: str
-    watch_address: str = ""
-    """Where neighbours reach this agent; empty: it takes no part in the watch."""
     instance: str = ""
     """Names this run of the agent on this machine (``start.instance``)."""
     machine: str = ""
     """Names the machine (``start.machine``)."""
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where neighbours reach this agent; empty: nowhere. ``trouble``: why, if it wants to take part in the watch."""
+
+    address: str = ""
+    trouble: str = ""
+
+
+NOWHERE = Place()
+
+
+def moved(place: Place) -> link_pb2.AttachRequest:
+    message = link_pb2.Moved(watch_address=place.address, watch_trouble=place.trouble)
+    return link_pb2.AttachRequest(moved=message)
+
+
 def hello(
-    instruction: SendHello, facts: ServerFacts, watching: Sequence[Neighbour] = ()
+    instruction: SendHello, facts: ServerFacts, watching: Sequence[Neighbour] = (), place: Place = NOWHERE
 ) -> link_pb2.AttachRequest:
     """``watching``: the servers that this agent watches now."""
     return link_pb2.AttachRequest(
@@ -65,7 +79,8 @@ def hello(
             epoch=instruction.epoch,
             start=instruction.start,
             position=instruction.position,
-            watch_address=facts.watch_address,
+            watch_address=place.address,
+            watch_trouble=place.trouble,
             instance=facts.instance,
             machine=facts.machine,
             beat_at=instruction.beat_at,
@@ -186,6 +201,7 @@ def _testimony(testimony: TestimonyReport) -> link_pb2.Testimony:
         server_id=testimony.server_id,
         answer=link_pb2.Answer.ValueType(testimony.answer),
         for_ms=min(LONGEST_MS, max(0, round(testimony.for_seconds * 1_000))),
+        after_refusal=testimony.after_refusal,
     )
 
 

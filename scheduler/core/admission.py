@@ -13,12 +13,13 @@ from galactica.scheduler.core.epochs import is_strange
 from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.commands import Decommission
 from galactica.scheduler.core.model.fleet import Cell, CellKind, GroupState, Phase, parse_cell_id
-from galactica.scheduler.core.model.keys import Key, OrphanKey, ServerKey, SlotKey, cells_of
+from galactica.scheduler.core.model.keys import Key, OrphanKey, ServerKey, SlotKey, cells_of, own_slot
 from galactica.scheduler.core.model.requests import (
     Accepted,
     AdoptCells,
     ApplyGroups,
     Asker,
+    BeginMaintenance,
     ClaimEpoch,
     CondemnCell,
     CondemnUnknown,
@@ -235,6 +236,19 @@ def _claim_epoch(draft: Draft, request: ClaimEpoch, _: Asker) -> Admitted:
     return Admitted(Accepted(draft.fleet.position))
 
 
+def _begin_maintenance(draft: Draft, request: BeginMaintenance, _: Asker) -> Admitted:
+    server = draft.fleet.servers.get(request.server)
+    if server is None or server.is_lost or server.phase not in (Phase.READY, Phase.CONDEMNED):
+        raise Refused("not_ready", f"server {request.server} has no part in this fleet now")
+    until = draft.now + min(request.seconds, draft.policy.maintenance_limit_seconds)
+    draft.emit(e.MaintenanceBegan(server.id, request.session, until))
+    dirty = cells_of(server, draft.cause)
+    return Admitted(
+        Accepted(draft.fleet.position, len(dirty)),
+        {ServerKey(server.id): draft.cause, **own_slot(server, draft.cause), **dirty},
+    )
+
+
 def _unknown_named(draft: Draft, cells: tuple[str, ...]) -> list[tuple[str, str]]:
     """The unknown cells of these names, or all of them, each with its server."""
     known = sorted(item for cells_of_slot in draft.fleet.unknown.values() for item in cells_of_slot.items())
@@ -379,4 +393,5 @@ _ADMIT: dict[type[Request], Callable[[Draft, Any, Asker], Admitted]] = {
     AdoptCells: _adopt,
     CondemnUnknown: _condemn_unknown,
     ClaimEpoch: _claim_epoch,
+    BeginMaintenance: _begin_maintenance,
 }

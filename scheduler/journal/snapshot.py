@@ -199,6 +199,7 @@ def _server_to_disk(server: Server) -> ServerOnDisk:
         pool=server.pool,
         deaths=server.deaths,
         ports=dict(server.ports.items()),
+        maintenance=server.maintenance,
     )
 
 
@@ -305,6 +306,7 @@ def _server_from_disk(server: ServerOnDisk) -> Server:
         used=server.used,
         cells=HashTrieSet(server.cells),
         ports=HashTrieMap(server.ports),
+        maintenance=server.maintenance,
         pool=server.pool,
         deaths=server.deaths,
         last_position=server.last_position,

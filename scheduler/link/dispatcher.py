@@ -21,9 +21,16 @@ from galactica.scheduler.core.epochs import is_strange
 from galactica.scheduler.core.model.commands import Command
 from galactica.scheduler.core.model.fleet import Phase
 from galactica.scheduler.core.model.policy import Tempo
-from galactica.scheduler.core.model.requests import Asker, AskerKind, ClaimEpoch, Obeyed, Refused
+from galactica.scheduler.core.model.requests import (
+    Asker,
+    AskerKind,
+    BeginMaintenance,
+    ClaimEpoch,
+    Obeyed,
+    Refused,
+)
 from galactica.scheduler.core.ports import Mind
-from galactica.scheduler.core.sight.observations import Detached, Reported, Rivalled
+from galactica.scheduler.core.sight.observations import Detached, Moved, Reported, Rivalled
 from galactica.scheduler.core.verdicts.evidence import TEMPO_WORTH_TELLING, terms_of
 from galactica.scheduler.link.session import Ending, LinkLimits, Session
 from galactica.scheduler.link.shells import ShellStream
@@ -136,7 +143,6 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         await self._overtake(server, _checked(lambda: wire.obeyed(hello)))
         session_id = f"{self._epoch}-{next(self._numbers)}"
         attached, skipped = _checked(lambda: wire.attached(hello, server, session_id, self._mind.now()))
-        watch_address = _checked(lambda: wire.watch_address(hello))
         watching, not_watched = _checked(lambda: wire.watching(hello))
         instance = _checked(lambda: wire.instance(hello))
         if self._is_second_machine(server, instance):
@@ -148,7 +154,7 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
             await self._mind.observe(attached)
             log.info("attached", server=server, session=session.id, cells=len(attached.inventory))
             if self._sessions.get(server) is session:
-                self._watch.attached(server, watch_address, watching)
+                self._watch.attached(server, attached.place.address, watching)
             ending = await self._serve(session, context)
         finally:
             self._close(session, ending)
@@ -289,6 +295,10 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
                         f"shell output too large: the limit is {wire.CHUNK_BYTES_LIMIT} bytes"
                     )
                 session.take_shell_output(message.shell_output)
+            case "goodbye":
+                await self._take_goodbye(session, message.goodbye)
+            case "moved":
+                await self._take_moved(session, message.moved)
             case "hello":
                 raise InvalidRequest("second Hello: a link has only one")
             case _:
@@ -313,6 +323,25 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
             )
             session.notice(link_pb2.AttachResponse(echo=echo))
         self._retune(session)
+
+    async def _take_goodbye(self, session: Session, goodbye: link_pb2.Goodbye) -> None:
+        """Answer when the maintenance lease is durable: then the agent may end."""
+        asked = BeginMaintenance(session.server, session.id, goodbye.maintenance_ms / 1_000)
+        try:
+            await self._mind.ask(asked, Asker.server(session.server))
+        except Refused as refused:
+            farewell = link_pb2.Farewell(refusal=str(refused))
+        else:
+            limit_seconds = self._policy.maintenance_limit_seconds
+            farewell = link_pb2.Farewell(maintenance_ms=round(1_000 * min(asked.seconds, limit_seconds)))
+        session.notice(link_pb2.AttachResponse(farewell=farewell))
+
+    async def _take_moved(self, session: Session, moved: link_pb2.Moved) -> None:
+        place = _checked(lambda: wire.place(moved))
+        await self._mind.observe(Moved(session.server, session.id, place))
+        log.info("moved", server=session.server, address=place.address, trouble=place.trouble)
+        if self._sessions.get(session.server) is session:
+            self._watch.moved(session.server, place.address)
 
     # --- neighbours -----------------------------------------------------------------------------------------------
 

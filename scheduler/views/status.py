@@ -12,7 +12,7 @@ from galactica.scheduler.core.model.verdict import Health
 from galactica.scheduler.core.ports import View
 from galactica.scheduler.core.sight.observations import CellState
 from galactica.scheduler.views.cells import cells_of_group, verdict_of
-from galactica.scheduler.views.notes import notes
+from galactica.scheduler.views.notes import lease_of, notes
 from galactica.v1 import operator_pb2
 
 _ILL = (Health.SICK, Health.DEAD)
@@ -105,7 +105,11 @@ def holds(view: View, key: SlotKey | None = None) -> list[operator_pb2.Hold]:
 
 def _nobody_attached(view: View) -> str:
     """Why nothing can be carried out: there are servers, and the agent of none is here."""
-    servers = [server for server in view.fleet.servers.values() if server.phase is Phase.READY]
+    servers = [
+        server
+        for server in view.fleet.servers.values()
+        if server.phase is Phase.READY and lease_of(view, server.id) is None
+    ]
     seen = view.sight.servers
     if not servers or any(server.id in seen and seen[server.id].is_open for server in servers):
         return ""

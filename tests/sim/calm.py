@@ -29,12 +29,13 @@ async def calm_down(world: Simulation) -> None:
     world.network.weather = Weather()
     world.network.cut_to.clear()
     world.network.cut_from.clear()
-    world.isolated.clear()
+    world.pings.isolated.clear()
     world.provider.temper = world.provider.usual
     for name in list(world.clones):
         world.switch_off_clone(name)
     for host in world.hosts.values():
-        host.troubles = Troubles()
+        was = host.troubles  # who is frozen wakes when its time has come
+        host.troubles = Troubles(frozen_until=was.frozen_until, agent_frozen_until=was.agent_frozen_until)
         if host.liar is not None:
             host.lie(None)
         host.boot_agent()

@@ -41,6 +41,8 @@ class Port(Protocol):
 
     def report(self, host: Host, link: int, report: instructions_core.SendReport) -> None: ...
 
+    def goodbye(self, host: Host, link: int, seconds: float) -> None: ...
+
     def hung_up(self, host: Host, link: int) -> None: ...
 
     def clock_ahead_seconds(self) -> float:
@@ -106,6 +108,20 @@ class Host:
             for cell_id in self.fenced:
                 self.on_forgotten(cell_id)
             self.fenced.clear()
+
+    def end_agent(self, maintenance_seconds: float, back_after_seconds: float) -> None:
+        """The agent ends in order and asks for a maintenance lease; it waits for the answer for a while at most. Then
+        the next one comes after a while."""
+        agent = self.agent
+        if agent is not None and agent.link:
+            self.network.from_host(self.name, self.port.goodbye, self, agent.link, maintenance_seconds)
+            wait = self.random.choice([0.05, 5.0])
+            asyncio.get_running_loop().call_later(wait, self._leave, agent, back_after_seconds)
+
+    def _leave(self, agent: Agent, back_after_seconds: float) -> None:
+        if self.agent is agent:
+            self.kill_agent()
+            asyncio.get_running_loop().call_later(back_after_seconds, self.boot_agent)
 
     def delete(self) -> None:
         """Power off, for ever."""

@@ -13,6 +13,7 @@ from galactica.scheduler.core.model.fleet import parse_cell_id
 from galactica.scheduler.core.model.rules import SILENCE_RULES
 from galactica.scheduler.core.model.verdict import Health
 from galactica.scheduler.core.sight.observations import CellReport
+from tests.sim.absences import Absences
 from tests.sim.rollouts import Rollouts
 from tests.sim.words import Words
 
@@ -75,6 +76,7 @@ class Laws:
     """Hosts whose agents lied, or that were copied. The scheduler may believe what such a one says of its own cells."""
     rollouts: Rollouts = field(default_factory=Rollouts)
     words: Words = field(default_factory=Words)
+    maintenance: Absences = field(default_factory=Absences)
     given_up: set[str] = field(default_factory=set)
     """Cells that this journal never ordered, and that an operator condemned."""
     was_restored: bool = False
@@ -95,6 +97,7 @@ class Laws:
         self.lost.clear()
         self.released.clear()
         self.rollouts = Rollouts()
+        self.maintenance.leases.clear()
         self.position, self.at = 0, 0.0
         self.was_restored = True
         self.unheard.update(self.started.values())
@@ -113,7 +116,7 @@ class Laws:
             self._require(record.at >= self.at, record, f"time goes back from {self.at}")
             self.position, self.at = record.position, record.at
             self._note(record)
-            broken = self.rollouts.note(record) or self.words.note(record)
+            broken = self.rollouts.note(record) or self.words.note(record) or self.maintenance.note(record)
             self._require(not broken, record, broken)
 
     def started_on(self, host: str, cell: str) -> None:
@@ -224,7 +227,9 @@ class Laws:
         self._require(rank > life.rank, record, f"its phase goes back: {life}")
         is_container = life.server != ""
         if is_container and isinstance(event, e.CellDecommissioned) and life.rank < DRAINING:
-            self._require(life.server in self.lost, record, "gone without an agent's word or a lost server")
+            is_fenced = event.proof == "fenced" and life.server in self.maintenance.leases
+            is_lost = life.server in self.lost or is_fenced
+            self._require(is_lost, record, "gone without an agent's word or a lost server")
         if not is_container and isinstance(event, e.CellDecommissioned) and not self.lists_lied:
             self._require(cell not in self.standing, record, "its provider still has it")
         life.rank = rank

@@ -23,7 +23,7 @@ from galactica.scheduler.core.model.requests import (
     Request,
 )
 from galactica.scheduler.core.model.spec import Group
-from galactica.scheduler.core.sight.observations import Answer, Observation, ProviderState, Testimony
+from galactica.scheduler.core.sight.observations import Observation, ProviderState, Testimony
 from galactica.scheduler.core.turns import Start
 from galactica.v1 import link_pb2
 from tests.sim import clock
@@ -33,6 +33,7 @@ from tests.sim.journal import Disk, SimJournal
 from tests.sim.laws import LawBroken, Laws
 from tests.sim.link import Links
 from tests.sim.network import Network
+from tests.sim.pings import Pings
 from tests.sim.provider import SimProvider
 from tests.sim.rivals import Rivals
 from tests.sim.troubles import Troubles
@@ -87,7 +88,7 @@ class Simulation:
         self._chores: set[asyncio.Task[object]] = set()
         self.drained: set[str] = set()
         self.all_names: set[str] = set()
-        self.isolated: set[str] = set()
+        self.pings = Pings(silent=self.laws.maintenance.silent)
         self.booting: set[str] = set()
         self.broken: list[BaseException] = []
         self._tokens = 0
@@ -219,18 +220,11 @@ class Simulation:
         task.add_done_callback(self._chores.discard)
 
     def _testimony(self, watcher: Host, now: float) -> tuple[Testimony, ...]:
-        """What the watcher finds when it pings three others: hosts reach each other unless one is isolated."""
+        """What the watcher finds when it pings three others."""
         names = sorted(self.all_names - {watcher.name})
         start = sum(map(ord, watcher.name)) % len(names) if names else 0
-        said = []
-        for name in (names[start:] + names[:start])[:3]:
-            host = self.hosts.get(name)
-            if host is None or host.is_silent or {name, watcher.name} & self.isolated:
-                answer = Answer.SILENT
-            else:
-                answer = Answer.REFUSED if host.agent is None else Answer.ANSWERS
-            said.append(Testimony(name, answer, now))
-        return tuple(said)
+        watched = (names[start:] + names[:start])[:3]
+        return tuple(self.pings.testimony(watcher, name, self.hosts.get(name), now) for name in watched)
 
     async def add_host(self, name: str) -> bool:
         self._tokens += 1

@@ -581,6 +581,8 @@ class Server(_message.Message):
     EVIDENCE_FIELD_NUMBER: _builtins.int
     NEIGHBOURS_FIELD_NUMBER: _builtins.int
     NOTES_FIELD_NUMBER: _builtins.int
+    MAINTENANCE_UNTIL_FIELD_NUMBER: _builtins.int
+    WATCH_ADDRESS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     phase: _builtins.str
     verdict: _builtins.str
@@ -593,6 +595,10 @@ class Server(_message.Message):
     generation: _builtins.int
     provider_ref: _builtins.str
     """The provider's name for it."""
+    maintenance_until: _builtins.float
+    """Until then it is in maintenance: its agent ended in order, and its cells live on. Absent: it is not."""
+    watch_address: _builtins.str
+    """Where neighbours reach its agent; empty: nowhere."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
@@ -637,14 +643,21 @@ class Server(_message.Message):
         evidence: _abc.Iterable[Global___Evidence] | None = ...,
         neighbours: _abc.Iterable[Global___NeighbourAnswer] | None = ...,
         notes: _abc.Iterable[_builtins.str] | None = ...,
+        maintenance_until: _builtins.float | None = ...,
+        watch_address: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_last_beat_at", b"_last_beat_at", "capacity", b"capacity", "last_beat_at", b"last_beat_at", "used", b"used", "vitals", b"vitals"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_last_beat_at", b"_last_beat_at", "_maintenance_until", b"_maintenance_until", "capacity", b"capacity", "last_beat_at", b"last_beat_at", "maintenance_until", b"maintenance_until", "used", b"used", "vitals", b"vitals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_beat_at", b"_last_beat_at", "agent_version", b"agent_version", "capacity", b"capacity", "cells", b"cells", "evidence", b"evidence", "generation", b"generation", "id", b"id", "labels", b"labels", "last_beat_at", b"last_beat_at", "neighbours", b"neighbours", "notes", b"notes", "phase", b"phase", "pool", b"pool", "provider_ref", b"provider_ref", "reason", b"reason", "runtimes", b"runtimes", "slot", b"slot", "used", b"used", "verdict", b"verdict", "vitals", b"vitals"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_beat_at", b"_last_beat_at", "_maintenance_until", b"_maintenance_until", "agent_version", b"agent_version", "capacity", b"capacity", "cells", b"cells", "evidence", b"evidence", "generation", b"generation", "id", b"id", "labels", b"labels", "last_beat_at", b"last_beat_at", "maintenance_until", b"maintenance_until", "neighbours", b"neighbours", "notes", b"notes", "phase", b"phase", "pool", b"pool", "provider_ref", b"provider_ref", "reason", b"reason", "runtimes", b"runtimes", "slot", b"slot", "used", b"used", "verdict", b"verdict", "vitals", b"vitals", "watch_address", b"watch_address"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__last_beat_at: _TypeAlias = _typing.Literal["last_beat_at"]  # noqa: Y015
     _WhichOneofArgType__last_beat_at: _TypeAlias = _typing.Literal["_last_beat_at", b"_last_beat_at"]  # noqa: Y015
+    _WhichOneofReturnType__maintenance_until: _TypeAlias = _typing.Literal["maintenance_until"]  # noqa: Y015
+    _WhichOneofArgType__maintenance_until: _TypeAlias = _typing.Literal["_maintenance_until", b"_maintenance_until"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__last_beat_at) -> _WhichOneofReturnType__last_beat_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__maintenance_until) -> _WhichOneofReturnType__maintenance_until | None: ...
 
 Global___Server: _TypeAlias = Server  # noqa: Y015
 

@@ -174,6 +174,22 @@ class ServerCondemned(Event, frozen=True):
     evidence: tuple[Evidence, ...] = ()
 
 
+class MaintenanceBegan(Event, frozen=True):
+    """The server's agent ended in order, and its cells live on: until ``until`` its absence is not held against the
+    server. ``session``: the one that asked for it."""
+
+    server: str
+    session: str
+    until: float
+
+
+class MaintenanceEnded(Event, frozen=True):
+    """From here on the usual rules judge the server. ``reason``: its agent is back, or the time has run out."""
+
+    server: str
+    reason: str
+
+
 class ServerDecommissioned(Event, frozen=True):
     server: str
 
@@ -253,6 +269,8 @@ AnyEvent = (
     | ServerJoined
     | ServerChanged
     | ServerCondemned
+    | MaintenanceBegan
+    | MaintenanceEnded
     | ServerDecommissioned
     | TokenCreated
     | LeakRemoved

@@ -224,6 +224,15 @@ class GroupState(Struct, frozen=True):
         return self.spec_of(cell.digest) or self.group.spec
 
 
+class Maintenance(Struct, frozen=True):
+    """A server's agent ended in order and left its cells running: until ``until`` its absence is not held against the
+    server. ``session``: the one that asked; another one ends the lease."""
+
+    session: str
+    since: float
+    until: float
+
+
 class Server(Struct, frozen=True):
     """A host whose agent enrolled. A lost server of no pool may join again, without cells, as its next generation."""
 
@@ -250,6 +259,8 @@ class Server(Struct, frozen=True):
     deaths: tuple[Death, ...] = ()
     """The newest deaths on it by health, oldest first; at most DEATHS_KEPT."""
     last_position: int = 0
+    maintenance: Maintenance | None = None
+    """The lease that was recorded and not ended yet."""
 
     @property
     def takes_cells(self) -> bool:

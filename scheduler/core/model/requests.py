@@ -94,6 +94,14 @@ class ClaimEpoch(Struct, frozen=True):
     server: str
 
 
+class BeginMaintenance(Struct, frozen=True):
+    """A server's agent ends in order, leaves its cells running and asks for a maintenance lease."""
+
+    server: str
+    session: str
+    seconds: float
+
+
 class RecordRefusal(Struct, frozen=True):
     """An adapter turned a caller away."""
 
@@ -116,6 +124,7 @@ Request = (
     | AdoptCells
     | CondemnUnknown
     | ClaimEpoch
+    | BeginMaintenance
 )
 
 

@@ -24,6 +24,7 @@ from galactica.scheduler.core.model.verdict import Health, Verdict
 from galactica.scheduler.core.reconcile.draft import Draft, resend
 from galactica.scheduler.core.unknown import unknown_on
 from galactica.scheduler.core.verdicts.fence import ended_at
+from galactica.scheduler.core.verdicts.maintenance import is_back, maintenance_of
 from galactica.scheduler.core.verdicts.servers import server_verdict
 from galactica.scheduler.core.verdicts.storm import is_released
 from galactica.scheduler.core.verdicts.vitals import own_ailments
@@ -34,6 +35,7 @@ def look_server(draft: Draft, key: ServerKey) -> None:
     if server is None:
         _forget_stranger(draft, key.server)
         return
+    server = _without_ended_maintenance(draft, server, key)
     match server.phase:
         case Phase.ORDERED | Phase.DECOMMISSIONED:
             _admit(draft, server, key)
@@ -42,6 +44,21 @@ def look_server(draft: Draft, key: ServerKey) -> None:
     seen = draft.sight.servers.get(server.id)
     if seen is not None and seen.is_doubtful:
         resend(draft, key, Resync(server.id))
+
+
+def _without_ended_maintenance(draft: Draft, server: Server, key: ServerKey) -> Server:
+    """The server, after the end of its maintenance is recorded: its agent is back, or the time has run out."""
+    lease = server.maintenance
+    if lease is None:
+        return server
+    if maintenance_of(server, draft.sight, draft.now) is not None:
+        draft.look(key, lease.until)
+        return server
+    reason = "its agent is back" if is_back(lease, server.id, draft.sight) else "the time has run out"
+    draft.emit(e.MaintenanceEnded(server.id, reason))
+    draft.servers_with_room.add(server.id)
+    draft.dirty(own_slot(server, draft.cause))
+    return draft.fleet.servers[server.id]
 
 
 def _forget_stranger(draft: Draft, server_id: str) -> None:
