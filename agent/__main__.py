@@ -18,6 +18,7 @@ from galactica.agent.daemon import Daemon
 from galactica.agent.fencing.keeping import FenceFile, FenceKeeper
 from galactica.agent.health.vitals import VitalsTaker, capacity
 from galactica.agent.link import wire
+from galactica.agent.link.genome import GenomeKeeper
 from galactica.agent.link.identity import Identity, IdentityError
 from galactica.agent.link.renewal import RenewalRefusedError
 from galactica.agent.link.session import Link, RefusedError
@@ -140,6 +141,7 @@ async def _serve(settings: Settings, identity: Identity) -> None:
         facts=facts,
         epoch=stored_epoch(settings.data),
         remember_epoch=lambda epoch: store_epoch(settings.data, epoch),
+        genome=GenomeKeeper(settings.data, identity.fleet_id),
         fence=FenceKeeper(FenceFile(settings.data), start_watchdog(settings, identity, facts.runtimes)),
         will=last_will(settings, identity),
         watch_to=lambda deliver: NeighbourWatch(listening, deliver) if listening else None,

@@ -55,10 +55,12 @@ if TYPE_CHECKING:
     from galactica.agent.core.model import Cell
     from galactica.agent.fencing.keeping import FenceKeeper
     from galactica.agent.health.vitals import VitalsTaker
+    from galactica.agent.link.genome import GenomeKeeper
     from galactica.agent.link.session import Link
     from galactica.agent.link.will import Will
     from galactica.agent.neighbours.watch import NeighbourWatch
     from galactica.agent.runtimes.port import Begun, Runtime
+    from galactica.v1 import link_pb2
 
 QUEUE_LIMIT = 10_000
 VITALS_SECONDS = 5.0
@@ -85,6 +87,7 @@ class Daemon:
         epoch: int,
         remember_epoch: Callable[[int], None],
         fence: FenceKeeper,
+        genome: GenomeKeeper | None = None,
         compare_every_seconds: float = drift.EVERY_SECONDS,
         will: Will | None = None,
         watch_to: Callable[[Callable[[Event], Awaitable[None]]], NeighbourWatch | None] = lambda _: None,
@@ -94,6 +97,7 @@ class Daemon:
         self._remember_epoch = remember_epoch
         self._will = will
         self._fence = fence
+        self._genome = genome
         self._state = State(epoch=epoch, fence_at=fence.known())
         self._queue: asyncio.Queue[Event] = asyncio.Queue(QUEUE_LIMIT)
         self._link = link_to(self.deliver)
@@ -127,6 +131,7 @@ class Daemon:
             self._logs = LogStreams(self._runtimes, self._link, tasks)
             self._shells = Shells(self._runtimes, self._link, tasks, lambda: self._state.cells)
             self._link.on_shell = self._shells.take
+            self._link.on_genome = self._take_genome
             owned = [tasks.create_task(self._consume()), tasks.create_task(self._prober.run())]
             owned.append(tasks.create_task(self._drift.run()))
             owned.append(tasks.create_task(self._fence.run()))
@@ -210,7 +215,8 @@ class Daemon:
                 self._prober.stop(instruction.cell_id)
             case SendHello():
                 watching = self._neighbours.watching if self._neighbours else ()
-                self._link.send(instruction.link, wire.hello(instruction, self._facts, watching))
+                mark = self._genome.mark if self._genome else None
+                self._link.send(instruction.link, wire.hello(instruction, self._facts, watching, mark))
             case SendReport():
                 self._link.send(instruction.link, wire.report(instruction, time.time()))
             case WatchNeighbours():
@@ -230,6 +236,18 @@ class Daemon:
                 self._work(asyncio.to_thread(self._remember_epoch, instruction.epoch))
             case RememberFence():
                 self._fence.remember(instruction.fence_at)
+
+    def _take_genome(self, link: int, response: link_pb2.AttachResponse) -> None:
+        """It decides nothing about cells, so it bypasses the state."""
+        if self._genome is not None:
+            self._work(self._answer_genome(self._genome, link, response))
+
+    async def _answer_genome(
+        self, genome: GenomeKeeper, link: int, response: link_pb2.AttachResponse
+    ) -> None:
+        answer = await genome.take(response)
+        if answer is not None:
+            self._link.send(link, answer)
 
     def _watch_neighbours(self, instruction: WatchNeighbours) -> None:
         if self._neighbours is not None:

@@ -49,9 +49,12 @@ class ServerFacts:
 
 
 def hello(
-    instruction: SendHello, facts: ServerFacts, watching: Sequence[Neighbour] = ()
+    instruction: SendHello,
+    facts: ServerFacts,
+    watching: Sequence[Neighbour] = (),
+    genome: link_pb2.GenomeMark | None = None,
 ) -> link_pb2.AttachRequest:
-    """``watching``: the servers that this agent watches now."""
+    """``watching``: the servers that this agent watches now. ``genome``: which one it keeps; None: it never does."""
     return link_pb2.AttachRequest(
         hello=link_pb2.Hello(
             wire_version=WIRE_VERSION,
@@ -63,6 +66,7 @@ def hello(
             epoch=instruction.epoch,
             watch_address=facts.watch_address,
             instance=facts.instance,
+            genome=genome,
             beat_at=instruction.beat_at,
             watching=[
                 link_pb2.Neighbour(

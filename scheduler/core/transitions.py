@@ -12,7 +12,7 @@ from typing import Any
 from msgspec.structs import replace
 from rpds import HashTrieMap
 
-from galactica.scheduler.core import unknown
+from galactica.scheduler.core import planting, unknown
 from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.events import IllegalTransition
 from galactica.scheduler.core.model.fleet import (
@@ -74,15 +74,6 @@ def _epoch_claimed(fleet: Fleet, record: e.Record, event: e.EpochClaimed) -> Fle
     if event.epoch <= fleet.epoch:
         raise IllegalTransition(f"epoch {event.epoch} is not above {fleet.epoch}")
     return replace(fleet, epoch=event.epoch, overtaken_at=record.at)
-
-
-def _unknown_cell_found(fleet: Fleet, _: e.Record, event: e.UnknownCellFound) -> Fleet:
-    return unknown.found(fleet, event.server, event.cell)
-
-
-def _orphan_removed(fleet: Fleet, _: e.Record, event: e.OrphanRemoved) -> Fleet:
-    fleet = unknown.forgotten(fleet, event.cell)
-    return fleet if event.is_gone else unknown.owned(fleet, event.cell)
 
 
 def _token_created(fleet: Fleet, record: e.Record, event: e.TokenCreated) -> Fleet:
@@ -383,9 +374,13 @@ _APPLY: dict[type[e.Event], Callable[[Fleet, e.Record, Any], Fleet]] = {
     e.CellDraining: _cell_moved,
     e.CellDecommissioned: _cell_moved,
     e.EpochClaimed: _epoch_claimed,
-    e.UnknownCellFound: _unknown_cell_found,
+    e.RegrowthBegan: planting.began,
+    e.ServerRecognised: planting.recognised,
+    e.GenomePlanted: planting.planted,
+    e.RegrowthEnded: planting.ended,
+    e.UnknownCellFound: unknown.cell_found,
     e.CellAdopted: _cell_adopted,
-    e.OrphanRemoved: _orphan_removed,
+    e.OrphanRemoved: unknown.orphan_removed,
     e.ServerEnrolled: _server_enrolled,
     e.ServerJoined: _server_joined,
     e.ServerChanged: _server_changed,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 from rpds import HashTrieMap
 
+from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.fleet import CellId, Fleet, Phase, Slot, parse_cell_id
 from galactica.scheduler.core.tallies import put_group
 
@@ -135,6 +136,15 @@ def forgotten_on(fleet: Fleet, server: str) -> Fleet:
     for cell in unknown_on(fleet, server):
         fleet = forgotten(fleet, cell)
     return fleet
+
+
+def cell_found(fleet: Fleet, _: e.Record, event: e.UnknownCellFound) -> Fleet:
+    return found(fleet, event.server, event.cell)
+
+
+def orphan_removed(fleet: Fleet, _: e.Record, event: e.OrphanRemoved) -> Fleet:
+    fleet = forgotten(fleet, event.cell)
+    return fleet if event.is_gone else owned(fleet, event.cell)
 
 
 def lost_with(fleet: Fleet, server: str) -> Fleet:

@@ -16,6 +16,7 @@ from galactica.scheduler.core.model.fleet import (
     Cell,
     Fleet,
     GroupState,
+    Regrowth,
     Server,
     Slot,
     Tally,
@@ -71,6 +72,7 @@ def encode(fleet: Fleet) -> bytes:
         unknown={slot: dict(cells.items()) for slot, cells in fleet.unknown.items()},
         overtaken_at=fleet.overtaken_at,
         skipped=dict(fleet.skipped.items()),
+        regrowth=(fleet.regrowth.since, fleet.regrowth.is_planted) if fleet.regrowth else None,
     )
     body = zlib.compress(write(disk), _COMPRESSION_LEVEL)
     return _MAGIC + VERSION.to_bytes(_VERSION_BYTES, "big") + body
@@ -220,6 +222,7 @@ def _fleet_from_disk(disk: FleetOnDisk) -> Fleet:
         unknown=HashTrieMap((slot, HashTrieMap(cells)) for slot, cells in disk.unknown.items()),
         overtaken_at=disk.overtaken_at,
         skipped=HashTrieMap(disk.skipped),
+        regrowth=Regrowth(*disk.regrowth) if disk.regrowth else None,
     )
 
 

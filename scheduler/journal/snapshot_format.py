@@ -137,3 +137,4 @@ class FleetOnDisk(Struct, frozen=True, array_like=True):
     unknown: dict[str, dict[str, str]] = {}
     overtaken_at: float | None = None
     skipped: dict[str, tuple[tuple[int, int], ...]] = {}
+    regrowth: tuple[float, bool] | None = None

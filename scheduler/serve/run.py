@@ -34,6 +34,7 @@ def run_scheduler(options: SchedulerOptions) -> None:
         options.enrol_listen,
         options.bus,
         options.providers,
+        options.regrow,
     )
     _run(setup, None)
 
@@ -115,6 +116,7 @@ async def _serve(setup: Setup, up: UpOptions | None) -> None:
                 tasks.create_task(
                     scheduler.controller.run(scheduler.dispatcher, scheduler.provisioner), name="controller"
                 ),
+                tasks.create_task(scheduler.dispatcher.genomes.run(), name="genomes"),
                 tasks.create_task(scheduler.provisioner.run(), name="provisioner"),
                 tasks.create_task(scheduler.providers.run(), name="providers"),
             ]

@@ -159,6 +159,7 @@ async def link_world(
         fleet="alpha",
         version="0.1.0",
         advertised=lambda: "scheduler.example:7400",
+        genomes=dispatcher.genomes,
         providers=lambda: ("cloud", "local"),
     )
     key, certificate = ca.issue_scheduler()

@@ -11,6 +11,7 @@ from msgspec import Struct
 from galactica.scheduler.core.model.fleet import (
     Backoff,
 )
+from galactica.scheduler.core.model.genome import Genome
 from galactica.scheduler.core.model.spec import Group, Resources, RuntimeKind
 from galactica.scheduler.core.model.verdict import Autopsy, Evidence, Health
 
@@ -93,6 +94,33 @@ class EpochClaimed(Event, frozen=True):
 
     epoch: int
     server: str
+
+
+class RegrowthBegan(Event, frozen=True):
+    """All but the CA is lost: this scheduler asks its fleet what it wants."""
+
+
+class ServerRecognised(Event, frozen=True):
+    """A server that this journal does not know attached with a certificate of our CA, while the scheduler is being
+    grown anew. That proves that it enrolled."""
+
+    server: str
+
+
+class GenomePlanted(Event, frozen=True):
+    """What the fleet wants is known again, as of that epoch and position of the lost journal. ``server``: the one whose
+    agent kept the genome; empty: an operator went on without one."""
+
+    genome: Genome
+    epoch: int
+    genome_position: int
+    server: str
+
+
+class RegrowthEnded(Event, frozen=True):
+    """From here on cells and servers are judged and ordered as ever."""
+
+    reason: str
 
 
 class UnknownCellFound(Event, frozen=True):
@@ -231,6 +259,10 @@ AnyEvent = (
     | CellDraining
     | CellDecommissioned
     | EpochClaimed
+    | RegrowthBegan
+    | ServerRecognised
+    | GenomePlanted
+    | RegrowthEnded
     | UnknownCellFound
     | CellAdopted
     | OrphanRemoved

@@ -90,10 +90,14 @@ def _judge(draft: Draft, server: Server, key: ServerKey) -> None:
         return
     verdict = verdict_on(draft, server)
     if verdict.health is Health.DEAD and not server.is_lost:
-        if not held_by_storm(draft, key, server, verdict):
+        if not _is_held_by_regrowth(draft, key, server, verdict) and not held_by_storm(
+            draft, key, server, verdict
+        ):
             condemn_server(draft, server, verdict)
     elif verdict.health is Health.SICK and server.phase is Phase.READY:
-        if not _held_by_others(draft, key, server, verdict):
+        if not _is_held_by_regrowth(draft, key, server, verdict) and not _held_by_others(
+            draft, key, server, verdict
+        ):
             condemn_server(draft, server, verdict)
     else:
         draft.look(key, verdict.next_look_at)
@@ -123,6 +127,35 @@ def held_until_heard(draft: Draft) -> Held | None:
     more = f", nor on {len(missing) - 1} others" if len(missing) > 1 else ""
     reason = f"what runs on {missing[0]} is not known yet{more}: this scheduler has just begun to listen"
     return Held(HoldRule.LISTENING, reason, min(until, draft.now + draft.policy.beat_seconds))
+
+
+def held_by_regrowth(draft: Draft) -> Held | None:
+    """The hold on condemnations and orders while a scheduler is grown anew: what it does not see may only not be back
+    yet."""
+    regrowth = draft.fleet.regrowth
+    if regrowth is None:
+        return None
+    if not regrowth.is_planted:
+        return Held(HoldRule.REGROWING, "this scheduler is being grown anew and waits for a genome")
+    tempo = draft.policy.tempo(len(draft.fleet.servers))
+    missing = [
+        one.id
+        for one in draft.fleet.servers.values()
+        if one.phase is Phase.READY and not draft.sight.hears(one.id, draft.now, tempo)
+    ]
+    reason = "this scheduler was grown anew and condemns and orders nothing until it has heard every server for a lease"
+    if missing:
+        more = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
+        reason += f"; not heard: {missing[0]}{more}. If they are gone: galactica regrow --settle"
+    return Held(HoldRule.REGROWING, reason, draft.now + draft.policy.lease_seconds)
+
+
+def _is_held_by_regrowth(draft: Draft, key: Key, server: Server, verdict: Verdict) -> bool:
+    held = held_by_regrowth(draft)
+    if held is None:
+        return False
+    draft.hold(key, held.rule, f"{server.id} is to go ({verdict.reason}): {held.reason}", held.next_look_at)
+    return True
 
 
 def _is_unheard(draft: Draft, server: Server) -> bool:

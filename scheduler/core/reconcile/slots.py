@@ -24,7 +24,11 @@ from galactica.scheduler.core.model.verdict import Health, Verdict
 from galactica.scheduler.core.placement import Unplaceable
 from galactica.scheduler.core.reconcile.carriers import carrier_of
 from galactica.scheduler.core.reconcile.draft import Draft
-from galactica.scheduler.core.reconcile.servers import held_until_heard, show_cut_off
+from galactica.scheduler.core.reconcile.servers import (
+    held_by_regrowth,
+    held_until_heard,
+    show_cut_off,
+)
 from galactica.scheduler.core.unknown import in_slot, unknown_on
 from galactica.scheduler.core.verdicts.blame import blame_spec
 from galactica.scheduler.core.verdicts.due import Doom, Urgency, doom_of, next_doom_at, shell_keeps
@@ -91,7 +95,7 @@ def _condemn_by_health(draft: Draft, key: SlotKey, state: GroupState, cell: Cell
     carrier = carrier_of(cell)
     if carrier.is_doubted(draft, key, cell, verdict):
         return
-    budget = carrier.may_condemn_ill(draft, state, cell, verdict.health)
+    budget = held_by_regrowth(draft) or carrier.may_condemn_ill(draft, state, cell, verdict.health)
     if isinstance(budget, Held):
         reason = f"{cell.id} must be replaced ({verdict.reason}): {budget.reason}"
         draft.hold(key, budget.rule, reason, budget.next_look_at)
@@ -119,7 +123,7 @@ def _carry_out(
     draft: Draft, key: SlotKey, state: GroupState, cell: Cell, verdict: Verdict, doom: Doom
 ) -> bool:
     """Answers True if the cell was condemned. Otherwise notes what holds it back."""
-    allowed = _may_carry_out(draft, state, cell, doom)
+    allowed = held_by_regrowth(draft) or _may_carry_out(draft, state, cell, doom)
     if isinstance(allowed, Held):
         reason = f"{cell.id} must be replaced ({doom.reason}): {allowed.reason}"
         draft.hold(key, allowed.rule, reason, allowed.next_look_at)
@@ -182,6 +186,9 @@ def _fill(draft: Draft, key: SlotKey) -> None:
 
 def _held(draft: Draft, state: GroupState, number: int, slot: Slot) -> Held | None:
     """The first brake that holds the order."""
+    regrowing = held_by_regrowth(draft)
+    if regrowing is not None:
+        return regrowing
     if state.group.kind is GroupKind.SERVICE:
         listening = held_until_heard(draft)
         if listening is not None:
