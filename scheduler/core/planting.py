@@ -29,7 +29,7 @@ from galactica.scheduler.core.tallies import put_server, put_slot
 def began(fleet: Fleet, record: e.Record, _: e.RegrowthBegan) -> Fleet:
     if fleet.regrowth is not None or len(fleet.groups):
         raise IllegalTransition("a fleet that wants something is not grown anew")
-    return replace(fleet, regrowth=Regrowth(record.at))
+    return replace(fleet, regrowth=Regrowth(record.at), regrown_at=record.at)
 
 
 def recognised(fleet: Fleet, record: e.Record, event: e.ServerRecognised) -> Fleet:

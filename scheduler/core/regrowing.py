@@ -25,6 +25,7 @@ from galactica.scheduler.core.model.requests import (
 )
 from galactica.scheduler.core.reconcile.draft import Draft
 from galactica.scheduler.core.sight.state import Sight
+from galactica.scheduler.core.verdicts.fence import longest_lease_seconds
 
 WHILE_LISTENING = (ClaimEpoch, EnrolOperator, PlantGenome, RecogniseServer, RecordRefusal)
 
@@ -78,8 +79,7 @@ def has_settled(fleet: Fleet, sight: Sight, now: float, policy: Policy) -> bool:
     if fleet.regrowth is None or not fleet.regrowth.is_planted:
         return False
     tempo = policy.tempo(len(fleet.servers))
-    leases = (state.longest_lease_seconds for state in fleet.groups.values())
-    since = now - max(tempo.lease_seconds, *leases, 0.0)
+    since = now - longest_lease_seconds(fleet, policy)
     wanted = [one.id for one in fleet.servers.values() if one.phase in (Phase.READY, Phase.CONDEMNED)]
     return (
         bool(wanted)

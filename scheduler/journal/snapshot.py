@@ -72,6 +72,7 @@ def encode(fleet: Fleet) -> bytes:
         unknown={slot: dict(cells.items()) for slot, cells in fleet.unknown.items()},
         overtaken_at=fleet.overtaken_at,
         skipped=dict(fleet.skipped.items()),
+        regrown_at=fleet.regrown_at,
         regrowth=(fleet.regrowth.since, fleet.regrowth.is_planted) if fleet.regrowth else None,
     )
     body = zlib.compress(write(disk), _COMPRESSION_LEVEL)
@@ -222,6 +223,7 @@ def _fleet_from_disk(disk: FleetOnDisk) -> Fleet:
         unknown=HashTrieMap((slot, HashTrieMap(cells)) for slot, cells in disk.unknown.items()),
         overtaken_at=disk.overtaken_at,
         skipped=HashTrieMap(disk.skipped),
+        regrown_at=disk.regrown_at,
         regrowth=Regrowth(*disk.regrowth) if disk.regrowth else None,
     )
 

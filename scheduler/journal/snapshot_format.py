@@ -138,3 +138,4 @@ class FleetOnDisk(Struct, frozen=True, array_like=True):
     overtaken_at: float | None = None
     skipped: dict[str, tuple[tuple[int, int], ...]] = {}
     regrowth: tuple[float, bool] | None = None
+    regrown_at: float | None = None

@@ -106,7 +106,11 @@ class Genomes:
         """Until cancelled."""
         while True:
             await asyncio.sleep(LOOK_EVERY_SECONDS)
-            await self.look()
+            try:
+                await self.look()
+            except Exception as error:  # a fleet without a genome is a fleet all the same
+                log.exception("genome_failed")
+                self._trouble = f"the fleet's genome cannot be made or spread: {error}"
 
     async def look(self) -> None:
         fleet = self._mind.fleet()

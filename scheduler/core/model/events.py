@@ -131,7 +131,8 @@ class UnknownCellFound(Event, frozen=True):
 
 
 class CellAdopted(Event, frozen=True):
-    """An operator took such a cell in, as it is. From here on it is a cell like any other that was ordered."""
+    """An operator, or a scheduler that is grown anew, took such a cell in, as it is. From here on it is a cell like any
+    other that was ordered."""
 
     cell: str
     digest: str

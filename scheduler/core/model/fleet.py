@@ -318,6 +318,8 @@ class Fleet(Struct, frozen=True):
     """When agents showed that this journal is older than its fleet; None if they never did."""
     regrowth: Regrowth | None = None
     """Set while the scheduler is being grown anew."""
+    regrown_at: float | None = None
+    """When that began; None: this journal was never lost. Whatever an earlier one ordered was ordered before."""
     released: HashTrieMap[str, float] = HashTrieMap()
     """Pools whose storm an operator released, and until when that counts (Unix seconds)."""
 

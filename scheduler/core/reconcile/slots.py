@@ -32,6 +32,7 @@ from galactica.scheduler.core.reconcile.servers import (
 from galactica.scheduler.core.unknown import in_slot, unknown_on
 from galactica.scheduler.core.verdicts.blame import blame_spec
 from galactica.scheduler.core.verdicts.due import Doom, Urgency, doom_of, next_doom_at, shell_keeps
+from galactica.scheduler.core.verdicts.fence import lost_ones_ended_at
 from galactica.scheduler.core.verdicts.proof import proven_at
 
 
@@ -200,6 +201,11 @@ def _held(draft: Draft, state: GroupState, number: int, slot: Slot) -> Held | No
             HoldRule.UNKNOWN_CELL,
             f"server {server} runs {cell}, which may be the cell of this slot: adopt it, or condemn it as unknown",
         )
+    if state.group.spec.exclusive and not slot.cells:
+        at = lost_ones_ended_at(draft.fleet, state, draft.policy)
+        if at is not None and draft.now < at:
+            reason = "the lost journal may have ordered a cell of this slot that no agent shows, and two must never run"
+            return Held(HoldRule.EXCLUSIVE, f"{reason} at once; by then its agent has ended it", at)
     if state.group.spec.exclusive and slot.cells:
         return carrier_of(state.group).held_by_rival(draft, state, slot.cells[-1])
     held = backoff_hold(state, draft.now)
