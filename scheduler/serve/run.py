@@ -189,6 +189,7 @@ def _greeting(setup: Setup, scheduler: Scheduler, up: UpOptions | None) -> str:
         f"  enrolment:            {scheduler.enrol_address}",
         f"  admin's context file: {setup.context}",
         *_context_lines(scheduler.kept),
+        *_regrow_lines(setup, scheduler),
     ]
     if up is None:
         lines += [
@@ -203,6 +204,18 @@ def _greeting(setup: Setup, scheduler: Scheduler, up: UpOptions | None) -> str:
             else "Ctrl-C ends the scheduler and the agent; the cells live on.",
         ]
     return "\n".join(lines) + "\n"
+
+
+def _regrow_lines(setup: Setup, scheduler: Scheduler) -> list[str]:
+    """What to know where the journal is lost, or may be."""
+    if scheduler.controller.fleet().regrowth is not None:
+        return ["This scheduler is being grown anew from its fleet. How it stands: galactica status"]
+    if scheduler.has_new_journal and scheduler.has_old_authority:
+        where = setup.data / "ca"
+        return [
+            f"The CA in {where} is older than the journal, which is empty. If a journal was lost: start with --regrow"
+        ]
+    return []
 
 
 def _context_lines(kept: Kept) -> list[str]:

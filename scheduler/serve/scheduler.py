@@ -70,15 +70,20 @@ class Setup(Struct, frozen=True):
 
 class Scheduler:
     """Owns journal, CA, controller and ports of one scheduler. Call ``open``, then ``begin`` while the controller
-    runs, then ``end``, then ``close``. ``address`` and ``enrol_address``: HOST:PORT for clients on this machine."""
+    runs, then ``end``, then ``close``. ``address`` and ``enrol_address``: HOST:PORT for clients on this machine.
+    ``has_old_authority``: the CA was there before."""
 
-    def __init__(self, setup: Setup, journal: Journal, ca: CertificateAuthority) -> None:
+    def __init__(
+        self, setup: Setup, journal: Journal, ca: CertificateAuthority, *, has_old_authority: bool
+    ) -> None:
         self._setup = setup
         self._journal = journal
         self.ca = ca
         fleet = load(journal)
         if setup.regrow:
             check_empty(fleet, setup.data)
+        self.has_old_authority = has_old_authority
+        self.has_new_journal = not journal.head
         version = __version__
         # The fleet's epoch may be above the journal's own: a journal from a backup claims more than one at once.
         epoch = max(journal.claim_epoch(), fleet.epoch + 1)
@@ -101,8 +106,9 @@ class Scheduler:
             check_authority(setup.data)
         journal = open_journal(setup.data)
         try:
+            is_old = has_authority(setup.data)
             ca = CertificateAuthority.open_or_create(setup.data / "ca", setup.fleet)
-            scheduler = cls(setup, journal, ca)
+            scheduler = cls(setup, journal, ca, has_old_authority=is_old)
             await scheduler._bind()
         except AuthorityError as error:
             await journal.close()
@@ -214,9 +220,13 @@ class Scheduler:
         await self._journal.close()
 
 
+def has_authority(data: Path) -> bool:
+    return (data / "ca" / AUTHORITY_FILE).exists()
+
+
 def check_authority(data: Path) -> None:
     """Raises CommandFailed: without its CA no fleet can be grown anew."""
-    if not (data / "ca" / AUTHORITY_FILE).exists():
+    if not has_authority(data):
         raise CommandFailed(
             f"--regrow needs the fleet's CA, and {data / 'ca'} has none",
             hint="Put a backup of ca/ there. A fleet whose CA is lost cannot be grown anew: its agents trust no other.",

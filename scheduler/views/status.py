@@ -10,6 +10,7 @@ from galactica.scheduler.core.model.rules import HoldRule
 from galactica.scheduler.core.model.spec import Group
 from galactica.scheduler.core.model.verdict import Health
 from galactica.scheduler.core.ports import View
+from galactica.scheduler.core.reconcile.servers import regrowth_hold
 from galactica.scheduler.core.sight.observations import CellState
 from galactica.scheduler.views.cells import cells_of_group, verdict_of
 from galactica.scheduler.views.genome import Spread, genome_notes, genome_row
@@ -96,10 +97,9 @@ def holds(view: View, key: SlotKey | None = None) -> list[operator_pb2.Hold]:
     missing = _nobody_attached(view)
     if missing and key is None:
         rows["", HoldRule.NOBODY_ATTACHED] = operator_pb2.Hold(rule=HoldRule.NOBODY_ATTACHED, reason=missing)
-    regrowth = view.fleet.regrowth
-    if regrowth is not None and not regrowth.is_planted and key is None:
-        reason = "this scheduler is being grown anew: it orders nothing until it knows what the fleet wants"
-        rows["", HoldRule.REGROWING] = operator_pb2.Hold(rule=HoldRule.REGROWING, reason=reason)
+    regrowing = regrowth_hold(view.fleet, view.sight, view.now, view.policy)
+    if regrowing is not None and key is None:
+        rows["", regrowing.rule] = operator_pb2.Hold(rule=regrowing.rule, reason=regrowing.reason)
     for hold in view.holds:
         if key is None or hold.key == key:
             _add_hold(rows, hold)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from galactica.scheduler.core.budgets.services import Held
 from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.commands import Resync
-from galactica.scheduler.core.model.fleet import Phase, Server, server_facts
+from galactica.scheduler.core.model.fleet import Fleet, Phase, Server, server_facts
 from galactica.scheduler.core.model.keys import (
     Key,
     OrphanKey,
@@ -18,9 +18,11 @@ from galactica.scheduler.core.model.keys import (
     cells_of,
     own_slot,
 )
+from galactica.scheduler.core.model.policy import Policy
 from galactica.scheduler.core.model.rules import SILENCE_RULES, HoldRule, Rule
 from galactica.scheduler.core.model.verdict import Health, Verdict
 from galactica.scheduler.core.reconcile.draft import Draft, resend
+from galactica.scheduler.core.sight.state import Sight
 from galactica.scheduler.core.unknown import unknown_on
 from galactica.scheduler.core.verdicts.servers import server_verdict
 from galactica.scheduler.core.verdicts.storm import is_released
@@ -130,24 +132,26 @@ def held_until_heard(draft: Draft) -> Held | None:
 
 
 def held_by_regrowth(draft: Draft) -> Held | None:
+    return regrowth_hold(draft.fleet, draft.sight, draft.now, draft.policy)
+
+
+def regrowth_hold(fleet: Fleet, sight: Sight, now: float, policy: Policy) -> Held | None:
     """The hold on condemnations and orders while a scheduler is grown anew: what it does not see may only not be back
     yet."""
-    regrowth = draft.fleet.regrowth
+    regrowth = fleet.regrowth
     if regrowth is None:
         return None
     if not regrowth.is_planted:
-        return Held(HoldRule.REGROWING, "this scheduler is being grown anew and waits for a genome")
-    tempo = draft.policy.tempo(len(draft.fleet.servers))
-    missing = [
-        one.id
-        for one in draft.fleet.servers.values()
-        if one.phase is Phase.READY and not draft.sight.hears(one.id, draft.now, tempo)
-    ]
-    reason = "this scheduler was grown anew and condemns and orders nothing until it has heard every server for a lease"
+        reason = "this scheduler is being grown anew: it orders nothing until it knows what the fleet wants"
+        return Held(HoldRule.REGROWING, reason)
+    tempo = policy.tempo(len(fleet.servers))
+    there = (one for one in fleet.servers.values() if one.phase in (Phase.READY, Phase.CONDEMNED))
+    missing = sorted(one.id for one in there if not sight.hears(one.id, now, tempo))
+    reason = "this scheduler was grown anew: it condemns and orders nothing until it heard every server for a lease"
     if missing:
         more = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
         reason += f"; not heard: {missing[0]}{more}. If they are gone: galactica regrow --settle"
-    return Held(HoldRule.REGROWING, reason, draft.now + draft.policy.lease_seconds)
+    return Held(HoldRule.REGROWING, reason, now + policy.lease_seconds)
 
 
 def _is_held_by_regrowth(draft: Draft, key: Key, server: Server, verdict: Verdict) -> bool:
