@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.fleet import a_fleet
-from tests.support.processes import is_alive, kill, pids
+from tests.support.processes import answer_of, is_alive, kill, pids
 
 pytestmark = pytest.mark.xdist_group("e2e-regrown")
 
@@ -124,3 +124,34 @@ def test_it_is_refused_where_a_journal_knows_what_the_fleet_wants_and_where_ther
     assert not (tmp_path / "nothing").exists()
     fleet.start_scheduler()
     fleet.until_ready("web", 1)
+
+
+def test_the_same_containers_serve_under_a_new_journal(engine, busybox_image):
+    with a_fleet() as fleet:
+        fleet.start_agents(AGENTS, runtime="docker", DOCKER_HOST=engine)
+        web = {"image": busybox_image, "ports": {"http": 8080}, "health": {"tcp": {"port": "http"}}}
+        fleet.done("apply", str(fleet.service("web", CELLS, **web)))
+        before = fleet.until(lambda: whole(fleet), f"{CELLS} containers are ready", 100.0)
+        fleet.until(lambda: is_spread(fleet), "all agents keep the genome")
+
+        fleet.lose_journal()
+        fleet.start_scheduler(regrow=True)
+        fleet.until(lambda: fleet.status()["healthy"], "the fleet is whole", 60.0)
+
+        after = fleet.cells("web")
+        assert where(after) == where(before)
+        assert {answer_of(cell["endpoints"]["http"])[0] for cell in after} == {200}
+        assert fleet.events("CellCondemned", "OrphanRemoved", "CellOrdered") == []
+        victim = after[0]["id"]
+        fleet.done("condemn", victim)
+        fleet.until_ready("web", CELLS, without=(victim,))
+
+
+def whole(fleet):
+    ready = fleet.ready("web")
+    return ready if len(ready) == CELLS else []
+
+
+def where(cells):
+    """Cell id to its container and the address at which it answers."""
+    return {cell["id"]: (cell["runtime_id"], cell["endpoints"]) for cell in cells}
