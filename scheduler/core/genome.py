@@ -38,7 +38,7 @@ class GenomeReader:
 
     def read(self, fleet: Fleet) -> Genome:
         groups: dict[str, tuple[GroupState, GenomeGroup]] = {}
-        unused = {name: _reserved(generation) for name, generation in fleet.generations.items()}
+        unused = {name: reserved(generation) for name, generation in fleet.generations.items()}
         for name, state in fleet.groups.items():
             if state.deleted:
                 unused[name] = _unused(state)
@@ -51,6 +51,7 @@ class GenomeReader:
             tuple(groups[name][1] for name in sorted(groups)),
             tuple(server for server in servers if server is not None),
             dict(sorted(unused.items())),
+            fleet.first_generation,
         )
 
 
@@ -63,10 +64,10 @@ def _group(state: GroupState) -> GenomeGroup:
 
 def _unused(state: GroupState) -> int:
     newest = max((slot.next_generation for slot in state.slots.values()), default=1)
-    return _reserved(max(newest, state.first_generation))
+    return reserved(max(newest, state.first_generation))
 
 
-def _reserved(generation: int) -> int:
+def reserved(generation: int) -> int:
     return (generation // GENERATIONS_RESERVED + 2) * GENERATIONS_RESERVED
 
 

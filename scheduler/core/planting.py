@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from galactica.scheduler.core import unknown
+from galactica.scheduler.core.genome import reserved
 from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.events import IllegalTransition
 from galactica.scheduler.core.model.fleet import (
@@ -50,23 +51,17 @@ def planted(fleet: Fleet, record: e.Record, event: e.GenomePlanted) -> Fleet:
     if fleet.regrowth is None or fleet.regrowth.is_planted:
         raise IllegalTransition(f"a genome at position {record.position}, but nobody waits for one")
     genome, at, position = event.genome, record.at, record.position
-    fleet = replace(fleet, regrowth=Regrowth(at, is_planted=True))
+    first = reserved(genome.first_generation)
+    fleet = replace(fleet, regrowth=Regrowth(at, is_planted=True), first_generation=first)
     for name, generation in genome.unused.items():
         unused = max(generation, fleet.generations.get(name) or 1)
-        fleet = _left_out(fleet, name, unused)
+        fleet = unknown.left_out(fleet, name, unused)
         fleet = replace(fleet, generations=fleet.generations.insert(name, unused))
     for group in genome.groups:
         fleet = _with_group(fleet, group, position)
     for server in genome.servers:
         fleet = _with_server(fleet, server, at, position)
     return fleet
-
-
-def _left_out(fleet: Fleet, name: str, unused: int) -> Fleet:
-    skipped = fleet.skipped
-    for slot in [one for one in skipped if one.startswith(f"{name}/")]:
-        skipped = skipped.discard(slot)
-    return replace(fleet, skipped=skipped.insert(name, ((1, unused),)))
 
 
 def _with_group(fleet: Fleet, planted_group: GenomeGroup, position: int) -> Fleet:
@@ -82,7 +77,7 @@ def _with_group(fleet: Fleet, planted_group: GenomeGroup, position: int) -> Flee
         longest_lease_seconds=group.lease_seconds,
         last_position=position,
     )
-    fleet = _left_out(fleet, group.name, unused)
+    fleet = unknown.left_out(fleet, group.name, unused)
     return replace(
         fleet,
         groups=fleet.groups.insert(group.name, state),

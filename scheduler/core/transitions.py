@@ -101,16 +101,19 @@ def _group_applied(fleet: Fleet, record: e.Record, event: e.GroupApplied) -> Fle
     before = fleet.groups.get(name)
     revision = Revision(event.revision, event.digest, event.group.spec)
     if before is None:
+        first = max(fleet.generations.get(name) or 1, fleet.first_generation)
         state = GroupState(
             group=event.group,
             digest=event.digest,
             revision=event.revision,
             revisions=(revision,),
-            first_generation=fleet.generations.get(name) or 1,
+            first_generation=first,
             longest_lease_seconds=event.group.lease_seconds,
             last_position=record.position,
         )
         generations = fleet.generations.discard(name)
+        if (fleet.generations.get(name) or 1) < first:
+            fleet = unknown.left_out(fleet, name, first)
         return replace(fleet, groups=fleet.groups.insert(name, state), generations=generations)
     revisions = before.revisions
     if event.revision != before.revision:

@@ -67,7 +67,7 @@ def _without_generation(fleet: Fleet, taken: CellId) -> Fleet:
     unused = taken.generation + 1
     if state is None:
         before = fleet.generations.get(taken.group) or 1
-        if unused <= before:
+        if unused <= max(before, fleet.first_generation):
             return fleet
         fleet = replace(fleet, generations=fleet.generations.insert(taken.group, unused))
         slots = [name for name in fleet.skipped if name.startswith(f"{taken.group}/")]
@@ -102,6 +102,16 @@ def _skip(fleet: Fleet, name: str, ranges: tuple[tuple[int, int], ...]) -> Fleet
     if len(ranges) > RANGES_KEPT:
         ranges = ((ranges[0][0], ranges[1][1]), *ranges[2:])
     return replace(fleet, skipped=fleet.skipped.insert(name, ranges))
+
+
+def left_out(fleet: Fleet, group: str, unused: int) -> Fleet:
+    """All generations below ``unused`` were given out by a journal that is lost, and this one orders none of them."""
+    if unused <= 1:
+        return fleet
+    skipped = fleet.skipped
+    for slot in [one for one in skipped if one.startswith(f"{group}/")]:
+        skipped = skipped.discard(slot)
+    return replace(fleet, skipped=skipped.insert(group, ((1, unused),)))
 
 
 def owned(fleet: Fleet, cell_id: str) -> Fleet:

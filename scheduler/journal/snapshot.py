@@ -73,6 +73,7 @@ def encode(fleet: Fleet) -> bytes:
         overtaken_at=fleet.overtaken_at,
         skipped=dict(fleet.skipped.items()),
         regrown_at=fleet.regrown_at,
+        first_generation=fleet.first_generation,
         regrowth=(fleet.regrowth.since, fleet.regrowth.is_planted) if fleet.regrowth else None,
     )
     body = zlib.compress(write(disk), _COMPRESSION_LEVEL)
@@ -224,6 +225,7 @@ def _fleet_from_disk(disk: FleetOnDisk) -> Fleet:
         overtaken_at=disk.overtaken_at,
         skipped=HashTrieMap(disk.skipped),
         regrown_at=disk.regrown_at,
+        first_generation=disk.first_generation,
         regrowth=Regrowth(*disk.regrowth) if disk.regrowth else None,
     )
 

@@ -139,3 +139,4 @@ class FleetOnDisk(Struct, frozen=True, array_like=True):
     skipped: dict[str, tuple[tuple[int, int], ...]] = {}
     regrowth: tuple[float, bool] | None = None
     regrown_at: float | None = None
+    first_generation: int = 1

@@ -6,6 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.commands import Command, Decommission, Order
 from galactica.scheduler.core.model.events import Record
@@ -24,6 +26,7 @@ RANK = {
     e.CellDecommissioned: 5,
 }
 READY, CONDEMNED, DRAINING, GONE = 2, 3, 4, 5
+_LOUD = (e.CellOrdered, e.CellCondemned, e.ServerCondemned, e.OrphanRemoved, e.LeakRemoved)
 
 
 class LawBroken(AssertionError):
@@ -77,6 +80,10 @@ class Laws:
     given_up: set[str] = field(default_factory=set)
     """Cells that this journal never ordered, and that an operator condemned."""
     was_restored: bool = False
+    used: set[str] = field(default_factory=set)
+    """Ids of the cells of journals that were lost."""
+    is_quiet: bool = False
+    """A scheduler is being grown anew, and does not know yet what is there."""
     position: int = 0
     at: float = 0.0
     _is_history: bool = False
@@ -96,6 +103,11 @@ class Laws:
         self._is_history = True
         self.durable(records)
         self._is_history = False
+
+    def lose(self) -> None:
+        """From here on the journal is a new one, which knows nothing. No id of the old one may come again."""
+        self.used |= self.lives.keys()
+        self.go_back([])
 
     def durable(self, records: Sequence[Record]) -> None:
         for record in records:
@@ -146,7 +158,16 @@ class Laws:
 
     def _note(self, record: Record) -> None:
         event = record.event
+        if self.is_quiet and isinstance(event, _LOUD):
+            is_asked_for = record.cause.startswith("operator") or getattr(event, "is_gone", False)
+            self._require(is_asked_for, record, "a scheduler that is being grown anew harms or orders")
         match event:
+            case e.RegrowthBegan():
+                self.is_quiet = True
+            case e.RegrowthEnded():
+                self.is_quiet = False
+            case e.GenomePlanted():
+                self._planted(record, event)
             case e.GroupApplied(group=group, digest=digest):
                 self.wanted[group.name] = (group.replicas, digest)
                 self.healthy_for[group.name] = group.healthy_for_seconds
@@ -179,6 +200,22 @@ class Laws:
             ):
                 self._moved(record, event)
 
+    def _planted(self, record: Record, event: e.GenomePlanted) -> None:
+        for one in event.genome.groups:
+            current = one.revisions[-1]
+            self._note(replace(record, event=e.GroupApplied(one.group, current.digest, current.number)))
+            self.rollouts.note(
+                replace(record, event=e.GroupApplied(one.group, current.digest, current.number))
+            )
+        for server in event.genome.servers:
+            parsed = parse_cell_id(server.id) if server.pool else None
+            if parsed is not None:
+                self.lives[server.id] = _Life("", server.digest, READY, record.at)
+                self.slots[parsed.group, parsed.slot].append(server.id)
+                self.rollouts.note(
+                    replace(record, event=e.CellAdopted(server.id, server.digest, server.revision, ""))
+                )
+
     def _given_up(self, record: Record, event: e.OrphanRemoved) -> None:
         """What this journal never ordered goes when an operator says so, or by itself. Of a deleted group the journal
         keeps one number for all slots: ids below it count as ordered."""
@@ -189,6 +226,7 @@ class Laws:
 
     def _ordered(self, record: Record, event: e.CellOrdered) -> None:
         self._require(event.cell not in self.lives, record, "a cell id was used again")
+        self._require(event.cell not in self.used, record, "a cell id of a lost journal was used again")
         parsed = parse_cell_id(event.cell)
         assert parsed is not None
         replicas, digest = self.wanted.get(parsed.group, (0, ""))

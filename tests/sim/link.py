@@ -16,7 +16,13 @@ from galactica.agent.core import instructions as instructions_core
 from galactica.agent.core import model as model_core
 from galactica.scheduler.controller import Controller
 from galactica.scheduler.core.model.commands import Command, Decommission, Order
-from galactica.scheduler.core.model.requests import Asker, AskerKind, ClaimEpoch, Refused
+from galactica.scheduler.core.model.requests import (
+    Asker,
+    AskerKind,
+    ClaimEpoch,
+    RecogniseServer,
+    Refused,
+)
 from galactica.scheduler.core.model.spec import Resources, RuntimeKind, Spec
 from galactica.scheduler.core.model.verdict import Autopsy
 from galactica.scheduler.core.sight.observations import (
@@ -90,9 +96,11 @@ class Links:
         if self.controller is None:
             self.network.to_host(host.name, _hang_up, host, link)
             return
-        if host.name not in self.controller.fleet().servers:
+        fleet = self.controller.fleet()
+        is_known = host.name in fleet.servers
+        if not is_known and fleet.regrowth is None:
             return
-        if hello.epoch > self.epoch:
+        if hello.epoch > self.epoch or not is_known:
             overtaking = asyncio.get_running_loop().create_task(self._overtake(host, link, hello))
             self._overtaking.add(overtaking)
             overtaking.add_done_callback(self._overtaking.discard)
@@ -126,11 +134,15 @@ class Links:
         return not view.policy.tempo(len(view.fleet.servers)).has_missed(heard_at, view.now)
 
     async def _overtake(self, host: Host, link: int, hello: instructions_core.SendHello) -> None:
-        """Go above the epoch that the agent has obeyed, durably, before it is told anything."""
+        """Go above the epoch that the agent has obeyed, durably, before it is told anything. And let it in where this
+        scheduler is being grown anew."""
         if self.controller is None:
             return
         with suppress(Refused):
-            await self.controller.ask(ClaimEpoch(hello.epoch, host.name), Asker(AskerKind.SCHEDULER))
+            if hello.epoch > self.epoch:
+                await self.controller.ask(ClaimEpoch(hello.epoch, host.name), Asker(AskerKind.SCHEDULER))
+            if host.name not in self.controller.fleet().servers:
+                await self.controller.ask(RecogniseServer(host.name), Asker(AskerKind.SCHEDULER))
             self.epoch = max(self.epoch, self.controller.fleet().epoch)
             self.hello(host, link, hello)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from random import Random
 
 from galactica.scheduler.controller import Controller, load
+from galactica.scheduler.core.genome import nothing_wanted
 from galactica.scheduler.core.model.events import Record
 from galactica.scheduler.core.model.policy import Policy
 from galactica.scheduler.core.model.requests import (
@@ -34,6 +35,7 @@ from tests.sim.laws import LawBroken, Laws
 from tests.sim.link import Links
 from tests.sim.network import Network
 from tests.sim.provider import SimProvider
+from tests.sim.regrown import Genomes
 from tests.sim.rivals import Rivals
 from tests.sim.troubles import Troubles
 from tests.sim.wanted import pool, service
@@ -94,6 +96,7 @@ class Simulation:
         self.clock: clock.VirtualClock | None = None
         self.settled = 0
         """Position of the journal when trouble begins."""
+        self.has_lost_journal = False
         self.wall_step = 0.0
         """By how much the wall clock of the scheduler's machine is wrong. The next scheduler there begins with it."""
 
@@ -139,7 +142,7 @@ class Simulation:
         journal = SimJournal(self.disk)
         fleet = load(journal)
         epoch = max(journal.epoch, fleet.epoch + 1)
-        start = Start(epoch, "sim")
+        start = Start(epoch, "sim", regrows=self.has_lost_journal and nothing_wanted(fleet))
         self.clock = clock.VirtualClock(self.wall_step, fleet.at)
         controller = Controller(journal, fleet, self.clock, start, self.policy)
         links = Links(
@@ -154,10 +157,15 @@ class Simulation:
         for host in self.machines():
             host.port = links
 
+        async def genomes() -> None:
+            assert self.scheduler is not None
+            await Genomes(self, self.scheduler).run()
+
         async def life() -> None:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(controller.run(links, self.provider))
                 tasks.create_task(links.pump())
+                tasks.create_task(genomes())
 
         task = asyncio.get_running_loop().create_task(life())
         self.scheduler = Scheduler(controller, journal, links, task)

@@ -273,6 +273,40 @@ def test_a_drained_server_does_not_come_back_by_that() -> None:
     assert {world.cell(cell).server for cell in world.phases()} == {"a"}
 
 
+def test_a_server_that_was_being_drained_goes_on_with_that_when_its_cells_are_known() -> None:
+    before = fleet_of_two()
+    before.obedient = False
+    before.ask(DrainServer("b"))
+    assert before.core.fleet.servers["b"].phase is Phase.CONDEMNED
+    remains = remains_of(before)
+    world = planted(remains, "a")
+    world.advance(2)
+    assert world.core.fleet.servers["b"].phase is Phase.CONDEMNED
+    remains.attach(world, "b")
+    assert len(world.phases()) == 4
+    world.advance(60)
+    assert world.core.fleet.servers["b"].phase is Phase.DECOMMISSIONED
+    assert {world.cell(cell).server for cell in world.phases()} == {"a"}
+
+
+def test_ids_of_groups_that_were_made_after_the_newest_genome_are_not_given_out_again() -> None:
+    before = fleet_of_two()
+    remains = remains_of(before)
+    remains.running["a"]["late/0.3"] = report_of("late/0.3", digest_of(spec()))
+    world = planted(remains, "a", "b")
+    world.advance(LEASE + 1)
+    world.apply(service("late", 2), service("later", 1))
+    assert set(world.phases("late")) == {"late/1.200"}
+    assert world.held() == {"unknown_cell"}, "that of its slot 0 was never ordered by this journal"
+    assert set(world.phases("later")) == {"later/0.200"}
+    world.ask(AdoptCells())
+    assert set(world.phases("late")) == {"late/0.3", "late/1.200"}
+    again = planted(remains_of(world), "a", "b")
+    again.advance(LEASE + 1)
+    again.apply(service("last", 1))
+    assert set(again.phases("last")) == {"last/0.400"}
+
+
 def test_servers_of_a_pool_stay_its_cells() -> None:
     before = World()
     before.apply(pool("rack", 2), service("web", 4))

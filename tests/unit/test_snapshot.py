@@ -106,6 +106,7 @@ FULL = Fleet(
     unknown=HashTrieMap({"web/7": HashTrieMap({"web/7.3": "server-1"})}),
     overtaken_at=1_763_900_000.5,
     regrown_at=1_763_900_000.25,
+    first_generation=200,
     regrowth=Regrowth(1_763_900_000.75, is_planted=True),
     skipped=HashTrieMap({"web": ((1, 4),), "web/7": ((2, 3), (5, 9))}),
     at=1_763_900_010.000001,

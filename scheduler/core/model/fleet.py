@@ -318,6 +318,8 @@ class Fleet(Struct, frozen=True):
     """When agents showed that this journal is older than its fleet; None if they never did."""
     regrowth: Regrowth | None = None
     """Set while the scheduler is being grown anew."""
+    first_generation: int = 1
+    """Of the cells of names that this journal has not known yet. Below it are ids of journals that were lost."""
     regrown_at: float | None = None
     """When that began; None: this journal was never lost. Whatever an earlier one ordered was ordered before."""
     released: HashTrieMap[str, float] = HashTrieMap()

@@ -230,7 +230,10 @@ def _take_facts(draft: Draft, server: Server) -> None:
 
 
 def bury_server(draft: Draft, server_id: str) -> None:
+    """Not while a scheduler is grown anew: the server's cells may only not be taken in yet."""
     server = draft.fleet.servers.get(server_id)
+    if draft.fleet.regrowth is not None:
+        return
     if server is not None and server.phase is Phase.CONDEMNED and not len(server.cells):
         unknown = unknown_on(draft.fleet, server.id)
         draft.emit(e.ServerDecommissioned(server.id), f"event:{server.last_position}")
