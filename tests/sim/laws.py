@@ -82,6 +82,9 @@ class Laws:
     was_restored: bool = False
     used: set[str] = field(default_factory=set)
     """Ids of the cells of journals that were lost."""
+    recognised: set[str] = field(default_factory=set)
+    """Servers that a scheduler that is grown anew let in, and that its genome does not know: of no pool, whatever their
+    names."""
     is_quiet: bool = False
     """A scheduler is being grown anew, and does not know yet what is there."""
     position: int = 0
@@ -107,6 +110,7 @@ class Laws:
     def lose(self) -> None:
         """From here on the journal is a new one, which knows nothing. No id of the old one may come again."""
         self.used |= self.lives.keys()
+        self.recognised.clear()
         self.go_back([])
 
     def durable(self, records: Sequence[Record]) -> None:
@@ -159,7 +163,11 @@ class Laws:
     def _note(self, record: Record) -> None:
         event = record.event
         if self.is_quiet and isinstance(event, _LOUD):
-            is_asked_for = record.cause.startswith("operator") or getattr(event, "is_gone", False)
+            is_asked_for = (
+                record.cause.startswith("operator")
+                or getattr(event, "is_gone", False)
+                or getattr(event, "cell", "") in self.given_up
+            )
             self._require(is_asked_for, record, "a scheduler that is being grown anew harms or orders")
         match event:
             case e.RegrowthBegan():
@@ -176,6 +184,8 @@ class Laws:
             case e.GroupDeleted(name=name):
                 self.wanted.pop(name, None)
                 self.deleted.add(name)
+            case e.ServerRecognised(server=server):
+                self.recognised.add(server)
             case e.ServerJoined(server=server):
                 self.lost.discard(server)
             case e.StormReleased(pool=pool, until=until):
@@ -208,6 +218,7 @@ class Laws:
                 replace(record, event=e.GroupApplied(one.group, current.digest, current.number))
             )
         for server in event.genome.servers:
+            (self.recognised.discard if server.pool else self.recognised.add)(server.id)
             parsed = parse_cell_id(server.id) if server.pool else None
             if parsed is not None:
                 self.lives[server.id] = _Life("", server.digest, READY, record.at)
@@ -219,8 +230,8 @@ class Laws:
     def _given_up(self, record: Record, event: e.OrphanRemoved) -> None:
         """What this journal never ordered goes when an operator says so, or by itself. Of a deleted group the journal
         keeps one number for all slots: ids below it count as ordered."""
+        is_asked_for = record.cause.startswith("operator") or event.is_gone or event.cell in self.given_up
         self.given_up.add(event.cell)
-        is_asked_for = record.cause.startswith("operator") or event.is_gone
         was_deleted = event.cell.partition("/")[0] in self.deleted
         self._require(is_asked_for or was_deleted, record, "it was never ordered, and nobody asked for this")
 
@@ -308,7 +319,7 @@ class Laws:
         self._require(bool(event.evidence and event.reason), record, "a server died without a certificate")
         if event.rule not in SILENCE_RULES:
             return
-        parsed = parse_cell_id(event.server)
+        parsed = parse_cell_id(event.server) if event.server not in self.recognised else None
         pool = parsed.group if parsed else ""
         recent = {server: at for server, at in self.silenced[pool].items() if record.at - at < 60.0}
         self.silenced[pool] = recent | {event.server: record.at}

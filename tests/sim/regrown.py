@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 from galactica.scheduler.core.genome import GenomeReader
 from galactica.scheduler.core.model.genome import Genome, GenomeMark
-from galactica.scheduler.core.model.requests import Asker, AskerKind, EndRegrowth, PlantGenome, Refused
+from galactica.scheduler.core.model.requests import (
+    Asker,
+    AskerKind,
+    EndRegrowth,
+    PlantGenome,
+    Refused,
+    ReleaseStorm,
+)
 
 if TYPE_CHECKING:
     from galactica.scheduler.controller import Controller
@@ -107,3 +114,14 @@ async def settle(world: Simulation) -> None:
     regrowth = view.fleet.regrowth
     if regrowth is not None and regrowth.is_planted and view.now > regrowth.since + PATIENCE_SECONDS:
         await world.ask(EndRegrowth())
+    if view.fleet.regrown_at is not None and regrowth is None:
+        for name in [one for one in world.hosts if "/" not in one and one not in view.fleet.servers]:
+            await world.enrol(
+                name
+            )  # it was lost before, and came back when certificates alone did not count any more
+    strangers = [one.id for one in view.fleet.servers.values() if "/" in one.id and not one.pool]
+    for storm in view.storms:
+        if (
+            strangers
+        ):  # servers of a pool that no genome knew: their machines were deleted, and are known to be gone
+            await world.ask(ReleaseStorm(storm.id))

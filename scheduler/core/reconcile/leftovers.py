@@ -91,6 +91,8 @@ def adopt_cell(draft: Draft, cell: str, server: str) -> str:
     report = draft.sight.report_of(server, cell)
     if report is None or report.state is CellState.GONE:
         return f"server {server} does not report it at the moment"
+    if not is_place(draft.fleet, server):
+        return f"server {server} takes no cells any more"
     parsed = parse_cell_id(cell)
     state = draft.fleet.groups.get(parsed.group) if parsed else None
     if parsed is None or state is None or state.deleted:
