@@ -49,12 +49,14 @@ from galactica.agent.start import (
     instance,
     last_will,
     load_identity,
+    machine,
     owned,
     start_watchdog,
     store_epoch,
     stored_epoch,
     watch_socket,
 )
+from galactica.agent.starved import Lacks
 
 log = logging.getLogger("agent")
 
@@ -118,6 +120,7 @@ async def _serve(settings: Settings, identity: Identity) -> None:
         loop.add_signal_handler(number, stop.set)
     listening = watch_socket(settings)
     runtimes = await available_runtimes(settings, identity)
+    lacks = Lacks()
     facts = wire.ServerFacts(
         labels=settings.labels,
         capacity=capacity(settings.data),
@@ -125,6 +128,7 @@ async def _serve(settings: Settings, identity: Identity) -> None:
         agent_version=__version__,
         watch_address=joined_address(*listening.getsockname()[:2]) if listening else "",
         instance=instance(),
+        machine=machine(settings.data),
     )
     daemon = Daemon(
         runtimes=runtimes,
@@ -136,7 +140,7 @@ async def _serve(settings: Settings, identity: Identity) -> None:
             deliver,
         ),
         vitals_of=lambda link: VitalsTaker(
-            settings.data, tuple(runtimes.values()), lambda: link.clock_offset_ms
+            settings.data, tuple(runtimes.values()), lambda: link.clock_offset_ms, lacks=lacks
         ),
         facts=facts,
         epoch=stored_epoch(settings.data),
@@ -144,7 +148,7 @@ async def _serve(settings: Settings, identity: Identity) -> None:
         genome=GenomeKeeper(settings.data, identity.fleet_id),
         fence=FenceKeeper(FenceFile(settings.data), start_watchdog(settings, identity, facts.runtimes)),
         will=last_will(settings, identity),
-        watch_to=lambda deliver: NeighbourWatch(listening, deliver) if listening else None,
+        watch_to=lambda deliver: NeighbourWatch(listening, deliver, lacks) if listening else None,
     )
     log.info(
         "started version=%s server=%s fleet=%s scheduler=%s runtimes=%s watch=%s pid=%d",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from galactica.agent import clock
 from galactica.agent.core.events import (
@@ -28,7 +29,10 @@ from galactica.agent.runtimes.port import (
     RuntimeUnavailable,
     StartUncertain,
     Stirred,
+    service_of,
 )
+from galactica.agent.seldom import Seldom
+from galactica.agent.starved import engine_lacks
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -36,9 +40,11 @@ if TYPE_CHECKING:
 
     from galactica.agent.core.model import Found
     from galactica.agent.runtimes.port import Progress, Runtime
+    from galactica.agent.starved import Lacks
     from galactica.v1 import link_pb2
 
-STARTS_AT_ONCE = 16
+STARTS_OF_A_SERVICE = 16
+"""At once; the runtimes bound the work of all."""
 RELIST_SECONDS = 30.0
 RELIST_AGAIN_SECONDS = 1.0
 
@@ -48,7 +54,7 @@ log = logging.getLogger(__name__)
 class Carrier:
     """``deliver`` waits for room in the daemon's queue; ``offer`` drops the event if the queue is full.
     ``before_exclusive`` is awaited before an exclusive cell starts. ``stirred`` is called with the id of a cell in
-    which the runtime noticed a change."""
+    which the runtime noticed a change. ``lacks`` takes what the agent itself lacks."""
 
     def __init__(
         self,
@@ -58,13 +64,16 @@ class Carrier:
         offer: Callable[[Event], None],
         before_exclusive: Callable[[], Awaitable[None]],
         stirred: Callable[[str], None],
+        lacks: Lacks,
     ) -> None:
         self._runtimes = runtimes
         self._deliver = deliver
         self._offer = offer
         self._before_exclusive = before_exclusive
         self._stirred = stirred
-        self._starts = asyncio.Semaphore(STARTS_AT_ONCE)
+        self._lacks = lacks
+        self._seldom = Seldom()
+        self._starts: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._starting: dict[str, asyncio.Task[None]] = {}
 
     def carry_out(
@@ -90,18 +99,34 @@ class Carrier:
             self._offer(Progressed(cell_id, text, clock.now()))
 
         event: Event
-        async with self._starts:
+        # Some starts take long, as those that wait for their image: they hold up none of another service.
+        service = service_of(cell_id)
+        turns = self._starts.setdefault(service, asyncio.Semaphore(STARTS_OF_A_SERVICE))
+        if turns.locked():
+            progress(
+                f"waiting for its turn: {STARTS_OF_A_SERVICE} cells of {service} are starting on this server"
+            )
+        async with turns:
             try:
                 event = await self._started(order, progress)
-            except RuntimeUnavailable as failure:
-                may_run = isinstance(failure, StartUncertain)
-                event = StartDeferred(cell_id, str(failure), clock.now(), may_run)
-            except RuntimeFailure as failure:
-                event = StartFailed(cell_id, str(failure), clock.now())
-            except Exception as error:
-                log.exception("start failed: unexpected error cell=%s", cell_id)
-                event = StartFailed(cell_id, f"unexpected error in the agent: {error!r}", clock.now())
+            except Exception as error:  # noqa: BLE001 - a cell's error never ends the daemon
+                event = self._not_started(cell_id, error)
         await self._deliver(event)
+
+    def _not_started(self, cell_id: str, error: Exception) -> StartDeferred | StartFailed:
+        """What the agent itself lacks is not the fault of the cell, whatever the error says."""
+        now = clock.now()
+        if lack := self._lacks.note_if(error, f"start {cell_id}"):
+            reason = f"this server's agent lacks {lack}"
+            return StartDeferred(cell_id, reason, now, isinstance(error, StartUncertain), is_starved=True)
+        if isinstance(error, RuntimeUnavailable) or (
+            isinstance(error, RuntimeFailure) and engine_lacks(str(error))
+        ):
+            return StartDeferred(cell_id, str(error), now, isinstance(error, StartUncertain))
+        if isinstance(error, RuntimeFailure):
+            return StartFailed(cell_id, str(error), now)
+        log.error("start failed: unexpected error cell=%s", cell_id, exc_info=error)
+        return StartFailed(cell_id, f"unexpected error in the agent: {error!r}", now)
 
     def _forget_start(self, cell_id: str, done: asyncio.Task[None]) -> None:
         if self._starting.get(cell_id) is done:
@@ -152,10 +177,8 @@ class Carrier:
                     else:
                         # List again: the core needs the time at which the list was requested.
                         await self._list(kind)
-            except RuntimeFailure as failure:
-                log.warning("watch interrupted reason=%r", str(failure))
-            except Exception:
-                log.exception("watch interrupted: unexpected error")
+            except Exception as error:  # noqa: BLE001 - the next watch comes, and a list before it
+                self._unread("watch interrupted", error)
             await asyncio.sleep(RELIST_AGAIN_SECONDS)
 
     async def relist(self, kind: int, listed: asyncio.Event) -> None:
@@ -179,17 +202,20 @@ class Carrier:
         asked_at = clock.now()
         try:
             found = tuple(await self._runtimes[kind].list())
-        except RuntimeFailure as failure:
-            log.warning("cells not listed reason=%r", str(failure))
-            return None
-        except Exception:
-            log.exception("cells not listed: unexpected error")
+        except Exception as error:  # noqa: BLE001 - the next list comes
+            self._unread("cells not listed", error)
             return None
         for one in found:
             if one.doubt:
                 log.warning("cell in doubt cell=%s reason=%r", one.order.cell_id, one.doubt)
         await self._deliver(Relisted(kind, found, asked_at, clock.now()))
         return found
+
+    def _unread(self, what: str, error: Exception) -> None:
+        if self._lacks.note_if(error, what) or isinstance(error, RuntimeFailure):
+            log.warning("%s reason=%r", what, str(error))
+        elif self._seldom.is_time(what + type(error).__name__):
+            log.error("%s: unexpected error", what, exc_info=error)
 
 
 def pause_until_next_list(

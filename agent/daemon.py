@@ -48,6 +48,7 @@ from galactica.agent.health.probes import Prober
 from galactica.agent.link import wire
 from galactica.agent.link.logs import LogStreams
 from galactica.agent.link.shell import Shells
+from galactica.agent.steady import steadily
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -103,7 +104,7 @@ class Daemon:
         self._link = link_to(self.deliver)
         self._vitals = vitals_of(self._link)
         self._neighbours = watch_to(self.deliver)
-        self._prober = Prober(self._execute, self._probed)
+        self._prober = Prober(self._execute, self._probed, self._vitals.lacks)
         self._drift = drift.DriftWatch(
             lambda: self._state.cells, self._compare, self._compared, compare_every_seconds
         )
@@ -113,6 +114,7 @@ class Daemon:
             offer=self._offer,
             before_exclusive=fence.ready,
             stirred=self._drift.stir,
+            lacks=self._vitals.lacks,
         )
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
@@ -132,19 +134,19 @@ class Daemon:
             self._shells = Shells(self._runtimes, self._link, tasks, lambda: self._state.cells)
             self._link.on_shell = self._shells.take
             self._link.on_genome = self._take_genome
-            owned = [tasks.create_task(self._consume()), tasks.create_task(self._prober.run())]
-            owned.append(tasks.create_task(self._drift.run()))
-            owned.append(tasks.create_task(self._fence.run()))
+            owned = [tasks.create_task(self._consume()), self._begin("probes", self._prober.run)]
+            owned.append(self._begin("drift", self._drift.run))
+            owned.append(self._begin("fence", self._fence.run))
             recovered = [asyncio.Event() for _ in self._runtimes]
             for kind, listed in zip(self._runtimes, recovered, strict=True):
                 owned.append(tasks.create_task(self._carrier.watch(kind)))
                 owned.append(tasks.create_task(self._carrier.relist(kind, listed)))
-            owned.append(tasks.create_task(self._take_vitals()))
+            owned.append(self._begin("vitals", self._take_vitals))
             if self._neighbours:
                 owned.append(tasks.create_task(self._neighbours.run()))
             owned.append(tasks.create_task(self._attach(recovered)))
             if self._will is not None:
-                owned.append(tasks.create_task(self._will.run()))
+                owned.append(self._begin("will", self._will.run))
             await stop.wait()
             if stops_cells:
                 await self._stop_cells()
@@ -156,6 +158,10 @@ class Daemon:
             self._shells.close_all()
             if self._timer:
                 self._timer.cancel()
+
+    def _begin(self, name: str, part: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+        """Of the other parts, without which there is no agent, an unexpected error ends the daemon."""
+        return self._tasks.create_task(steadily(name, part, self._vitals.lacks))
 
     async def _attach(self, recovered: Sequence[asyncio.Event]) -> None:
         """List every runtime before the first Hello: a Hello says of a cell that it leaves out that it is gone."""
@@ -233,7 +239,7 @@ class Daemon:
     def _remember(self, instruction: RememberEpoch | RememberFence) -> None:
         match instruction:
             case RememberEpoch():
-                self._work(asyncio.to_thread(self._remember_epoch, instruction.epoch))
+                self._work(self._store_epoch(instruction.epoch))
             case RememberFence():
                 self._fence.remember(instruction.fence_at)
 
@@ -245,9 +251,23 @@ class Daemon:
     async def _answer_genome(
         self, genome: GenomeKeeper, link: int, response: link_pb2.AttachResponse
     ) -> None:
-        answer = await genome.take(response)
+        """Whatever goes wrong with it ends nothing: the scheduler gives it to others too."""
+        try:
+            answer = await genome.take(response)
+        except Exception as error:
+            if not self._vitals.lacks.note_if(error, "keep the fleet's genome"):
+                log.exception("genome not kept")
+            return
         if answer is not None:
             self._link.send(link, answer)
+
+    async def _store_epoch(self, epoch: int) -> None:
+        """An error is only logged: this process knows the epoch, and the next Welcome stores it for the next one."""
+        try:
+            await asyncio.to_thread(self._remember_epoch, epoch)
+        except Exception as error:
+            if not self._vitals.lacks.note_if(error, "store the scheduler's epoch"):
+                log.exception("epoch not stored epoch=%d", epoch)
 
     def _watch_neighbours(self, instruction: WatchNeighbours) -> None:
         if self._neighbours is not None:

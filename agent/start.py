@@ -172,10 +172,25 @@ async def _answers(runtime: Runtime) -> bool:
 def instance() -> str:
     """Names this run of the agent: the boot of its machine, and a number drawn now. By it the scheduler tells an agent
     that comes back from a second machine that has a copy of this one's identity."""
-    boot = ""
-    with contextlib.suppress(OSError):
-        boot = BOOT_ID.read_text("ascii").strip()
-    return f"{boot}/{secrets.token_hex(INSTANCE_BYTES)}"
+    return f"{_boot()}/{secrets.token_hex(INSTANCE_BYTES)}"
+
+
+def machine(data: Path) -> str:
+    """Names this machine until its next boot. A copy of it, or of the data directory alone, has another name. Empty if
+    that cannot be told."""
+    try:
+        place = data.stat()
+    except OSError:
+        return ""
+    boot = _boot()
+    return f"{boot}/{place.st_dev}:{place.st_ino}" if boot else ""
+
+
+def _boot() -> str:
+    try:
+        return BOOT_ID.read_text("ascii").strip()
+    except OSError:
+        return ""
 
 
 def watch_socket(settings: Settings) -> socket.socket | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,8 @@ LACKS = frozenset(
     }
 )
 """The kernel's words for it. EAGAIN: no more processes or threads."""
+_ENGINES = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
+"""Not those that a cell's own limits can bring about too."""
 NO_THREAD = "can't start new thread"
 """The text of Python's own error for it, which has no number."""
 CAUSES = 16
@@ -48,8 +51,15 @@ def lack_of(error: BaseException) -> str:
     return ""
 
 
+def engine_lacks(words: str) -> bool:
+    """Whether an engine's words say that its host lacks room or descriptors, whatever was asked of it."""
+    told = words.lower()
+    return any(os.strerror(number).lower() in told for number in _ENGINES)
+
+
 def _behind(error: BaseException) -> Iterator[BaseException]:
-    """The error and those that it wraps: as its cause, or, as in some libraries, among its arguments."""
+    """The error and those that it wraps: as its cause, or, as in some libraries, among its arguments; and
+    those of a group."""
     waiting: list[object] = [error]
     for _ in range(CAUSES):
         if not waiting:
@@ -57,7 +67,12 @@ def _behind(error: BaseException) -> Iterator[BaseException]:
         one = waiting.pop(0)
         if isinstance(one, BaseException):
             yield one
-            waiting += [one.__cause__, getattr(one, "reason", None), *one.args]
+            waiting += [
+                one.__cause__,
+                getattr(one, "reason", None),
+                *one.args,
+                *getattr(one, "exceptions", ()),
+            ]
 
 
 @dataclass(slots=True)
@@ -71,6 +86,13 @@ class Lacks:
         self._newest = lack
         if self._seldom.is_time(lack):
             log.warning("this agent lacks what it needs lack=%s doing=%r", lack, doing)
+
+    def note_if(self, error: BaseException, doing: str) -> str:
+        """Note what the agent lacked, if that is behind the error. Returns it."""
+        lack = lack_of(error)
+        if lack:
+            self.note(lack, doing)
+        return lack
 
     def take(self) -> str:
         """The newest lack since the last call; empty: none."""

@@ -165,8 +165,9 @@ def start_deferred(draft: Draft, event: StartDeferred) -> None:
     waited = draft.now - cell.tried_since
     if event.may_run and cell.state is CellState.STARTING:
         cell = _doubted(cell, event.reason, draft.now)
-    # A cell that may run is never told as failed: a failed one may be replaced at once.
-    is_over = waited >= START_PATIENCE_SECONDS and not cell.doubt
+    # A cell that may run is never told as failed: a failed one may be replaced at once. What the agent itself lacks is
+    # no failure of the cell either: its server's vitals tell it.
+    is_over = waited >= START_PATIENCE_SECONDS and not cell.doubt and not event.is_starved
     if cell.state is not CellState.STARTING or is_over:
         start_failed(draft, cell.id, f"not started within {waited:.0f} s: {event.reason}")
         return

@@ -171,12 +171,14 @@ class StartFailed:
 
 @dataclass(frozen=True, slots=True)
 class StartDeferred:
-    """The engine did not answer; this says nothing about the cell. ``may_run``: the cell exists, and may run."""
+    """The engine did not answer, or the agent itself lacks something for it (``is_starved``). This says nothing about
+    the cell. ``may_run``: the cell exists, and may run."""
 
     cell_id: str
     reason: str
     now: float
     may_run: bool = False
+    is_starved: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,6 +146,8 @@ def _differs_markedly(before: cell_pb2.Vitals | None, after: cell_pb2.Vitals | N
         return True
     if before.disk_error != after.disk_error or before.foreign_cells != after.foreign_cells:
         return True
+    if before.agent_lacks != after.agent_lacks:
+        return True
     if abs(after.clock_offset_ms - before.clock_offset_ms) >= MARKED_CLOCK_MS:
         return True
     if abs(after.kernel_errors - before.kernel_errors) >= MARKED_KERNEL_ERRORS:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from galactica.agent.runtimes.port import RuntimeUnavailable
+from galactica.agent.seldom import Seldom
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,14 +37,20 @@ class FenceFile:
     def __init__(self, data: Path) -> None:
         self._path = data / "fence"
         self._boot = BOOT_ID.read_text("ascii").strip()
+        self._seldom = Seldom()
 
-    def read(self) -> Kept | None:
-        """None if nothing is stored, or only from before the host's boot, which no lease outlives."""
-        with contextlib.suppress(FileNotFoundError, ValueError):
+    def read(self, otherwise: Kept | None = None) -> Kept | None:
+        """None if nothing is stored, or only from before the host's boot, which no lease outlives. ``otherwise`` if it
+        cannot be told what is stored."""
+        try:
             boot, fence_at, owner = self._path.read_text("ascii").split()
-            if boot == self._boot:
-                return Kept(float(fence_at), owner)
-        return None
+            return Kept(float(fence_at), owner) if boot == self._boot else None
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            if self._seldom.is_time(str(error)):
+                log.warning("end of the lease not read path=%s reason=%r", self._path, str(error))
+            return otherwise
 
     def write(self, kept: Kept) -> None:
         # Once a second. Not synced: after a crash of the host no cell is alive. In place: a rename would make some

@@ -78,12 +78,15 @@ async def _guard(file: FenceFile, owner: str, runtimes: Callable[[], Sequence[Ru
     asyncio.get_running_loop().add_reader(sys.stdin.fileno(), _notice_end, is_orphaned)
     with contextlib.suppress(BrokenPipeError):  # the agent is dead already: the watchdog goes on
         os.write(sys.stdout.fileno(), READY_LINE)
+    kept = None
     while True:
-        kept = file.read()
+        kept = file.read(
+            otherwise=kept
+        )  # what cannot be read ends neither the watch nor the lease that is known
         is_ours = kept is not None and kept.owner == owner
         is_over = not is_ours
         if kept is not None and is_ours and clock.now() >= kept.fence_at:
-            is_over = await _end(runtimes(), kept.fence_at) == 0
+            is_over = await _end(runtimes, kept.fence_at) == 0
         if is_over and is_orphaned.is_set():
             return
         await asyncio.sleep(LOOK_EVERY_SECONDS)
@@ -95,10 +98,15 @@ def _notice_end(is_orphaned: asyncio.Event) -> None:
     is_orphaned.set()
 
 
-async def _end(runtimes: Sequence[Runtime], fence_at: float) -> int:
+async def _end(runtimes: Callable[[], Sequence[Runtime]], fence_at: float) -> int:
     """Kill the exclusive cells whose grace is over. Returns how many are left. Each runtime and each cell is on its
     own: what fails for one of them does not keep another one alive."""
-    return sum(await asyncio.gather(*(_end_in(runtime, fence_at) for runtime in runtimes)))
+    try:
+        found = runtimes()
+    except Exception:
+        log.exception("exclusive cells not ended yet: unexpected error")
+        return 1
+    return sum(await asyncio.gather(*(_end_in(runtime, fence_at) for runtime in found)))
 
 
 async def _end_in(runtime: Runtime, fence_at: float) -> int:

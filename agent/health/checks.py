@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import grpc
 
+from galactica.agent.starved import LACKS
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -36,6 +38,7 @@ _HEAD = re.compile(rb"HTTP/1\.[01] (\d{3})[ \r]")
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,12})[ \t]*\r\n", re.IGNORECASE)
 _KEEPS = re.compile(rb"\r\nconnection:[ \t]*keep-alive[ \t]*[\r,]", re.IGNORECASE)
 _UNDER_WAY = {0, errno.EINPROGRESS}
+_NOT_CONNECTED = "failed to connect to all addresses"
 _SERVING = b"\x08\x01"
 """HealthCheckResponse{status: SERVING}: field 1, varint 1 (grpc.health.v1)."""
 
@@ -53,7 +56,8 @@ class SocketCheck(Protocol):
     look_at: float | None
     """When to collect again although the socket may not be ready (time.monotonic); None: at its end."""
 
-    def begin(self) -> str | None: ...
+    def begin(self) -> str | None:
+        """Raises OSError, as ``collect`` does, if the agent itself fails at it."""
 
     def collect(self) -> str | None: ...
 
@@ -85,6 +89,8 @@ class TcpCheck:
         code = self._socket.connect_ex(self._address)
         if code not in _UNDER_WAY:
             self.close()
+            if code in LACKS:
+                raise OSError(code, os.strerror(code))
             return _refusal(code, self._address)
         return self.collect()
 
@@ -168,6 +174,8 @@ class HttpCheck:
         code = self._socket.connect_ex(self._address)
         if code not in _UNDER_WAY:
             self.close()
+            if code in LACKS:
+                raise OSError(code, os.strerror(code))
             return _refusal(code, self._address)
         return self._send()
 
@@ -248,16 +256,26 @@ class GrpcCheck:
         )
 
     async def attempt(self, timeout_seconds: float) -> str:
+        """The outcome. Raises OSError if the agent itself lacks something for it."""
         try:
             answer = await self._check(self._request, timeout=timeout_seconds, wait_for_ready=False)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 return timed_out(timeout_seconds)
+            raise_if_lacking(error.details() or "")
             return f"{error.code().name}: {error.details()}"
         return "" if answer.startswith(_SERVING) else "the answer is not SERVING"
 
     async def close(self) -> None:
         await self._channel.close()
+
+
+def raise_if_lacking(details: str) -> None:
+    """gRPC tells only in words that this side lacked something for a connection. Raises OSError for it."""
+    if details.startswith(_NOT_CONNECTED):
+        for number in LACKS:
+            if os.strerror(number) in details:
+                raise OSError(number, os.strerror(number))
 
 
 def timed_out(timeout_seconds: float) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from galactica.agent.core.model import CellState
 from galactica.agent.runtimes.port import RuntimeFailure
+from galactica.agent.starved import lack_of
 from galactica.v1 import cell_pb2
 
 if TYPE_CHECKING:
@@ -98,6 +99,10 @@ class DriftWatch:
             lines = await self.compare(cell)
         except RuntimeFailure as failure:
             log.debug("not compared cell=%s reason=%r", cell.id, str(failure))
+            return
+        except Exception as error:  # one cell's edge: the others are compared all the same
+            if not lack_of(error):
+                log.exception("not compared: unexpected error cell=%s", cell.id)
             return
         took_seconds = time.monotonic() - began
         least_seconds = took_seconds * cells / SHARE

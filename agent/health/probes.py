@@ -29,7 +29,7 @@ from galactica.agent.health.checks import (
     socket_check,
     timed_out,
 )
-from galactica.agent.runtimes.port import NotBegun, RuntimeFailure, RuntimeUnavailable, not_begun
+from galactica.agent.runtimes.port import RuntimeFailure, RuntimeUnavailable
 from galactica.agent.seldom import Seldom
 from galactica.agent.starved import Lacks, lack_of
 
@@ -189,32 +189,46 @@ class Prober:
             probe.task = tasks.create_task(self._attempt(probe))
         else:
             probe.deadline = now + probe.timeout_seconds
-            try:
-                outcome = probe.check.begin()
-            except OSError as error:
-                if lack_of(error):
-                    self._not_begun(probe, not_begun(error), now)
-                    return
-                outcome = f"cannot probe: {error.strerror}"
+            outcome = self._asked(probe, probe.check.begin)
             if outcome is None:
                 self._push(probe, now + min(COLLECT_SECONDS, probe.timeout_seconds))
             else:
-                self._finish(probe, outcome, now)
+                self._ended(probe, outcome, now)
 
     def _collect(self, probe: _Probe, now: float) -> None:
         if probe.check is None or probe.deadline is None:
             return
         # A new socket may get the number of a closed one: stop watching the number before collecting.
         self._unwatch(probe)
-        outcome = probe.check.collect()
+        outcome = self._asked(probe, probe.check.collect)
         if outcome is None and now >= probe.deadline:
             probe.check.close()
             outcome = timed_out(probe.timeout_seconds)
+        if outcome is None:
+            try:
+                self._watch(probe, probe.check)
+            except OSError as error:
+                probe.check.close()
+                outcome = error
         if outcome is not None:
-            self._finish(probe, outcome, now)
+            self._ended(probe, outcome, now)
             return
-        self._watch(probe, probe.check)
         self._push(probe, min(probe.deadline, probe.check.look_at or math.inf))
+
+    def _asked(self, probe: _Probe, ask: Callable[[], str | None]) -> str | OSError | None:
+        """What a step of a socket's attempt led to. An error of the agent's own is not the cell's."""
+        try:
+            return ask()
+        except OSError as error:
+            if probe.check:
+                probe.check.close()
+            return error if lack_of(error) else f"cannot probe: {error.strerror}"
+
+    def _ended(self, probe: _Probe, outcome: str | Exception, now: float) -> None:
+        if isinstance(outcome, Exception):
+            self._not_begun(probe, outcome, now)
+        else:
+            self._finish(probe, outcome, now)
 
     def _finish(self, probe: _Probe, error: str, now: float) -> None:
         probe.deadline = None
@@ -227,8 +241,7 @@ class Prober:
         """Neither a success nor a failure of the cell."""
         probe.deadline = None
         self._push(probe, _next(probe, now, first_pass=False))
-        if isinstance(why, NotBegun) and why.lack:
-            self.lacks.note(why.lack, f"probe {probe.cell_id}")
+        self.lacks.note_if(why, f"probe {probe.cell_id}")
         self._unbegun += 1
         if self._seldom.is_time(""):
             log.warning(
@@ -270,14 +283,11 @@ class Prober:
         except Exception as error:  # its own task's edge: other cells are probed all the same
             if not lack_of(error) and self._seldom.is_time(type(error).__name__):
                 log.exception("probe failed: unexpected error cell=%s", probe.cell_id)
-            outcome = not_begun(error)
+            outcome = error
         probe.task = None
         if self._probes.get(probe.cell_id) is not probe:
             return
-        if isinstance(outcome, Exception):
-            self._not_begun(probe, outcome, loop.time())
-        else:
-            self._finish(probe, outcome, loop.time())
+        self._ended(probe, outcome, loop.time())
         self._wake.set()
 
     async def _outcome(self, probe: _Probe, clock: _Clock) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ CHUNK_BYTES = 32 * 1024
 BYTES_PER_SECOND = 1024 * 1024
 """Limit for one stream."""
 TAIL_LIMIT = 10_000
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -67,6 +70,9 @@ class LogStreams:
             await self._send(request, lines)
         except RuntimeFailure as failure:
             error = str(failure)
+        except Exception as unexpected:
+            log.exception("output not sent: unexpected error cell=%s", request.cell_id)
+            error = f"unexpected error in the agent: {unexpected!r}"
         await self.link.send_log(request.link, wire.log_chunk(request.stream, end=True, error=error))
 
     async def _send(self, request: FetchLogs, source: AsyncIterator[bytes]) -> None:

@@ -46,6 +46,8 @@ class ServerFacts:
     """Where neighbours reach this agent; empty: it takes no part in the watch."""
     instance: str = ""
     """Names this run of the agent on this machine (``start.instance``)."""
+    machine: str = ""
+    """Names the machine (``start.machine``)."""
 
 
 def hello(
@@ -67,6 +69,7 @@ def hello(
             watch_address=facts.watch_address,
             instance=facts.instance,
             genome=genome,
+            machine=facts.machine,
             beat_at=instruction.beat_at,
             watching=[
                 link_pb2.Neighbour(

@@ -79,13 +79,20 @@ class WasRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class NotSent:
+    """The ping could not be sent because this agent itself lacks something for it, such as a file descriptor."""
+
+    server_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Elapsed:
     """The time that ``next_look`` returned has come."""
 
     now: float
 
 
-WatchEvent = Assigned | Answered | WasRefused | Elapsed
+WatchEvent = Assigned | Answered | WasRefused | NotSent | Elapsed
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +123,8 @@ def step(state: WatchState, event: WatchEvent) -> tuple[WatchState, tuple[WatchI
         case WasRefused():
             after = _refused(state, event)
             return after, _news(state, after)
+        case NotSent():
+            return _not_sent(state, event), ()
         case Elapsed():
             after, pings = _elapsed(state, event.now)
             return after, (*pings, *_news(state, after))
@@ -168,6 +177,12 @@ def _refused(state: WatchState, event: WasRefused) -> WatchState:
     if peer.testimony is None:
         return _with(state, replace(peer, due_at=math.inf, awaited=(), missed=0))
     return _with(state, _settled(peer, Answer.REFUSED, event.now))
+
+
+def _not_sent(state: WatchState, event: NotSent) -> WatchState:
+    """What was not asked is not answered: that proves nothing."""
+    peer = state.watched.get(event.server_id)
+    return _with(state, replace(peer, due_at=math.inf, awaited=(), missed=0)) if peer else state
 
 
 def _settled(peer: Watched, answer: Answer, now: float) -> Watched:

@@ -27,6 +27,7 @@ from galactica.agent.neighbours.state import (
     Answered,
     Assigned,
     Elapsed,
+    NotSent,
     Ping,
     Tell,
     WasRefused,
@@ -36,6 +37,7 @@ from galactica.agent.neighbours.state import (
     next_look,
     step,
 )
+from galactica.agent.starved import Lacks
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -155,12 +157,19 @@ class _Peer:
 class NeighbourWatch:
     """Owns ``listening`` and a socket for each neighbour; cancelling ``run`` closes them.
 
-    ``deliver`` gets ``Testified`` after each change. The watch goes on without a session.
+    ``deliver`` gets ``Testified`` after each change. ``lacks`` takes what the agent itself lacked for a ping. The watch
+    goes on without a session.
     """
 
-    def __init__(self, listening: socket.socket, deliver: Callable[[Testified], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        listening: socket.socket,
+        deliver: Callable[[Testified], Awaitable[None]],
+        lacks: Lacks | None = None,
+    ) -> None:
         self._listening = listening
         self._deliver = deliver
+        self._lacks = lacks or Lacks()
         self._state = WatchState(sequence=secrets.randbits(64))
         self._peers: dict[str, _Peer] = {}
         self._accepted: dict[bytes, bytes] = {}
@@ -290,15 +299,19 @@ class NeighbourWatch:
             self._timers[act] = asyncio.get_running_loop().call_later(max(0.0, at - clock.now()), act)
 
     def _ping(self, ping: Ping) -> None:
-        peer = self._peers.get(ping.server_id) or self._open(self._state.watched[ping.server_id].neighbour)
-        if peer is None:
-            return
+        soon = asyncio.get_running_loop().call_soon
         try:
+            peer = self._peers.get(ping.server_id) or self._open(
+                self._state.watched[ping.server_id].neighbour
+            )
             peer.socket.send(packet(PING, peer.key, ping.sequence))
         except ConnectionRefusedError:  # belongs to an earlier ping
-            asyncio.get_running_loop().call_soon(self._refused, ping.server_id)
-        except OSError as error:  # the missing answer counts
-            log.debug("ping not sent server=%s reason=%r", ping.server_id, str(error))
+            soon(self._refused, ping.server_id)
+        except OSError as error:
+            if self._lacks.note_if(error, f"ping {ping.server_id}"):
+                soon(self._not_sent, ping.server_id)
+            else:  # no route to it: the missing answer counts
+                log.debug("ping not sent server=%s reason=%r", ping.server_id, str(error))
 
     def _read_answers(self, server_id: str, peer: _Peer) -> None:
         for _ in range(READS_A_LOOK):
@@ -318,16 +331,18 @@ class NeighbourWatch:
     def _refused(self, server_id: str) -> None:
         self._step(WasRefused(server_id, clock.now()))
 
-    def _open(self, neighbour: Neighbour) -> _Peer | None:
-        """None if there is no route to it now."""
+    def _not_sent(self, server_id: str) -> None:
+        self._step(NotSent(server_id))
+
+    def _open(self, neighbour: Neighbour) -> _Peer:
+        """Raises OSError."""
         host, port = split_address(neighbour.address)
         opened_socket = _udp_socket(host)
         try:
             opened_socket.connect((host, port))
-        except OSError as error:
+        except OSError:
             opened_socket.close()
-            log.debug("no route server=%s reason=%r", neighbour.server_id, str(error))
-            return None
+            raise
         peer = _Peer(opened_socket, {key_id(neighbour.key): neighbour.key})
         self._peers[neighbour.server_id] = peer
         return peer

@@ -35,19 +35,15 @@ class StartUncertain(RuntimeUnavailable):
 
 
 class NotBegun(RuntimeUnavailable):
-    """The agent could not even begin: its threads were all at work, or it lacks something itself (``lack``, such as
-    EMFILE). This says nothing about the cells, nor about the engine."""
-
-    def __init__(self, message: str, lack: str = "") -> None:
-        super().__init__(message)
-        self.lack = lack
+    """The agent could not even begin: its threads were all at work, or it lacks something itself. This says nothing
+    about the cells."""
 
 
 def not_begun(error: Exception) -> Exception:
     """What to raise for an error of work that a thread should do: NotBegun if the agent lacks something for it, else
     the error itself."""
     lack = lack_of(error)
-    return NotBegun(f"this server's agent lacks what it needs for that: {lack}", lack) if lack else error
+    return NotBegun(f"this server's agent lacks what it needs for that: {lack}") if lack else error
 
 
 @dataclass(frozen=True, slots=True)

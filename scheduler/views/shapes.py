@@ -274,6 +274,8 @@ def _vitals(message: cell_pb2.Vitals) -> Json:
         "disk_error": _present(message, "disk_error"),
         "kernel_errors": _present(message, "kernel_errors"),
         "foreign_cells": message.foreign_cells,
+        "agent_lacks": message.agent_lacks,
+        "unread": list(message.unread),
     }
 
 

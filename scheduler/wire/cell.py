@@ -37,6 +37,7 @@ ID_CHARACTERS = 200
 """Longer than this scheduler's own ids, because orphans may have other ids."""
 TEXT_CHARACTERS = 1_000
 WORD_CHARACTERS = 100
+UNREAD_LIMIT = 32
 LABEL_CHARACTERS = 256
 ENDPOINTS_LIMIT = 64
 LAST_LINES_LIMIT = 50
@@ -133,6 +134,8 @@ def vitals_from_proto(message: cell_pb2.Vitals) -> Vitals:
         disk_error=message.disk_error[:WORD_CHARACTERS] if message.HasField("disk_error") else None,
         kernel_errors=message.kernel_errors if message.HasField("kernel_errors") else None,
         foreign_cells=message.foreign_cells,
+        agent_lacks=message.agent_lacks[:WORD_CHARACTERS],
+        unread=tuple(name[:WORD_CHARACTERS] for name in message.unread[:UNREAD_LIMIT]),
     )
 
 
@@ -185,6 +188,8 @@ def vitals_to_proto(vitals: Vitals) -> cell_pb2.Vitals:
         disk_error=vitals.disk_error,
         kernel_errors=vitals.kernel_errors,
         foreign_cells=vitals.foreign_cells,
+        agent_lacks=vitals.agent_lacks,
+        unread=vitals.unread,
     )
 
 

@@ -80,7 +80,9 @@ class Heard(NamedTuple, Generic[T]):
 def attached(hello: link_pb2.Hello, server: str, session: str, at: float) -> Heard[Attached]:
     """Raises WireError. The dispatcher has checked the wire version before."""
     skipped: list[str] = []
-    said = Attached(server, session, at, _facts(hello, skipped), cell_reports(hello.inventory, skipped))
+    machine = bounded_text("hello.machine", hello.machine, LABEL_CHARACTERS)
+    cells = cell_reports(hello.inventory, skipped)
+    said = Attached(server, session, at, _facts(hello, skipped), cells, machine)
     return Heard(said, tuple(skipped))
 
 

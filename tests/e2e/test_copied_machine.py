@@ -3,22 +3,43 @@
 from __future__ import annotations
 
 import shutil
+import signal
 
 from tests.support.fleet import a_fleet
 from tests.support.processes import is_alive, pids
+
+
+def begin_copy(fleet):
+    """Under the name of its data directory here; it says that it is host1."""
+    ignored = shutil.ignore_patterns("agent.lock", "cells", "fence")
+    shutil.copytree(fleet.directory / "host1", fleet.directory / "copy", ignore=ignored)
+    words = [*fleet.agent_words("host1", "copy"), "--runtime", "process"]
+    fleet.agents["copy"] = fleet.spawn("copy", words)
+
+
+def test_copy_that_follows_a_machine_that_froze_gets_no_exclusive_cell_before_the_first_has_ended():
+    with a_fleet("host1") as fleet:
+        (before,) = fleet.apply("db", 1, exclusive=True)
+        (pid,) = pids([before]).values()
+        fleet.agents["host1"].send_signal(signal.SIGSTOP)
+        begin_copy(fleet)
+        fleet.until(lambda: "event=attached" in fleet.log("copy"), "the copy is attached")
+        assert is_alive(pid)
+        reason = "db/0.1 may still run, and two must never run at once: another machine was host1"
+        fleet.until(
+            lambda: fleet.held("db").get("exclusive", {}).get("reason", "").startswith(reason),
+            "what it waits for",
+        )
+        fleet.until_ready("db", 1, without=("db/0.1",))
+        assert not is_alive(pid)
+        fleet.kill_agent("host1")
 
 
 def test_the_first_machine_keeps_its_session_and_its_cells_and_the_copy_is_told_and_may_follow_it():
     with a_fleet("host1") as fleet:
         before = fleet.apply("web", 2)
         position = fleet.position()
-        ignored = shutil.ignore_patterns("agent.lock", "cells")
-        shutil.copytree(fleet.directory / "host1", fleet.directory / "copy", ignore=ignored)
-
-        # Under the name of its data directory here; it says that it is host1.
-        fleet.agents["copy"] = fleet.spawn(
-            "copy", [*fleet.agent_words("host1", "copy"), "--runtime", "process"]
-        )
+        begin_copy(fleet)
         note = fleet.until(lambda: fleet.status()["notes"], "the second machine is told")[0]
         assert note.startswith(
             "a second live machine claims the identity of server host1, from ipv4:127.0.0.1:"

@@ -133,6 +133,19 @@ async def test_what_ignores_its_signal_is_killed_when_its_grace_is_over(
     await world.scheduler.start()
 
 
+async def test_the_watchdog_goes_on_by_the_lease_that_it_knows_where_it_cannot_read_it_any_more(
+    world: AgentWorld,
+) -> None:
+    process = world.enrolled().start()
+    pid = await exclusive(world)
+    await until((world.data / "fence").exists, "the lease is stored")
+    await beats_for(world, LEASE_SECONDS)  # the watchdog has read it meanwhile
+    process.kill()
+    process.wait()
+    (world.data / "fence").write_text("spoilt")
+    await ended(pid)
+
+
 async def test_cells_that_are_not_exclusive_are_nobodys_to_end(world: AgentWorld) -> None:
     agent = world.enrolled()
     process = agent.start()

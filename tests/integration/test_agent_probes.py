@@ -6,7 +6,7 @@ import errno
 import resource
 import socket
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
 import grpc
 import pytest
@@ -103,6 +103,17 @@ def answering(answer: bytes) -> Serve:
         await writer.drain()
 
     return serve
+
+
+@contextlib.contextmanager
+def no_free_descriptor() -> Iterator[None]:
+    """For this process, which is the agent's too."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -356,7 +367,6 @@ async def test_exec_probe_that_waits_for_its_turn_has_no_outcome_yet_and_then_it
     "failure",
     [
         NotBegun("no lane"),
-        NotBegun("no file", "EMFILE"),
         RuntimeUnavailable("the engine is away"),
         OSError(errno.EMFILE, "no descriptor"),
         MemoryError(),
@@ -379,13 +389,49 @@ async def test_probe_without_a_free_descriptor_says_nothing_about_its_cell(
 ) -> None:
     probe = {"http": cell_pb2.HttpProbe(port="http"), "tcp": cell_pb2.TcpProbe(port="http")}[kind]
     async with server(answering(OK)) as port:
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
-        try:
+        with no_free_descriptor():
             probing.start(port, **{kind: probe})
             lack = await until(probing.lacks.take, "a lack")
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert lack == "EMFILE"
+        assert await probing.next_outcome() == ""
+        assert set(probing.outcomes["web/1.1"]) == {""}
+
+
+async def test_grpc_probe_without_a_free_descriptor_says_nothing_about_its_cell(probing: Probing) -> None:
+    servicer = health.HealthServicer()
+    servicer.set("", health_pb2.HealthCheckResponse.SERVING)
+    real = grpc.aio.server()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, real)
+    port = real.add_insecure_port("127.0.0.1:0")
+    await real.start()
+    try:
+        with no_free_descriptor():
+            probing.start(port, grpc=cell_pb2.GrpcProbe(port="http"))
+            assert await until(probing.lacks.take, "a lack") == "EMFILE"
+        assert await probing.next_outcome() == ""
+        assert set(probing.outcomes["web/1.1"]) == {""}
+    finally:
+        await real.stop(None)
+
+
+async def test_kept_connection_that_ends_while_there_is_no_descriptor_says_nothing_about_its_cell(
+    probing: Probing,
+) -> None:
+    """The next one is opened where an answer is collected: an error there ends neither the probe nor all of them."""
+    ends = asyncio.Event()
+
+    async def keep(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while not ends.is_set():
+            await reader.readuntil(b"\r\n\r\n")
+            if not ends.is_set():
+                writer.write(b"HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok")
+
+    async with server(keep) as port:
+        probing.start(port, **http())
+        assert await probing.next_outcome() == ""
+        with no_free_descriptor():
+            ends.set()
+            assert await until(probing.lacks.take, "a lack") == "EMFILE"
+        ends.clear()
         assert await probing.next_outcome() == ""
         assert set(probing.outcomes["web/1.1"]) == {""}

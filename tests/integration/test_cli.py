@@ -78,6 +78,7 @@ def test_servers_as_json_have_the_promised_shape(scheduler: Scheduler):
                 "cpu_fraction": 0.25, "memory_fraction": 0.5, "disk_fraction": 0.0, "load_1m": 0.75,
                 "pressure_cpu": 1.5, "pressure_memory": None, "pressure_io": None, "engine_latency_ms": None,
                 "clock_offset_ms": None, "disk_error": None, "kernel_errors": None, "foreign_cells": 0,
+                "agent_lacks": "", "unread": [],
             },
             "pool": None, "slot": None, "generation": None, "provider_ref": None,
             "evidence": [], "neighbours": [], "notes": [],

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -31,6 +32,7 @@ from galactica.agent.neighbours.watch import (
     packet,
 )
 from galactica.agent.neighbours.watch import key_id as id_of
+from galactica.agent.starved import Lacks
 from tests.support.agent_world import ROOT, until
 
 FLOOD = 60_000
@@ -58,7 +60,8 @@ class Watcher:
     """A watch in this process, and what it said last."""
 
     def __init__(self, host: str = LOOPBACK) -> None:
-        self.watch = NeighbourWatch(listen(host, 0), self.take)
+        self.lacks = Lacks()
+        self.watch = NeighbourWatch(listen(host, 0), self.take, self.lacks)
         self.said: dict[str, model_core.Testimony] = {}
         self.times = 0
 
@@ -192,6 +195,22 @@ async def test_address_of_the_other_family_works_as_well():
         two.watch.watch([Neighbour("one", one.watch.address, OTHER_KEY)], [KEY])
         await one.until(Answer.ANSWERS, "two")
         await two.until(Answer.ANSWERS, "one")
+
+
+async def test_agent_without_a_free_descriptor_asks_later_and_accuses_nobody(watcher, child):
+    """What it could not ask while it lacked one is no silence of the neighbour."""
+    watcher.watch.watch([Neighbour("one", child.address, KEY)], [])
+    await watcher.until(Answer.ANSWERS)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        both = [Neighbour("one", child.address, KEY), Neighbour("two", child.address, KEY)]
+        watcher.watch.watch(both, [])
+        assert await until(watcher.lacks.take, "a lack") == "EMFILE"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    await watcher.until(Answer.ANSWERS, "two")
+    assert watcher.answer("one") is Answer.ANSWERS
 
 
 async def test_neighbours_that_cannot_be_reached_say_nothing_and_disturb_nobody(watcher, child):

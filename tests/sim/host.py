@@ -88,6 +88,8 @@ class Host:
     """What its agent says instead of the truth, if it lies."""
     is_deleted: bool = False
     """The machine is gone: nothing begins on it any more."""
+    machine: str = "the first"
+    """Tells it from its copies."""
     _watch: asyncio.TimerHandle | None = None
     """The watchdog's next look."""
 

@@ -121,7 +121,9 @@ class Links:
         facts = ServerFacts(capacity=Resources(), runtimes=(RuntimeKind.PROCESS,), agent_version="sim")
         inventory = tuple(map(_report, hello.inventory))
         self.heard(host.name, inventory, complete=True)
-        self.inbox.put_nowait(Attached(host.name, session.id, self.controller.now(), facts, inventory))
+        self.inbox.put_nowait(
+            Attached(host.name, session.id, self.controller.now(), facts, inventory, host.machine)
+        )
         tempo = self.controller.view().policy.tempo(1)
         welcome = (session.id, self.epoch, tempo.beat_seconds, tempo.lease_seconds, hello.beat_at)
         self.network.to_host(host.name, _welcome, host, link, welcome)

@@ -275,6 +275,7 @@ class Simulation:
             self.laws.liars.add(host.name)  # when it is taken for the server, its word counts
             clone = self.clones[host.name] = self._machine(host.name, self.scheduler.links)
             clone.epoch = host.epoch
+            clone.machine = f"copied at {asyncio.get_running_loop().time()}"
             clone.boot_agent()
 
     def switch_off_clone(self, name: str) -> None:

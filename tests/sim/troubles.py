@@ -26,7 +26,6 @@ NOT_YET = {
     "journal_lost": "being found to hold",
     "journal_restored": "a server that goes only when no unknown cell is left on it; no id before all were heard",
     "journal_restored_unnoticed": "the same, where no agent has obeyed a higher epoch",
-    "two_of_one_identity": "an exclusive cell that another machine of its server lacks is not gone before its lease",
 }
 """Troubles that the product does not stand yet, and what they wait for. ``SIM_ALSO=name,...`` lets them happen."""
 

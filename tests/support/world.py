@@ -126,7 +126,12 @@ class World:
             self.attach(name, labels=labels, memory_bytes=memory_bytes)
 
     def attach(
-        self, name: str, *inventory: CellReport, labels: dict[str, str] | None = None, memory_bytes: int = 0
+        self,
+        name: str,
+        *inventory: CellReport,
+        labels: dict[str, str] | None = None,
+        memory_bytes: int = 0,
+        machine: str = "the first",
     ) -> None:
         self._sessions += 1
         facts = ServerFacts(
@@ -134,7 +139,7 @@ class World:
             capacity=Resources(memory_bytes=memory_bytes),
             runtimes=(RuntimeKind.PROCESS, RuntimeKind.DOCKER),
         )
-        self.core.take(Attached(name, f"s{self._sessions}", self.now, facts, inventory))
+        self.core.take(Attached(name, f"s{self._sessions}", self.now, facts, inventory, machine))
         self.settle()
 
     def detach(self, name: str) -> None:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
-from galactica.agent.runtimes.docker.addresses import direct, is_own_address, published
+from galactica.agent.runtimes.docker.addresses import direct, is_own_address, published, shares_network
 from galactica.v1 import cell_pb2
 
 SPEC = cell_pb2.Spec(ports={"http": 8080, "admin": 9})
@@ -42,3 +48,34 @@ def test_published_ports_are_those_that_the_engine_bound() -> None:
 def test_address_of_this_host_is_told_from_others() -> None:
     assert is_own_address("127.0.0.1")
     assert not is_own_address("192.0.2.1")
+
+
+def test_engine_that_listens_in_this_network_shares_it(tmp_path: Path) -> None:
+    path = tmp_path / "engine.sock"
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        assert shares_network(f"unix://{path}")
+        assert shares_network(f"http+unix://{str(path).replace('/', '%2F')}")
+
+
+@pytest.mark.root
+def test_engine_in_another_network_does_not_share_it(tmp_path: Path) -> None:
+    if os.geteuid():
+        pytest.skip("only root can make a network namespace; run the tests as root")
+    path = tmp_path / "engine.sock"
+    program = (
+        "import socket,sys; s=socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); "
+        "print(flush=True); s.accept(); sys.stdin.read()"
+    )
+    command = ["unshare", "--net", sys.executable, "-c", program, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as engine:
+        assert engine.stdout
+        engine.stdout.readline()
+        assert not shares_network(f"unix://{path}")
+        engine.communicate()
+
+
+@pytest.mark.parametrize("url", ["tcp://127.0.0.1:2375", "unix:///nowhere.sock", "ssh://host", ""])
+def test_engine_that_cannot_be_looked_at_shares_nothing_for_sure(url: str) -> None:
+    assert not shares_network(url)

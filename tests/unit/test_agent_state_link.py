@@ -269,6 +269,8 @@ def test_vitals_ride_along_when_due_or_markedly_different() -> None:
         ({"kernel_errors": 0}, {"kernel_errors": 12}),
         ({"disk_fraction": 0.8}, {"disk_fraction": 0.99}),
         ({"pressure_memory": 0.0}, {"pressure_memory": 70.0}),
+        ({"agent_lacks": ""}, {"agent_lacks": "EMFILE"}),
+        ({"agent_lacks": "EMFILE"}, {"agent_lacks": ""}),
     ],
 )
 def test_what_makes_a_server_ill_or_well_is_told_at_once(before, after) -> None:

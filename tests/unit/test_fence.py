@@ -10,7 +10,7 @@ from galactica.scheduler.core.model.fleet import Fleet, Phase, Server
 from galactica.scheduler.core.model.policy import Policy
 from galactica.scheduler.core.model.spec import Group, Stop
 from galactica.scheduler.core.model.verdict import Autopsy, Health
-from galactica.scheduler.core.sight.observations import Answer
+from galactica.scheduler.core.sight.observations import Answer, CellReport
 from galactica.scheduler.core.transitions import apply
 from galactica.scheduler.core.verdicts.fence import ended_at
 from tests.support.world import World, exited, pool, running, service, spec
@@ -117,6 +117,67 @@ def test_a_scheduler_that_starts_anew_waits_as_if_it_had_just_heard_everybody() 
     successor = world.crash()
     started = successor.now
     assert wait_of(successor, holder) == pytest.approx(started + patience())
+
+
+def another_machine(world: World, holder: str, *inventory: CellReport) -> float:
+    """It attaches as that server while the first one is away. Returns when the first one's cell has ended for sure."""
+    world.detach(holder)
+    world.deaf.discard(holder)
+    world.attach(holder, *inventory, machine="a copy")
+    return world.now + patience()
+
+
+@pytest.mark.parametrize("said", [None, exited(HOLDER)], ids=["lacks it", "says it ended"])
+def test_what_another_machine_says_of_the_cell_proves_nothing_before_the_first_ones_lease_is_over(
+    said: CellReport | None,
+) -> None:
+    world, holder = joined(db())
+    at = another_machine(world, holder, *([said] if said else []))
+    world.advance(at - world.now - 0.5)
+    assert "db/0.2" not in world.phases("db")
+    (hold,) = (one for one in world.core.view(world.now).holds if one.rule == "exclusive")
+    assert hold.reason.startswith(
+        f"{HOLDER} may still run, and two must never run at once: another machine was "
+    )
+    world.advance(1.0)
+    assert world.phases("db") == {"db/0.2": READY}
+
+
+def test_the_same_machine_is_believed_at_once() -> None:
+    world, holder = joined(db())
+    world.detach(holder)
+    world.deaf.discard(holder)
+    world.attach(holder)
+    world.advance(0.5)
+    assert world.phases("db") == {"db/0.2": READY}
+
+
+def test_order_whose_answer_is_not_known_goes_to_no_other_machine_before_the_first_ones_lease_is_over() -> (
+    None
+):
+    world = World()
+    world.join("a")
+    world.deaf.add("a")
+    world.apply(db())
+    world.advance(1.0)
+    assert world.phases("db") == {HOLDER: Phase.ORDERED}
+    world.sent.clear()
+    at = another_machine(world, "a")
+    world.advance(at - world.now - 0.5)
+    assert world.sent == []
+    world.advance(1.0)
+    assert world.phases("db") == {HOLDER: READY}
+
+
+def test_cell_that_another_machine_got_itself_is_its_own_to_speak_of() -> None:
+    world, holder = joined(db())
+    at = another_machine(world, holder)
+    world.advance(at + 1.0 - world.now)
+    (cell,) = world.phases("db")
+    server = world.cell(cell).server
+    world.report(server, exited(cell))
+    world.advance(0.5)
+    assert cell not in world.phases("db")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from galactica.scheduler.core.model.spec import HealthSpec, HttpProbe, RuntimeKi
 from galactica.scheduler.core.model.verdict import Autopsy, Evidence, Health, Verdict
 from galactica.scheduler.core.sight.observations import CellReport, CellState, ProbeStatus
 from galactica.scheduler.core.sight.state import ServerSight, Sight
+from galactica.scheduler.core.sight.vitals import Ailment
 from galactica.scheduler.core.verdicts.cells import CELL_RULES, cell_verdict, is_serving
 
 NOW = 1_000.0
@@ -109,6 +110,24 @@ def suspect(rule: str, reason: str) -> Verdict:
 FAILED_3 = sick("probe_failed", "its probe failed 3 times in a row")
 TOO_SLOW = "not ready within 30 s of its order"
 
+STARVED = Ailment("agent_starved", "its agent lacks what it needs (EMFILE)", 980.0, HEARD_AT)
+HOT = Ailment("memory_pressure", "its memory is full", 980.0, HEARD_AT)
+
+
+def on_an_ailing_server(*ailing: Ailment) -> ServerSight:
+    return replace(OPEN, ailing=ailing)
+
+
+def not_started_there(health: Health, reason: str) -> Verdict:
+    says = f"{reason}, and its server is ailing: {STARVED.says}"
+    return Verdict(
+        health,
+        "server_ailing",
+        says,
+        (*agent_says(reason), Evidence("vitals a", STARVED.says, STARVED.since)),
+    )
+
+
 IN_DOUBT = "its agent cannot tell how it is: no layer"
 
 CELL_TABLE: dict[str, tuple[Case, Verdict]] = {
@@ -136,6 +155,26 @@ CELL_TABLE: dict[str, tuple[Case, Verdict]] = {
     "start failed without autopsy": (
         Case(Phase.ORDERED, shown(CellState.FAILED)),
         dead("start_failed", "start_failed"),
+    ),
+    "start failed on a server where nothing starts": (
+        Case(
+            Phase.ORDERED,
+            shown(CellState.FAILED, autopsy=Autopsy("no such image")),
+            seen=on_an_ailing_server(HOT, STARVED),
+        ),
+        not_started_there(Health.DEAD, "no such image"),
+    ),
+    "boot too long on a server where nothing starts": (
+        Case(report=shown(), seen=on_an_ailing_server(STARVED), now=DEADLINE),
+        not_started_there(Health.SICK, TOO_SLOW),
+    ),
+    "boot too long on a server that ails by something else": (
+        Case(report=shown(), seen=on_an_ailing_server(HOT), now=DEADLINE),
+        sick("boot_timeout", TOO_SLOW),
+    ),
+    "exited on a server where nothing starts": (
+        Case(Phase.READY, shown(CellState.EXITED), seen=on_an_ailing_server(STARVED)),
+        dead("exited", "exited"),
     ),
     "not shown any more": (Case(Phase.READY), VANISHED),
     "not shown any more while it boots": (Case(Phase.BOOTING), VANISHED),
@@ -261,8 +300,16 @@ def test_where_two_rules_on_cells_match_the_first_one_is_told(pair: str) -> None
 def test_the_tables_cover_every_rule_on_cells() -> None:
     told = {expected.rule for _, expected in CELL_TABLE.values()}
     ruled = {"server_lost", "fenced", "exited", "start_failed", "vanished", "boot_timeout", "probe_failed"}
-    assert told == ruled | {"server_silent", "doubtful", "probe_failing", "booting", "running"}
-    assert len(CELL_RULES) == len(told) - 2  # one rule tells both endings, and "running" is what is left
+    assert told == ruled | {
+        "server_silent",
+        "server_ailing",
+        "doubtful",
+        "probe_failing",
+        "booting",
+        "running",
+    }
+    # One rule tells both endings, "server_ailing" is told in place of others, and "running" is what is left.
+    assert len(CELL_RULES) == len(told) - 3
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,14 @@ TWO = CellReport("web/1.1", "d", CellState.STARTING)
 ONE_DEAD = replace(ONE, state=CellState.EXITED)
 VITALS = Vitals(cpu_fraction=0.5)
 ATTACHED = Attached("a", "s1", 100.0, FACTS, (ONE, TWO))
-BASE = ServerSight("s1", 100.0, 100.0, facts=FACTS, reports=HashTrieMap({"web/0.1": ONE, "web/1.1": TWO}))
+BASE = ServerSight(
+    "s1",
+    100.0,
+    100.0,
+    facts=FACTS,
+    reports=HashTrieMap({"web/0.1": ONE, "web/1.1": TWO}),
+    machine_since=100.0,
+)
 
 
 def sight_of(seen: ServerSight, trusted_since: float = 0.0) -> Sight:
@@ -72,10 +79,23 @@ def test_a_new_session_starts_from_nothing_that_the_old_one_showed_or_was_told()
         doubt(sight_of(replace(BASE, sequence=9, vitals=VITALS)), "a"), "a", "web/0.1", Verb.ORDER, 100.5
     )
     again = Attached("a", "s2", 110.0, FACTS, (TWO,))
-    fresh = ServerSight("s2", 110.0, 110.0, facts=FACTS, reports=HashTrieMap({"web/1.1": TWO}))
+    fresh = ServerSight(
+        "s2", 110.0, 110.0, facts=FACTS, reports=HashTrieMap({"web/1.1": TWO}), machine_since=110.0
+    )
     assert observe(old, again) == Observed(
         sight_of(fresh), "a", ("web/1.1",), everything=True, servers=("a",)
     )
+
+
+@pytest.mark.parametrize(
+    ("machine", "since"), [("one", 100.0), ("two", 110.0), ("", 110.0)], ids=["same", "another", "unknown"]
+)
+def test_since_when_a_machine_alone_is_heard_counts_from_the_first_of_its_sessions(
+    machine: str, since: float
+) -> None:
+    first = observe(Sight(), replace(ATTACHED, machine="one")).sight
+    again = Attached("a", "s2", 110.0, FACTS, (TWO,), machine)
+    assert observe(first, again).sight.servers["a"].machine_since == since
 
 
 @pytest.mark.parametrize(

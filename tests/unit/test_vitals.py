@@ -34,6 +34,7 @@ BAD: dict[str, tuple[Vitals, str]] = {
         Vitals(kernel_errors=12),
         "its kernel logged 12 hardware errors within a minute, 10 is the limit",
     ),
+    "agent_starved": (Vitals(agent_lacks="EMFILE"), "its agent lacks what it needs (EMFILE)"),
 }
 
 
@@ -75,6 +76,14 @@ def test_an_ailment_remembers_since_when_and_its_newest_value() -> None:
     second = ailments(first, Vitals(disk_fraction=0.99), LIMITS, 110.0)
     assert second == (Ailment("disk_full", "its disk is 99.0% full, 97% is the limit", 100.0, 110.0, 2),)
     assert ailments(second, GOOD, LIMITS, 120.0) == ()
+
+
+def test_a_reading_with_gaps_does_not_say_that_anything_is_good_again() -> None:
+    first = ailments((), Vitals(disk_fraction=0.98, agent_lacks="EMFILE"), LIMITS, 100.0)
+    gaps = replace(GOOD, unread=("disk_fraction",))
+    assert ailments(first, gaps, LIMITS, 105.0) == first
+    assert ailments(first, gaps, LIMITS, 161.0) == ()
+    assert ailments(first, GOOD, LIMITS, 105.0) == ()
 
 
 def test_bad_readings_far_apart_are_no_trouble_that_lasts() -> None:
@@ -261,6 +270,25 @@ def test_clocks_that_many_have_wrong_are_the_schedulers_own() -> None:
     assert verdict(world, "rack/0.1") == (Health.SUSPECT, "clock_off")
     world.report("rack/2.1", vitals=GOOD)
     ail(world, ("rack/0.1", "rack/1.1"), BAD["clock_off"][0], 60.0)
+    assert {event.cell for event in world.events(e.CellCondemned)} == {"rack/0.1", "rack/1.1"}  # type: ignore[union-attr]
+
+
+def test_agents_that_are_starved_everywhere_are_condemned_nowhere() -> None:
+    """What they all run is the likelier cause, and would starve their replacements too."""
+    world = World()
+    world.apply(pool("rack", 10))
+    world.advance(10)
+    ail(world, ("rack/0.1", "rack/1.1", "rack/2.1"), BAD["agent_starved"][0], 120.0)
+    assert world.events(e.CellCondemned) == []
+    fleet = world.core.fleet
+    shown = server_verdict(fleet, fleet.servers["rack/0.1"], world.core.sight, world.now, world.policy)
+    assert (shown.health, shown.rule) == (Health.SUSPECT, "agent_starved")
+    assert shown.reason == (
+        "its agent lacks what it needs (EMFILE); so say 3 of 10 servers: hardly the fault of each, and none is "
+        "condemned for it"
+    )
+    world.report("rack/2.1", vitals=GOOD)
+    ail(world, ("rack/0.1", "rack/1.1"), BAD["agent_starved"][0], 60.0)
     assert {event.cell for event in world.events(e.CellCondemned)} == {"rack/0.1", "rack/1.1"}  # type: ignore[union-attr]
 
 

@@ -13,6 +13,7 @@ from galactica.agent.neighbours.state import (
     Answered,
     Assigned,
     Elapsed,
+    NotSent,
     Ping,
     Tell,
     WasRefused,
@@ -179,6 +180,20 @@ def test_refusal_without_a_ping_says_nothing():
     watcher = Watcher(ONE, alive={"one"})
     watcher.take(WasRefused("one", watcher.now))
     assert watcher.answers == {"one": Answer.ANSWERS}
+
+
+def test_ping_that_this_agent_could_not_send_proves_nothing():
+    watcher = Watcher(ONE, alive=["one"])
+    watcher.alive.clear()
+    for _ in range(10 * SILENT_AFTER):
+        sent = len(watcher.pings)
+        watcher.run(PING_SECONDS)
+        assert len(watcher.pings) == sent + 1
+        watcher.take(NotSent("one"))
+    assert [one.answer for one in all_testimonies(watcher.state)] == [Answer.ANSWERS]
+    watcher.take(NotSent("nobody"))
+    watcher.run(10)
+    assert [one.answer for one in all_testimonies(watcher.state)] == [Answer.SILENT]
 
 
 def test_what_was_missed_while_this_agent_stood_still_proves_nothing():

@@ -68,6 +68,7 @@ class Engine:
         self._client: docker.APIClient | None = None
         self._init = False
         self._is_rootless = False
+        self._is_near = False
         self._checked_commands: set[tuple[str, tuple[str, ...]]] = set()
 
     def client(self) -> docker.APIClient:
@@ -96,6 +97,7 @@ class Engine:
             components = client.version().get("Components") or []
             security = client.info().get("SecurityOptions") or []
         self._is_rootless = any("rootless" in option for option in security)
+        self._is_near = addresses.shares_network(self.url)
         versions = {component["Name"]: component["Version"] for component in components}
         self._init = versions.get("docker-init", "N/A") not in {"", "N/A"}
         return client
@@ -245,8 +247,9 @@ class Engine:
         )
 
     def _is_own(self, gateway: str) -> bool:
-        """A rootless engine has its networks to itself, and their addresses may be in use on the host as well."""
-        return not self._is_rootless and addresses.is_own_address(gateway)
+        """A rootless engine, and one elsewhere, has its networks to itself, and their addresses may be in use on this
+        host as well."""
+        return self._is_near and not self._is_rootless and addresses.is_own_address(gateway)
 
     def containers_of(self, cell_id: str) -> list[str]:
         """Ids of the cell's containers, in any state and with any name."""

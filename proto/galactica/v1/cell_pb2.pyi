@@ -697,6 +697,8 @@ class Vitals(_message.Message):
     DISK_ERROR_FIELD_NUMBER: _builtins.int
     KERNEL_ERRORS_FIELD_NUMBER: _builtins.int
     FOREIGN_CELLS_FIELD_NUMBER: _builtins.int
+    AGENT_LACKS_FIELD_NUMBER: _builtins.int
+    UNREAD_FIELD_NUMBER: _builtins.int
     cpu_fraction: _builtins.float
     memory_fraction: _builtins.float
     disk_fraction: _builtins.float
@@ -719,6 +721,12 @@ class Vitals(_message.Message):
     """
     foreign_cells: _builtins.int
     """Cells of other fleets that the agent found on this server. It leaves them alone."""
+    agent_lacks: _builtins.str
+    """What the agent itself lacked since the vitals before: the error's name ("EMFILE", "ENOMEM"); empty: nothing."""
+    @_builtins.property
+    def unread(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the fields above that could not be read this time; their values say nothing."""
+
     def __init__(
         self,
         *,
@@ -734,10 +742,12 @@ class Vitals(_message.Message):
         disk_error: _builtins.str | None = ...,
         kernel_errors: _builtins.int | None = ...,
         foreign_cells: _builtins.int = ...,
+        agent_lacks: _builtins.str = ...,
+        unread: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_clock_offset_ms", b"_clock_offset_ms", "_disk_error", b"_disk_error", "_engine_latency_ms", b"_engine_latency_ms", "_kernel_errors", b"_kernel_errors", "_pressure_cpu", b"_pressure_cpu", "_pressure_io", b"_pressure_io", "_pressure_memory", b"_pressure_memory", "clock_offset_ms", b"clock_offset_ms", "disk_error", b"disk_error", "engine_latency_ms", b"engine_latency_ms", "kernel_errors", b"kernel_errors", "pressure_cpu", b"pressure_cpu", "pressure_io", b"pressure_io", "pressure_memory", b"pressure_memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clock_offset_ms", b"_clock_offset_ms", "_disk_error", b"_disk_error", "_engine_latency_ms", b"_engine_latency_ms", "_kernel_errors", b"_kernel_errors", "_pressure_cpu", b"_pressure_cpu", "_pressure_io", b"_pressure_io", "_pressure_memory", b"_pressure_memory", "clock_offset_ms", b"clock_offset_ms", "cpu_fraction", b"cpu_fraction", "disk_error", b"disk_error", "disk_fraction", b"disk_fraction", "engine_latency_ms", b"engine_latency_ms", "foreign_cells", b"foreign_cells", "kernel_errors", b"kernel_errors", "load_1m", b"load_1m", "memory_fraction", b"memory_fraction", "pressure_cpu", b"pressure_cpu", "pressure_io", b"pressure_io", "pressure_memory", b"pressure_memory"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clock_offset_ms", b"_clock_offset_ms", "_disk_error", b"_disk_error", "_engine_latency_ms", b"_engine_latency_ms", "_kernel_errors", b"_kernel_errors", "_pressure_cpu", b"_pressure_cpu", "_pressure_io", b"_pressure_io", "_pressure_memory", b"_pressure_memory", "agent_lacks", b"agent_lacks", "clock_offset_ms", b"clock_offset_ms", "cpu_fraction", b"cpu_fraction", "disk_error", b"disk_error", "disk_fraction", b"disk_fraction", "engine_latency_ms", b"engine_latency_ms", "foreign_cells", b"foreign_cells", "kernel_errors", b"kernel_errors", "load_1m", b"load_1m", "memory_fraction", b"memory_fraction", "pressure_cpu", b"pressure_cpu", "pressure_io", b"pressure_io", "pressure_memory", b"pressure_memory", "unread", b"unread"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__clock_offset_ms: _TypeAlias = _typing.Literal["clock_offset_ms"]  # noqa: Y015
     _WhichOneofArgType__clock_offset_ms: _TypeAlias = _typing.Literal["_clock_offset_ms", b"_clock_offset_ms"]  # noqa: Y015

@@ -324,6 +324,7 @@ class Hello(_message.Message):
     BEAT_AT_FIELD_NUMBER: _builtins.int
     WATCHING_FIELD_NUMBER: _builtins.int
     INSTANCE_FIELD_NUMBER: _builtins.int
+    MACHINE_FIELD_NUMBER: _builtins.int
     GENOME_FIELD_NUMBER: _builtins.int
     wire_version: _builtins.int
     agent_version: _builtins.str
@@ -339,6 +340,10 @@ class Hello(_message.Message):
     """Names this run of the agent: the boot of its machine, and a number drawn at the agent's start. While a session of
     one instance lives, a Hello of the same server with another instance is of a second machine with a copied identity.
     Empty: an agent that does not tell it.
+    """
+    machine: _builtins.str
+    """Names the machine: its boot, and the place of the agent's data directory on it. What another machine says proves
+    nothing about cells that this one may still run. Empty: an agent that does not tell it.
     """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
@@ -374,11 +379,12 @@ class Hello(_message.Message):
         beat_at: _builtins.float = ...,
         watching: _abc.Iterable[Global___Neighbour] | None = ...,
         instance: _builtins.str = ...,
+        machine: _builtins.str = ...,
         genome: Global___GenomeMark | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "genome", b"genome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "beat_at", b"beat_at", "capacity", b"capacity", "epoch", b"epoch", "genome", b"genome", "instance", b"instance", "inventory", b"inventory", "labels", b"labels", "runtimes", b"runtimes", "watch_address", b"watch_address", "watching", b"watching", "wire_version", b"wire_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "beat_at", b"beat_at", "capacity", b"capacity", "epoch", b"epoch", "genome", b"genome", "instance", b"instance", "inventory", b"inventory", "labels", b"labels", "machine", b"machine", "runtimes", b"runtimes", "watch_address", b"watch_address", "watching", b"watching", "wire_version", b"wire_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

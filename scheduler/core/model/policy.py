@@ -18,8 +18,9 @@ class VitalLimits(Struct, frozen=True):
     """In how many reports in a row, since several reports may repeat one old reading."""
     stale_seconds: float = 60.0
     """Bad readings further apart than this are separate ailments."""
-    clock_fraction: float = 0.2
-    """If more than this share of servers (and more than one) have a wrong clock, the scheduler's own clock is wrong."""
+    common_fraction: float = 0.2
+    """What ails more than this share of the servers (and more than one) is not the fault of each, where another cause
+    is likely: of wrong clocks the scheduler's own clock, of starved agents the cells that they all run."""
 
 
 USUAL_LIMITS = VitalLimits()

@@ -21,6 +21,7 @@ class Rule(StrEnum):
     PROBE_FAILED = "probe_failed"
     SERVER_SILENT = "server_silent"
     DOUBTFUL = "doubtful"
+    SERVER_AILING = "server_ailing"
     PROBE_FAILING = "probe_failing"
     BOOTING = "booting"
     RUNNING = "running"
@@ -53,6 +54,7 @@ class Rule(StrEnum):
     CLOCK_OFF = "clock_off"
     MEMORY_PRESSURE = "memory_pressure"
     KERNEL_ERRORS = "kernel_errors"
+    AGENT_STARVED = "agent_starved"
 
     # healthy, and must go all the same
     DELETED = "deleted"
@@ -103,8 +105,15 @@ OWN_DEATHS: frozenset[str] = frozenset(
 """Rules that speak about a container's spec and about its server's fitness. All others are somebody's decision, or
 the fate of the whole server."""
 
-NOT_ITS_OWN: frozenset[str] = frozenset({Rule.SERVER_LOST, Rule.TOUCHED, Rule.FENCED, Rule.DOUBTFUL})
+NOT_ITS_OWN: frozenset[str] = frozenset(
+    {Rule.SERVER_LOST, Rule.TOUCHED, Rule.FENCED, Rule.DOUBTFUL, Rule.SERVER_AILING}
+)
 """Rules that speak neither about a cell's spec nor about its server's fitness."""
+
+KEEP_FROM_STARTING: frozenset[str] = frozenset(
+    {Rule.DISK_FULL, Rule.DISK_READ_ONLY, Rule.ENGINE_HUNG, Rule.AGENT_STARVED}
+)
+"""What ails a server such that nothing starts there: that a cell does not start says nothing about its spec."""
 
 UNWANTED: frozenset[str] = frozenset({Rule.SCALED_DOWN, Rule.DELETED})
 """Rules by which a cell goes that nothing replaces."""

@@ -24,7 +24,7 @@ from galactica.scheduler.core.reconcile.servers import bury_server
 from galactica.scheduler.core.sight.observations import CellState, ProviderState
 from galactica.scheduler.core.verdicts.cells import cell_verdict, is_serving
 from galactica.scheduler.core.verdicts.evidence import made_by
-from galactica.scheduler.core.verdicts.fence import ended_at
+from galactica.scheduler.core.verdicts.fence import ended_at, ended_elsewhere_at
 
 
 class ByAgent:
@@ -44,6 +44,8 @@ class ByAgent:
         spec = draft.fleet.groups[key.group].spec_of(cell.digest)
         report = draft.sight.report_of(cell.server, cell.id)
         if spec is None or (report is not None and report.state is not CellState.GONE):
+            return
+        if self._may_run_elsewhere(draft, key, cell):
             return
         resend(draft, key, Order(cell.server, cell.id, cell.digest, spec))
 
@@ -71,6 +73,10 @@ class ByAgent:
 
     def held_by_rival(self, draft: Draft, state: GroupState, cell: Cell) -> Held:
         reason = f"{cell.id} may still run, and two must never run at once"
+        at = _ended_elsewhere_at(draft, state, cell)
+        if at is not None and draft.now < at:
+            wait = f"another machine was {cell.server}, and ends it within {at - draft.now:.1f} s"
+            return Held(HoldRule.EXCLUSIVE, f"{reason}: {wait}", at)
         at = _fenced_at(draft, state, cell)
         if at is None:
             return Held(HoldRule.EXCLUSIVE, reason)
@@ -123,9 +129,17 @@ class ByAgent:
     def end(self, draft: Draft, key: SlotKey, cell: Cell) -> str:
         report = draft.sight.report_of(cell.server, cell.id)
         if report is not None and report.state is CellState.GONE:
-            return "agent"
+            return "" if self._may_run_elsewhere(draft, key, cell) else "agent"
         resend(draft, key, Decommission(cell.server, cell.id, cell.condemned_by))
         return ""
+
+    def _may_run_elsewhere(self, draft: Draft, key: SlotKey, cell: Cell) -> bool:
+        """Whether another machine that was its server may still run it, of which two must never run."""
+        at = _ended_elsewhere_at(draft, draft.fleet.groups[cell.group], cell)
+        if at is None or draft.now >= at:
+            return False
+        draft.look(key, at)
+        return True
 
     def provider_of(self, draft: Draft, cell: Cell) -> str:
         return ""
@@ -138,6 +152,15 @@ class ByAgent:
         if cell.server:
             draft.servers_with_room.add(cell.server)
             bury_server(draft, cell.server)
+
+
+def _ended_elsewhere_at(draft: Draft, state: GroupState, cell: Cell) -> float | None:
+    """When any other machine that was its server has ended it for sure. None if the cell is not exclusive."""
+    server = draft.fleet.servers.get(cell.server)
+    spec = state.spec_of(cell.digest)
+    if server is None or spec is None or not spec.exclusive:
+        return None
+    return ended_elsewhere_at(draft.fleet, server, cell, spec, draft.sight, draft.policy)
 
 
 def _fenced_at(draft: Draft, state: GroupState, cell: Cell) -> float | None:

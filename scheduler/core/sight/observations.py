@@ -77,13 +77,15 @@ class ServerFacts(Struct, frozen=True):
 
 
 class Attached(Struct, frozen=True):
-    """A session began. ``inventory`` is everything that the agent has."""
+    """A session began. ``inventory`` is everything that the agent has. ``machine`` names its machine; empty if it does
+    not say."""
 
     server: str
     session: str
     at: float
     facts: ServerFacts
     inventory: tuple[CellReport, ...] = ()
+    machine: str = ""
 
 
 class Reported(Struct, frozen=True):

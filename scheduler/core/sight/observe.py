@@ -77,7 +77,11 @@ def _with_shells(sight: Sight, cell: str, by: int) -> Sight:
 
 
 def _attached(sight: Sight, attached: Attached) -> Observed:
+    before = sight.servers.get(attached.server)
+    is_same = before is not None and before.machine == attached.machine != ""
     seen = ServerSight(
+        machine=attached.machine,
+        machine_since=before.machine_since if before is not None and is_same else attached.at,
         session=attached.session,
         attached_at=attached.at,
         heard_at=attached.at,

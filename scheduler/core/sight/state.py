@@ -58,6 +58,10 @@ class ServerSight(Struct, frozen=True):
     """A report is missing. The agent must report everything before its reports count as complete."""
     is_leaving: bool = False
     """Its agent is ending its cells, and then itself."""
+    machine: str = ""
+    """The machine on which its agent runs; empty if that is unknown."""
+    machine_since: float = 0.0
+    """Since when only this machine has been heard as the server. Another one may still run what was ordered before."""
     rival: Rival | None = None
     """A second machine that claims to be this server. It was turned away."""
 

@@ -36,6 +36,10 @@ class Vitals(Struct, frozen=True):
     """Lines about failing hardware in the kernel's log, in the last minute."""
     foreign_cells: int = 0
     """Cells of other fleets on the server."""
+    agent_lacks: str = ""
+    """What the agent itself lacked since its reading before ("EMFILE"); empty: nothing."""
+    unread: tuple[str, ...] = ()
+    """Names of vitals that could not be read; their values say nothing."""
 
     @property
     def engine_hangs(self) -> bool:
@@ -104,6 +108,10 @@ def _kernel_errors(vitals: Vitals, limits: VitalLimits) -> str:
     )
 
 
+def _agent_starved(vitals: Vitals, _: VitalLimits) -> str:
+    return f"its agent lacks what it needs ({vitals.agent_lacks})" if vitals.agent_lacks else ""
+
+
 AILMENT_RULES: dict[str, Callable[[Vitals, VitalLimits], str]] = {
     Rule.DISK_FULL: _disk_full,
     Rule.DISK_READ_ONLY: _disk_read_only,
@@ -111,6 +119,7 @@ AILMENT_RULES: dict[str, Callable[[Vitals, VitalLimits], str]] = {
     Rule.CLOCK_OFF: _clock_off,
     Rule.MEMORY_PRESSURE: _memory_pressure,
     Rule.KERNEL_ERRORS: _kernel_errors,
+    Rule.AGENT_STARVED: _agent_starved,
 }
 """In the order in which they are told: rule to the words for a bad value, empty where it is good."""
 
@@ -118,14 +127,16 @@ AILMENT_RULES: dict[str, Callable[[Vitals, VitalLimits], str]] = {
 def ailments(
     before: tuple[Ailment, ...], vitals: Vitals, limits: VitalLimits, at: float
 ) -> tuple[Ailment, ...]:
-    """Fold one reading in."""
+    """Fold one reading in. One that has gaps shows what is bad, but not that anything is good again."""
     known = {one.rule: one for one in before if at - one.at <= limits.stale_seconds}
     after = []
     for rule, words in AILMENT_RULES.items():
         says = words(vitals, limits)
-        if not says:
-            continue
         old = known.get(rule)
+        if not says:
+            if old and vitals.unread:
+                after.append(old)
+            continue
         after.append(
             Ailment(rule, says, old.since, at, old.reports + 1) if old else Ailment(rule, says, at, at)
         )

@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 from galactica.scheduler.core.model.fleet import Cell, Phase, Server
 from galactica.scheduler.core.model.policy import Policy
-from galactica.scheduler.core.model.rules import Rule
+from galactica.scheduler.core.model.rules import KEEP_FROM_STARTING, Rule
 from galactica.scheduler.core.model.spec import Spec
 from galactica.scheduler.core.model.verdict import Evidence, Health, Verdict
 from galactica.scheduler.core.sight.observations import CellReport, CellState
 from galactica.scheduler.core.sight.state import ServerSight, Sight
+from galactica.scheduler.core.sight.vitals import Ailment
 
 
 class _Case(NamedTuple):
@@ -81,7 +82,20 @@ def _ended(case: _Case) -> Verdict | None:
         return None
     rule = Rule.EXITED if report.state is CellState.EXITED else Rule.START_FAILED
     reason = report.autopsy.reason if report.autopsy else rule
+    if rule is Rule.START_FAILED and (ailment := _ailment(case)):
+        return _not_started_there(case, Health.DEAD, reason, ailment)
     return Verdict(Health.DEAD, rule, reason, (_fact(case, reason),))
+
+
+def _not_started_there(case: _Case, health: Health, reason: str, ailment: Ailment) -> Verdict:
+    facts = (_fact(case, reason), Evidence(f"vitals {case.cell.server}", ailment.says, ailment.since))
+    return Verdict(health, Rule.SERVER_AILING, f"{reason}, and its server is ailing: {ailment.says}", facts)
+
+
+def _ailment(case: _Case) -> Ailment | None:
+    """What keeps cells from starting on its server."""
+    ailing = case.seen.ailing if case.seen else ()
+    return next((one for one in ailing if one.rule in KEEP_FROM_STARTING), None)
 
 
 def _vanished(case: _Case) -> Verdict | None:
@@ -105,6 +119,8 @@ def _boot_timeout(case: _Case) -> Verdict | None:
     doubt = _doubt(case)
     if doubt:  # which says nothing against its spec
         return Verdict(Health.SICK, Rule.DOUBTFUL, f"{reason}, and {doubt}", (_fact(case, doubt),))
+    if ailment := _ailment(case):
+        return _not_started_there(case, Health.SICK, reason, ailment)
     reason += _last_error(case)
     return Verdict(Health.SICK, Rule.BOOT_TIMEOUT, reason, (_fact(case, reason),))
 

@@ -7,7 +7,7 @@ and adds everything that may make the agent's time longer.
 
 from __future__ import annotations
 
-from galactica.scheduler.core.model.fleet import Fleet, GroupState, Server
+from galactica.scheduler.core.model.fleet import Cell, Fleet, GroupState, Server
 from galactica.scheduler.core.model.policy import Policy
 from galactica.scheduler.core.model.spec import Spec
 from galactica.scheduler.core.sight.state import Sight
@@ -43,13 +43,30 @@ def ended_at(fleet: Fleet, server: Server, spec: Spec, sight: Sight, policy: Pol
     """When a cell of that spec on that server has ended for sure, if the server stays silent until then.
 
     A scheduler that has just started does not know when the server was last heard. It assumes its own start."""
+    seen = sight.servers.get(server.id)
+    heard_at = max(seen.heard_at if seen else 0.0, sight.trusted_since)
+    return _ended_after(heard_at, fleet, server, spec, policy)
+
+
+def ended_elsewhere_at(
+    fleet: Fleet, server: Server, cell: Cell, spec: Spec, sight: Sight, policy: Policy
+) -> float:
+    """When an exclusive cell has ended for sure on any other machine that was this server before: one with a copied
+    identity, or the same one before its boot. What the machine says that is heard now proves nothing about them.
+
+    In the past if the cell was ordered when only this machine was heard."""
+    seen = sight.servers.get(server.id)
+    if seen is None or cell.ordered_at >= seen.machine_since:
+        return 0.0
+    return _ended_after(seen.machine_since, fleet, server, spec, policy)
+
+
+def _ended_after(heard_at: float, fleet: Fleet, server: Server, spec: Spec, policy: Policy) -> float:
     terms = terms_of(fleet, server, policy)
     beat_seconds = terms.tempo.beat_seconds
     pool = fleet.groups.get(server.pool) if server.pool else None
     longest = pool.longest_lease_seconds if pool else 0.0
     # The agent may go by the longest lease that the pool ever had, and by a lease slightly above the current one.
     lease = max(LEASE_BEATS_LEAST * beat_seconds, terms.lease_seconds, longest) * (1 + TEMPO_WORTH_TELLING)
-    seen = sight.servers.get(server.id)
-    heard_at = max(seen.heard_at if seen else 0.0, sight.trusted_since)
     patience = (lease + spec.stop.grace_seconds) * (1 + CLOCK_RATE)
     return heard_at + patience + beat_seconds + policy.fence_margin_seconds

@@ -33,14 +33,10 @@ def vitals_verdict(
         due_at = first.since + limits.ailing_seconds
         reason = f"{first.says}; it gets no new cells while other servers can take them"
         return Verdict(Health.SUSPECT, first.rule, reason, facts, due_at if due_at > now else None)
-    ailment = next((one for one in lasting if not _is_ours(one, fleet, sight, limits)), None)
+    ailment = next((one for one in lasting if not _is_excused(one, fleet, sight, limits)), None)
     look_at = now + limits.ailing_seconds
     if ailment is None:
-        count = len(sight.ailing.get(lasting[0].rule) or ())
-        reason = (
-            f"{lasting[0].says}; so say {count} of {len(fleet.servers)} servers, and too few have the time of the "
-            "scheduler: it suspects its own clock and condemns none of them"
-        )
+        reason = f"{lasting[0].says}; {_excuse(lasting[0], fleet, sight)}"
         return Verdict(Health.SUSPECT, lasting[0].rule, reason, facts, look_at)
     reason = f"{ailment.says}, for {now - ailment.since:.0f} s"
     if not server.pool and not _can_be_spared(fleet, server, sight):
@@ -57,14 +53,32 @@ def own_ailments(fleet: Fleet, server: Server, sight: Sight, limits: VitalLimits
     return tuple(one for one in ailing if not _is_ours(one, fleet, sight, limits))
 
 
+def _is_excused(ailment: Ailment, fleet: Fleet, sight: Sight, limits: VitalLimits) -> bool:
+    """What the agents of many servers lack is the doing of what they run, and their replacements would lack it too."""
+    if ailment.rule == Rule.AGENT_STARVED:
+        return _is_common(ailment, fleet, sight, limits)
+    return _is_ours(ailment, fleet, sight, limits)
+
+
+def _excuse(ailment: Ailment, fleet: Fleet, sight: Sight) -> str:
+    count = len(sight.ailing.get(ailment.rule) or ())
+    so_say = f"so say {count} of {len(fleet.servers)} servers"
+    if ailment.rule == Rule.AGENT_STARVED:
+        return f"{so_say}: hardly the fault of each, and none is condemned for it"
+    return f"{so_say}, and too few have the time of the scheduler: it suspects its own clock and condemns none of them"
+
+
+def _is_common(ailment: Ailment, fleet: Fleet, sight: Sight, limits: VitalLimits) -> bool:
+    sharing = len(sight.ailing.get(ailment.rule) or ())
+    return sharing > max(1, int(len(fleet.servers) * limits.common_fraction))
+
+
 def _is_ours(ailment: Ailment, fleet: Fleet, sight: Sight, limits: VitalLimits) -> bool:
     """Clocks are compared with the scheduler's. If many seem wrong, the scheduler's is wrong. It is as likely to be
     wrong as the one that differs, as long as not two others agree with it."""
     if ailment.rule != Rule.CLOCK_OFF:
         return False
-    sharing = len(sight.ailing.get(ailment.rule) or ())
-    is_common = sharing > max(1, int(len(fleet.servers) * limits.clock_fraction))
-    return is_common or not _agree_with_us(sight, CLOCK_WITNESSES)
+    return _is_common(ailment, fleet, sight, limits) or not _agree_with_us(sight, CLOCK_WITNESSES)
 
 
 def _agree_with_us(sight: Sight, count: int) -> bool:
