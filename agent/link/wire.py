@@ -66,6 +66,8 @@ def hello(
             runtimes=facts.runtimes,
             inventory=_bounded([_cell_report(cell) for cell in instruction.inventory]),
             epoch=instruction.epoch,
+            start=instruction.start,
+            position=instruction.position,
             watch_address=facts.watch_address,
             instance=facts.instance,
             genome=genome,
@@ -115,7 +117,15 @@ def event(
             welcome = response.welcome
             beat_seconds, lease_seconds = _tempo(welcome.tempo)
             return Welcomed(
-                link, welcome.session, welcome.epoch, beat_seconds, lease_seconds, now, welcome.beat_at
+                link,
+                welcome.session,
+                welcome.epoch,
+                beat_seconds,
+                lease_seconds,
+                now,
+                welcome.beat_at,
+                welcome.start,
+                welcome.position,
             )
         case "instructions":
             batch = response.instructions
@@ -125,7 +135,7 @@ def event(
             beat_seconds, lease_seconds = _tempo(response.tempo)
             return Retuned(link, beat_seconds, lease_seconds, now)
         case "echo":
-            return Echoed(link, now, response.echo.beat_at)
+            return Echoed(link, now, response.echo.beat_at, response.echo.position)
         case "neighbours":
             message = response.neighbours
             neighbours = tuple(

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from galactica.scheduler.core import regrowing
+from galactica.scheduler.core.epochs import is_strange
 from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.commands import Decommission
 from galactica.scheduler.core.model.fleet import Cell, CellKind, GroupState, Phase, parse_cell_id
@@ -222,14 +223,15 @@ def _release_storm(draft: Draft, request: ReleaseStorm, _: Asker) -> Admitted:
 
 
 def _claim_epoch(draft: Draft, request: ClaimEpoch, _: Asker) -> Admitted:
-    if request.epoch > draft.fleet.epoch + EPOCH_LEAP_LIMIT:
+    fleet, obeyed = draft.fleet, request.obeyed
+    if obeyed.epoch > fleet.epoch + EPOCH_LEAP_LIMIT:
         raise Refused(
             "epoch",
-            f"the agent of server {request.server} says that it obeyed epoch {request.epoch}; this scheduler has "
-            f"{draft.fleet.epoch} and believes at most {EPOCH_LEAP_LIMIT} more. Enrol that server again",
+            f"the agent of server {request.server} says that it obeyed epoch {obeyed.epoch}; this scheduler has "
+            f"{fleet.epoch} and believes at most {EPOCH_LEAP_LIMIT} more. Enrol that server again",
         )
-    if request.epoch >= draft.fleet.epoch:
-        draft.emit(e.EpochClaimed(request.epoch + 1, request.server))
+    if obeyed.epoch > fleet.epoch or is_strange(fleet, obeyed):
+        draft.emit(e.EpochClaimed(max(obeyed.epoch, fleet.epoch) + 1, request.server, obeyed.start))
     return Admitted(Accepted(draft.fleet.position))
 
 
@@ -267,6 +269,7 @@ def _condemn_unknown(draft: Draft, request: CondemnUnknown, by: Asker) -> Admitt
         draft.emit(e.OrphanRemoved(cell, server, f"condemned as unknown by {by.name}"))
         draft.command(Decommission(server, cell, Rule.OPERATOR))
         dirty[OrphanKey(server, cell)] = draft.cause
+        dirty[ServerKey(server)] = draft.cause
         parsed = parse_cell_id(cell)
         if parsed is not None and parsed.group in draft.fleet.groups:
             dirty[SlotKey(parsed.group, parsed.slot)] = draft.cause

@@ -51,7 +51,7 @@ class GenomeReader:
             tuple(groups[name][1] for name in sorted(groups)),
             tuple(server for server in servers if server is not None),
             dict(sorted(unused.items())),
-            fleet.first_generation,
+            fleet.least_generation,
         )
 
 

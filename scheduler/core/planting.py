@@ -51,8 +51,8 @@ def planted(fleet: Fleet, record: e.Record, event: e.GenomePlanted) -> Fleet:
     if fleet.regrowth is None or fleet.regrowth.is_planted:
         raise IllegalTransition(f"a genome at position {record.position}, but nobody waits for one")
     genome, at, position = event.genome, record.at, record.position
-    first = reserved(genome.first_generation)
-    fleet = replace(fleet, regrowth=Regrowth(at, is_planted=True), first_generation=first)
+    fleet = unknown.with_least_generation(fleet, reserved(genome.least_generation))
+    fleet = replace(fleet, regrowth=Regrowth(at, is_planted=True))
     for name, generation in genome.unused.items():
         unused = max(generation, fleet.generations.get(name) or 1)
         fleet = unknown.left_out(fleet, name, unused)
@@ -100,8 +100,6 @@ def _with_server(fleet: Fleet, one: GenomeServer, at: float, position: int) -> F
     )
     if one.phase is not Phase.READY:
         server = replace(server, condemned_at=at, condemned_by=Rule.OPERATOR, condemned_health=Health.HEALTHY)
-    if one.phase is Phase.DECOMMISSIONED:
-        fleet = unknown.forgotten_on(fleet, one.id)
     fleet = put_server(fleet, server)
     return _with_pool_cell(fleet, one, at, position) if one.pool else fleet
 

@@ -12,7 +12,7 @@ from typing import Any
 from msgspec.structs import replace
 from rpds import HashTrieMap
 
-from galactica.scheduler.core import planting, unknown
+from galactica.scheduler.core import epochs, planting, unknown
 from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.events import IllegalTransition
 from galactica.scheduler.core.model.fleet import (
@@ -64,18 +64,6 @@ def apply(fleet: Fleet, record: e.Record) -> Fleet:
 # --- the fleet itself -------------------------------------------------------------------------------------------
 
 
-def _started(fleet: Fleet, _: e.Record, event: e.SchedulerStarted) -> Fleet:
-    if event.epoch <= fleet.epoch:
-        raise IllegalTransition(f"epoch {event.epoch} is not above {fleet.epoch}")
-    return replace(fleet, epoch=event.epoch)
-
-
-def _epoch_claimed(fleet: Fleet, record: e.Record, event: e.EpochClaimed) -> Fleet:
-    if event.epoch <= fleet.epoch:
-        raise IllegalTransition(f"epoch {event.epoch} is not above {fleet.epoch}")
-    return replace(fleet, epoch=event.epoch, overtaken_at=record.at)
-
-
 def _token_created(fleet: Fleet, record: e.Record, event: e.TokenCreated) -> Fleet:
     token = Token(event.token, event.secret_sha256, event.uses, event.expires_at, event.server)
     return replace(fleet, tokens=_without_expired(fleet.tokens, record.at).insert(token.id, token))
@@ -101,19 +89,17 @@ def _group_applied(fleet: Fleet, record: e.Record, event: e.GroupApplied) -> Fle
     before = fleet.groups.get(name)
     revision = Revision(event.revision, event.digest, event.group.spec)
     if before is None:
-        first = max(fleet.generations.get(name) or 1, fleet.first_generation)
+        fleet, first_generation = unknown.first_generation(fleet, name)
         state = GroupState(
             group=event.group,
             digest=event.digest,
             revision=event.revision,
             revisions=(revision,),
-            first_generation=first,
+            first_generation=first_generation,
             longest_lease_seconds=event.group.lease_seconds,
             last_position=record.position,
         )
         generations = fleet.generations.discard(name)
-        if (fleet.generations.get(name) or 1) < first:
-            fleet = unknown.left_out(fleet, name, first)
         return replace(fleet, groups=fleet.groups.insert(name, state), generations=generations)
     revisions = before.revisions
     if event.revision != before.revision:
@@ -367,7 +353,7 @@ def _storm_released(fleet: Fleet, _: e.Record, event: e.StormReleased) -> Fleet:
 
 
 _APPLY: dict[type[e.Event], Callable[[Fleet, e.Record, Any], Fleet]] = {
-    e.SchedulerStarted: _started,
+    e.SchedulerStarted: epochs.started,
     e.GroupApplied: _group_applied,
     e.GroupDeleted: _group_deleted,
     e.CellOrdered: _cell_ordered,
@@ -376,7 +362,7 @@ _APPLY: dict[type[e.Event], Callable[[Fleet, e.Record, Any], Fleet]] = {
     e.CellCondemned: _cell_moved,
     e.CellDraining: _cell_moved,
     e.CellDecommissioned: _cell_moved,
-    e.EpochClaimed: _epoch_claimed,
+    e.EpochClaimed: epochs.claimed,
     e.RegrowthBegan: planting.began,
     e.ServerRecognised: planting.recognised,
     e.GenomePlanted: planting.planted,

@@ -65,6 +65,7 @@ class Start(Struct, frozen=True):
 
     epoch: int
     version: str
+    id: str = ""
     regrows: bool = False
     """It has lost all but its CA and is to be grown anew from its fleet."""
 
@@ -167,7 +168,7 @@ class Core:
             self._see_calm(now)
         draft = Draft(self.fleet, self.sight, now, self.policy, self._placer)
         if self.fleet.epoch < self.start.epoch:
-            draft.emit(SchedulerStarted(self.start.epoch, self.start.version), "start")
+            draft.emit(SchedulerStarted(self.start.epoch, self.start.version, self.start.id), "start")
             if self.start.regrows and self.fleet.regrowth is None:
                 draft.emit(RegrowthBegan(), "start")
         if has_settled(self.fleet, self.sight, now, self.policy):

@@ -19,6 +19,7 @@ from galactica.scheduler.core.model.fleet import (
     Regrowth,
     Server,
     Slot,
+    Start,
     Tally,
     Token,
 )
@@ -73,8 +74,10 @@ def encode(fleet: Fleet) -> bytes:
         overtaken_at=fleet.overtaken_at,
         skipped=dict(fleet.skipped.items()),
         regrown_at=fleet.regrown_at,
-        first_generation=fleet.first_generation,
         regrowth=(fleet.regrowth.since, fleet.regrowth.is_planted) if fleet.regrowth else None,
+        least_generation=fleet.least_generation,
+        starts={epoch: (start.name, start.position) for epoch, start in fleet.starts.items()},
+        strange_starts=fleet.strange_starts,
     )
     body = zlib.compress(write(disk), _COMPRESSION_LEVEL)
     return _MAGIC + VERSION.to_bytes(_VERSION_BYTES, "big") + body
@@ -225,8 +228,10 @@ def _fleet_from_disk(disk: FleetOnDisk) -> Fleet:
         overtaken_at=disk.overtaken_at,
         skipped=HashTrieMap(disk.skipped),
         regrown_at=disk.regrown_at,
-        first_generation=disk.first_generation,
         regrowth=Regrowth(*disk.regrowth) if disk.regrowth else None,
+        least_generation=disk.least_generation,
+        starts=HashTrieMap((epoch, Start(*start)) for epoch, start in disk.starts.items()),
+        strange_starts=disk.strange_starts,
     )
 
 

@@ -137,6 +137,8 @@ class FleetOnDisk(Struct, frozen=True, array_like=True):
     unknown: dict[str, dict[str, str]] = {}
     overtaken_at: float | None = None
     skipped: dict[str, tuple[tuple[int, int], ...]] = {}
+    least_generation: int = 1
+    starts: dict[int, tuple[str, int]] = {}
+    strange_starts: tuple[str, ...] = ()
     regrowth: tuple[float, bool] | None = None
     regrown_at: float | None = None
-    first_generation: int = 1

@@ -15,11 +15,13 @@ from galactica.agent.core import events as m
 from galactica.agent.core import instructions as instructions_core
 from galactica.agent.core import model as model_core
 from galactica.scheduler.controller import Controller
+from galactica.scheduler.core.epochs import is_strange
 from galactica.scheduler.core.model.commands import Command, Decommission, Order
 from galactica.scheduler.core.model.requests import (
     Asker,
     AskerKind,
     ClaimEpoch,
+    Obeyed,
     RecogniseServer,
     Refused,
 )
@@ -63,6 +65,7 @@ class Links:
 
     network: Network
     epoch: int
+    start: str
     on_command: Callable[[Command], None]
     testimony: Callable[[Host, float], tuple[Testimony, ...]]
     """What a host says of its neighbours."""
@@ -100,7 +103,8 @@ class Links:
         is_known = host.name in fleet.servers
         if not is_known and fleet.regrowth is None:
             return
-        if hello.epoch > self.epoch or not is_known:
+        obeyed = Obeyed(hello.epoch, hello.start, hello.position)
+        if not is_known or hello.epoch > self.epoch or is_strange(self.controller.fleet(), obeyed):
             overtaking = asyncio.get_running_loop().create_task(self._overtake(host, link, hello))
             self._overtaking.add(overtaking)
             overtaking.add_done_callback(self._overtaking.discard)
@@ -125,7 +129,15 @@ class Links:
             Attached(host.name, session.id, self.controller.now(), facts, inventory, host.machine)
         )
         tempo = self.controller.view().policy.tempo(1)
-        welcome = (session.id, self.epoch, tempo.beat_seconds, tempo.lease_seconds, hello.beat_at)
+        welcome = (
+            session.id,
+            self.epoch,
+            tempo.beat_seconds,
+            tempo.lease_seconds,
+            hello.beat_at,
+            self.start,
+            self.controller.fleet().position,
+        )
         self.network.to_host(host.name, _welcome, host, link, welcome)
 
     def _lives(self, session: _Session) -> bool:
@@ -141,8 +153,9 @@ class Links:
         if self.controller is None:
             return
         with suppress(Refused):
-            if hello.epoch > self.epoch:
-                await self.controller.ask(ClaimEpoch(hello.epoch, host.name), Asker(AskerKind.SCHEDULER))
+            obeyed = Obeyed(hello.epoch, hello.start, hello.position)
+            if hello.epoch > self.epoch or is_strange(self.controller.fleet(), obeyed):
+                await self.controller.ask(ClaimEpoch(obeyed, host.name), Asker(AskerKind.SCHEDULER))
             if host.name not in self.controller.fleet().servers:
                 await self.controller.ask(RecogniseServer(host.name), Asker(AskerKind.SCHEDULER))
             self.epoch = max(self.epoch, self.controller.fleet().epoch)
@@ -164,7 +177,9 @@ class Links:
         session.heard_at = now
         session.beat_at = max(session.beat_at, report.beat_at)
         if report.wants_echo:
-            self.network.to_host(host.name, _echo, host, link, report.beat_at)
+            self.network.to_host(
+                host.name, _echo, host, link, report.beat_at, self.controller.fleet().position
+            )
 
     def hung_up(self, host: Host, link: int) -> None:
         session = self.sessions.get(host.name)
@@ -207,13 +222,15 @@ def _hang_up(host: Host, link: int) -> None:
         host.agent.hang_up(link)
 
 
-def _echo(host: Host, link: int, beat_at: float) -> None:
-    _hear(host, link, lambda now: m.Echoed(link, now, beat_at))
+def _echo(host: Host, link: int, beat_at: float, position: int) -> None:
+    _hear(host, link, lambda now: m.Echoed(link, now, beat_at, position))
 
 
-def _welcome(host: Host, link: int, welcome: tuple[str, int, float, float, float]) -> None:
-    session, epoch, beat, lease, beat_at = welcome
-    _hear(host, link, lambda now: m.Welcomed(link, session, epoch, beat, lease, now, beat_at))
+def _welcome(host: Host, link: int, welcome: tuple[str, int, float, float, float, str, int]) -> None:
+    session, epoch, beat, lease, beat_at, start, position = welcome
+    _hear(
+        host, link, lambda now: m.Welcomed(link, session, epoch, beat, lease, now, beat_at, start, position)
+    )
 
 
 def _instruct(host: Host, link: int, batch: tuple[str, int, tuple[m.Verb, ...], int]) -> None:

@@ -109,7 +109,9 @@ class World:
     _sessions: int = 0
 
     def __post_init__(self) -> None:
-        self.core = Core(self.fleet, self.policy, self.now, Start(self.fleet.epoch + 1, "test", self.regrows))
+        self.core = Core(
+            self.fleet, self.policy, self.now, Start(self.fleet.epoch + 1, "test", regrows=self.regrows)
+        )
         self.settle()
 
     def crash(self) -> World:

@@ -116,9 +116,10 @@ def test_a_slot_stays_held_while_a_drained_server_still_runs_a_cell_of_it(group:
     world.ask(DrainServer("a"))
     world.apply(group)
     world.advance(60)
-    assert world.core.fleet.servers["a"].phase is Phase.DECOMMISSIONED
+    assert world.core.fleet.servers["a"].phase is Phase.CONDEMNED
     assert world.phases("db") == {}
     world.report("a", gone("db/0.4"))
+    assert world.core.fleet.servers["a"].phase is Phase.DECOMMISSIONED
     assert world.phases("db") == {"db/0.5": Phase.READY}
 
 

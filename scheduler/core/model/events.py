@@ -23,8 +23,11 @@ class Event(Struct, frozen=True, omit_defaults=True, tag=True):
 
 
 class SchedulerStarted(Event, frozen=True):
+    """``id`` names this start, by a number drawn at it."""
+
     epoch: int
     version: str
+    id: str = ""
 
 
 class GroupApplied(Event, frozen=True):
@@ -90,10 +93,12 @@ class CellDecommissioned(Event, frozen=True):
 
 
 class EpochClaimed(Event, frozen=True):
-    """Agents have obeyed a newer scheduler than this journal knows of: it is a backup. This scheduler goes above it."""
+    """Agents have obeyed a scheduler that this journal does not know: it is a backup. This scheduler goes above both.
+    ``start`` names the start of that scheduler; empty if the agent does not say."""
 
     epoch: int
     server: str
+    start: str = ""
 
 
 class RegrowthBegan(Event, frozen=True):

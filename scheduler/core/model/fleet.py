@@ -293,6 +293,14 @@ class Regrowth(Struct, frozen=True):
     is_planted: bool = False
 
 
+class Start(Struct, frozen=True):
+    """A start of a scheduler, by the name that was drawn at it; empty if that is unknown. ``position``: where its epoch
+    begins in the journal."""
+
+    name: str
+    position: int
+
+
 class Fleet(Struct, frozen=True):
     """All that was decided: the fold of the journal up to ``position``."""
 
@@ -314,12 +322,16 @@ class Fleet(Struct, frozen=True):
     skipped: HashTrieMap[str, tuple[tuple[int, int], ...]] = HashTrieMap()
     """Slot, or group for the slots that have none of their own, to the ranges of generations that were left out because
     an agent had them: the first of each, and the one after its last. This journal never gave them out."""
+    least_generation: int = 1
+    """The first generation of a slot of a group that this journal never knew."""
+    starts: HashTrieMap[int, Start] = HashTrieMap()
+    """The newest epochs to the scheduler's starts that had them."""
+    strange_starts: tuple[str, ...] = ()
+    """The newest starts that this journal does not know, and that agents have obeyed."""
     overtaken_at: float | None = None
     """When agents showed that this journal is older than its fleet; None if they never did."""
     regrowth: Regrowth | None = None
     """Set while the scheduler is being grown anew."""
-    first_generation: int = 1
-    """Of the cells of names that this journal has not known yet. Below it are ids of journals that were lost."""
     regrown_at: float | None = None
     """When that began; None: this journal was never lost. Whatever an earlier one ordered was ordered before."""
     released: HashTrieMap[str, float] = HashTrieMap()

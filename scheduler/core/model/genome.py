@@ -38,13 +38,13 @@ class GenomeServer(Struct, frozen=True, omit_defaults=True):
 
 
 class Genome(Struct, frozen=True, omit_defaults=True):
-    """``unused``: the first unused generation of the names of deleted groups. ``first_generation``: that of names that
+    """``unused``: the first unused generation of the names of deleted groups. ``least_generation``: that of names that
     the fleet had not known by then."""
 
     groups: tuple[GenomeGroup, ...] = ()
     servers: tuple[GenomeServer, ...] = ()
     unused: dict[str, int] = {}
-    first_generation: int = 1
+    least_generation: int = 1
 
 
 class GenomeMark(Struct, frozen=True, order=True):

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.commands import Decommission, DecommissionServer, Verb
-from galactica.scheduler.core.model.fleet import Fleet, parse_cell_id
-from galactica.scheduler.core.model.keys import LeakKey, OrphanKey, slot_key_of
+from galactica.scheduler.core.model.fleet import Fleet, Phase, parse_cell_id
+from galactica.scheduler.core.model.keys import LeakKey, OrphanKey, ServerKey, own_slot, slot_key_of
 from galactica.scheduler.core.model.rules import HoldRule
 from galactica.scheduler.core.reconcile.draft import Draft, resend, resend_to_provider
 from galactica.scheduler.core.sight.observations import CellState, ProviderState
@@ -46,6 +46,16 @@ def _is_gone(draft: Draft, key: OrphanKey) -> None:
         reason = "its agent says that it is gone"
         draft.emit(e.OrphanRemoved(key.cell, key.server, reason, is_gone=True))
         draft.look_at_slot_of(key.cell)
+        _look_at_place(draft, key.server)
+
+
+def _look_at_place(draft: Draft, server_id: str) -> None:
+    """A condemned server may have waited for what was on it."""
+    server = draft.fleet.servers.get(server_id)
+    if server is not None:
+        draft.look(ServerKey(server.id), draft.now)
+        for own in own_slot(server, draft.cause):
+            draft.look(own, draft.now)
 
 
 def _leave_alone(draft: Draft, key: OrphanKey) -> None:
@@ -91,8 +101,6 @@ def adopt_cell(draft: Draft, cell: str, server: str) -> str:
     report = draft.sight.report_of(server, cell)
     if report is None or report.state is CellState.GONE:
         return f"server {server} does not report it at the moment"
-    if not is_place(draft.fleet, server):
-        return f"server {server} takes no cells any more"
     parsed = parse_cell_id(cell)
     state = draft.fleet.groups.get(parsed.group) if parsed else None
     if parsed is None or state is None or state.deleted:
@@ -102,6 +110,9 @@ def adopt_cell(draft: Draft, cell: str, server: str) -> str:
     spec = state.spec_of(report.digest)
     if spec is None:
         return f"{parsed.group} never had its spec {report.digest[:12]}; first apply the manifest that it was made from"
+    place = draft.fleet.servers.get(server)
+    if place is None or place.phase not in (Phase.READY, Phase.CONDEMNED):
+        return f"its server {server} was drained; remove it with galactica condemn --unknown"
     slot = state.slots.get(parsed.slot)
     wanted = slot.wanted_cell if slot else None
     if wanted is not None:
