@@ -18,6 +18,7 @@ from galactica.agent.daemon import Daemon
 from galactica.agent.fencing.keeping import FenceFile, FenceKeeper
 from galactica.agent.health.vitals import VitalsTaker, capacity
 from galactica.agent.link import wire
+from galactica.agent.link.genome import GenomeKeeper
 from galactica.agent.link.identity import Identity, IdentityError
 from galactica.agent.link.renewal import RenewalRefusedError
 from galactica.agent.link.session import Link, RefusedError
@@ -142,6 +143,7 @@ async def _serve(settings: Settings, identity: Identity) -> None:
             settings.data, tuple(runtimes.values()), lambda: link.clock_offset_ms, lacks=lacks
         ),
         facts=facts,
+        genome=GenomeKeeper(settings.data, identity.fleet_id),
         obeyed=stored_obeyed(settings.data),
         remember_obeyed=lambda epoch, start: store_obeyed(settings.data, epoch, start),
         fence=FenceKeeper(FenceFile(settings.data), start_watchdog(settings, identity, facts.runtimes)),

@@ -59,10 +59,12 @@ if TYPE_CHECKING:
     from galactica.agent.core.model import Cell
     from galactica.agent.fencing.keeping import FenceKeeper
     from galactica.agent.health.vitals import VitalsTaker
+    from galactica.agent.link.genome import GenomeKeeper
     from galactica.agent.link.session import Link
     from galactica.agent.link.will import Will
     from galactica.agent.neighbours.watch import NeighbourWatch
     from galactica.agent.runtimes.port import Begun, Runtime
+    from galactica.v1 import link_pb2
 
 QUEUE_LIMIT = 10_000
 VITALS_SECONDS = 5.0
@@ -91,6 +93,7 @@ class Daemon:
         obeyed: tuple[int, str],
         remember_obeyed: Callable[[int, str], None],
         fence: FenceKeeper,
+        genome: GenomeKeeper | None = None,
         compare_every_seconds: float = drift.EVERY_SECONDS,
         will: Will | None = None,
         watch_to: Callable[[Callable[[Event], Awaitable[None]]], NeighbourWatch | None] = lambda _: None,
@@ -103,6 +106,7 @@ class Daemon:
         self._will = will
         self._fence = fence
         self._maintenance_seconds = maintenance_seconds
+        self._genome = genome
         epoch, start = obeyed
         self._state = State(epoch=epoch, start=start, fence_at=fence.known())
         self._queue: asyncio.Queue[Event] = asyncio.Queue(QUEUE_LIMIT)
@@ -142,6 +146,7 @@ class Daemon:
             self._logs = LogStreams(self._runtimes, self._link, tasks)
             self._shells = Shells(self._runtimes, self._link, tasks, lambda: self._state.cells)
             self._link.on_shell = self._shells.take
+            self._link.on_genome = self._take_genome
             owned = [tasks.create_task(self._consume()), self._begin("probes", self._prober.run)]
             owned.append(self._begin("drift", self._drift.run))
             owned.append(self._begin("fence", self._fence.run))
@@ -244,7 +249,8 @@ class Daemon:
             case SendHello():
                 watching = self._neighbours.watching if self._neighbours else ()
                 self._told_place = self._place()
-                hello = wire.hello(instruction, self._facts, watching, self._told_place)
+                mark = self._genome.mark if self._genome else None
+                hello = wire.hello(instruction, self._facts, watching, self._told_place, mark)
                 self._link.send(instruction.link, hello)
             case SendReport():
                 self._link.send(instruction.link, wire.report(instruction, time.time()))
@@ -265,6 +271,24 @@ class Daemon:
                 self._work(self._store_obeyed(instruction.epoch, instruction.start))
             case RememberFence():
                 self._fence.remember(instruction.fence_at)
+
+    def _take_genome(self, link: int, response: link_pb2.AttachResponse) -> None:
+        """It decides nothing about cells, so it bypasses the state."""
+        if self._genome is not None:
+            self._work(self._answer_genome(self._genome, link, response))
+
+    async def _answer_genome(
+        self, genome: GenomeKeeper, link: int, response: link_pb2.AttachResponse
+    ) -> None:
+        """Whatever goes wrong with it ends nothing: the scheduler gives it to others too."""
+        try:
+            answer = await genome.take(response)
+        except Exception as error:
+            if not self._vitals.lacks.note_if(error, "keep the fleet's genome"):
+                log.exception("genome not kept")
+            return
+        if answer is not None:
+            self._link.send(link, answer)
 
     async def _store_obeyed(self, epoch: int, start: str) -> None:
         """An error is only logged: this process knows the epoch, and the next Welcome stores it for the next one."""

@@ -113,6 +113,8 @@ class Link:
     deliver: Callable[[Event], Awaitable[None]]
     on_shell: Callable[[int, link_pb2.ShellInput], None] | None = None
     """Takes a shell's input and the number of its link; the input bypasses the state. Never waits."""
+    on_genome: Callable[[int, link_pb2.AttachResponse], None] | None = None
+    """The same for messages about the fleet's genome."""
     clock_offset_ms: float | None = None
     """Our wall clock minus the scheduler's, measured by the newest echo."""
     _attachments: dict[int, _Attachment] = field(default_factory=dict)
@@ -307,6 +309,8 @@ class Link:
                 event = wire.event(response, attachment.number, clock.now())
                 if response.HasField("shell_input") and self.on_shell:
                     self.on_shell(attachment.number, response.shell_input)
+                if self.on_genome and (response.HasField("genome") or response.HasField("genome_wanted")):
+                    self.on_genome(attachment.number, response)
                 if response.HasField("echo"):
                     self._measure_clocks(response.echo)
                 _take_farewell(attachment, response)

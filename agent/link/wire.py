@@ -65,9 +65,13 @@ def moved(place: Place) -> link_pb2.AttachRequest:
 
 
 def hello(
-    instruction: SendHello, facts: ServerFacts, watching: Sequence[Neighbour] = (), place: Place = NOWHERE
+    instruction: SendHello,
+    facts: ServerFacts,
+    watching: Sequence[Neighbour] = (),
+    place: Place = NOWHERE,
+    genome: link_pb2.GenomeMark | None = None,
 ) -> link_pb2.AttachRequest:
-    """``watching``: the servers that this agent watches now."""
+    """``watching``: the servers that this agent watches now. ``genome``: which one it keeps; None: it never does."""
     return link_pb2.AttachRequest(
         hello=link_pb2.Hello(
             wire_version=WIRE_VERSION,
@@ -82,6 +86,7 @@ def hello(
             watch_address=place.address,
             watch_trouble=place.trouble,
             instance=facts.instance,
+            genome=genome,
             machine=facts.machine,
             beat_at=instruction.beat_at,
             watching=[

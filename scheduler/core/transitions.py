@@ -12,7 +12,7 @@ from typing import Any
 from msgspec.structs import replace
 from rpds import HashTrieMap
 
-from galactica.scheduler.core import epochs, places, unknown
+from galactica.scheduler.core import epochs, places, planting, unknown
 from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.events import IllegalTransition
 from galactica.scheduler.core.model.fleet import (
@@ -58,19 +58,6 @@ def apply(fleet: Fleet, record: e.Record) -> Fleet:
 
 
 # --- the fleet itself -------------------------------------------------------------------------------------------
-
-
-def _unknown_cell_found(fleet: Fleet, _: e.Record, event: e.UnknownCellFound) -> Fleet:
-    return unknown.found(fleet, event.server, event.cell)
-
-
-def _unknown_cell_condemned(fleet: Fleet, _: e.Record, event: e.UnknownCellCondemned) -> Fleet:
-    return replace(fleet, unwanted=fleet.unwanted.insert(event.cell))
-
-
-def _orphan_removed(fleet: Fleet, _: e.Record, event: e.OrphanRemoved) -> Fleet:
-    fleet = unknown.forgotten(fleet, event.cell)
-    return fleet if event.is_gone else unknown.owned(fleet, event.cell)
 
 
 def _token_created(fleet: Fleet, record: e.Record, event: e.TokenCreated) -> Fleet:
@@ -285,10 +272,14 @@ _APPLY: dict[type[e.Event], Callable[[Fleet, e.Record, Any], Fleet]] = {
     e.CellDraining: _cell_moved,
     e.CellDecommissioned: _cell_moved,
     e.EpochClaimed: epochs.claimed,
-    e.UnknownCellFound: _unknown_cell_found,
+    e.RegrowthBegan: planting.began,
+    e.ServerRecognised: planting.recognised,
+    e.GenomePlanted: planting.planted,
+    e.RegrowthEnded: planting.ended,
+    e.UnknownCellFound: unknown.cell_found,
     e.CellAdopted: _cell_adopted,
-    e.UnknownCellCondemned: _unknown_cell_condemned,
-    e.OrphanRemoved: _orphan_removed,
+    e.UnknownCellCondemned: unknown.cell_condemned,
+    e.OrphanRemoved: unknown.orphan_removed,
     e.ServerEnrolled: places.server_enrolled,
     e.ServerJoined: places.server_joined,
     e.ServerChanged: places.server_changed,

@@ -142,3 +142,5 @@ class FleetOnDisk(Struct, frozen=True, array_like=True):
     starts: dict[int, tuple[str, int]] = {}
     strange_starts: tuple[str, ...] = ()
     unwanted: tuple[str, ...] = ()
+    regrowth: tuple[float, bool] | None = None
+    regrown_at: float | None = None

@@ -27,11 +27,13 @@ from galactica.scheduler.core.model.requests import (
     BeginMaintenance,
     ClaimEpoch,
     Obeyed,
+    RecogniseServer,
     Refused,
 )
 from galactica.scheduler.core.ports import Mind
 from galactica.scheduler.core.sight.observations import Detached, Moved, Reported, Rivalled
 from galactica.scheduler.core.verdicts.evidence import TEMPO_WORTH_TELLING, terms_of
+from galactica.scheduler.link.genomes import Genomes
 from galactica.scheduler.link.session import Ending, LinkLimits, Session
 from galactica.scheduler.link.shells import ShellStream
 from galactica.scheduler.link.watch import Watch
@@ -75,6 +77,7 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         self._numbers = itertools.count(1)
         secret = ca.secret_for("neighbours")
         self._watch = Watch(epoch, secret, self._is_member, self._tell_neighbours)
+        self.genomes = Genomes(mind, ca, self._pass_on)
 
     # --- for the controller and the operators' side ---------------------------------------------------------------
 
@@ -141,6 +144,8 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         self._check_member(server)
         hello = await self._hello(context)
         await self._overtake(server, _checked(lambda: wire.obeyed(hello)))
+        if server not in self._mind.fleet().servers:
+            await self._mind.ask(RecogniseServer(server), Asker(AskerKind.SCHEDULER))
         session_id = f"{self._epoch}-{next(self._numbers)}"
         attached, skipped = _checked(lambda: wire.attached(hello, server, session_id, self._mind.now()))
         watching, not_watched = _checked(lambda: wire.watching(hello))
@@ -149,6 +154,7 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
             await self._turn_away(server, context)
         session = self._open(server, session_id, hello.beat_at, instance)
         session.tell_skipped((*skipped, *not_watched))
+        self.genomes.attached(server, hello)
         ending = Ending(grpc.StatusCode.CANCELLED, "the stream broke")
         try:
             await self._mind.observe(attached)
@@ -200,15 +206,17 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         )
 
     def _check_member(self, server: str) -> None:
-        """A drained server may attach: it gets no cells, but cells that it still runs have to be removed."""
-        if server not in self._mind.fleet().servers:
+        """A drained server may attach: it gets no cells, but cells that it still runs have to be removed. And so may
+        everybody who has a certificate of our CA, while this scheduler is being grown anew."""
+        fleet = self._mind.fleet()
+        if server not in fleet.servers and fleet.regrowth is None:
             raise Refused(
                 "unknown_server", f"server {server} is not in this fleet: enrol it again with a new token"
             )
 
     def _check_not_drained(self, server: str) -> None:
-        record = self._mind.fleet().servers[server]
-        if record.phase is Phase.DECOMMISSIONED and record.is_drained:
+        record = self._mind.fleet().servers.get(server)
+        if record is not None and record.phase is Phase.DECOMMISSIONED and record.is_drained:
             raise Refused("drained", f"server {server} was drained: enrol it again with a new token")
 
     async def _hello(self, context: Context) -> link_pb2.Hello:
@@ -259,6 +267,7 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         if self._sessions.get(session.server) is session:
             del self._sessions[session.server]
             self._watch.detached(session.server)
+            self.genomes.detached(session.server)
         log.info("detached", server=session.server, session=session.id, reason=ending.reason)
 
     async def _serve(self, session: Session, context: Context) -> Ending:
@@ -299,6 +308,10 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
                 await self._take_goodbye(session, message.goodbye)
             case "moved":
                 await self._take_moved(session, message.moved)
+            case "genome":
+                self.genomes.given(session.server, message.genome)
+            case "genome_kept":
+                self.genomes.kept(session.server, message.genome_kept)
             case "hello":
                 raise InvalidRequest("second Hello: a link has only one")
             case _:
@@ -358,9 +371,12 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         return record is not None and record.phase is not Phase.DECOMMISSIONED
 
     def _tell_neighbours(self, server: str, neighbours: link_pb2.Neighbours) -> None:
+        self._pass_on(server, link_pb2.AttachResponse(neighbours=neighbours))
+
+    def _pass_on(self, server: str, message: link_pb2.AttachResponse) -> None:
         session = self._sessions.get(server)
         if session is not None:
-            session.notice(link_pb2.AttachResponse(neighbours=neighbours))
+            session.notice(message)
 
     # --- tempo ----------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from galactica.agent.core import instructions as instructions_core
 from galactica.agent.core import model as model_core
 from galactica.agent.core.model import Found, Running
 from galactica.agent.core.step import State, is_news, next_look, step
+from galactica.scheduler.core.model.genome import Genome, GenomeMark
 from galactica.v1 import cell_pb2, link_pb2
 from tests.sim.lies import Liar
 from tests.sim.network import Network
@@ -85,6 +86,8 @@ class Host:
     fenced: set[str] = field(default_factory=set)
     """Exclusive cells that this life of the agent ended."""
     _links: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+    genome: tuple[GenomeMark, Genome] | None = None
+    """The newest one that its agents kept."""
     liar: Liar | None = None
     """What its agent says instead of the truth, if it lies."""
     is_deleted: bool = False

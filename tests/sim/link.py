@@ -23,6 +23,7 @@ from galactica.scheduler.core.model.requests import (
     BeginMaintenance,
     ClaimEpoch,
     Obeyed,
+    RecogniseServer,
     Refused,
 )
 from galactica.scheduler.core.model.spec import Resources, RuntimeKind, Spec
@@ -99,10 +100,12 @@ class Links:
         if self.controller is None:
             self.network.to_host(host.name, _hang_up, host, link)
             return
-        if host.name not in self.controller.fleet().servers:
+        fleet = self.controller.fleet()
+        is_known = host.name in fleet.servers
+        if not is_known and fleet.regrowth is None:
             return
         obeyed = Obeyed(hello.epoch, hello.start, hello.position)
-        if hello.epoch > self.epoch or is_strange(self.controller.fleet(), obeyed):
+        if not is_known or hello.epoch > self.epoch or is_strange(self.controller.fleet(), obeyed):
             self._do(self._overtake(host, link, hello))
             return
         known = self.sessions.get(host.name)
@@ -144,14 +147,16 @@ class Links:
         return not view.policy.tempo(len(view.fleet.servers)).has_missed(heard_at, view.now)
 
     async def _overtake(self, host: Host, link: int, hello: instructions_core.SendHello) -> None:
-        """Go above the epoch that the agent has obeyed, durably, before it is told anything."""
+        """Go above the epoch that the agent has obeyed, durably, before it is told anything. And let it in where this
+        scheduler is being grown anew."""
         if self.controller is None:
             return
         with suppress(Refused):
-            await self.controller.ask(
-                ClaimEpoch(Obeyed(hello.epoch, hello.start, hello.position), host.name),
-                Asker(AskerKind.SCHEDULER),
-            )
+            obeyed = Obeyed(hello.epoch, hello.start, hello.position)
+            if hello.epoch > self.epoch or is_strange(self.controller.fleet(), obeyed):
+                await self.controller.ask(ClaimEpoch(obeyed, host.name), Asker(AskerKind.SCHEDULER))
+            if host.name not in self.controller.fleet().servers:
+                await self.controller.ask(RecogniseServer(host.name), Asker(AskerKind.SCHEDULER))
             self.epoch = max(self.epoch, self.controller.fleet().epoch)
             self.hello(host, link, hello)
 

@@ -15,6 +15,7 @@ from tests.sim.host import Host
 from tests.sim.lies import Liar
 from tests.sim.network import Weather
 from tests.sim.provider import Temper
+from tests.sim.regrown import lose_journal
 from tests.sim.wanted import pool, service
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 
 NOT_YET = {
+    "journal_lost": "being found to hold",
     "journal_restored_unnoticed": "an id that only unheard servers know is given out again: nobody shows that it was",
 }
 """Troubles that the product does not stand yet, and what they wait for. ``SIM_ALSO=name,...`` lets them happen."""
@@ -176,6 +178,10 @@ class Troubles:
         """From a backup of this start or the one before it: no agent has obeyed a higher epoch than the next one."""
         newest = self.world.laws.position
         await restore(self.world, self.world.random.randint(self.world.settled, newest))
+
+    async def journal_lost(self) -> None:
+        """Nothing is left of the scheduler but its CA."""
+        await lose_journal(self.world)
 
     async def wall_clock_of_the_scheduler_steps(self) -> None:
         """It is noticed by the next scheduler there: one that runs goes by a clock that is not set."""

@@ -201,6 +201,8 @@ class AttachRequest(_message.Message):
     SHELL_OUTPUT_FIELD_NUMBER: _builtins.int
     GOODBYE_FIELD_NUMBER: _builtins.int
     MOVED_FIELD_NUMBER: _builtins.int
+    GENOME_FIELD_NUMBER: _builtins.int
+    GENOME_KEPT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
@@ -215,6 +217,12 @@ class AttachRequest(_message.Message):
 
     @_builtins.property
     def moved(self) -> Global___Moved: ...
+    @_builtins.property
+    def genome(self) -> Global___Genome:
+        """The answer to GenomeWanted."""
+
+    @_builtins.property
+    def genome_kept(self) -> Global___GenomeKept: ...
     def __init__(
         self,
         *,
@@ -224,12 +232,14 @@ class AttachRequest(_message.Message):
         shell_output: Global___ShellOutput | None = ...,
         goodbye: Global___Goodbye | None = ...,
         moved: Global___Moved | None = ...,
+        genome: Global___Genome | None = ...,
+        genome_kept: Global___GenomeKept | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["goodbye", b"goodbye", "hello", b"hello", "log_chunk", b"log_chunk", "message", b"message", "moved", b"moved", "report", b"report", "shell_output", b"shell_output"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["genome", b"genome", "genome_kept", b"genome_kept", "goodbye", b"goodbye", "hello", b"hello", "log_chunk", b"log_chunk", "message", b"message", "moved", b"moved", "report", b"report", "shell_output", b"shell_output"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["goodbye", b"goodbye", "hello", b"hello", "log_chunk", b"log_chunk", "message", b"message", "moved", b"moved", "report", b"report", "shell_output", b"shell_output"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["genome", b"genome", "genome_kept", b"genome_kept", "goodbye", b"goodbye", "hello", b"hello", "log_chunk", b"log_chunk", "message", b"message", "moved", b"moved", "report", b"report", "shell_output", b"shell_output"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "report", "log_chunk", "shell_output", "goodbye", "moved"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "report", "log_chunk", "shell_output", "goodbye", "moved", "genome", "genome_kept"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -246,6 +256,8 @@ class AttachResponse(_message.Message):
     NEIGHBOURS_FIELD_NUMBER: _builtins.int
     SHELL_INPUT_FIELD_NUMBER: _builtins.int
     FAREWELL_FIELD_NUMBER: _builtins.int
+    GENOME_FIELD_NUMBER: _builtins.int
+    GENOME_WANTED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
@@ -262,6 +274,12 @@ class AttachResponse(_message.Message):
     def farewell(self) -> Global___Farewell:
         """The answer to a Goodbye."""
 
+    @_builtins.property
+    def genome(self) -> Global___Genome:
+        """Keep this, if it is newer than what is kept. Answered by GenomeKept."""
+
+    @_builtins.property
+    def genome_wanted(self) -> Global___GenomeWanted: ...
     def __init__(
         self,
         *,
@@ -272,12 +290,14 @@ class AttachResponse(_message.Message):
         neighbours: Global___Neighbours | None = ...,
         shell_input: Global___ShellInput | None = ...,
         farewell: Global___Farewell | None = ...,
+        genome: Global___Genome | None = ...,
+        genome_wanted: Global___GenomeWanted | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["echo", b"echo", "farewell", b"farewell", "instructions", b"instructions", "message", b"message", "neighbours", b"neighbours", "shell_input", b"shell_input", "tempo", b"tempo", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["echo", b"echo", "farewell", b"farewell", "genome", b"genome", "genome_wanted", b"genome_wanted", "instructions", b"instructions", "message", b"message", "neighbours", b"neighbours", "shell_input", b"shell_input", "tempo", b"tempo", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["echo", b"echo", "farewell", b"farewell", "instructions", b"instructions", "message", b"message", "neighbours", b"neighbours", "shell_input", b"shell_input", "tempo", b"tempo", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["echo", b"echo", "farewell", b"farewell", "genome", b"genome", "genome_wanted", b"genome_wanted", "instructions", b"instructions", "message", b"message", "neighbours", b"neighbours", "shell_input", b"shell_input", "tempo", b"tempo", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "instructions", "tempo", "echo", "neighbours", "shell_input", "farewell"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "instructions", "tempo", "echo", "neighbours", "shell_input", "farewell", "genome", "genome_wanted"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -324,6 +344,7 @@ class Hello(_message.Message):
     START_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
     WATCH_TROUBLE_FIELD_NUMBER: _builtins.int
+    GENOME_FIELD_NUMBER: _builtins.int
     wire_version: _builtins.int
     agent_version: _builtins.str
     epoch: _builtins.int
@@ -365,6 +386,10 @@ class Hello(_message.Message):
         the addresses of servers that have not attached yet. An entry counts only with its original key.
         """
 
+    @_builtins.property
+    def genome(self) -> Global___GenomeMark:
+        """The genome that it keeps, all zero if none yet. Absent: an agent that keeps none."""
+
     def __init__(
         self,
         *,
@@ -383,14 +408,116 @@ class Hello(_message.Message):
         start: _builtins.str = ...,
         position: _builtins.int = ...,
         watch_trouble: _builtins.str = ...,
+        genome: Global___GenomeMark | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "genome", b"genome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "beat_at", b"beat_at", "capacity", b"capacity", "epoch", b"epoch", "instance", b"instance", "inventory", b"inventory", "labels", b"labels", "machine", b"machine", "position", b"position", "runtimes", b"runtimes", "start", b"start", "watch_address", b"watch_address", "watch_trouble", b"watch_trouble", "watching", b"watching", "wire_version", b"wire_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "beat_at", b"beat_at", "capacity", b"capacity", "epoch", b"epoch", "genome", b"genome", "instance", b"instance", "inventory", b"inventory", "labels", b"labels", "machine", b"machine", "position", b"position", "runtimes", b"runtimes", "start", b"start", "watch_address", b"watch_address", "watch_trouble", b"watch_trouble", "watching", b"watching", "wire_version", b"wire_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Hello: _TypeAlias = Hello  # noqa: Y015
+
+@_typing.final
+class GenomeMark(_message.Message):
+    """Which state of the fleet a genome is of. Of two genomes the one with the higher epoch is newer; of two with the same
+    epoch, the one with the higher position.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    position: _builtins.int
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "position", b"position"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GenomeMark: _TypeAlias = GenomeMark  # noqa: Y015
+
+@_typing.final
+class Genome(_message.Message):
+    """What the fleet wants, sealed by its CA's key: agents keep it and cannot read it. From it a scheduler that has lost all
+    but the CA is grown anew.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MARK_FIELD_NUMBER: _builtins.int
+    FLEET_ID_FIELD_NUMBER: _builtins.int
+    SEALED_FIELD_NUMBER: _builtins.int
+    fleet_id: _builtins.str
+    """An agent keeps only the genome of its own fleet."""
+    sealed: _builtins.bytes
+    """At most 1 MiB; empty: the agent has none."""
+    @_builtins.property
+    def mark(self) -> Global___GenomeMark: ...
+    def __init__(
+        self,
+        *,
+        mark: Global___GenomeMark | None = ...,
+        fleet_id: _builtins.str = ...,
+        sealed: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mark", b"mark"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fleet_id", b"fleet_id", "mark", b"mark", "sealed", b"sealed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Genome: _TypeAlias = Genome  # noqa: Y015
+
+@_typing.final
+class GenomeWanted(_message.Message):
+    """Send the genome that is kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GenomeWanted: _TypeAlias = GenomeWanted  # noqa: Y015
+
+@_typing.final
+class GenomeKept(_message.Message):
+    """What the agent keeps now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MARK_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    error: _builtins.str
+    """Why it could not keep the newest one; empty if it did."""
+    @_builtins.property
+    def mark(self) -> Global___GenomeMark: ...
+    def __init__(
+        self,
+        *,
+        mark: Global___GenomeMark | None = ...,
+        error: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mark", b"mark"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "mark", b"mark"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GenomeKept: _TypeAlias = GenomeKept  # noqa: Y015
 
 @_typing.final
 class Neighbours(_message.Message):

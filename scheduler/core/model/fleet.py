@@ -296,6 +296,14 @@ class Token(Struct, frozen=True):
     """The only server that may use it; empty: any."""
 
 
+class Regrowth(Struct, frozen=True):
+    """The scheduler lost all but its CA and is being grown anew from its fleet. ``is_planted`` False: it listens for a
+    genome and orders nothing. True: it has one, and condemns nothing until all was heard. ``since``: of that stage."""
+
+    since: float
+    is_planted: bool = False
+
+
 class Start(Struct, frozen=True):
     """A start of a scheduler, by the name that was drawn at it; empty if that is unknown. ``position``: where its epoch
     begins in the journal."""
@@ -335,6 +343,10 @@ class Fleet(Struct, frozen=True):
     """The newest starts that this journal does not know, and that agents have obeyed."""
     overtaken_at: float | None = None
     """When agents showed that this journal is older than its fleet; None if they never did."""
+    regrowth: Regrowth | None = None
+    """Set while the scheduler is being grown anew."""
+    regrown_at: float | None = None
+    """When that began; None: this journal was never lost. Whatever an earlier one ordered was ordered before."""
     released: HashTrieMap[str, float] = HashTrieMap()
     """Pools whose storm an operator released, and until when that counts (Unix seconds)."""
 
@@ -366,6 +378,8 @@ def is_there(cell: Cell) -> bool:
 def predecessor_of(state: GroupState, number: int) -> str:
     """The id of the cell that had the slot before; empty if there was none. The cell itself may be gone by now."""
     slot = state.slots.get(number)
+    if slot is not None and slot.cells:
+        return slot.cells[-1].id
     generation = slot.next_generation if slot else state.first_generation
     if generation <= state.first_generation:
         return ""

@@ -85,6 +85,7 @@ class HoldRule(StrEnum):
     UNKNOWN_SERVER = "unknown_server"
     UNKNOWN_CELL = "unknown_cell"
     LISTENING = "listening"
+    REGROWING = "regrowing"
     NOBODY_ATTACHED = "nobody_attached"
     JOURNAL = "journal"
 
