@@ -294,6 +294,21 @@ async def test_limits_and_confinement_reach_the_engine(engine, busybox_image, cl
         }
 
 
+async def test_a_stop_returns_only_when_the_container_is_gone_whoever_removes_it(
+    engine, busybox_image, client
+):
+    async with a_runtime(engine) as runtime:
+        cell = order("web/0.1", busybox_image, *SLEEPER, writable=["/srv/a", "/srv/b"])
+        running = await runtime.start(cell, ignore_progress)
+
+        async def stop() -> None:
+            await runtime.stop("web/0.1", "SIGKILL", 0.0)
+            with pytest.raises(docker.errors.NotFound):
+                client.inspect_container(running.runtime_id)
+
+        await asyncio.gather(*(stop() for _ in range(8)))
+
+
 async def test_stopping_is_quick_silent_and_leaves_nothing(engine, busybox_image, client):
     async with a_runtime(engine) as runtime:
         watch = runtime.watch()

@@ -36,6 +36,8 @@ from galactica.v1 import cell_pb2, link_pb2
 PING_SECONDS = 2.0
 CONNECTIONS = 32
 CREATE_ATTEMPTS = 3
+REMOVAL_SECONDS = 10.0
+REMOVAL_PAUSE_SECONDS = 0.05
 CHECKED_COMMANDS = 1_024
 DEFAULT_URL = "unix:///var/run/docker.sock"
 
@@ -332,7 +334,8 @@ class Engine:
         return True
 
     def remove(self, container_id: str) -> None:
-        """Kill it if it runs, and remove it with its volumes. Does nothing if it is gone or already being removed."""
+        """Kill it if it runs, and remove it with its volumes. Does nothing if it is gone. Somebody else's removal that
+        is under way is waited for. Raises RuntimeUnavailable."""
         client = self.client()
         with self.errors("remove a container"), contextlib.suppress(docker.errors.NotFound):
             try:
@@ -340,6 +343,13 @@ class Engine:
             except docker.errors.APIError as error:
                 if error.status_code != requests.codes.conflict:
                     raise
+                deadline = time.monotonic() + REMOVAL_SECONDS
+                while time.monotonic() < deadline:
+                    client.inspect_container(container_id)
+                    time.sleep(REMOVAL_PAUSE_SECONDS)
+                raise RuntimeUnavailable(
+                    f"the Docker engine takes long to remove it: {explained(error)}"
+                ) from error
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from galactica.agent.runtimes.port import RuntimeFailure
 
+STAT_BYTES = 4_096
 KILL_ROUNDS = 100
 KILL_PAUSE_SECONDS = 0.02
 REAP_ROUNDS = 50
@@ -54,8 +55,13 @@ def boot_id() -> str:
 
 def stat_of(pid: int) -> Stat | None:
     """None if there is no such process."""
+    # All processes of the machine are read for each end of a cell: plain calls take a third of the time.
     try:
-        text = Path(f"/proc/{pid}/stat").read_bytes()
+        descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            text = os.read(descriptor, STAT_BYTES)
+        finally:
+            os.close(descriptor)
     except (FileNotFoundError, ProcessLookupError):
         return None
     # The second field, the name in brackets, may contain any characters, even brackets and spaces.
