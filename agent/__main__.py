@@ -51,8 +51,8 @@ from galactica.agent.start import (
     machine,
     owned,
     start_watchdog,
-    store_epoch,
-    stored_epoch,
+    store_obeyed,
+    stored_obeyed,
     watch_place,
     watch_socket,
 )
@@ -142,8 +142,8 @@ async def _serve(settings: Settings, identity: Identity) -> None:
             settings.data, tuple(runtimes.values()), lambda: link.clock_offset_ms, lacks=lacks
         ),
         facts=facts,
-        epoch=stored_epoch(settings.data),
-        remember_epoch=lambda epoch: store_epoch(settings.data, epoch),
+        obeyed=stored_obeyed(settings.data),
+        remember_obeyed=lambda epoch, start: store_obeyed(settings.data, epoch, start),
         fence=FenceKeeper(FenceFile(settings.data), start_watchdog(settings, identity, facts.runtimes)),
         will=last_will(settings, identity),
         watch_to=lambda deliver: (

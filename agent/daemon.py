@@ -76,7 +76,8 @@ log = logging.getLogger(__name__)
 
 class Daemon:
     """``link_to`` and ``watch_to`` create the link and the neighbours' watch (None: no watch); each gets the function
-    that takes its events. ``remember_epoch`` may block. ``will``: the agent's last will on the message bus, if it
+    that takes its events. ``obeyed``: the highest epoch that was obeyed, and which start
+    of a scheduler had it. ``remember_obeyed`` may block. ``will``: the agent's last will on the message bus, if it
     uses one. ``watch_at``: where neighbours can reach this agent now (``neighbours.moving``).
     ``maintenance_seconds``: the lease to ask for when the daemon ends without its cells; 0: none."""
 
@@ -87,8 +88,8 @@ class Daemon:
         link_to: Callable[[Callable[[Event], Awaitable[None]]], Link],
         vitals_of: Callable[[Link], VitalsTaker],
         facts: wire.ServerFacts,
-        epoch: int,
-        remember_epoch: Callable[[int], None],
+        obeyed: tuple[int, str],
+        remember_obeyed: Callable[[int, str], None],
         fence: FenceKeeper,
         compare_every_seconds: float = drift.EVERY_SECONDS,
         will: Will | None = None,
@@ -98,11 +99,12 @@ class Daemon:
     ) -> None:
         self._runtimes = runtimes
         self._facts = facts
-        self._remember_epoch = remember_epoch
+        self._remember_obeyed = remember_obeyed
         self._will = will
         self._fence = fence
         self._maintenance_seconds = maintenance_seconds
-        self._state = State(epoch=epoch, fence_at=fence.known())
+        epoch, start = obeyed
+        self._state = State(epoch=epoch, start=start, fence_at=fence.known())
         self._queue: asyncio.Queue[Event] = asyncio.Queue(QUEUE_LIMIT)
         self._link = link_to(self.deliver)
         self._vitals = vitals_of(self._link)
@@ -260,14 +262,14 @@ class Daemon:
     def _remember(self, instruction: RememberEpoch | RememberFence) -> None:
         match instruction:
             case RememberEpoch():
-                self._work(self._store_epoch(instruction.epoch))
+                self._work(self._store_obeyed(instruction.epoch, instruction.start))
             case RememberFence():
                 self._fence.remember(instruction.fence_at)
 
-    async def _store_epoch(self, epoch: int) -> None:
+    async def _store_obeyed(self, epoch: int, start: str) -> None:
         """An error is only logged: this process knows the epoch, and the next Welcome stores it for the next one."""
         try:
-            await asyncio.to_thread(self._remember_epoch, epoch)
+            await asyncio.to_thread(self._remember_obeyed, epoch, start)
         except Exception as error:
             if not self._vitals.lacks.note_if(error, "store the scheduler's epoch"):
                 log.exception("epoch not stored epoch=%d", epoch)

@@ -298,24 +298,42 @@ def identity_directory(data: Path) -> Path:
     return data / "identity"
 
 
-def stored_epoch(data: Path) -> int:
+def stored_obeyed(data: Path) -> tuple[int, str]:
+    """The highest epoch that was obeyed, and which start of a scheduler had it; empty if that is unknown."""
     try:
-        return int((data / "epoch").read_text("ascii"))
+        epoch = int((data / "epoch").read_text("ascii"))
     except (FileNotFoundError, ValueError):
-        return 0
+        return 0, ""
+    # A file of its own: an older agent reads the other one too.
+    with contextlib.suppress(OSError, ValueError):
+        of_epoch, start = (data / "start").read_text("ascii").split()
+        if int(of_epoch) == epoch:
+            return epoch, start
+    return epoch, ""
 
 
-def store_epoch(data: Path, epoch: int) -> None:
-    """Store it atomically. Epochs only grow: a late call with an older epoch changes nothing.
+def store_obeyed(data: Path, epoch: int, start: str) -> None:
+    """Store each atomically. Epochs only grow: a late call with an older epoch changes nothing.
 
-    An error is logged, not raised: the running agent keeps the epoch in memory, and a full disk must not end all agents
-    when a scheduler starts."""
-    whole = data / f"epoch.{epoch}"
+    An error is logged, not raised: the running agent keeps them in memory, and a full disk must not end all agents when
+    a scheduler starts."""
+    stored, stored_start = stored_obeyed(data)
+    if epoch < stored or (epoch, start) == (stored, stored_start):
+        return
     try:
-        if epoch > stored_epoch(data):
-            whole.write_text(f"{epoch}\n", "ascii")
-            whole.replace(data / "epoch")
+        _replace(data / "start", f"{epoch} {start}\n")
+        _replace(data / "epoch", f"{epoch}\n")
     except OSError as error:
         log.error("epoch not stored epoch=%d reason=%r", epoch, str(error))  # noqa: TRY400 - for people
+
+
+def _replace(path: Path, text: str) -> None:
+    """Raises OSError."""
+    whole = path.with_name(f"{path.name}.new")
+    try:
+        whole.write_text(text, "ascii")
+        whole.replace(path)
+    except OSError:
         with contextlib.suppress(OSError):
             whole.unlink(missing_ok=True)
+        raise

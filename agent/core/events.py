@@ -87,6 +87,10 @@ class Welcomed:
     lease_seconds: float
     now: float
     beat_at: float = 0.0
+    start: str = ""
+    """Names the scheduler's start."""
+    position: int = 0
+    """Of the newest record in its journal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,7 @@ class Echoed:
     link: int
     now: float
     beat_at: float = 0.0
+    position: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,8 @@ class SendHello:
     inventory: tuple[CellReport, ...]
     epoch: int
     beat_at: float = 0.0
+    start: str = ""
+    position: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +119,11 @@ class CloseSession:
 
 @dataclass(frozen=True, slots=True)
 class RememberEpoch:
-    """Store the highest epoch that the agent has obeyed, for the agent's next start."""
+    """Store the highest epoch that the agent has obeyed, and which start of a scheduler had it, for the agent's next
+    start."""
 
     epoch: int
+    start: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,10 @@ class State:
     """When to try again to start or stop a cell after the engine did not answer."""
     epoch: int = 0
     """The highest scheduler epoch that was obeyed."""
+    start: str = ""
+    """Which start of a scheduler had it; empty if that is unknown."""
+    position: int = 0
+    """The newest position of its journal of which that scheduler told this run of the agent."""
     session: Session | None = None
     greeting: int | None = None
     """The link on which a Hello was sent that is not answered yet."""

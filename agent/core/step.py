@@ -87,15 +87,14 @@ def _take(draft: Draft, event: Event) -> None:  # noqa: C901, PLR0912 - one tabl
         case Relisted():
             life.relisted(draft, event)
         case Connected():
-            draft.change(greeting=event.link, since_hello={})
-            inventory = tuple(map(reporting.report, draft.cells.values()))
-            draft.emit(SendHello(event.link, inventory, draft.state.epoch, draft.now))
+            _connected(draft, event)
         case Welcomed():
             _welcomed(draft, event)
         case Retuned():
             _heard(draft, event)
         case Echoed():
             if session := _heard(draft, event):
+                _know_of(draft, event.position)
                 fence.grant(draft, event.beat_at, session.lease_seconds)
         case NeighboursGiven():
             if _heard(draft, event):
@@ -151,6 +150,13 @@ def _tick(draft: Draft) -> None:
 # The link.
 
 
+def _connected(draft: Draft, event: Connected) -> None:
+    draft.change(greeting=event.link, since_hello={})
+    inventory = tuple(map(reporting.report, draft.cells.values()))
+    known = draft.state
+    draft.emit(SendHello(event.link, inventory, known.epoch, draft.now, known.start, known.position))
+
+
 def _welcomed(draft: Draft, event: Welcomed) -> None:
     state = draft.state
     if state.greeting != event.link:
@@ -160,9 +166,10 @@ def _welcomed(draft: Draft, event: Welcomed) -> None:
         reason = f"outdated scheduler: its epoch is {event.epoch}, the agent has obeyed epoch {state.epoch}"
         draft.emit(CloseSession(event.link, reason))
         return
-    if event.epoch > state.epoch:
-        draft.change(epoch=event.epoch)
-        draft.emit(RememberEpoch(event.epoch))
+    if (event.epoch, event.start) != (state.epoch, state.start):
+        draft.change(epoch=event.epoch, start=event.start, position=0)
+        draft.emit(RememberEpoch(event.epoch, event.start))
+    _know_of(draft, event.position)
     session = Session(
         link=event.link,
         id=event.session,
@@ -175,6 +182,11 @@ def _welcomed(draft: Draft, event: Welcomed) -> None:
     )
     draft.change(session=session)
     fence.grant(draft, event.beat_at, event.lease_seconds)
+
+
+def _know_of(draft: Draft, position: int) -> None:
+    if position > draft.state.position:
+        draft.change(position=position)
 
 
 def _heard(draft: Draft, event: Retuned | Echoed | NeighboursGiven | Instructed) -> Session | None:

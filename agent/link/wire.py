@@ -79,6 +79,8 @@ def hello(
             epoch=instruction.epoch,
             watch_address=place.address,
             watch_trouble=place.trouble,
+            start=instruction.start,
+            position=instruction.position,
             instance=facts.instance,
             machine=facts.machine,
             beat_at=instruction.beat_at,
@@ -126,7 +128,15 @@ def event(
             welcome = response.welcome
             beat_seconds, lease_seconds = _tempo(welcome.tempo)
             return Welcomed(
-                link, welcome.session, welcome.epoch, beat_seconds, lease_seconds, now, welcome.beat_at
+                link,
+                welcome.session,
+                welcome.epoch,
+                beat_seconds,
+                lease_seconds,
+                now,
+                welcome.beat_at,
+                welcome.start,
+                welcome.position,
             )
         case "instructions":
             batch = response.instructions
@@ -136,7 +146,7 @@ def event(
             beat_seconds, lease_seconds = _tempo(response.tempo)
             return Retuned(link, beat_seconds, lease_seconds, now)
         case "echo":
-            return Echoed(link, now, response.echo.beat_at)
+            return Echoed(link, now, response.echo.beat_at, response.echo.position)
         case "neighbours":
             message = response.neighbours
             neighbours = tuple(

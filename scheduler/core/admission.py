@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from galactica.scheduler.core.epochs import is_strange
 from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.commands import Decommission
 from galactica.scheduler.core.model.fleet import Cell, CellKind, GroupState, Phase, parse_cell_id
@@ -223,14 +224,15 @@ def _release_storm(draft: Draft, request: ReleaseStorm, _: Asker) -> Admitted:
 
 
 def _claim_epoch(draft: Draft, request: ClaimEpoch, _: Asker) -> Admitted:
-    if request.epoch > draft.fleet.epoch + EPOCH_LEAP_LIMIT:
+    fleet, obeyed = draft.fleet, request.obeyed
+    if obeyed.epoch > fleet.epoch + EPOCH_LEAP_LIMIT:
         raise Refused(
             "epoch",
-            f"the agent of server {request.server} says that it obeyed epoch {request.epoch}; this scheduler has "
-            f"{draft.fleet.epoch} and believes at most {EPOCH_LEAP_LIMIT} more. Enrol that server again",
+            f"the agent of server {request.server} says that it obeyed epoch {obeyed.epoch}; this scheduler has "
+            f"{fleet.epoch} and believes at most {EPOCH_LEAP_LIMIT} more. Enrol that server again",
         )
-    if request.epoch >= draft.fleet.epoch:
-        draft.emit(e.EpochClaimed(request.epoch + 1, request.server))
+    if obeyed.epoch > fleet.epoch or is_strange(fleet, obeyed):
+        draft.emit(e.EpochClaimed(max(obeyed.epoch, fleet.epoch) + 1, request.server, obeyed.start))
     return Admitted(Accepted(draft.fleet.position))
 
 
@@ -288,6 +290,9 @@ def _adopted(draft: Draft, cell: str, server: str) -> str:
     spec = state.spec_of(report.digest)
     if spec is None:
         return f"{parsed.group} never had its spec {report.digest[:12]}; first apply the manifest that it was made from"
+    place = draft.fleet.servers.get(server)
+    if place is None or place.phase not in (Phase.READY, Phase.CONDEMNED):
+        return f"its server {server} was drained; remove it with galactica condemn --unknown"
     slot = state.slots.get(parsed.slot)
     wanted = slot.wanted_cell if slot else None
     if wanted is not None:
@@ -301,13 +306,28 @@ def _condemn_unknown(draft: Draft, request: CondemnUnknown, by: Asker) -> Admitt
     cells = _unknown_named(draft, request.cells)
     dirty: dict[Key, str] = {}
     for cell, server in cells:
-        draft.emit(e.OrphanRemoved(cell, server, f"condemned as unknown by {by.name}"))
-        draft.command(Decommission(server, cell, Rule.OPERATOR))
+        reason = f"condemned as unknown by {by.name}"
+        if _its_end_shows(draft, cell, server):
+            if cell not in draft.fleet.unwanted:
+                draft.emit(e.UnknownCellCondemned(cell, server, reason))
+        else:
+            draft.emit(e.OrphanRemoved(cell, server, reason))
+            draft.command(Decommission(server, cell, Rule.OPERATOR))
         dirty[OrphanKey(server, cell)] = draft.cause
+        dirty[ServerKey(server)] = draft.cause
         parsed = parse_cell_id(cell)
         if parsed is not None and parsed.group in draft.fleet.groups:
             dirty[SlotKey(parsed.group, parsed.slot)] = draft.cause
     return Admitted(Accepted(draft.fleet.position, len(cells)), dirty)
+
+
+def _its_end_shows(draft: Draft, cell: str, server: str) -> bool:
+    """Whether its slot has to wait for its end, which its agent will tell. Where no agent is heard the operator's word
+    is all there is."""
+    parsed = parse_cell_id(cell)
+    state = draft.fleet.groups.get(parsed.group) if parsed else None
+    seen = draft.sight.servers.get(server)
+    return state is not None and state.group.spec.exclusive and seen is not None and seen.is_open
 
 
 def _create_token(draft: Draft, request: CreateToken, _: Asker) -> Admitted:

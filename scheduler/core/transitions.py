@@ -12,7 +12,7 @@ from typing import Any
 from msgspec.structs import replace
 from rpds import HashTrieMap
 
-from galactica.scheduler.core import places, unknown
+from galactica.scheduler.core import epochs, places, unknown
 from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.events import IllegalTransition
 from galactica.scheduler.core.model.fleet import (
@@ -60,20 +60,12 @@ def apply(fleet: Fleet, record: e.Record) -> Fleet:
 # --- the fleet itself -------------------------------------------------------------------------------------------
 
 
-def _started(fleet: Fleet, _: e.Record, event: e.SchedulerStarted) -> Fleet:
-    if event.epoch <= fleet.epoch:
-        raise IllegalTransition(f"epoch {event.epoch} is not above {fleet.epoch}")
-    return replace(fleet, epoch=event.epoch)
-
-
-def _epoch_claimed(fleet: Fleet, record: e.Record, event: e.EpochClaimed) -> Fleet:
-    if event.epoch <= fleet.epoch:
-        raise IllegalTransition(f"epoch {event.epoch} is not above {fleet.epoch}")
-    return replace(fleet, epoch=event.epoch, overtaken_at=record.at)
-
-
 def _unknown_cell_found(fleet: Fleet, _: e.Record, event: e.UnknownCellFound) -> Fleet:
     return unknown.found(fleet, event.server, event.cell)
+
+
+def _unknown_cell_condemned(fleet: Fleet, _: e.Record, event: e.UnknownCellCondemned) -> Fleet:
+    return replace(fleet, unwanted=fleet.unwanted.insert(event.cell))
 
 
 def _orphan_removed(fleet: Fleet, _: e.Record, event: e.OrphanRemoved) -> Fleet:
@@ -106,12 +98,13 @@ def _group_applied(fleet: Fleet, record: e.Record, event: e.GroupApplied) -> Fle
     before = fleet.groups.get(name)
     revision = Revision(event.revision, event.digest, event.group.spec)
     if before is None:
+        fleet, first_generation = unknown.first_generation(fleet, name)
         state = GroupState(
             group=event.group,
             digest=event.digest,
             revision=event.revision,
             revisions=(revision,),
-            first_generation=fleet.generations.get(name) or 1,
+            first_generation=first_generation,
             longest_lease_seconds=event.group.lease_seconds,
             last_position=record.position,
         )
@@ -282,7 +275,7 @@ def _storm_released(fleet: Fleet, _: e.Record, event: e.StormReleased) -> Fleet:
 
 
 _APPLY: dict[type[e.Event], Callable[[Fleet, e.Record, Any], Fleet]] = {
-    e.SchedulerStarted: _started,
+    e.SchedulerStarted: epochs.started,
     e.GroupApplied: _group_applied,
     e.GroupDeleted: _group_deleted,
     e.CellOrdered: _cell_ordered,
@@ -291,9 +284,10 @@ _APPLY: dict[type[e.Event], Callable[[Fleet, e.Record, Any], Fleet]] = {
     e.CellCondemned: _cell_moved,
     e.CellDraining: _cell_moved,
     e.CellDecommissioned: _cell_moved,
-    e.EpochClaimed: _epoch_claimed,
+    e.EpochClaimed: epochs.claimed,
     e.UnknownCellFound: _unknown_cell_found,
     e.CellAdopted: _cell_adopted,
+    e.UnknownCellCondemned: _unknown_cell_condemned,
     e.OrphanRemoved: _orphan_removed,
     e.ServerEnrolled: places.server_enrolled,
     e.ServerJoined: places.server_joined,

@@ -58,6 +58,7 @@ class Start(Struct, frozen=True):
 
     epoch: int
     version: str
+    id: str = ""
 
 
 class Turn(Struct, frozen=True):
@@ -158,7 +159,7 @@ class Core:
             self._see_calm(now)
         draft = Draft(self.fleet, self.sight, now, self.policy, self._placer)
         if self.fleet.epoch < self.start.epoch:
-            draft.emit(SchedulerStarted(self.start.epoch, self.start.version), "start")
+            draft.emit(SchedulerStarted(self.start.epoch, self.start.version, self.start.id), "start")
         if self.trouble and now >= self._try_again_at:
             # Something to write, so that the end of the trouble is noticed where nobody wants anything.
             draft.emit(JournalResumed(self._trouble_since, self.trouble), "look")

@@ -15,6 +15,9 @@ from galactica.scheduler.core.tallies import put_group
 GENERATIONS_BELIEVED = 500_000_000
 """No slot had so many cells. An id beyond that is shown, and no id is skipped for it: an agent that makes ids up uses
 up half of those of a slot at most."""
+LOST_WITH_A_JOURNAL = 1_000
+"""So many generations of each slot are left out when this journal proves to be older than its fleet: it may have lost
+orders of cells on servers that are not heard yet."""
 RANGES_KEPT = 32
 """How many ranges of skipped generations a slot remembers. The two oldest become one: what is between them counts as
 never ordered too, and is left alone."""
@@ -28,9 +31,13 @@ def slot_of(cell_id: str) -> str:
 
 
 def is_place(fleet: Fleet, server: str) -> bool:
-    """Whether the server is one that has cells of this fleet."""
+    """Whether the server is one that may have cells of this fleet. A pool's server that is decommissioned goes with all
+    that is on it."""
     known = fleet.servers.get(server)
-    return known is not None and known.phase in (Phase.READY, Phase.CONDEMNED)
+    if known is None:
+        return False
+    was_drained = known.phase is Phase.DECOMMISSIONED and known.is_drained and not known.pool
+    return was_drained or known.phase in (Phase.READY, Phase.CONDEMNED)
 
 
 def is_unknown(fleet: Fleet, server: str, cell_id: str) -> bool:
@@ -61,11 +68,35 @@ def found(fleet: Fleet, server: str, cell_id: str) -> Fleet:
     return _without_generation(fleet, parsed)
 
 
+def overtaken(fleet: Fleet) -> Fleet:
+    """Leave out the generations that a newer journal may have given out, of all groups, whether this one knows them or
+    not."""
+    for name, known in fleet.groups.items():
+        for number, slot in known.slots.items():
+            newest = slot.next_generation + LOST_WITH_A_JOURNAL - 1
+            fleet = _without_generation(fleet, CellId(name, number, newest))
+        first, after = known.first_generation, known.first_generation + LOST_WITH_A_JOURNAL
+        fleet = _skip(fleet, name, (*(fleet.skipped.get(name) or ()), (first, after)))
+        state = replace(fleet.groups[name], first_generation=after)
+        fleet = replace(fleet, groups=fleet.groups.insert(name, state))
+    for name, unused in fleet.generations.items():
+        fleet = _without_generation(fleet, CellId(name, 0, unused + LOST_WITH_A_JOURNAL - 1))
+    return replace(fleet, least_generation=fleet.least_generation + LOST_WITH_A_JOURNAL)
+
+
+def first_generation(fleet: Fleet, group: str) -> tuple[Fleet, int]:
+    """Of a group that is applied. What it leaves out is remembered."""
+    unused = fleet.generations.get(group)
+    if unused is None and fleet.least_generation > 1:
+        fleet = _skip(fleet, group, ((1, fleet.least_generation),))
+    return fleet, unused or fleet.least_generation
+
+
 def _without_generation(fleet: Fleet, taken: CellId) -> Fleet:
     state = fleet.groups.get(taken.group)
     unused = taken.generation + 1
     if state is None:
-        before = fleet.generations.get(taken.group) or 1
+        before = fleet.generations.get(taken.group) or fleet.least_generation
         if unused <= before:
             return fleet
         fleet = replace(fleet, generations=fleet.generations.insert(taken.group, unused))
@@ -127,6 +158,7 @@ def forgotten(fleet: Fleet, cell_id: str) -> Fleet:
     if known is None or cell_id not in known:
         return fleet
     known = known.discard(cell_id)
+    fleet = replace(fleet, unwanted=fleet.unwanted.discard(cell_id))
     return replace(fleet, unknown=fleet.unknown.insert(slot, known) if known else fleet.unknown.discard(slot))
 
 

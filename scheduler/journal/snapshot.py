@@ -18,6 +18,7 @@ from galactica.scheduler.core.model.fleet import (
     GroupState,
     Server,
     Slot,
+    Start,
     Tally,
     Token,
 )
@@ -71,6 +72,10 @@ def encode(fleet: Fleet) -> bytes:
         unknown={slot: dict(cells.items()) for slot, cells in fleet.unknown.items()},
         overtaken_at=fleet.overtaken_at,
         skipped=dict(fleet.skipped.items()),
+        least_generation=fleet.least_generation,
+        starts={epoch: (start.name, start.position) for epoch, start in fleet.starts.items()},
+        strange_starts=fleet.strange_starts,
+        unwanted=tuple(fleet.unwanted),
     )
     body = zlib.compress(write(disk), _COMPRESSION_LEVEL)
     return _MAGIC + VERSION.to_bytes(_VERSION_BYTES, "big") + body
@@ -221,6 +226,10 @@ def _fleet_from_disk(disk: FleetOnDisk) -> Fleet:
         unknown=HashTrieMap((slot, HashTrieMap(cells)) for slot, cells in disk.unknown.items()),
         overtaken_at=disk.overtaken_at,
         skipped=HashTrieMap(disk.skipped),
+        least_generation=disk.least_generation,
+        starts=HashTrieMap((epoch, Start(*start)) for epoch, start in disk.starts.items()),
+        strange_starts=disk.strange_starts,
+        unwanted=HashTrieSet(disk.unwanted),
     )
 
 

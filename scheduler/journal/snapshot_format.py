@@ -138,3 +138,7 @@ class FleetOnDisk(Struct, frozen=True, array_like=True):
     unknown: dict[str, dict[str, str]] = {}
     overtaken_at: float | None = None
     skipped: dict[str, tuple[tuple[int, int], ...]] = {}
+    least_generation: int = 1
+    starts: dict[int, tuple[str, int]] = {}
+    strange_starts: tuple[str, ...] = ()
+    unwanted: tuple[str, ...] = ()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Never, TypeVar, cast
 
@@ -16,10 +17,18 @@ import grpc
 import structlog
 from msgspec.structs import replace
 
+from galactica.scheduler.core.epochs import is_strange
 from galactica.scheduler.core.model.commands import Command
 from galactica.scheduler.core.model.fleet import Phase
 from galactica.scheduler.core.model.policy import Tempo
-from galactica.scheduler.core.model.requests import Asker, AskerKind, BeginMaintenance, ClaimEpoch, Refused
+from galactica.scheduler.core.model.requests import (
+    Asker,
+    AskerKind,
+    BeginMaintenance,
+    ClaimEpoch,
+    Obeyed,
+    Refused,
+)
 from galactica.scheduler.core.ports import Mind
 from galactica.scheduler.core.sight.observations import Detached, Moved, Reported, Rivalled
 from galactica.scheduler.core.verdicts.evidence import TEMPO_WORTH_TELLING, terms_of
@@ -34,11 +43,14 @@ from galactica.v1 import link_pb2, link_pb2_grpc
 
 T = TypeVar("T")
 
+STRANGE_STARTS_LIMIT = 3
+"""So often one server may have the epoch raised by naming a start that the journal does not know."""
+
 log = structlog.get_logger("scheduler.dispatcher")
 
 
 class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
-    """One for each scheduler. ``epoch``: the epoch that this scheduler claimed at its start."""
+    """One for each scheduler. ``epoch``: the epoch that this scheduler claimed at its start, which ``start`` names."""
 
     def __init__(
         self,
@@ -47,6 +59,7 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         *,
         fleet: str,
         epoch: int,
+        start: str = "",
         limits: LinkLimits | None = None,
     ) -> None:
         self._mind = mind
@@ -54,6 +67,9 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         self._ca = ca
         self._fleet = fleet
         self._epoch = epoch
+        self._start = start
+        self._strange: Counter[str] = Counter()
+        """How often each server named a start that the journal does not know."""
         self._limits = limits or LinkLimits()
         self._sessions: dict[str, Session] = {}
         self._numbers = itertools.count(1)
@@ -124,7 +140,7 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         server = server_of(context)
         self._check_member(server)
         hello = await self._hello(context)
-        await self._overtake(server, hello.epoch)
+        await self._overtake(server, _checked(lambda: wire.obeyed(hello)))
         session_id = f"{self._epoch}-{next(self._numbers)}"
         attached, skipped = _checked(lambda: wire.attached(hello, server, session_id, self._mind.now()))
         watching, not_watched = _checked(lambda: wire.watching(hello))
@@ -146,13 +162,16 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         if ending.code is not grpc.StatusCode.OK:
             await abort(context, ending.code, ending.reason)
 
-    async def _overtake(self, server: str, epoch: int) -> None:
-        """Go above the epoch that the agent has obeyed, durably, before it is told anything. Raises Refused."""
-        if epoch <= self._epoch:
-            return
-        await self._mind.ask(ClaimEpoch(epoch, server), Asker(AskerKind.SCHEDULER))
+    async def _overtake(self, server: str, obeyed: Obeyed) -> None:
+        """Go above the epoch that the agent has obeyed of a scheduler that this journal does not know, durably, before
+        it is told anything. Raises Refused."""
+        if obeyed.epoch <= self._epoch:
+            if not is_strange(self._mind.fleet(), obeyed) or self._strange[server] >= STRANGE_STARTS_LIMIT:
+                return
+            self._strange[server] += 1
+        await self._mind.ask(ClaimEpoch(obeyed, server), Asker(AskerKind.SCHEDULER))
         self._epoch = max(self._epoch, self._mind.fleet().epoch)
-        log.warning("overtaken", server=server, its_epoch=epoch, epoch=self._epoch)
+        log.warning("overtaken", server=server, its_epoch=obeyed.epoch, epoch=self._epoch)
 
     def _is_second_machine(self, server: str, instance: str) -> bool:
         """Whether another instance of this server lives: its stream is open and no beat of it is missing.
@@ -222,6 +241,8 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
             tempo=self._tempo(server),
             fleet=self._fleet,
             beat_at=beat_at,
+            start=self._start,
+            position=self._mind.fleet().position,
         )
         older = self._sessions.get(server)
         session = Session(
@@ -294,7 +315,12 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         session.beat_at = report.beat_at
         if report.sent_at:
             received_at = self._ca.now()  # the wall clock: the agent compares its own with it
-            echo = link_pb2.Echo(sent_at=report.sent_at, received_at=received_at, beat_at=report.beat_at)
+            echo = link_pb2.Echo(
+                sent_at=report.sent_at,
+                received_at=received_at,
+                beat_at=report.beat_at,
+                position=self._mind.fleet().position,
+            )
             session.notice(link_pb2.AttachResponse(echo=echo))
         self._retune(session)
 

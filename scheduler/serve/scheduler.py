@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import secrets
 import socket
 from pathlib import Path
 
@@ -46,6 +47,7 @@ ADMIN = "admin"
 ADMIN_TTL_SECONDS = 365 * 86_400.0
 """The lifetime of the certificate in the admin's context. Each start makes a new one."""
 GRACE_SECONDS = 1.0
+START_BYTES = 8
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 
 log = structlog.get_logger("scheduler.serve")
@@ -76,8 +78,9 @@ class Scheduler:
         # The fleet's epoch may be above the journal's own: a journal from a backup claims more than one at once.
         epoch = max(journal.claim_epoch(), fleet.epoch + 1)
         clock = SteadyClock(fleet.at)
-        self.controller = Controller(journal, fleet, clock, Start(epoch, version))
-        self.dispatcher = Dispatcher(self.controller, ca, fleet=setup.fleet, epoch=epoch)
+        start = Start(epoch, version, secrets.token_hex(START_BYTES))
+        self.controller = Controller(journal, fleet, clock, start)
+        self.dispatcher = Dispatcher(self.controller, ca, fleet=setup.fleet, epoch=epoch, start=start.id)
         self.providers: ProviderRunner
         self.provisioner: Provisioner
         self._version = version

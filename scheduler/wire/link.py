@@ -13,6 +13,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from galactica.scheduler.core.model.commands import Command, Decommission, Order, Resync
 from galactica.scheduler.core.model.policy import Tempo
+from galactica.scheduler.core.model.requests import Obeyed
 from galactica.scheduler.core.model.spec import Resources, RuntimeKind
 from galactica.scheduler.core.sight.observations import (
     Answer,
@@ -134,6 +135,11 @@ def watch_address(message: link_pb2.Hello | link_pb2.Moved) -> str:
 def instance(hello: link_pb2.Hello) -> str:
     """Which run of which machine's agent it is; empty if the agent does not say. Raises WireError."""
     return bounded_text("hello.instance", hello.instance, LABEL_CHARACTERS)
+
+
+def obeyed(hello: link_pb2.Hello) -> Obeyed:
+    """The newest scheduler that the agent has obeyed. Raises WireError."""
+    return Obeyed(hello.epoch, bounded_text("hello.start", hello.start, LABEL_CHARACTERS), hello.position)
 
 
 def watching(hello: link_pb2.Hello) -> Heard[tuple[WatchedServer, ...]]:

@@ -204,6 +204,25 @@ async def test_scheduler_of_a_lower_epoch_is_left_even_by_the_agents_next_life(w
     assert session.cells == {}
 
 
+async def test_agent_tells_which_scheduler_it_has_obeyed_and_how_far_its_journal_went(
+    world: AgentWorld,
+) -> None:
+    world.scheduler.epoch, world.scheduler.start_name, world.scheduler.position = 5, "first", 70
+    agent = world.enrolled()
+    agent.start()
+    session = await world.scheduler.until_sessions(1)
+    world.scheduler.position = 71  # which an echo tells
+    await until(lambda: sum(bool(report.sent_at) for report in session.reports) > 1, "echoes")
+    session.outgoing.put_nowait(None)
+    hello = (await world.scheduler.until_sessions(2)).hello
+    assert (hello.epoch, hello.start, hello.position) == (5, "first", 71)
+    await until((world.data / "epoch").exists, "the epoch on disk")
+    await agent.ended(signal.SIGKILL)
+    agent.start()
+    hello = (await world.scheduler.until_sessions(3)).hello
+    assert (hello.epoch, hello.start, hello.position) == (5, "first", 0)
+
+
 async def test_pauses_grow_while_sessions_end_right_after_their_welcome(world: AgentWorld) -> None:
     world.scheduler.epoch = 5
     agent = world.enrolled()
@@ -223,7 +242,7 @@ async def test_pauses_grow_while_sessions_end_right_after_their_welcome(world: A
 
 async def test_an_epoch_that_cannot_be_written_down_ends_no_agent(world: AgentWorld) -> None:
     world.scheduler.epoch = 5
-    (world.data / "epoch.5").mkdir(parents=True)  # no file can be written there, as none can on a full disk
+    (world.data / "start.new").mkdir(parents=True)  # no file can be written there, as none can on a full disk
     agent = world.enrolled()
     agent.start()
     await world.scheduler.until_sessions(1)

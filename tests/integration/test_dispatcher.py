@@ -41,8 +41,14 @@ class TestAttaching:
         )
 
         assert agent.welcome == link_pb2.Welcome(
-            session="7-1", epoch=7, tempo=link_pb2.Tempo(beat_ms=1_000, lease_ms=5_000), fleet="alpha"
+            session="7-1",
+            epoch=7,
+            tempo=link_pb2.Tempo(beat_ms=1_000, lease_ms=5_000),
+            fleet="alpha",
+            start="this start",
+            position=agent.welcome.position,
         )
+        assert agent.welcome.position > 0
         (attached,) = observed(world, Attached)
         assert before <= attached.at <= world.mind.now()
         assert attached == Attached(

@@ -10,6 +10,7 @@ from galactica.scheduler.core.model.commands import Decommission
 from galactica.scheduler.core.model.policy import Policy
 from galactica.scheduler.core.model.requests import ApplyGroups, Asker, Refused
 from galactica.scheduler.core.sight.observations import Attached, Reported
+from galactica.scheduler.link.dispatcher import STRANGE_STARTS_LIMIT
 from galactica.scheduler.security.ca import new_key_and_csr
 from galactica.v1 import link_pb2, link_pb2_grpc
 from tests.support.dispatcher_world import Code, limited, observed
@@ -214,6 +215,17 @@ class TestEpochs:
         assert (await agent.hear()).instructions.epoch == 41
         later = await world.agent("web-2", epoch=3)
         assert later.welcome.epoch == 41
+
+    async def test_an_agent_that_obeyed_an_unknown_start_of_a_known_epoch_is_overtaken_too(self, world):
+        (await world.agent("web-1", epoch=1, start="this start")).call.cancel()
+        assert world.mind.core.fleet.epoch == 1
+        (await world.agent("web-1", epoch=1, start="lost with a newer journal")).call.cancel()
+        assert world.mind.core.fleet.epoch == 2
+
+    async def test_a_server_has_the_epoch_raised_a_few_times_only(self, world):
+        for number in range(10):
+            (await world.agent("web-1", epoch=1, start=f"made up {number}")).call.cancel()
+        assert world.mind.core.fleet.epoch == 1 + STRANGE_STARTS_LIMIT
 
     async def test_an_epoch_beyond_belief_is_refused_and_changes_nothing(self, world):
         before = world.mind.core.fleet.epoch

@@ -77,6 +77,8 @@ class Host:
     bodies: dict[str, Body] = field(default_factory=dict)
     troubles: Troubles = field(default_factory=Troubles)
     epoch: int = 0
+    start: str = ""
+    """Which start of a scheduler had that epoch."""
     fence_at: float = float("-inf")
     """What the agents here kept for the watchdog."""
     agent: Agent | None = None
@@ -210,7 +212,7 @@ class Agent:
 
     def __init__(self, host: Host) -> None:
         self.host = host
-        self.state = State(epoch=host.epoch, fence_at=host.fence_at)
+        self.state = State(epoch=host.epoch, start=host.start, fence_at=host.fence_at)
         self.link = 0
         self.alive = True
         self._timer: asyncio.TimerHandle | None = None
@@ -325,8 +327,8 @@ class Agent:
                 host.network.from_host(host.name, host.port.report, host, link, instruction)
             case instructions_core.CloseSession(link=link):
                 self.hang_up(link)
-            case instructions_core.RememberEpoch(epoch=epoch):
-                host.epoch = epoch
+            case instructions_core.RememberEpoch(epoch=epoch, start=start):
+                host.epoch, host.start = epoch, start
             case instructions_core.RememberFence(fence_at=fence_at):
                 host.remember_fence(fence_at)
 
@@ -354,6 +356,7 @@ class Agent:
             self.feed(m.StopFailed(cell_id, "the engine does not answer", self.host.now))
             return
         self.host.bodies.pop(cell_id, None)
+        self.host.on_death(cell_id)
         if is_exclusive:
             self.host.fenced.add(cell_id)
         self.feed(m.Stopped(cell_id, self.host.now))

@@ -171,6 +171,9 @@ class Laws:
             case e.CellAdopted(cell=cell, server=server, digest=digest):
                 self.lives[cell] = _Life(server, digest)
                 self.slots[cell.rpartition("/")[0], int(cell.rpartition("/")[2].split(".")[0])].append(cell)
+            case e.UnknownCellCondemned(cell=cell):
+                self.given_up.add(cell)
+                self._require(record.cause.startswith("operator"), record, "nobody asked for this")
             case e.OrphanRemoved(cell=cell) if cell not in self.lives:
                 self._given_up(record, event)
             case (

@@ -15,8 +15,16 @@ from galactica.agent.core import events as m
 from galactica.agent.core import instructions as instructions_core
 from galactica.agent.core import model as model_core
 from galactica.scheduler.controller import Controller
+from galactica.scheduler.core.epochs import is_strange
 from galactica.scheduler.core.model.commands import Command, Decommission, Order
-from galactica.scheduler.core.model.requests import Asker, AskerKind, BeginMaintenance, ClaimEpoch, Refused
+from galactica.scheduler.core.model.requests import (
+    Asker,
+    AskerKind,
+    BeginMaintenance,
+    ClaimEpoch,
+    Obeyed,
+    Refused,
+)
 from galactica.scheduler.core.model.spec import Resources, RuntimeKind, Spec
 from galactica.scheduler.core.model.verdict import Autopsy
 from galactica.scheduler.core.sight.observations import (
@@ -57,6 +65,7 @@ class Links:
 
     network: Network
     epoch: int
+    start: str
     on_command: Callable[[Command], None]
     testimony: Callable[[Host, float], tuple[Testimony, ...]]
     """What a host says of its neighbours."""
@@ -92,7 +101,8 @@ class Links:
             return
         if host.name not in self.controller.fleet().servers:
             return
-        if hello.epoch > self.epoch:
+        obeyed = Obeyed(hello.epoch, hello.start, hello.position)
+        if hello.epoch > self.epoch or is_strange(self.controller.fleet(), obeyed):
             self._do(self._overtake(host, link, hello))
             return
         known = self.sessions.get(host.name)
@@ -115,7 +125,15 @@ class Links:
             Attached(host.name, session.id, self.controller.now(), facts, inventory, host.machine)
         )
         tempo = self.controller.view().policy.tempo(1)
-        welcome = (session.id, self.epoch, tempo.beat_seconds, tempo.lease_seconds, hello.beat_at)
+        welcome = (
+            session.id,
+            self.epoch,
+            tempo.beat_seconds,
+            tempo.lease_seconds,
+            hello.beat_at,
+            self.start,
+            self.controller.fleet().position,
+        )
         self.network.to_host(host.name, _welcome, host, link, welcome)
 
     def _lives(self, session: _Session) -> bool:
@@ -130,7 +148,10 @@ class Links:
         if self.controller is None:
             return
         with suppress(Refused):
-            await self.controller.ask(ClaimEpoch(hello.epoch, host.name), Asker(AskerKind.SCHEDULER))
+            await self.controller.ask(
+                ClaimEpoch(Obeyed(hello.epoch, hello.start, hello.position), host.name),
+                Asker(AskerKind.SCHEDULER),
+            )
             self.epoch = max(self.epoch, self.controller.fleet().epoch)
             self.hello(host, link, hello)
 
@@ -150,7 +171,9 @@ class Links:
         session.heard_at = now
         session.beat_at = max(session.beat_at, report.beat_at)
         if report.wants_echo:
-            self.network.to_host(host.name, _echo, host, link, report.beat_at)
+            self.network.to_host(
+                host.name, _echo, host, link, report.beat_at, self.controller.fleet().position
+            )
 
     def goodbye(self, host: Host, link: int, seconds: float) -> None:
         session = self.sessions.get(host.name)
@@ -209,13 +232,15 @@ def _hang_up(host: Host, link: int) -> None:
         host.agent.hang_up(link)
 
 
-def _echo(host: Host, link: int, beat_at: float) -> None:
-    _hear(host, link, lambda now: m.Echoed(link, now, beat_at))
+def _echo(host: Host, link: int, beat_at: float, position: int) -> None:
+    _hear(host, link, lambda now: m.Echoed(link, now, beat_at, position))
 
 
-def _welcome(host: Host, link: int, welcome: tuple[str, int, float, float, float]) -> None:
-    session, epoch, beat, lease, beat_at = welcome
-    _hear(host, link, lambda now: m.Welcomed(link, session, epoch, beat, lease, now, beat_at))
+def _welcome(host: Host, link: int, welcome: tuple[str, int, float, float, float, str, int]) -> None:
+    session, epoch, beat, lease, beat_at, start, position = welcome
+    _hear(
+        host, link, lambda now: m.Welcomed(link, session, epoch, beat, lease, now, beat_at, start, position)
+    )
 
 
 def _instruct(host: Host, link: int, batch: tuple[str, int, tuple[m.Verb, ...], int]) -> None:

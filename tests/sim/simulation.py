@@ -140,12 +140,13 @@ class Simulation:
         journal = SimJournal(self.disk)
         fleet = load(journal)
         epoch = max(journal.epoch, fleet.epoch + 1)
-        start = Start(epoch, "sim")
+        start = Start(epoch, "sim", f"began at {asyncio.get_running_loop().time()}")
         self.clock = clock.VirtualClock(self.wall_step, fleet.at)
         controller = Controller(journal, fleet, self.clock, start, self.policy)
         links = Links(
             self.network,
             epoch,
+            start.id,
             self.laws.sent,
             self._testimony,
             self.laws.words.heard,
@@ -255,7 +256,7 @@ class Simulation:
         if self.scheduler is not None:
             self.laws.liars.add(host.name)  # when it is taken for the server, its word counts
             clone = self.clones[host.name] = self._machine(host.name, self.scheduler.links)
-            clone.epoch = host.epoch
+            clone.epoch, clone.start = host.epoch, host.start
             clone.machine = f"copied at {asyncio.get_running_loop().time()}"
             clone.boot_agent()
 

@@ -184,7 +184,9 @@ def test_a_provider_that_says_gone_before_it_is_so_is_noticed() -> None:
 
 
 def test_a_scheduler_that_waits_for_no_proof_is_noticed() -> None:
-    assert "before its replacement was proven" in shown_by([24, *range(50)], Policy(waits_for_proof=False))
+    broken = shown_by([24, *range(50)], Policy(waits_for_proof=False))
+    laws = ("before its replacement was proven", "a revision that proved nothing cost the service")
+    assert any(law in broken for law in laws), broken
 
 
 @pytest.mark.parametrize(("is_silent", "at"), [(False, 30.0), (True, 30.0), (False, 60.0)])

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
 
 NOT_YET = {
-    "journal_restored": "a server that goes only when no unknown cell is left on it; no id before all were heard",
-    "journal_restored_unnoticed": "the same, where no agent has obeyed a higher epoch",
+    "journal_restored_unnoticed": "an id that only unheard servers know is given out again: nobody shows that it was",
 }
 """Troubles that the product does not stand yet, and what they wait for. ``SIM_ALSO=name,...`` lets them happen."""
 

@@ -94,6 +94,8 @@ class FakeScheduler(link_pb2_grpc.AgentLinkServiceServicer, link_pb2_grpc.Enrolm
         self.ca = CertificateAuthority.open_or_create(directory, FLEET)
         self.sessions: list[Session] = []
         self.epoch = 1
+        self.start_name = ""
+        self.position = 0
         self.beat_ms = 100
         self.lease_ms = 2_000
         self.ttl_seconds = 3_600.0
@@ -230,6 +232,8 @@ class FakeScheduler(link_pb2_grpc.AgentLinkServiceServicer, link_pb2_grpc.Enrolm
                 tempo=tempo,
                 fleet=FLEET,
                 beat_at=first.hello.beat_at,
+                start=self.start_name,
+                position=self.position,
             )
         )
         self.sessions.append(session)
@@ -260,7 +264,12 @@ class FakeScheduler(link_pb2_grpc.AgentLinkServiceServicer, link_pb2_grpc.Enrolm
             session.beat_at = report.beat_at
             session.cells.update((one.cell_id, one) for one in report.cells)
             if report.sent_at and self.answers_echo:
-                echo = link_pb2.Echo(sent_at=report.sent_at, received_at=time.time(), beat_at=report.beat_at)
+                echo = link_pb2.Echo(
+                    sent_at=report.sent_at,
+                    received_at=time.time(),
+                    beat_at=report.beat_at,
+                    position=self.position,
+                )
                 session.outgoing.put_nowait(link_pb2.AttachResponse(echo=echo))
         session.outgoing.put_nowait(None)
 

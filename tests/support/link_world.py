@@ -149,7 +149,7 @@ async def link_world(
 ) -> AsyncIterator[LinkWorld]:
     mind = mind or MemoryMind()
     ca = CertificateAuthority.open_or_create(directory / "ca", "alpha")
-    dispatcher = Dispatcher(mind, ca, fleet="alpha", epoch=7, limits=limits)
+    dispatcher = Dispatcher(mind, ca, fleet="alpha", epoch=7, start="this start", limits=limits)
     mind.outbox = dispatcher
     api = OperatorApi(
         mind,

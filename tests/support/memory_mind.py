@@ -30,7 +30,7 @@ class MemoryMind:
     """Implements ``ports.Mind`` and what operators read of a journal. ``outbox`` may be set after it was made."""
 
     def __init__(self, policy: Policy | None = None) -> None:
-        self.core = Core(Fleet(), policy or Policy(), time.time(), Start(1, "test"))
+        self.core = Core(Fleet(), policy or Policy(), time.time(), Start(1, "test", "this start"))
         self.outbox: Outbox | None = None
         self.records: list[Record] = []
         self.observed: list[Observation] = []

@@ -16,6 +16,7 @@ from galactica.scheduler.core.model.fleet import (
     Server,
     Silence,
     Slot,
+    Start,
     Tally,
     Token,
 )
@@ -105,6 +106,10 @@ FULL = Fleet(
     position=10_000_000_007,
     unknown=HashTrieMap({"web/7": HashTrieMap({"web/7.3": "server-1"})}),
     overtaken_at=1_763_900_000.5,
+    least_generation=1_001,
+    starts=HashTrieMap({11: Start("eleventh", 9_000_000), 12: Start("", 10_000_000)}),
+    strange_starts=("lost",),
+    unwanted=HashTrieSet(["web/7.3"]),
     skipped=HashTrieMap({"web": ((1, 4),), "web/7": ((2, 3), (5, 9))}),
     at=1_763_900_010.000001,
     epoch=12,

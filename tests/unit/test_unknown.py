@@ -13,6 +13,7 @@ from galactica.scheduler.core.model.requests import (
     ClaimEpoch,
     CondemnUnknown,
     DrainServer,
+    Obeyed,
     Refused,
 )
 from galactica.scheduler.core.model.spec import digest_of
@@ -173,13 +174,13 @@ def test_they_are_forgotten_with_their_server() -> None:
 
 def test_a_newer_epoch_than_the_journals_is_overtaken_once() -> None:
     world = World()
-    world.ask(ClaimEpoch(7, "a"), SELF)
-    world.ask(ClaimEpoch(5, "b"), SELF)
+    world.ask(ClaimEpoch(Obeyed(7), "a"), SELF)
+    world.ask(ClaimEpoch(Obeyed(5), "b"), SELF)
     assert world.core.fleet.epoch == 8
     assert [event.epoch for event in world.events(e.EpochClaimed)] == [8]
     assert world.crash().core.fleet.epoch == 9
     with pytest.raises(Refused, match="believes at most 1000000 more"):
-        world.ask(ClaimEpoch(10**9, "a"), SELF)
+        world.ask(ClaimEpoch(Obeyed(10**9), "a"), SELF)
     assert world.core.fleet.epoch == 8
 
 
@@ -187,7 +188,7 @@ def test_an_overtaken_journal_orders_nothing_until_every_server_was_heard() -> N
     before = World()
     before.join("a", "b")
     world = before.crash()
-    world.ask(ClaimEpoch(7, "a"), SELF)
+    world.ask(ClaimEpoch(Obeyed(7), "a"), SELF)
     world.attach("a")
     world.apply(service("web", 1))
     assert world.phases() == {}
@@ -201,10 +202,10 @@ def test_it_waits_for_a_server_that_stays_away_for_a_bounded_time_only() -> None
     before = World()
     before.join("a", "b")
     world = before.crash()
-    world.ask(ClaimEpoch(7, "a"), SELF)
+    world.ask(ClaimEpoch(Obeyed(7), "a"), SELF)
     world.attach("a")
     world.apply(service("web", 1))
-    world.until(lambda: world.phases() == {"web/0.1": Phase.READY}, world.policy.overtaken_seconds)
+    world.until(lambda: world.phases() == {"web/0.1001": Phase.READY}, world.policy.overtaken_seconds)
 
 
 def test_a_fleet_that_no_agent_answers_is_not_healthy() -> None:

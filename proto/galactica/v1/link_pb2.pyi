@@ -321,6 +321,8 @@ class Hello(_message.Message):
     WATCHING_FIELD_NUMBER: _builtins.int
     INSTANCE_FIELD_NUMBER: _builtins.int
     MACHINE_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
     WATCH_TROUBLE_FIELD_NUMBER: _builtins.int
     wire_version: _builtins.int
     agent_version: _builtins.str
@@ -341,6 +343,10 @@ class Hello(_message.Message):
     """Names the machine: its boot, and the place of the agent's data directory on it. What another machine says proves
     nothing about cells that this one may still run. Empty: an agent that does not tell it.
     """
+    start: _builtins.str
+    """Which start of a scheduler had that epoch (Welcome.start). Empty: unknown."""
+    position: _builtins.int
+    """The newest position of its journal of which that scheduler told; 0: unknown."""
     watch_trouble: _builtins.str
     """Why neighbours cannot reach this agent although it wants to take part in the watch; else empty."""
     @_builtins.property
@@ -374,11 +380,13 @@ class Hello(_message.Message):
         watching: _abc.Iterable[Global___Neighbour] | None = ...,
         instance: _builtins.str = ...,
         machine: _builtins.str = ...,
+        start: _builtins.str = ...,
+        position: _builtins.int = ...,
         watch_trouble: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "beat_at", b"beat_at", "capacity", b"capacity", "epoch", b"epoch", "instance", b"instance", "inventory", b"inventory", "labels", b"labels", "machine", b"machine", "runtimes", b"runtimes", "watch_address", b"watch_address", "watch_trouble", b"watch_trouble", "watching", b"watching", "wire_version", b"wire_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "beat_at", b"beat_at", "capacity", b"capacity", "epoch", b"epoch", "instance", b"instance", "inventory", b"inventory", "labels", b"labels", "machine", b"machine", "position", b"position", "runtimes", b"runtimes", "start", b"start", "watch_address", b"watch_address", "watch_trouble", b"watch_trouble", "watching", b"watching", "wire_version", b"wire_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -481,12 +489,20 @@ class Welcome(_message.Message):
     TEMPO_FIELD_NUMBER: _builtins.int
     FLEET_FIELD_NUMBER: _builtins.int
     BEAT_AT_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
     session: _builtins.str
     epoch: _builtins.int
     """Grows with every start of a scheduler. An agent never obeys a lower epoch than before."""
     fleet: _builtins.str
     beat_at: _builtins.float
     """Copied from the Hello."""
+    start: _builtins.str
+    """Names this start of a scheduler, by a number drawn at it. A journal from a backup gives an epoch out again; by this
+    name the agents' next Hello tells the two apart.
+    """
+    position: _builtins.int
+    """Of the newest record in the journal."""
     @_builtins.property
     def tempo(self) -> Global___Tempo: ...
     def __init__(
@@ -497,10 +513,12 @@ class Welcome(_message.Message):
         tempo: Global___Tempo | None = ...,
         fleet: _builtins.str = ...,
         beat_at: _builtins.float = ...,
+        start: _builtins.str = ...,
+        position: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["tempo", b"tempo"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["beat_at", b"beat_at", "epoch", b"epoch", "fleet", b"fleet", "session", b"session", "tempo", b"tempo"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beat_at", b"beat_at", "epoch", b"epoch", "fleet", b"fleet", "position", b"position", "session", b"session", "start", b"start", "tempo", b"tempo"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -668,20 +686,24 @@ class Echo(_message.Message):
     SENT_AT_FIELD_NUMBER: _builtins.int
     RECEIVED_AT_FIELD_NUMBER: _builtins.int
     BEAT_AT_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
     sent_at: _builtins.float
     received_at: _builtins.float
     beat_at: _builtins.float
     """Copied from the report."""
+    position: _builtins.int
+    """Of the newest record in the journal."""
     def __init__(
         self,
         *,
         sent_at: _builtins.float = ...,
         received_at: _builtins.float = ...,
         beat_at: _builtins.float = ...,
+        position: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["beat_at", b"beat_at", "received_at", b"received_at", "sent_at", b"sent_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beat_at", b"beat_at", "position", b"position", "received_at", b"received_at", "sent_at", b"sent_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,8 +22,11 @@ class Event(Struct, frozen=True, omit_defaults=True, tag=True):
 
 
 class SchedulerStarted(Event, frozen=True):
+    """``id`` names this start, by a number drawn at it."""
+
     epoch: int
     version: str
+    id: str = ""
 
 
 class GroupApplied(Event, frozen=True):
@@ -89,10 +92,12 @@ class CellDecommissioned(Event, frozen=True):
 
 
 class EpochClaimed(Event, frozen=True):
-    """Agents have obeyed a newer scheduler than this journal knows of: it is a backup. This scheduler goes above it."""
+    """Agents have obeyed a scheduler that this journal does not know: it is a backup. This scheduler goes above both.
+    ``start`` names the start of that scheduler; empty if the agent does not say."""
 
     epoch: int
     server: str
+    start: str = ""
 
 
 class UnknownCellFound(Event, frozen=True):
@@ -100,6 +105,15 @@ class UnknownCellFound(Event, frozen=True):
 
     cell: str
     server: str
+
+
+class UnknownCellCondemned(Event, frozen=True):
+    """An operator decided that an unknown cell of an exclusive slot goes. The slot waits until its agent says that it
+    is gone."""
+
+    cell: str
+    server: str
+    reason: str
 
 
 class CellAdopted(Event, frozen=True):
@@ -249,6 +263,7 @@ AnyEvent = (
     | EpochClaimed
     | UnknownCellFound
     | CellAdopted
+    | UnknownCellCondemned
     | OrphanRemoved
     | ServerEnrolled
     | ServerJoined

@@ -296,6 +296,14 @@ class Token(Struct, frozen=True):
     """The only server that may use it; empty: any."""
 
 
+class Start(Struct, frozen=True):
+    """A start of a scheduler, by the name that was drawn at it; empty if that is unknown. ``position``: where its epoch
+    begins in the journal."""
+
+    name: str
+    position: int
+
+
 class Fleet(Struct, frozen=True):
     """All that was decided: the fold of the journal up to ``position``."""
 
@@ -314,9 +322,17 @@ class Fleet(Struct, frozen=True):
     """Pool ("" for servers that joined by themselves) to the newest condemnations for silence in it."""
     unknown: HashTrieMap[str, HashTrieMap[str, str]] = HashTrieMap()
     """Slot ("web/0") to the cells of it that agents run and this journal never ordered, each with its server."""
+    unwanted: HashTrieSet[str] = HashTrieSet()
+    """Those of them that an operator condemned, and that are not gone yet."""
     skipped: HashTrieMap[str, tuple[tuple[int, int], ...]] = HashTrieMap()
     """Slot, or group for the slots that have none of their own, to the ranges of generations that were left out because
     an agent had them: the first of each, and the one after its last. This journal never gave them out."""
+    least_generation: int = 1
+    """The first generation of a slot of a group that this journal never knew."""
+    starts: HashTrieMap[int, Start] = HashTrieMap()
+    """The newest epochs to the scheduler's starts that had them."""
+    strange_starts: tuple[str, ...] = ()
+    """The newest starts that this journal does not know, and that agents have obeyed."""
     overtaken_at: float | None = None
     """When agents showed that this journal is older than its fleet; None if they never did."""
     released: HashTrieMap[str, float] = HashTrieMap()

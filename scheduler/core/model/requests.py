@@ -78,10 +78,19 @@ class CondemnUnknown(Struct, frozen=True):
     cells: tuple[str, ...] = ()
 
 
-class ClaimEpoch(Struct, frozen=True):
-    """A server's agent has obeyed this epoch, which is above the fleet's."""
+class Obeyed(Struct, frozen=True):
+    """The newest scheduler that an agent has obeyed, and how far its journal went. ``start`` empty, ``position`` 0: its
+    agent does not say."""
 
     epoch: int
+    start: str = ""
+    position: int = 0
+
+
+class ClaimEpoch(Struct, frozen=True):
+    """A server's agent has obeyed a scheduler that this journal does not know, or not as far."""
+
+    obeyed: Obeyed
     server: str
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.commands import Decommission, DecommissionServer, Verb
 from galactica.scheduler.core.model.fleet import Fleet, parse_cell_id
-from galactica.scheduler.core.model.keys import LeakKey, OrphanKey
-from galactica.scheduler.core.model.rules import HoldRule
+from galactica.scheduler.core.model.keys import LeakKey, OrphanKey, ServerKey, own_slot
+from galactica.scheduler.core.model.rules import HoldRule, Rule
 from galactica.scheduler.core.reconcile.draft import Draft, resend, resend_to_provider
 from galactica.scheduler.core.sight.observations import CellState, ProviderState
 from galactica.scheduler.core.unknown import UNKNOWN_KEPT, is_place, is_unknown, was_skipped
@@ -23,6 +23,9 @@ def look_orphan(draft: Draft, key: OrphanKey) -> None:
         return
     if report is None or report.state is CellState.GONE:
         _is_gone(draft, key)
+        return
+    if key.cell in draft.fleet.unwanted and is_unknown(draft.fleet, key.server, key.cell):
+        resend(draft, key, Decommission(key.server, key.cell, Rule.OPERATOR))
         return
     is_told = draft.was_told(key.server, key.cell, Verb.DECOMMISSION) is not None
     if not is_told and (cell is not None or _is_strange(draft.fleet, key)):
@@ -46,6 +49,16 @@ def _is_gone(draft: Draft, key: OrphanKey) -> None:
         reason = "its agent says that it is gone"
         draft.emit(e.OrphanRemoved(key.cell, key.server, reason, is_gone=True))
         draft.look_at_slot_of(key.cell)
+        _look_at_place(draft, key.server)
+
+
+def _look_at_place(draft: Draft, server_id: str) -> None:
+    """A condemned server may have waited for what was on it."""
+    server = draft.fleet.servers.get(server_id)
+    if server is not None:
+        draft.look(ServerKey(server.id), draft.now)
+        for own in own_slot(server, draft.cause):
+            draft.look(own, draft.now)
 
 
 def _leave_alone(draft: Draft, key: OrphanKey) -> None:

@@ -33,6 +33,7 @@ from galactica.scheduler.core.placement import Unplaceable
 from galactica.scheduler.core.reconcile.draft import Draft, resend_to_provider
 from galactica.scheduler.core.reconcile.servers import condemn_server, doubted_in, held_by_storm
 from galactica.scheduler.core.sight.observations import ProviderServer, ProviderState
+from galactica.scheduler.core.unknown import unknown_on
 from galactica.scheduler.core.verdicts.evidence import provider_of, provider_server
 from galactica.scheduler.core.verdicts.pools import pool_cell_verdict
 from galactica.scheduler.core.verdicts.vitals import own_ailments
@@ -137,6 +138,8 @@ class ByProvider:
         has_cells = server is not None and bool(len(server.cells))
         if server is not None and has_cells and not server.is_lost and not self._waited(draft, key, server):
             return ""
+        if server is not None and not server.is_lost and unknown_on(draft.fleet, server.id):
+            return ""  # nobody ordered the end of these cells
         made = _made(draft, cell)
         if made is not None and made.state is ProviderState.GONE:
             if server is not None and has_cells:  # its cells waited for this proof and go first

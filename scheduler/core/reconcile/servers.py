@@ -143,7 +143,8 @@ def held_until_heard(draft: Draft) -> Held | None:
 
 
 def _is_unheard(draft: Draft, server: Server) -> bool:
-    return server.phase is Phase.READY and server.id not in draft.sight.servers
+    """Also one that has only enrolled, by this journal: in a newer one it may have joined and carried cells."""
+    return server.phase in (Phase.ORDERED, Phase.READY) and server.id not in draft.sight.servers
 
 
 def verdict_on(draft: Draft, server: Server) -> Verdict:
@@ -213,6 +214,8 @@ def bury_server(draft: Draft, server_id: str) -> None:
     server = draft.fleet.servers.get(server_id)
     if server is not None and server.phase is Phase.CONDEMNED and not len(server.cells):
         unknown = unknown_on(draft.fleet, server.id)
+        if unknown and not server.is_lost:
+            return  # held by what is said of these cells: nobody ordered their end
         draft.emit(e.ServerDecommissioned(server.id), f"event:{server.last_position}")
         for cell in unknown:
             draft.look_at_slot_of(cell)

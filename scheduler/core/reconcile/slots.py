@@ -189,10 +189,10 @@ def _held(draft: Draft, state: GroupState, number: int, slot: Slot) -> Held | No
     unknown = in_slot(draft.fleet, state.group.name, number)
     if unknown is not None:
         cell, server = unknown
-        return Held(
-            HoldRule.UNKNOWN_CELL,
-            f"server {server} runs {cell}, which may be the cell of this slot: adopt it, or condemn it as unknown",
-        )
+        way_out = "may be the cell of this slot: adopt it, or condemn it as unknown"
+        if cell in draft.fleet.unwanted:
+            way_out = "was condemned and has not ended yet"
+        return Held(HoldRule.UNKNOWN_CELL, f"server {server} runs {cell}, which {way_out}")
     if state.group.spec.exclusive and slot.cells:
         return carrier_of(state.group).held_by_rival(draft, state, slot.cells[-1])
     held = backoff_hold(state, draft.now)

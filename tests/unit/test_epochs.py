@@ -1,0 +1,97 @@
+"""Which scheduler an agent has obeyed, and what that says about the journal."""
+
+import pytest
+
+from galactica.scheduler.core.epochs import STARTS_KEPT, is_strange
+from galactica.scheduler.core.model import events as e
+from galactica.scheduler.core.model.events import Record
+from galactica.scheduler.core.model.fleet import CellId, Fleet, Phase
+from galactica.scheduler.core.model.requests import Asker, AskerKind, ClaimEpoch, DeleteGroup, Obeyed
+from galactica.scheduler.core.reconcile.leftovers import was_ordered
+from galactica.scheduler.core.transitions import apply
+from tests.support.world import World, service
+
+SELF = Asker(AskerKind.SCHEDULER)
+
+
+def journal(*events: e.Event) -> Fleet:
+    fleet = Fleet()
+    for position, event in enumerate(events, 1):
+        fleet = apply(fleet, Record(position, 1.0, "test", event))
+    return fleet
+
+
+TWO_STARTS = journal(
+    e.SchedulerStarted(1, "v", "first"),
+    e.TokenCreated("t", "", 1, 2.0),
+    e.SchedulerStarted(2, "v", "second"),
+    e.TokenCreated("u", "", 1, 2.0),
+)
+
+
+@pytest.mark.parametrize(
+    ("obeyed", "strange"),
+    [
+        (Obeyed(0), False),
+        (Obeyed(1, "first", 2), False),
+        (Obeyed(2, "second", 4), False),
+        (Obeyed(2, "another"), True),
+        (Obeyed(1, "another"), True),
+        (Obeyed(1, "first", 3), True),  # that start wrote more than is left of it
+        (Obeyed(2, "second", 5), True),
+        (Obeyed(2, "", 5), False),  # an older agent, which does not say
+        (
+            Obeyed(9, "another"),
+            False,
+        ),  # an epoch that the journal does not know: higher ones are overtaken anyway
+    ],
+    ids=str,
+)
+def test_what_the_journal_does_not_know_of_a_scheduler_is_strange(obeyed: Obeyed, strange: bool) -> None:
+    assert is_strange(TWO_STARTS, obeyed) is strange
+
+
+def test_a_strange_start_is_overtaken_once() -> None:
+    fleet = apply(TWO_STARTS, Record(5, 1.0, "test", e.EpochClaimed(3, "a", "another")))
+    assert not is_strange(fleet, Obeyed(2, "another"))
+    assert fleet.starts[3].name == "second"  # the scheduler that runs
+    assert not is_strange(fleet, Obeyed(3, "second", 5))
+    assert is_strange(fleet, Obeyed(2, "a third one"))
+
+
+def test_start_of_an_older_version_has_no_name_and_is_never_strange() -> None:
+    fleet = journal(e.SchedulerStarted(1, "0.1"), e.SchedulerStarted(2, "v", "second"))
+    assert not is_strange(fleet, Obeyed(1, "another", 99))
+
+
+def test_only_the_newest_starts_are_remembered() -> None:
+    fleet = journal(*(e.SchedulerStarted(n, "v", f"start {n}") for n in range(1, STARTS_KEPT + 3)))
+    assert sorted(fleet.starts) == list(range(3, STARTS_KEPT + 3))
+
+
+def test_ids_that_a_lost_journal_may_have_given_out_are_not_given_out_again() -> None:
+    world = World()
+    world.join("a")
+    world.apply(service("web", 1), service("old", 2))
+    world.advance(1)
+    world.ask(DeleteGroup("old"))
+    world.advance(1)
+    world.ask(ClaimEpoch(Obeyed(world.core.fleet.epoch + 1), "a"), SELF)
+    world.apply(service("web", 2), service("old", 1), service("new", 1))
+    world.advance(60)
+    assert world.phases("web") == {"web/0.1": Phase.READY, "web/1.1001": Phase.READY}
+    assert world.phases("old") == {"old/0.1002": Phase.READY}
+    assert world.phases("new") == {"new/0.1001": Phase.READY}
+    fleet = world.core.fleet
+    for name, slot, generation, ours in [
+        ("web", 0, 1, True),
+        ("web", 0, 2, False),
+        ("web", 0, 1_000, False),
+        ("web", 1, 1, False),
+        ("web", 1, 1_001, True),
+        ("old", 0, 1, True),
+        ("old", 0, 2, False),
+        ("new", 0, 1, False),
+        ("new", 0, 1_001, True),
+    ]:
+        assert was_ordered(fleet, str(CellId(name, slot, generation))) is ours, (name, slot, generation)
