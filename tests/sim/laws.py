@@ -12,6 +12,7 @@ from galactica.scheduler.core.model.events import Record
 from galactica.scheduler.core.model.fleet import parse_cell_id
 from galactica.scheduler.core.model.rules import SILENCE_RULES
 from galactica.scheduler.core.model.verdict import Health
+from galactica.scheduler.core.sight.observations import CellReport
 from tests.sim.absences import Absences
 from tests.sim.rollouts import Rollouts
 from tests.sim.words import Words
@@ -79,6 +80,9 @@ class Laws:
     given_up: set[str] = field(default_factory=set)
     """Cells that this journal never ordered, and that an operator condemned."""
     was_restored: bool = False
+    unheard: set[str] = field(default_factory=set)
+    """Hosts that had cells before the journal was restored, and that no scheduler has heard since. Nobody else knows
+    which ids they had."""
     position: int = 0
     at: float = 0.0
     _is_history: bool = False
@@ -96,9 +100,15 @@ class Laws:
         self.maintenance.leases.clear()
         self.position, self.at = 0, 0.0
         self.was_restored = True
+        self.unheard.update(self.started.values())
         self._is_history = True
         self.durable(records)
         self._is_history = False
+
+    def heard(self, host: str, cells: Sequence[CellReport], *, complete: bool) -> None:
+        """An agent said so, and the scheduler took it."""
+        self.unheard.discard(host)
+        self.words.heard(host, cells, complete=complete)
 
     def durable(self, records: Sequence[Record]) -> None:
         for record in records:
@@ -114,7 +124,8 @@ class Laws:
         a backup may order again, on its host, what has come and gone there since: nobody may know of it any more. So
         may one that takes a copy of the host for it."""
         may_be_again = self.was_restored or host in self.liars
-        if cell in self.started and not (may_be_again and self.started[cell] == host):
+        before = self.started.get(cell, host)
+        if cell in self.started and not (may_be_again and before == host) and before not in self.unheard:
             raise LawBroken(f"{cell} was made on {host}, and before on {self.started[cell]}")
         self.started[cell] = host
         if (cell, host) not in self.ordered:

@@ -183,7 +183,7 @@ def _fill(draft: Draft, key: SlotKey) -> None:
 def _held(draft: Draft, state: GroupState, number: int, slot: Slot) -> Held | None:
     """The first brake that holds the order."""
     if state.group.kind is GroupKind.SERVICE:
-        listening = held_until_heard(draft)
+        listening = held_until_heard(draft, state.group.spec)
         if listening is not None:
             return listening
     unknown = in_slot(draft.fleet, state.group.name, number)
