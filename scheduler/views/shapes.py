@@ -60,8 +60,6 @@ def server(message: operator_pb2.Server) -> Json:
         "cells": list(message.cells),
         "agent_version": message.agent_version or None,
         "last_beat_at": _time(message, "last_beat_at"),
-        "watch_address": message.watch_address or None,
-        "maintenance_until": _time(message, "maintenance_until"),
         "vitals": _vitals(message.vitals) if message.HasField("vitals") else None,
         "pool": message.pool or None,
         "slot": message.slot if message.pool else None,
@@ -72,6 +70,8 @@ def server(message: operator_pb2.Server) -> Json:
             {"server": neighbour.server_id, "answer": neighbour.answer} for neighbour in message.neighbours
         ],
         "notes": list(message.notes),
+        "maintenance_until": _time(message, "maintenance_until"),
+        "watch_address": message.watch_address or None,
     }
 
 

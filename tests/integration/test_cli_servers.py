@@ -56,6 +56,8 @@ def test_servers_as_json_tell_pool_evidence_and_neighbours(scheduler: Scheduler)
             {"server": "north", "answer": "silent"},
         ],
         "notes": [],
+        "maintenance_until": None,
+        "watch_address": None,
     }
 
 
