@@ -266,14 +266,28 @@ def _condemn_unknown(draft: Draft, request: CondemnUnknown, by: Asker) -> Admitt
     cells = _unknown_named(draft, request.cells)
     dirty: dict[Key, str] = {}
     for cell, server in cells:
-        draft.emit(e.OrphanRemoved(cell, server, f"condemned as unknown by {by.name}"))
-        draft.command(Decommission(server, cell, Rule.OPERATOR))
+        reason = f"condemned as unknown by {by.name}"
+        if _its_end_shows(draft, cell, server):
+            if cell not in draft.fleet.unwanted:
+                draft.emit(e.UnknownCellCondemned(cell, server, reason))
+        else:
+            draft.emit(e.OrphanRemoved(cell, server, reason))
+            draft.command(Decommission(server, cell, Rule.OPERATOR))
         dirty[OrphanKey(server, cell)] = draft.cause
         dirty[ServerKey(server)] = draft.cause
         parsed = parse_cell_id(cell)
         if parsed is not None and parsed.group in draft.fleet.groups:
             dirty[SlotKey(parsed.group, parsed.slot)] = draft.cause
     return Admitted(Accepted(draft.fleet.position, len(cells)), dirty)
+
+
+def _its_end_shows(draft: Draft, cell: str, server: str) -> bool:
+    """Whether its slot has to wait for its end, which its agent will tell. Where no agent is heard the operator's word
+    is all there is."""
+    parsed = parse_cell_id(cell)
+    state = draft.fleet.groups.get(parsed.group) if parsed else None
+    seen = draft.sight.servers.get(server)
+    return state is not None and state.group.spec.exclusive and seen is not None and seen.is_open
 
 
 def _create_token(draft: Draft, request: CreateToken, _: Asker) -> Admitted:

@@ -64,6 +64,10 @@ def apply(fleet: Fleet, record: e.Record) -> Fleet:
 # --- the fleet itself -------------------------------------------------------------------------------------------
 
 
+def _unknown_cell_condemned(fleet: Fleet, _: e.Record, event: e.UnknownCellCondemned) -> Fleet:
+    return replace(fleet, unwanted=fleet.unwanted.insert(event.cell))
+
+
 def _token_created(fleet: Fleet, record: e.Record, event: e.TokenCreated) -> Fleet:
     token = Token(event.token, event.secret_sha256, event.uses, event.expires_at, event.server)
     return replace(fleet, tokens=_without_expired(fleet.tokens, record.at).insert(token.id, token))
@@ -369,6 +373,7 @@ _APPLY: dict[type[e.Event], Callable[[Fleet, e.Record, Any], Fleet]] = {
     e.RegrowthEnded: planting.ended,
     e.UnknownCellFound: unknown.cell_found,
     e.CellAdopted: _cell_adopted,
+    e.UnknownCellCondemned: _unknown_cell_condemned,
     e.OrphanRemoved: unknown.orphan_removed,
     e.ServerEnrolled: _server_enrolled,
     e.ServerJoined: _server_joined,

@@ -179,6 +179,7 @@ def forgotten(fleet: Fleet, cell_id: str) -> Fleet:
     if known is None or cell_id not in known:
         return fleet
     known = known.discard(cell_id)
+    fleet = replace(fleet, unwanted=fleet.unwanted.discard(cell_id))
     return replace(fleet, unknown=fleet.unknown.insert(slot, known) if known else fleet.unknown.discard(slot))
 
 

@@ -78,6 +78,7 @@ def encode(fleet: Fleet) -> bytes:
         least_generation=fleet.least_generation,
         starts={epoch: (start.name, start.position) for epoch, start in fleet.starts.items()},
         strange_starts=fleet.strange_starts,
+        unwanted=tuple(fleet.unwanted),
     )
     body = zlib.compress(write(disk), _COMPRESSION_LEVEL)
     return _MAGIC + VERSION.to_bytes(_VERSION_BYTES, "big") + body
@@ -232,6 +233,7 @@ def _fleet_from_disk(disk: FleetOnDisk) -> Fleet:
         least_generation=disk.least_generation,
         starts=HashTrieMap((epoch, Start(*start)) for epoch, start in disk.starts.items()),
         strange_starts=disk.strange_starts,
+        unwanted=HashTrieSet(disk.unwanted),
     )
 
 

@@ -140,5 +140,6 @@ class FleetOnDisk(Struct, frozen=True, array_like=True):
     least_generation: int = 1
     starts: dict[int, tuple[str, int]] = {}
     strange_starts: tuple[str, ...] = ()
+    unwanted: tuple[str, ...] = ()
     regrowth: tuple[float, bool] | None = None
     regrown_at: float | None = None

@@ -14,6 +14,7 @@ from galactica.scheduler.core.model.events import Record
 from galactica.scheduler.core.model.fleet import parse_cell_id
 from galactica.scheduler.core.model.rules import SILENCE_RULES
 from galactica.scheduler.core.model.verdict import Health
+from galactica.scheduler.core.sight.observations import CellReport
 from tests.sim.rollouts import Rollouts
 from tests.sim.words import Words
 
@@ -87,6 +88,9 @@ class Laws:
     names."""
     is_quiet: bool = False
     """A scheduler is being grown anew, and does not know yet what is there."""
+    unheard: set[str] = field(default_factory=set)
+    """Hosts that had cells before the journal was restored, and that no scheduler has heard since. Nobody else knows
+    which ids they had."""
     position: int = 0
     at: float = 0.0
     _is_history: bool = False
@@ -103,6 +107,7 @@ class Laws:
         self.rollouts = Rollouts()
         self.position, self.at = 0, 0.0
         self.was_restored = True
+        self.unheard.update(self.started.values())
         self._is_history = True
         self.durable(records)
         self._is_history = False
@@ -112,6 +117,11 @@ class Laws:
         self.used |= self.lives.keys()
         self.recognised.clear()
         self.go_back([])
+
+    def heard(self, host: str, cells: Sequence[CellReport], *, complete: bool) -> None:
+        """An agent said so, and the scheduler took it."""
+        self.unheard.discard(host)
+        self.words.heard(host, cells, complete=complete)
 
     def durable(self, records: Sequence[Record]) -> None:
         for record in records:
@@ -127,7 +137,8 @@ class Laws:
         a backup may order again, on its host, what has come and gone there since: nobody may know of it any more. So
         may one that takes a copy of the host for it."""
         may_be_again = self.was_restored or host in self.liars
-        if cell in self.started and not (may_be_again and self.started[cell] == host):
+        before = self.started.get(cell, host)
+        if cell in self.started and not (may_be_again and before == host) and before not in self.unheard:
             raise LawBroken(f"{cell} was made on {host}, and before on {self.started[cell]}")
         self.started[cell] = host
         if (cell, host) not in self.ordered:
@@ -199,6 +210,9 @@ class Laws:
             case e.CellAdopted(cell=cell, server=server, digest=digest):
                 self.lives[cell] = _Life(server, digest)
                 self.slots[cell.rpartition("/")[0], int(cell.rpartition("/")[2].split(".")[0])].append(cell)
+            case e.UnknownCellCondemned(cell=cell):
+                self.given_up.add(cell)
+                self._require(record.cause.startswith("operator"), record, "nobody asked for this")
             case e.OrphanRemoved(cell=cell) if cell not in self.lives:
                 self._given_up(record, event)
             case (

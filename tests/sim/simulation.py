@@ -152,7 +152,7 @@ class Simulation:
             start.id,
             self.laws.sent,
             self._testimony,
-            self.laws.words.heard,
+            self.laws.heard,
             self.clock,
             controller,
         )

@@ -111,6 +111,7 @@ FULL = Fleet(
     least_generation=1_001,
     starts=HashTrieMap({11: Start("eleventh", 9_000_000), 12: Start("", 10_000_000)}),
     strange_starts=("lost",),
+    unwanted=HashTrieSet(["web/7.3"]),
     skipped=HashTrieMap({"web": ((1, 4),), "web/7": ((2, 3), (5, 9))}),
     at=1_763_900_010.000001,
     epoch=12,

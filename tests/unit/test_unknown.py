@@ -16,7 +16,7 @@ from galactica.scheduler.core.model.requests import (
     Obeyed,
     Refused,
 )
-from galactica.scheduler.core.model.spec import digest_of
+from galactica.scheduler.core.model.spec import Stop, digest_of
 from galactica.scheduler.core.sight.observations import CellReport
 from galactica.scheduler.views.status import status
 from tests.support.world import World, gone, running, service, spec
@@ -196,6 +196,22 @@ def test_an_overtaken_journal_orders_nothing_until_every_server_was_heard() -> N
     world.attach("b", strange("web/0.3"))
     assert world.phases() == {}
     assert world.held() == {"unknown_cell"}
+
+
+def test_an_exclusive_cell_waits_until_one_on_an_unheard_server_has_ended() -> None:
+    """As one that this journal does not know, and whose server is cut off: it fences itself after lease and grace."""
+    before = World()
+    before.join("a", "b")
+    world = before.crash()
+    world.attach("a")
+    group = service("db", 1, spec(exclusive=True, stop=Stop(grace_seconds=20.0)))
+    world.apply(group)
+    ends_at = world.now + (5.0 * 1.1 + 20.0) * 1.002 + 1.0 + world.policy.fence_margin_seconds
+    world.advance(ends_at - world.now - 0.5)
+    assert world.core.fleet.servers["b"].is_lost
+    assert (world.phases("db"), world.held()) == ({}, {"listening"})
+    world.advance(1.5)
+    assert world.phases("db") == {"db/0.1": Phase.READY}
 
 
 def test_it_waits_for_a_server_that_stays_away_for_a_bounded_time_only() -> None:

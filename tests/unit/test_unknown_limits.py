@@ -3,6 +3,7 @@
 import pytest
 from msgspec.structs import replace
 
+from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.commands import Decommission
 from galactica.scheduler.core.model.fleet import Phase
 from galactica.scheduler.core.model.requests import CondemnUnknown, DrainServer
@@ -120,6 +121,26 @@ def test_a_slot_stays_held_while_a_drained_server_still_runs_a_cell_of_it(group:
     assert world.phases("db") == {}
     world.report("a", gone("db/0.4"))
     assert world.core.fleet.servers["a"].phase is Phase.DECOMMISSIONED
+    assert world.phases("db") == {"db/0.5": Phase.READY}
+
+
+def test_an_exclusive_slot_stays_held_until_a_condemned_unknown_cell_is_gone() -> None:
+    world = restored()
+    world.apply(exclusive(0))
+    world.report("a", running("db/0.4"))
+    world.apply(exclusive(1))
+    world.deaf.add("a")
+    world.ask(CondemnUnknown())
+    world.ask(CondemnUnknown())
+    assert len(world.events(e.UnknownCellCondemned)) == 1
+    world.advance(30)
+    reasons = [hold.reason for hold in world.core.view(world.now).holds]
+    assert reasons == ["server a runs db/0.4, which was condemned and has not ended yet"]
+    assert world.phases("db") == {}
+    world = world.crash()  # the decision is durable
+    world.attach("a", running("db/0.4"))
+    assert [command.cell for command in world.sent if isinstance(command, Decommission)] == ["db/0.4"]
+    world.advance(60)
     assert world.phases("db") == {"db/0.5": Phase.READY}
 
 

@@ -135,6 +135,15 @@ class UnknownCellFound(Event, frozen=True):
     server: str
 
 
+class UnknownCellCondemned(Event, frozen=True):
+    """An operator decided that an unknown cell of an exclusive slot goes. The slot waits until its agent says that it
+    is gone."""
+
+    cell: str
+    server: str
+    reason: str
+
+
 class CellAdopted(Event, frozen=True):
     """An operator, or a scheduler that is grown anew, took such a cell in, as it is. From here on it is a cell like any
     other that was ordered."""
@@ -271,6 +280,7 @@ AnyEvent = (
     | RegrowthEnded
     | UnknownCellFound
     | CellAdopted
+    | UnknownCellCondemned
     | OrphanRemoved
     | ServerEnrolled
     | ServerJoined

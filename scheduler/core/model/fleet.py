@@ -319,6 +319,8 @@ class Fleet(Struct, frozen=True):
     """Pool ("" for servers that joined by themselves) to the newest condemnations for silence in it."""
     unknown: HashTrieMap[str, HashTrieMap[str, str]] = HashTrieMap()
     """Slot ("web/0") to the cells of it that agents run and this journal never ordered, each with its server."""
+    unwanted: HashTrieSet[str] = HashTrieSet()
+    """Those of them that an operator condemned, and that are not gone yet."""
     skipped: HashTrieMap[str, tuple[tuple[int, int], ...]] = HashTrieMap()
     """Slot, or group for the slots that have none of their own, to the ranges of generations that were left out because
     an agent had them: the first of each, and the one after its last. This journal never gave them out."""

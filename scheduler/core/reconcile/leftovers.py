@@ -8,7 +8,7 @@ from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.commands import Decommission, DecommissionServer, Verb
 from galactica.scheduler.core.model.fleet import Fleet, Phase, parse_cell_id
 from galactica.scheduler.core.model.keys import LeakKey, OrphanKey, ServerKey, own_slot, slot_key_of
-from galactica.scheduler.core.model.rules import HoldRule
+from galactica.scheduler.core.model.rules import HoldRule, Rule
 from galactica.scheduler.core.reconcile.draft import Draft, resend, resend_to_provider
 from galactica.scheduler.core.sight.observations import CellState, ProviderState
 from galactica.scheduler.core.unknown import UNKNOWN_KEPT, is_place, is_unknown, slot_of, was_skipped
@@ -23,6 +23,9 @@ def look_orphan(draft: Draft, key: OrphanKey) -> None:
         return
     if report is None or report.state is CellState.GONE:
         _is_gone(draft, key)
+        return
+    if key.cell in draft.fleet.unwanted and is_unknown(draft.fleet, key.server, key.cell):
+        resend(draft, key, Decommission(key.server, key.cell, Rule.OPERATOR))
         return
     is_told = draft.was_told(key.server, key.cell, Verb.DECOMMISSION) is not None
     if not is_told and (cell is not None or _is_strange(draft.fleet, key)):
@@ -77,6 +80,8 @@ def _is_adopted(draft: Draft, key: OrphanKey) -> bool:
     takes the younger one that runs."""
     regrowth = draft.fleet.regrowth
     if regrowth is None or not regrowth.is_planted or not is_unknown(draft.fleet, key.server, key.cell):
+        return False
+    if key.cell in draft.fleet.unwanted:
         return False
     mine = _worth(draft, key.server, key.cell)
     known = draft.fleet.unknown.get(slot_of(key.cell))

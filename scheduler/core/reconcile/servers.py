@@ -20,10 +20,12 @@ from galactica.scheduler.core.model.keys import (
 )
 from galactica.scheduler.core.model.policy import Policy
 from galactica.scheduler.core.model.rules import SILENCE_RULES, HoldRule, Rule
+from galactica.scheduler.core.model.spec import Spec
 from galactica.scheduler.core.model.verdict import Health, Verdict
 from galactica.scheduler.core.reconcile.draft import Draft, resend
 from galactica.scheduler.core.sight.state import Sight
 from galactica.scheduler.core.unknown import unknown_on
+from galactica.scheduler.core.verdicts.fence import ended_at
 from galactica.scheduler.core.verdicts.servers import server_verdict
 from galactica.scheduler.core.verdicts.storm import is_released
 from galactica.scheduler.core.verdicts.vitals import own_ailments
@@ -113,21 +115,25 @@ def show_cut_off(draft: Draft, key: Key, server_id: str, verdict: Verdict) -> No
         draft.hold(key, Rule.CUT_OFF, f"{server_id}: {verdict.reason}", verdict.next_look_at)
 
 
-def held_until_heard(draft: Draft) -> Held | None:
+def held_until_heard(draft: Draft, spec: Spec) -> Held | None:
     """The hold on orders until every server was heard, since an agent may have cells that this journal does not know:
     it may be a backup. After a start it lasts one lease, as for all silence. Where agents showed that the journal is
-    older than its fleet, it lasts longer."""
+    older than its fleet, it lasts longer, and for an exclusive cell until one on an unheard server has ended."""
     lease_seconds = draft.policy.tempo(len(draft.fleet.servers)).lease_seconds
     until = draft.sight.began_at + lease_seconds
     if draft.fleet.overtaken_at is not None:
         until = max(until, draft.fleet.overtaken_at + draft.policy.overtaken_seconds)
-    if draft.now >= until:
+    if draft.now >= until and not spec.exclusive:
         return None
-    missing = [one.id for one in draft.fleet.servers.values() if _is_unheard(draft, one)]
-    if not missing:
+    missing = _never_heard(draft, spec)
+    if spec.exclusive:
+        until = max(
+            (until, *(ended_at(draft.fleet, one, spec, draft.sight, draft.policy) for one in missing))
+        )
+    if not missing or draft.now >= until:
         return None
     more = f", nor on {len(missing) - 1} others" if len(missing) > 1 else ""
-    reason = f"what runs on {missing[0]} is not known yet{more}: this scheduler has just begun to listen"
+    reason = f"what runs on {missing[0].id} is not known yet{more}: this scheduler has just begun to listen"
     return Held(HoldRule.LISTENING, reason, min(until, draft.now + draft.policy.beat_seconds))
 
 
@@ -160,6 +166,20 @@ def _is_held_by_regrowth(draft: Draft, key: Key, server: Server, verdict: Verdic
         return False
     draft.hold(key, held.rule, f"{server.id} is to go ({verdict.reason}): {held.reason}", held.next_look_at)
     return True
+
+
+def _never_heard(draft: Draft, spec: Spec) -> list[Server]:
+    """Servers that are not heard yet. For an exclusive cell also those that were lost unheard since the start."""
+    return [
+        one
+        for one in draft.fleet.servers.values()
+        if _is_unheard(draft, one) or (spec.exclusive and _is_lost_unheard(draft, one))
+    ]
+
+
+def _is_lost_unheard(draft: Draft, server: Server) -> bool:
+    condemned_at = server.condemned_at or 0.0
+    return server.is_lost and condemned_at >= draft.sight.began_at and server.id not in draft.sight.servers
 
 
 def _is_unheard(draft: Draft, server: Server) -> bool:
