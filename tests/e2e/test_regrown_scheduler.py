@@ -20,7 +20,8 @@ def fleet():
 
 
 def is_spread(fleet):
-    """Whether every agent keeps what the fleet wants now."""
+    """Whether every agent keeps what the fleet wants now: what changed in the last second may not be sealed yet."""
+    fleet.hear("earth", 3)
     genome = fleet.status()["genome"]
     return genome is not None and genome["kept"] == genome["wanted"] == len(AGENTS)
 

@@ -222,6 +222,21 @@ def test_a_server_that_comes_late_brings_its_cells() -> None:
     assert harm(world) == []
 
 
+def test_what_a_late_server_shows_is_never_taken_for_decommissioned() -> None:
+    """Its ids are below those that are given out from now on, and the new journal knows nothing of them."""
+    remains = remains_of(fleet_of_two(1))
+    digest = digest_of(spec())
+    remains.running = {
+        "b": {"web/0.57": report_of("web/0.57", digest), "web/3.9": report_of("web/3.9", digest)}
+    }
+    world = planted(remains, "a")
+    remains.attach(world, "b")
+    world.advance(60)
+    assert (harm(world), told(world)) == ([], [])
+    assert world.phases() == {"web/0.57": READY}
+    assert set(world.core.fleet.unknown) == {"web/3"}
+
+
 def test_a_server_that_joined_after_the_newest_genome_is_taken_in_too() -> None:
     before = fleet_of_two()
     remains = remains_of(before)

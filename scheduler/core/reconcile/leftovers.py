@@ -81,6 +81,8 @@ def _is_adopted(draft: Draft, key: OrphanKey) -> bool:
     regrowth = draft.fleet.regrowth
     if regrowth is None or not regrowth.is_planted or not is_unknown(draft.fleet, key.server, key.cell):
         return False
+    if key.cell in draft.fleet.unwanted:
+        return False
     mine = _worth(draft, key.server, key.cell)
     known = draft.fleet.unknown.get(slot_of(key.cell))
     if known and any(_worth(draft, server, cell) > mine for cell, server in known.items()):
