@@ -119,7 +119,9 @@ def test_the_docker_runtime_without_an_engine_is_told_in_the_terminal_and_can_be
     says = f"the Docker engine at {nowhere} does not answer"
     fleet.until(lambda: says in fleet.log("up", 100_000), "the terminal says so")
     fleet.done("apply", str(fleet.service("web", 1, image="hello:1")))
-    assert "no server can take it: 1 server" in fleet.held("web")["no_capacity"]["reason"]
+    # Before that the scheduler waits for a lease to hear the server, which has enrolled.
+    held = fleet.until(lambda: fleet.held("web").get("no_capacity"), "the cell is held")
+    assert "no server can take it: 1 server" in held["reason"]
     assert "Traceback" not in fleet.log("up", 100_000)
     assert ctrl_c(fleet) == 0
     assert fleet.left_running() == []
