@@ -192,9 +192,9 @@ class TestCertificates:
         )
 
         assert code is Code.INVALID_ARGUMENT
-        assert (
-            details
-            == "no such cell or server: 'web'; write a cell as GROUP/SLOT.GENERATION, for example web/2.7"
+        assert details == (
+            "no such cell or server: 'web'; write a cell as GROUP/SLOT.GENERATION, for example web/2.7, "
+            "and a group as service/NAME or pool/NAME"
         )
 
 
