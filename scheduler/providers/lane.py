@@ -39,6 +39,7 @@ from galactica.scheduler.providers.port import (
     ProviderUnavailable,
     UserData,
     WatchingProvider,
+    unreadable,
 )
 
 REF_CHARACTERS = 256
@@ -238,7 +239,7 @@ def believable(answer: object, limit: int) -> tuple[ProviderServer, ...]:
     for server in map(_readable, answer):
         twin = servers.get((server.cell, server.ref))
         if twin is not None and twin != server:
-            server = _unreadable(server.cell, f"{server.cell} ({server.ref}) is in the list twice")  # noqa: PLW2901
+            server = unreadable(server.cell, f"{server.cell} ({server.ref}) is in the list twice")  # noqa: PLW2901
         servers[server.cell, server.ref if twin is None else twin.ref] = server
     return tuple(servers.values())
 
@@ -246,23 +247,19 @@ def believable(answer: object, limit: int) -> tuple[ProviderServer, ...]:
 def _readable(entry: object) -> ProviderServer:
     """The entry. An invalid one is UNREADABLE: the others count, and the list does not read as if it were not there."""
     if not isinstance(entry, ProviderServer):
-        return _unreadable("", f"an entry is not a server: {entry!r}")
+        return unreadable("", f"an entry is not a server: {entry!r}")
     cell = entry.cell if isinstance(entry.cell, str) and parse_cell_id(entry.cell) is not None else ""
     if entry.state is ProviderState.UNREADABLE:
-        return _unreadable(cell, str(entry.reason))
+        return unreadable(cell, str(entry.reason))
     if not cell:
-        return _unreadable("", f"'{entry.cell!s:.100}' is not a cell id")
+        return unreadable("", f"'{entry.cell!s:.100}' is not a cell id")
     if not isinstance(entry.state, ProviderState) or not isinstance(entry.reason, str):
-        return _unreadable(cell, f"state or reason of {cell} is invalid: {entry.state!r:.100}")
+        return unreadable(cell, f"state or reason of {cell} is invalid: {entry.state!r:.100}")
     try:
         _checked_ref(entry.ref)
     except ProviderUnavailable as error:
-        return _unreadable(cell, f"{cell}: {error}")
+        return unreadable(cell, f"{cell}: {error}")
     return entry
-
-
-def _unreadable(cell: str, reason: str) -> ProviderServer:
-    return ProviderServer(cell, "", ProviderState.UNREADABLE, reason[:REASON_CHARACTERS])
 
 
 def _checked_ref(ref: object) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 from msgspec import Struct
 
 from galactica.scheduler.core.model.spec import RuntimeKind, ServerBody
-from galactica.scheduler.core.sight.observations import ProviderServer
+from galactica.scheduler.core.sight.observations import ProviderServer, ProviderState
 
 REASON_CHARACTERS = 500
 """Limit for the reason of a failure. It is shown to people and recorded in the journal."""
@@ -31,6 +31,11 @@ class ProviderRefused(ProviderError):
 
 class ProviderUnavailable(ProviderError):
     """Temporary or unknown: no answer, an invalid answer, a rate limit. Another attempt may succeed."""
+
+
+def unreadable(cell: str, reason: str) -> ProviderServer:
+    """An entry of a list that cannot be read. ``cell`` empty: it names no server."""
+    return ProviderServer(cell, "", ProviderState.UNREADABLE, reason[:REASON_CHARACTERS])
 
 
 class UserData(Struct, frozen=True):

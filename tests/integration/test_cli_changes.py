@@ -66,10 +66,11 @@ def test_apply_says_what_is_held_right_after(scheduler: Scheduler):
     ]
 
 
-def test_what_was_done_stays_done_where_nobody_can_be_told(scheduler: Scheduler):
+def run_on_a_full_disk(scheduler: Scheduler, *words: str) -> subprocess.CompletedProcess[str]:
+    """The command, whose standard output takes nothing."""
     with Path("/dev/full").open("wb") as full:
-        done = subprocess.run(
-            command("condemn", "web/0.1"),
+        return subprocess.run(
+            command(*words),
             env=environment(scheduler.context_file),
             stdout=full,
             stderr=subprocess.PIPE,
@@ -77,21 +78,16 @@ def test_what_was_done_stays_done_where_nobody_can_be_told(scheduler: Scheduler)
             timeout=60,
             check=False,
         )
+
+
+def test_what_was_done_stays_done_where_nobody_can_be_told(scheduler: Scheduler):
+    done = run_on_a_full_disk(scheduler, "condemn", "web/0.1")
     assert done.stderr == "Warning: cannot write the output: No space left on device\n"
     assert done.returncode == 0
 
 
 def test_a_list_that_cannot_be_written_is_a_failure(scheduler: Scheduler):
-    with Path("/dev/full").open("wb") as full:
-        done = subprocess.run(
-            command("cells"),
-            env=environment(scheduler.context_file),
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+    done = run_on_a_full_disk(scheduler, "cells")
     assert done.stderr == "Error: cannot write the output: No space left on device\n"
     assert done.returncode == 1
 

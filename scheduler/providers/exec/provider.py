@@ -33,6 +33,7 @@ from galactica.scheduler.providers.port import (
     ProviderUnavailable,
     Setting,
     UserData,
+    unreadable,
 )
 
 CONTRACT_VERSION = 1
@@ -144,8 +145,7 @@ def _server_of(entry: Any) -> ProviderServer:
     except ValidationError as error:
         cell = entry.get("cell") if isinstance(entry, dict) else ""
         named = cell if isinstance(cell, str) else ""
-        reason = f"{named or 'no cell'}: {'; '.join(mistakes_in(error))}"[:REASON_CHARACTERS]
-        return ProviderServer(named, "", ProviderState.UNREADABLE, reason)
+        return unreadable(named, f"{named or 'no cell'}: {'; '.join(mistakes_in(error))}")
     return ProviderServer(
         server.cell, server.ref, ProviderState(server.state), server.reason[:REASON_CHARACTERS]
     )

@@ -25,11 +25,11 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
 from galactica.scheduler.core.model.spec import RuntimeKind, ServerBody
-from galactica.scheduler.core.sight.observations import ProviderServer, ProviderState
+from galactica.scheduler.core.sight.observations import ProviderServer
 from galactica.scheduler.providers.local import containers, processes
 from galactica.scheduler.providers.local.server import LocalServer, Record, read_all, write
 from galactica.scheduler.providers.options import checked_body, checked_options
-from galactica.scheduler.providers.port import REASON_CHARACTERS, ProviderUnavailable, Setting, UserData
+from galactica.scheduler.providers.port import ProviderUnavailable, Setting, UserData, unreadable
 
 TOKEN_VARIABLE = "GALACTICA_TOKEN"  # noqa: S105 - a name, no token
 KILL_SECONDS = 5.0
@@ -105,10 +105,7 @@ class LocalProvider:
                 self._ended(server)
             if server.has_ended.is_set():
                 await self._clear(server)
-        unread = (
-            ProviderServer(cell, "", ProviderState.UNREADABLE, f"{cell}: {reason}"[:REASON_CHARACTERS])
-            for cell, reason in self._unread.items()
-        )
+        unread = (unreadable(cell, f"{cell}: {reason}") for cell, reason in self._unread.items())
         return (*(server.seen for server in self._servers.values()), *unread)
 
     async def watch(self) -> AsyncIterator[ProviderServer]:
