@@ -18,6 +18,7 @@ from galactica.agent.daemon import Daemon
 from galactica.agent.fencing.keeping import FenceFile, FenceKeeper
 from galactica.agent.health.vitals import VitalsTaker, capacity
 from galactica.agent.link import wire
+from galactica.agent.link.genome import GenomeKeeper
 from galactica.agent.link.identity import Identity, IdentityError
 from galactica.agent.link.renewal import RenewalRefusedError
 from galactica.agent.link.session import Link, RefusedError
@@ -53,6 +54,7 @@ from galactica.agent.start import (
     start_watchdog,
     store_obeyed,
     stored_obeyed,
+    watch_place,
     watch_socket,
 )
 from galactica.agent.starved import Lacks
@@ -117,7 +119,7 @@ async def _serve(settings: Settings, identity: Identity) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    listening = watch_socket(settings)
+    listening = await asyncio.to_thread(watch_socket, settings)
     runtimes = await available_runtimes(settings, identity)
     lacks = Lacks()
     facts = wire.ServerFacts(
@@ -125,7 +127,6 @@ async def _serve(settings: Settings, identity: Identity) -> None:
         capacity=capacity(settings.data),
         runtimes=tuple(cell_pb2.RuntimeKind.ValueType(kind) for kind in runtimes),
         agent_version=__version__,
-        watch_address=joined_address(*listening.getsockname()[:2]) if listening else "",
         instance=instance(),
         machine=machine(settings.data),
     )
@@ -142,11 +143,16 @@ async def _serve(settings: Settings, identity: Identity) -> None:
             settings.data, tuple(runtimes.values()), lambda: link.clock_offset_ms, lacks=lacks
         ),
         facts=facts,
+        genome=GenomeKeeper(settings.data, identity.fleet_id),
         obeyed=stored_obeyed(settings.data),
         remember_obeyed=lambda epoch, start: store_obeyed(settings.data, epoch, start),
         fence=FenceKeeper(FenceFile(settings.data), start_watchdog(settings, identity, facts.runtimes)),
         will=last_will(settings, identity),
-        watch_to=lambda deliver: NeighbourWatch(listening, deliver, lacks) if listening else None,
+        watch_to=lambda deliver: (
+            NeighbourWatch(listening, deliver, lacks) if settings.watch != WATCH_OFF else None
+        ),
+        watch_at=lambda: watch_place(settings),
+        maintenance_seconds=settings.maintenance_seconds,
     )
     log.info(
         "started version=%s server=%s fleet=%s scheduler=%s runtimes=%s watch=%s pid=%d",
@@ -155,7 +161,7 @@ async def _serve(settings: Settings, identity: Identity) -> None:
         identity.fleet,
         settings.scheduler,
         ",".join(cell_pb2.RuntimeKind.Name(kind) for kind in facts.runtimes),
-        facts.watch_address or WATCH_OFF,
+        joined_address(*listening.getsockname()[:2]) if listening else WATCH_OFF,
         os.getpid(),
     )
     try:

@@ -18,6 +18,7 @@ from galactica.agent.carrier import Carrier
 from galactica.agent.core.events import (
     ClosingDown,
     Compared,
+    Connected,
     Disconnected,
     Event,
     ProbeFinished,
@@ -48,6 +49,8 @@ from galactica.agent.health.probes import Prober
 from galactica.agent.link import wire
 from galactica.agent.link.logs import LogStreams
 from galactica.agent.link.shell import Shells
+from galactica.agent.neighbours.moving import Mover
+from galactica.agent.shutdown import machine_goes_down
 from galactica.agent.steady import steadily
 
 if TYPE_CHECKING:
@@ -56,10 +59,12 @@ if TYPE_CHECKING:
     from galactica.agent.core.model import Cell
     from galactica.agent.fencing.keeping import FenceKeeper
     from galactica.agent.health.vitals import VitalsTaker
+    from galactica.agent.link.genome import GenomeKeeper
     from galactica.agent.link.session import Link
     from galactica.agent.link.will import Will
     from galactica.agent.neighbours.watch import NeighbourWatch
     from galactica.agent.runtimes.port import Begun, Runtime
+    from galactica.v1 import link_pb2
 
 QUEUE_LIMIT = 10_000
 VITALS_SECONDS = 5.0
@@ -75,7 +80,8 @@ class Daemon:
     """``link_to`` and ``watch_to`` create the link and the neighbours' watch (None: no watch); each gets the function
     that takes its events. ``obeyed``: the highest epoch that was obeyed, and which start
     of a scheduler had it. ``remember_obeyed`` may block. ``will``: the agent's last will on the message bus, if it
-    uses one."""
+    uses one. ``watch_at``: where neighbours can reach this agent now (``neighbours.moving``).
+    ``maintenance_seconds``: the lease to ask for when the daemon ends without its cells; 0: none."""
 
     def __init__(
         self,
@@ -87,21 +93,30 @@ class Daemon:
         obeyed: tuple[int, str],
         remember_obeyed: Callable[[int, str], None],
         fence: FenceKeeper,
+        genome: GenomeKeeper | None = None,
         compare_every_seconds: float = drift.EVERY_SECONDS,
         will: Will | None = None,
         watch_to: Callable[[Callable[[Event], Awaitable[None]]], NeighbourWatch | None] = lambda _: None,
+        watch_at: Callable[[], tuple[str, int]] | None = None,
+        maintenance_seconds: float = 0.0,
     ) -> None:
         self._runtimes = runtimes
         self._facts = facts
         self._remember_obeyed = remember_obeyed
         self._will = will
         self._fence = fence
+        self._maintenance_seconds = maintenance_seconds
+        self._genome = genome
         epoch, start = obeyed
         self._state = State(epoch=epoch, start=start, fence_at=fence.known())
         self._queue: asyncio.Queue[Event] = asyncio.Queue(QUEUE_LIMIT)
         self._link = link_to(self.deliver)
         self._vitals = vitals_of(self._link)
         self._neighbours = watch_to(self.deliver)
+        self._mover = None
+        if self._neighbours and watch_at:
+            self._mover = Mover(self._neighbours, watch_at, self._tell_place, self._reconnect)
+        self._told_place = wire.NOWHERE
         self._prober = Prober(self._execute, self._probed, self._vitals.lacks)
         self._drift = drift.DriftWatch(
             lambda: self._state.cells, self._compare, self._compared, compare_every_seconds
@@ -131,6 +146,7 @@ class Daemon:
             self._logs = LogStreams(self._runtimes, self._link, tasks)
             self._shells = Shells(self._runtimes, self._link, tasks, lambda: self._state.cells)
             self._link.on_shell = self._shells.take
+            self._link.on_genome = self._take_genome
             owned = [tasks.create_task(self._consume()), self._begin("probes", self._prober.run)]
             owned.append(self._begin("drift", self._drift.run))
             owned.append(self._begin("fence", self._fence.run))
@@ -141,12 +157,16 @@ class Daemon:
             owned.append(self._begin("vitals", self._take_vitals))
             if self._neighbours:
                 owned.append(tasks.create_task(self._neighbours.run()))
+            if self._mover:
+                owned.append(self._begin("address", self._mover.run))
             owned.append(tasks.create_task(self._attach(recovered)))
             if self._will is not None:
                 owned.append(self._begin("will", self._will.run))
             await stop.wait()
             if stops_cells:
                 await self._stop_cells()
+            elif self._maintenance_seconds:
+                await self._ask_for_maintenance()
             await self._link.leave()
             # Work that is still under way in a runtime is found at the agent's next start.
             for task in (*owned, *self._workers):
@@ -155,6 +175,12 @@ class Daemon:
             self._shells.close_all()
             if self._timer:
                 self._timer.cancel()
+
+    async def _ask_for_maintenance(self) -> None:
+        if await machine_goes_down():
+            log.warning("no maintenance lease reason='this machine goes down, and its cells with it'")
+        else:
+            await self._link.ask_for_maintenance(self._maintenance_seconds)
 
     def _begin(self, name: str, part: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
         """Of the other parts, without which there is no agent, an unexpected error ends the daemon."""
@@ -181,9 +207,13 @@ class Daemon:
             self._shells.close_all_of(event.link)
         if isinstance(event, Welcomed) and self._will is not None:
             self._will.attached(event.session)
+        if isinstance(event, Connected) and self._mover is not None:
+            self._mover.stir()  # the stream before may have ended because the address changed
         self._state, instructions = step(self._state, event)
         for instruction in instructions:
             self._carry_out(instruction)
+        if isinstance(event, Welcomed):
+            self._tell_place()
         session = self._state.session
         if not self._state.cells and not (session and session.unsent):
             self._all_gone.set()
@@ -218,7 +248,10 @@ class Daemon:
                 self._prober.stop(instruction.cell_id)
             case SendHello():
                 watching = self._neighbours.watching if self._neighbours else ()
-                self._link.send(instruction.link, wire.hello(instruction, self._facts, watching))
+                self._told_place = self._place()
+                mark = self._genome.mark if self._genome else None
+                hello = wire.hello(instruction, self._facts, watching, self._told_place, mark)
+                self._link.send(instruction.link, hello)
             case SendReport():
                 self._link.send(instruction.link, wire.report(instruction, time.time()))
             case WatchNeighbours():
@@ -239,6 +272,24 @@ class Daemon:
             case RememberFence():
                 self._fence.remember(instruction.fence_at)
 
+    def _take_genome(self, link: int, response: link_pb2.AttachResponse) -> None:
+        """It decides nothing about cells, so it bypasses the state."""
+        if self._genome is not None:
+            self._work(self._answer_genome(self._genome, link, response))
+
+    async def _answer_genome(
+        self, genome: GenomeKeeper, link: int, response: link_pb2.AttachResponse
+    ) -> None:
+        """Whatever goes wrong with it ends nothing: the scheduler gives it to others too."""
+        try:
+            answer = await genome.take(response)
+        except Exception as error:
+            if not self._vitals.lacks.note_if(error, "keep the fleet's genome"):
+                log.exception("genome not kept")
+            return
+        if answer is not None:
+            self._link.send(link, answer)
+
     async def _store_obeyed(self, epoch: int, start: str) -> None:
         """An error is only logged: this process knows the epoch, and the next Welcome stores it for the next one."""
         try:
@@ -250,6 +301,23 @@ class Daemon:
     def _watch_neighbours(self, instruction: WatchNeighbours) -> None:
         if self._neighbours is not None:
             self._neighbours.watch(instruction.neighbours, instruction.accepted_keys)
+
+    def _place(self) -> wire.Place:
+        address = self._neighbours.address if self._neighbours else ""
+        return wire.Place(address, self._mover.trouble if self._mover else "")
+
+    def _tell_place(self) -> None:
+        """Tell the scheduler where neighbours reach this agent, if that has changed."""
+        session, place = self._state.session, self._place()
+        if session is not None and place != self._told_place:
+            self._told_place = place
+            self._link.send(session.link, wire.moved(place))
+
+    def _reconnect(self) -> None:
+        if self._state.session is not None:
+            self._link.close(
+                self._state.session.link, "this machine lost the address from which it was connected"
+            )
 
     def _serve_logs(self, instruction: FetchLogs | RefuseLogs | StopLogs) -> None:
         match instruction:

@@ -22,6 +22,8 @@ TOKEN_VARIABLE = "GALACTICA_TOKEN"  # noqa: S105 - a name, no token
 DEFAULT_DATA = Path("/var/lib/galactica-agent")
 LABELS_LIMIT = 64
 WATCH_OFF = "off"
+MAINTENANCE_SECONDS = 300.0
+MAINTENANCE_LIMIT_SECONDS = 86_400.0
 
 
 class StartError(Exception):
@@ -53,6 +55,8 @@ class Settings:
     bus: str = ""
     bus_ca: str = ""
     bus_password_file: str = ""
+    maintenance_seconds: float = MAINTENANCE_SECONDS
+    """How long the agent may be away after a signal ended it; 0: it asks for no lease."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -121,6 +125,14 @@ def parser() -> argparse.ArgumentParser:
     add("--label", action="append", default=[], metavar="KEY=VALUE", help="label of this server; repeatable")
     add("--stop-cells", action="store_true", help="when a signal ends the agent, end its cells too")
     add(
+        "--maintenance",
+        type=_maintenance_seconds,
+        default=MAINTENANCE_SECONDS,
+        metavar="SECONDS",
+        help="when a signal ends the agent and its cells live on, ask the scheduler to leave them in traffic for so "
+        "long (default: 300; the scheduler's limit is an hour); 0: ask for nothing",
+    )
+    add(
         "--log-level",
         default="info",
         choices=("debug", "info", "warning", "error"),
@@ -151,15 +163,32 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         bus=arguments.bus,
         bus_ca=arguments.bus_ca,
         bus_password_file=arguments.bus_password_file,
+        maintenance_seconds=arguments.maintenance,
     )
 
 
 def host_and_port(address: str) -> tuple[str, int]:
-    """Raises StartError (wrong usage)."""
+    """The host without the brackets of an IPv6 address. Raises StartError (wrong usage)."""
     host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
-        raise StartError(f"invalid address '{address}': use HOST:PORT", EXIT_USAGE)
-    return host, int(port)
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    is_ambiguous = ":" in host and bare == host
+    if not bare or is_ambiguous or not port.isdecimal() or not 0 < int(port) < 65_536:
+        raise StartError(
+            f"invalid address '{address}': use HOST:PORT, or [ADDRESS]:PORT for IPv6", EXIT_USAGE
+        )
+    return bare, int(port)
+
+
+def _maintenance_seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0.0 <= seconds <= MAINTENANCE_LIMIT_SECONDS:
+        raise argparse.ArgumentTypeError(
+            f"invalid value '{text}': use seconds, from 0 to {MAINTENANCE_LIMIT_SECONDS:g}"
+        )
+    return seconds
 
 
 def _labels(pairs: Sequence[str]) -> dict[str, str]:

@@ -12,13 +12,17 @@ import secrets
 import socket
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from galactica.agent.link.identity import Identity
+from galactica.agent.link.pauses import Pauses
+from galactica.agent.neighbours.moving import is_own
 from galactica.agent.neighbours.watch import (
     address_towards,
+    joined_address,
     listen,
     split_address,
 )
@@ -36,7 +40,7 @@ from galactica.agent.settings import (
 from galactica.v1 import cell_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from galactica.agent.link.will import Will
     from galactica.agent.runtimes.port import Runtime
@@ -92,6 +96,7 @@ def enrolled_identity(settings: Settings, before: Identity | None) -> Identity:
     if not all(map(find_spec, ("cryptography", "OpenSSL"))):
         raise StartError("enrolment needs its libraries: pip install 'galactica[enrol]'")
     directory, enrolment = identity_directory(settings.data), enrolment_address(settings, before)
+    until_resolved(enrolment)
     server_id = before.server_id if before else settings.server_id or socket.gethostname()
     command = [sys.executable, "-m", "galactica.agent.link.enrol", "--scheduler-enrol", enrolment]
     command += ["--scheduler", settings.scheduler, "--directory", str(directory), "--server-id", server_id]
@@ -115,6 +120,22 @@ def enrolled_identity(settings: Settings, before: Identity | None) -> Identity:
     return identity
 
 
+def until_resolved(address: str, pause: Callable[[float], None] = time.sleep) -> None:
+    """Return when the name of that host can be resolved: where a machine starts, its DNS may come later."""
+    host, port = host_and_port(address)
+    pauses = Pauses()
+    while True:
+        try:
+            socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (socket.gaierror, UnicodeError) as error:
+            seconds = pauses.next_seconds()
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            log.warning("no address of %s yet reason=%r next_in_seconds=%.2f", host, reason, seconds)
+            pause(seconds)
+        else:
+            return
+
+
 def enrolment_address(settings: Settings, identity: Identity | None) -> str:
     """The scheduler's enrolment port: as given with --enrol; else the one that enrolled this host, if the scheduler's
     address is still the same; else the port after the scheduler's."""
@@ -123,7 +144,7 @@ def enrolment_address(settings: Settings, identity: Identity | None) -> str:
     if identity and identity.enrolment and identity.scheduler == settings.scheduler:
         return identity.enrolment
     host, port = host_and_port(settings.scheduler)
-    return f"{host}:{port + 1}"
+    return joined_address(host, port + 1)
 
 
 async def available_runtimes(settings: Settings, identity: Identity) -> dict[int, Runtime]:
@@ -207,18 +228,23 @@ def watch_socket(settings: Settings) -> socket.socket | None:
                 "server and a free UDP port with --watch, or switch it off with --watch off"
             ) from error
     try:
-        return listen(_own_address(settings), 0)
-    except OSError as error:
+        return listen(*watch_place(settings))
+    except OSError as error:  # the agent looks again
         log.warning("cannot listen for neighbours reason=%r hint='--watch ADDRESS:PORT'", str(error))
         return None
 
 
+def watch_place(settings: Settings) -> tuple[str, int]:
+    """Address and port on which neighbours reach this agent now; port 0: any. Raises OSError. May block."""
+    return watch_address_of(settings.watch) if settings.watch else (_own_address(settings), 0)
+
+
 def _own_address(settings: Settings) -> str:
-    """The address on which cells are published, unless it is a loopback or wildcard address; else this server's
-    address on the way to the scheduler."""
+    """The address on which cells are published, unless it is a loopback or wildcard address, or this machine does not
+    have it (any more). Else this server's address on the way to the scheduler. Raises OSError."""
     with contextlib.suppress(ValueError):
         address = ipaddress.ip_address(settings.host)
-        if not address.is_loopback and not address.is_unspecified:
+        if not address.is_loopback and not address.is_unspecified and is_own(str(address)):
             return str(address)
     return address_towards(*host_and_port(settings.scheduler))
 

@@ -89,8 +89,9 @@ def stop_of(order: link_pb2.Order) -> tuple[str, float]:
 
 def _emit_stop(draft: Draft, cell: Cell) -> None:
     signal, grace_seconds = stop_of(cell.order)
-    if cell.is_fenced:
-        # The grace counts from the end of the lease, so that time in which the host slept counts too.
+    if cell.is_exclusive:
+        # Whoever ends it: the scheduler counts the grace from the end of the lease at the latest, so that time in which
+        # the host slept counts too.
         grace_seconds = max(0.0, min(grace_seconds, draft.state.fence_at + grace_seconds - draft.now))
         signal = signal if grace_seconds else "SIGKILL"
     draft.emit(StopCell(cell.id, cell.kind, signal, grace_seconds))

@@ -118,11 +118,13 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True)
 class Testimony:
-    """How a neighbour reacts to this agent's pings, and since when (seconds of ``clock``)."""
+    """How a neighbour reacts to this agent's pings, and since when (seconds of ``clock``). ``after_refusal``: it is
+    silent, and before that its kernel refused pings."""
 
     server_id: str
     answer: Answer
     since: float
+    after_refusal: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,7 @@ class TestimonyReport:
     server_id: str
     answer: Answer
     for_seconds: float
+    after_refusal: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,8 +85,8 @@ def flush(
         complete=session.owes_everything,
         wants_echo=now - session.heard_at >= session.lease_seconds * echo_share,
         testimonies=tuple(
-            TestimonyReport(testimony.server_id, testimony.answer, now - testimony.since)
-            for testimony in (testimonies if session.owes_everything else session.untold).values()
+            TestimonyReport(said.server_id, said.answer, now - said.since, said.after_refusal)
+            for said in (testimonies if session.owes_everything else session.untold).values()
         ),
         leaving=is_leaving,
         beat_at=now,

@@ -1,7 +1,7 @@
 """When to compare cells with their specs: regularly, and soon after somebody may have changed one.
 
 One comparison at a time, spread over the period. Comparisons take at most a tenth of the time: a slow engine is asked
-less often. Only containers are compared: a process may itself change everything that could be compared.
+less often.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 from galactica.agent.core.model import CellState
 from galactica.agent.runtimes.port import RuntimeFailure
 from galactica.agent.starved import lack_of
-from galactica.v1 import cell_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -70,11 +69,7 @@ class DriftWatch:
                 await self._look(running[cell_id], len(running))
 
     def _running(self) -> dict[str, Cell]:
-        return {
-            cell.id: cell
-            for cell in self.cells().values()
-            if cell.state is CellState.RUNNING and cell.kind == cell_pb2.RUNTIME_KIND_DOCKER
-        }
+        return {cell.id: cell for cell in self.cells().values() if cell.state is CellState.RUNNING}
 
     def _take_in(self, running: Mapping[str, Cell]) -> None:
         for cell_id in self._due.keys() - running.keys():

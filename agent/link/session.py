@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 WELCOME_SECONDS = 10.0
 """How long a scheduler may take to answer a Hello."""
 GOODBYE_SECONDS = 1.0
+FAREWELL_SECONDS = 5.0
+"""How long a scheduler may take to make a maintenance lease durable."""
 OUTGOING_LIMIT = 256
 LOG_CHUNKS_LIMIT = 4
 RENEW_AGAIN_SECONDS = 15.0
@@ -82,6 +84,8 @@ class _Attachment:
     welcomed: asyncio.Event = field(default_factory=asyncio.Event)
     serves_since: float | None = None
     """When it was welcomed, or the stream whose place it took."""
+    farewell: asyncio.Future[link_pb2.Farewell] | None = None
+    """The answer to our goodbye; None: we did not say it."""
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     reason: str = ""
     is_leaving: bool = False
@@ -109,6 +113,8 @@ class Link:
     deliver: Callable[[Event], Awaitable[None]]
     on_shell: Callable[[int, link_pb2.ShellInput], None] | None = None
     """Takes a shell's input and the number of its link; the input bypasses the state. Never waits."""
+    on_genome: Callable[[int, link_pb2.AttachResponse], None] | None = None
+    """The same for messages about the fleet's genome."""
     clock_offset_ms: float | None = None
     """Our wall clock minus the scheduler's, measured by the newest echo."""
     _attachments: dict[int, _Attachment] = field(default_factory=dict)
@@ -180,6 +186,26 @@ class Link:
         else:
             log.info("expired certificate renewed scheduler=%s", self.enrolment)
 
+    async def ask_for_maintenance(self, seconds: float) -> None:
+        """Tell the scheduler that the agent ends and its cells live on; wait for its answer. Call ``leave`` after."""
+        welcomed = [one for one in self._attachments.values() if one.welcomed.is_set()]
+        if not welcomed:
+            log.warning("no maintenance lease reason='not attached to the scheduler'")
+            return
+        attachment = welcomed[-1]
+        attachment.farewell = asyncio.get_running_loop().create_future()
+        goodbye = link_pb2.Goodbye(maintenance_ms=round(1_000 * seconds))
+        self.send(attachment.number, link_pb2.AttachRequest(goodbye=goodbye))
+        await asyncio.wait({attachment.farewell}, timeout=FAREWELL_SECONDS)
+        if not attachment.farewell.done() or attachment.farewell.cancelled():
+            log.warning("no maintenance lease reason='the scheduler did not answer'")
+            return
+        farewell = attachment.farewell.result()
+        if farewell.maintenance_ms:
+            log.info("in maintenance seconds=%g", farewell.maintenance_ms / 1_000)
+        else:
+            log.warning("no maintenance lease reason=%r", farewell.refusal)
+
     async def leave(self) -> None:
         """Send the queued messages, then close every stream properly. Cancel ``run`` after this."""
         leaving = [attachment for attachment in self._attachments.values() if attachment.task]
@@ -241,6 +267,8 @@ class Link:
             return await self._converse(attachment, attachment.stub.Attach())
         finally:
             del self._attachments[attachment.number]
+            if attachment.farewell is not None:
+                attachment.farewell.cancel()
             await self.deliver(Disconnected(attachment.number, clock.now()))
             await channel.close()
 
@@ -281,8 +309,11 @@ class Link:
                 event = wire.event(response, attachment.number, clock.now())
                 if response.HasField("shell_input") and self.on_shell:
                     self.on_shell(attachment.number, response.shell_input)
+                if self.on_genome and (response.HasField("genome") or response.HasField("genome_wanted")):
+                    self.on_genome(attachment.number, response)
                 if response.HasField("echo"):
                     self._measure_clocks(response.echo)
+                _take_farewell(attachment, response)
                 if event is not None:
                     await self.deliver(event)
                 if isinstance(event, Welcomed):
@@ -296,6 +327,12 @@ class Link:
         """The scheduler read its clock about half way through the round trip."""
         half_way = (echo.sent_at + time.time()) / 2
         self.clock_offset_ms = (half_way - echo.received_at) * 1_000
+
+
+def _take_farewell(attachment: _Attachment, response: link_pb2.AttachResponse) -> None:
+    awaited = attachment.farewell
+    if response.HasField("farewell") and awaited is not None and not awaited.done():
+        awaited.set_result(response.farewell)
 
 
 def _ending(address: str, code: grpc.StatusCode, details: str | None) -> Ending:

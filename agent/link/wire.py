@@ -42,18 +42,36 @@ class ServerFacts:
     capacity: cell_pb2.Capacity
     runtimes: tuple[cell_pb2.RuntimeKind.ValueType, ...]
     agent_version: str
-    watch_address: str = ""
-    """Where neighbours reach this agent; empty: it takes no part in the watch."""
     instance: str = ""
     """Names this run of the agent on this machine (``start.instance``)."""
     machine: str = ""
     """Names the machine (``start.machine``)."""
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where neighbours reach this agent; empty: nowhere. ``trouble``: why, if it wants to take part in the watch."""
+
+    address: str = ""
+    trouble: str = ""
+
+
+NOWHERE = Place()
+
+
+def moved(place: Place) -> link_pb2.AttachRequest:
+    message = link_pb2.Moved(watch_address=place.address, watch_trouble=place.trouble)
+    return link_pb2.AttachRequest(moved=message)
+
+
 def hello(
-    instruction: SendHello, facts: ServerFacts, watching: Sequence[Neighbour] = ()
+    instruction: SendHello,
+    facts: ServerFacts,
+    watching: Sequence[Neighbour] = (),
+    place: Place = NOWHERE,
+    genome: link_pb2.GenomeMark | None = None,
 ) -> link_pb2.AttachRequest:
-    """``watching``: the servers that this agent watches now."""
+    """``watching``: the servers that this agent watches now. ``genome``: which one it keeps; None: it never does."""
     return link_pb2.AttachRequest(
         hello=link_pb2.Hello(
             wire_version=WIRE_VERSION,
@@ -65,8 +83,10 @@ def hello(
             epoch=instruction.epoch,
             start=instruction.start,
             position=instruction.position,
-            watch_address=facts.watch_address,
+            watch_address=place.address,
+            watch_trouble=place.trouble,
             instance=facts.instance,
+            genome=genome,
             machine=facts.machine,
             beat_at=instruction.beat_at,
             watching=[
@@ -186,6 +206,7 @@ def _testimony(testimony: TestimonyReport) -> link_pb2.Testimony:
         server_id=testimony.server_id,
         answer=link_pb2.Answer.ValueType(testimony.answer),
         for_ms=min(LONGEST_MS, max(0, round(testimony.for_seconds * 1_000))),
+        after_refusal=testimony.after_refusal,
     )
 
 

@@ -191,9 +191,13 @@ def _settled(peer: Watched, answer: Answer, now: float) -> Watched:
 
 
 def _testimony(peer: Watched, answer: Answer, since: float) -> Testimony:
-    if peer.testimony is not None and peer.testimony.answer is answer:
+    """``after_refusal`` tells a host whose refusals reach us from one behind a firewall that drops them: only the
+    silence of the first says something about a host without an agent."""
+    before = peer.testimony.answer if peer.testimony is not None else None
+    if peer.testimony is not None and before is answer:
         return peer.testimony
-    return Testimony(peer.neighbour.server_id, answer, since)
+    after_refusal = answer is Answer.SILENT and before is Answer.REFUSED
+    return Testimony(peer.neighbour.server_id, answer, since, after_refusal)
 
 
 def _elapsed(state: WatchState, now: float) -> tuple[WatchState, list[Ping]]:

@@ -155,7 +155,7 @@ class _Peer:
 
 
 class NeighbourWatch:
-    """Owns ``listening`` and a socket for each neighbour; cancelling ``run`` closes them.
+    """Owns ``listening`` (None: no address yet) and a socket for each neighbour; cancelling ``run`` closes them.
 
     ``deliver`` gets ``Testified`` after each change. ``lacks`` takes what the agent itself lacked for a ping. The watch
     goes on without a session.
@@ -163,7 +163,7 @@ class NeighbourWatch:
 
     def __init__(
         self,
-        listening: socket.socket,
+        listening: socket.socket | None,
         deliver: Callable[[Testified], Awaitable[None]],
         lacks: Lacks | None = None,
     ) -> None:
@@ -175,6 +175,7 @@ class NeighbourWatch:
         self._accepted: dict[bytes, bytes] = {}
         self._answered: dict[bytes, int] = {}
         self._reads = 0
+        self._is_running = False
         self._timers: dict[Callable[[], None], asyncio.TimerHandle] = {}
         self._look_at = math.inf
         self._window_ends_at = 0.0
@@ -182,7 +183,9 @@ class NeighbourWatch:
 
     @property
     def address(self) -> str:
-        """Where neighbours reach this agent."""
+        """Where neighbours reach this agent; empty: nowhere."""
+        if self._listening is None:
+            return ""
         return joined_address(*self._listening.getsockname()[:2])
 
     @property
@@ -192,8 +195,8 @@ class NeighbourWatch:
 
     async def run(self) -> None:
         """Answer, ping and testify until cancelled."""
-        loop = asyncio.get_running_loop()
-        loop.add_reader(self._listening, self._read_pings)
+        self._is_running = True
+        self._resume_reading()
         try:
             while True:
                 await self._changed.wait()
@@ -204,8 +207,23 @@ class NeighbourWatch:
                 timer.cancel()
             for server_id in tuple(self._peers):
                 self._close(server_id)
-            loop.remove_reader(self._listening)
+            self._is_running = False
+            self._stop_listening()
+
+    def move(self, listening: socket.socket | None) -> None:
+        """From now on neighbours reach this agent there; None: nowhere. The sockets to neighbours are made anew, since
+        they are bound to the address from before."""
+        for server_id in tuple(self._peers):
+            self._close(server_id)
+        self._stop_listening()
+        self._listening = listening
+        self._resume_reading()
+
+    def _stop_listening(self) -> None:
+        if self._listening is not None:
+            asyncio.get_running_loop().remove_reader(self._listening)
             self._listening.close()
+            self._listening = None
 
     def watch(self, neighbours: Sequence[Neighbour], accepted_keys: Sequence[bytes]) -> None:
         """Take the neighbours to watch and the keys to answer from now on."""
@@ -227,6 +245,9 @@ class NeighbourWatch:
     # Answering the pings of others.
 
     def _read_pings(self) -> None:
+        listening = self._listening
+        if listening is None:
+            return
         self._collect()
         self._arm()
         now = clock.now()
@@ -235,16 +256,16 @@ class NeighbourWatch:
             self._answered.clear()
         for _ in range(READS_AT_ONCE):
             try:
-                data, sender = self._listening.recvfrom(READ_BYTES)
+                data, sender = listening.recvfrom(READ_BYTES)
             except OSError:  # nothing more to read, or the error of an earlier answer
                 return
             self._reads += 1
-            self._answer(data, sender)
+            self._answer(listening, data, sender)
             if self._reads >= READS_A_WINDOW:
                 self._pause_reading()
                 return
 
-    def _answer(self, data: bytes, sender: tuple[object, ...]) -> None:
+    def _answer(self, listening: socket.socket, data: bytes, sender: tuple[object, ...]) -> None:
         ping = opened(data, PING, self._accepted)
         if ping is None:
             return
@@ -254,14 +275,16 @@ class NeighbourWatch:
             return
         self._answered[key] = answered + 1
         with contextlib.suppress(OSError):  # full buffer or no route: as if the answer were lost
-            self._listening.sendto(packet(ANSWER, key, sequence), sender)
+            listening.sendto(packet(ANSWER, key, sequence), sender)
 
     def _pause_reading(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._listening)
+        if self._listening is not None:
+            asyncio.get_running_loop().remove_reader(self._listening)
         self._call_at(self._window_ends_at, self._resume_reading)
 
     def _resume_reading(self) -> None:
-        asyncio.get_running_loop().add_reader(self._listening, self._read_pings)
+        if self._listening is not None and self._is_running:
+            asyncio.get_running_loop().add_reader(self._listening, self._read_pings)
 
     # Pinging neighbours.
 

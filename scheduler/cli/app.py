@@ -24,6 +24,7 @@ def build() -> typer.Typer:
         ("condemn", changing.condemn),
         ("adopt", changing.adopt),
         ("drain", changing.drain),
+        ("regrow", servers.regrow),
         ("status", reading.status),
         ("top", reading.top),
         ("cells", reading.cells),

@@ -86,6 +86,12 @@ def without_storms(status: operator_pb2.GetStatusResponse) -> list[operator_pb2.
     return [hold for hold in status.held if hold.rule != "storm" or hold.group not in storms]
 
 
+def genome_text(genome: operator_pb2.GenomeStatus) -> str:
+    """Who could grow a scheduler anew."""
+    mark = f"epoch {genome.epoch}, position {genome.position}"
+    return f"Genome ({mark}) kept by {genome.kept} of {counted(genome.wanted, 'agent')}"
+
+
 def silent(storm: operator_pb2.Storm) -> str:
     """``2 of 3 servers silent``."""
     return f"{storm.silent} of {storm.of} servers silent"

@@ -50,7 +50,7 @@ def _show_status(answer: operator_pb2.GetStatusResponse, output: Format) -> None
     if answer.groups:
         write("\n")
         table(people.GROUP_COLUMNS, (people.group_row(group) for group in answer.groups))
-    else:
+    elif not any(hold.rule == "regrowing" for hold in answer.held):
         line("Create a service or a pool: galactica apply FILE")
     for storm in answer.storms:
         write("\n")
@@ -66,6 +66,9 @@ def _show_status(answer: operator_pb2.GetStatusResponse, output: Format) -> None
         line(Styled("Notes", "bold"))
         for note in answer.notes:
             line(f"  {note}")
+    if answer.HasField("genome"):
+        write("\n")
+        line(Styled(people.genome_text(answer.genome), people.DIM))
 
 
 def cells(

@@ -10,7 +10,8 @@ import typer
 from galactica.scheduler.cli import people, server_texts
 from galactica.scheduler.cli.arguments import Output, Scheduler
 from galactica.scheduler.cli.client import LONG_ANSWER_SECONDS, connect
-from galactica.scheduler.cli.output import Format, Styled, line, print_json, table, write
+from galactica.scheduler.cli.output import Format, Styled, line, print_json, table, tell, write
+from galactica.scheduler.settings.errors import CommandFailed, ExitCode
 from galactica.scheduler.views import shapes
 from galactica.v1 import operator_pb2
 
@@ -81,6 +82,40 @@ def storms(context: typer.Context, scheduler: Scheduler = None, output: Output =
                 line(*parts)
     else:
         line("No storms.")
+
+
+def regrow(
+    take: Annotated[
+        bool,
+        typer.Option("--take", help="Take the newest genome that was heard, and wait for no other agent."),
+    ] = False,
+    without_genome: Annotated[
+        bool, typer.Option("--without-genome", help="There is no genome: go on without one.")
+    ] = False,
+    settle: Annotated[
+        bool,
+        typer.Option("--settle", help="Judge and order again: what was not heard by now counts as silent."),
+    ] = False,
+    scheduler: Scheduler = None,
+) -> None:
+    """Say how a scheduler that is being grown anew (scheduler --regrow) goes on, if it is not to wait by itself."""
+    steps = {
+        operator_pb2.REGROW_STEP_TAKE: take,
+        operator_pb2.REGROW_STEP_WITHOUT_GENOME: without_genome,
+        operator_pb2.REGROW_STEP_SETTLE: settle,
+    }
+    chosen = [step for step, is_chosen in steps.items() if is_chosen]
+    if len(chosen) != 1:
+        raise CommandFailed(
+            "say one of --take, --without-genome and --settle",
+            ExitCode.USAGE,
+            "How it stands: galactica status",
+        )
+    with connect(scheduler) as client:
+        answer = client.ask(
+            client.stub.Regrow, operator_pb2.RegrowRequest(step=chosen[0]), LONG_ANSWER_SECONDS
+        )
+    tell(f"{answer.done}. Watch: galactica status")
 
 
 def release_storm(

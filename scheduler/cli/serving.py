@@ -119,6 +119,13 @@ def scheduler(
             help="Providers that make the servers of pools. Default: providers.yaml in the data directory.",
         ),
     ] = None,
+    regrow: Annotated[
+        bool,
+        typer.Option(
+            "--regrow",
+            help="The journal is lost, only ca/ is left: take from its agents what the fleet wants.",
+        ),
+    ] = False,
     bus: Bus = "",
     bus_ca: BusCa = None,
     bus_password_file: BusPasswordFile = None,
@@ -137,6 +144,7 @@ def scheduler(
         ),
         bus=_bus(bus, bus_ca, bus_password_file),
         providers=providers.absolute() if providers else None,
+        regrow=regrow,
     )
     from galactica.scheduler.serve.run import run_scheduler
 

@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
+from galactica.scheduler.core import regrowing
 from galactica.scheduler.core.epochs import is_strange
 from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.commands import Decommission
 from galactica.scheduler.core.model.fleet import Cell, CellKind, GroupState, Phase, parse_cell_id
-from galactica.scheduler.core.model.keys import Key, OrphanKey, ServerKey, SlotKey, cells_of
+from galactica.scheduler.core.model.keys import Key, OrphanKey, ServerKey, SlotKey, cells_of, own_slot
 from galactica.scheduler.core.model.requests import (
     Accepted,
+    Admitted,
     AdoptCells,
     ApplyGroups,
     Asker,
+    BeginMaintenance,
     ClaimEpoch,
     CondemnCell,
     CondemnUnknown,
     CreateToken,
     DeleteGroup,
     DrainServer,
+    EndRegrowth,
     Enrol,
     EnrolOperator,
     GroupChange,
     OpenShell,
+    PlantGenome,
+    RecogniseServer,
     RecordRefusal,
     Refused,
     ReleaseStorm,
@@ -38,7 +43,7 @@ from galactica.scheduler.core.model.rules import Rule
 from galactica.scheduler.core.model.spec import Group, digest_of
 from galactica.scheduler.core.model.verdict import Health
 from galactica.scheduler.core.reconcile.draft import Draft
-from galactica.scheduler.core.sight.observations import CellState
+from galactica.scheduler.core.reconcile.leftovers import adopt_cell
 
 MAX_GROUPS = 10_000
 MAX_CELLS = 1_000_000
@@ -48,14 +53,10 @@ EPOCH_LEAP_LIMIT = 1_000_000
 NOTES_TOLD = 20
 
 
-class Admitted(Struct, frozen=True):
-    accepted: Accepted
-    dirty: Mapping[Key, str] = {}
-
-
 def admit(draft: Draft, request: Request, by: Asker) -> Admitted:
     """Decide a request on top of the draft. Raises Refused; the draft then has no new records."""
     draft.cause = str(by)
+    regrowing.check_ready(draft, request)
     return _ADMIT[type(request)](draft, request, by)
 
 
@@ -235,6 +236,19 @@ def _claim_epoch(draft: Draft, request: ClaimEpoch, _: Asker) -> Admitted:
     return Admitted(Accepted(draft.fleet.position))
 
 
+def _begin_maintenance(draft: Draft, request: BeginMaintenance, _: Asker) -> Admitted:
+    server = draft.fleet.servers.get(request.server)
+    if server is None or server.is_lost or server.phase not in (Phase.READY, Phase.CONDEMNED):
+        raise Refused("not_ready", f"server {request.server} has no part in this fleet now")
+    until = draft.now + min(request.seconds, draft.policy.maintenance_limit_seconds)
+    draft.emit(e.MaintenanceBegan(server.id, request.session, until))
+    dirty = cells_of(server, draft.cause)
+    return Admitted(
+        Accepted(draft.fleet.position, len(dirty)),
+        {ServerKey(server.id): draft.cause, **own_slot(server, draft.cause), **dirty},
+    )
+
+
 def _unknown_named(draft: Draft, cells: tuple[str, ...]) -> list[tuple[str, str]]:
     """The unknown cells of these names, or all of them, each with its server."""
     known = sorted(item for cells_of_slot in draft.fleet.unknown.values() for item in cells_of_slot.items())
@@ -251,7 +265,7 @@ def _adopt(draft: Draft, request: AdoptCells, _: Asker) -> Admitted:
     dirty: dict[Key, str] = {}
     notes = []
     for cell, server in _unknown_named(draft, request.cells):
-        why_not = _adopted(draft, cell, server)
+        why_not = adopt_cell(draft, cell, server)
         if why_not:
             notes.append(f"{cell}: {why_not}")
         elif (parsed := parse_cell_id(cell)) is not None:
@@ -260,32 +274,6 @@ def _adopt(draft: Draft, request: AdoptCells, _: Asker) -> Admitted:
     if notes and not dirty:
         raise Refused("not_adopted", "; ".join(notes[:NOTES_TOLD]))
     return Admitted(Accepted(draft.fleet.position, len(dirty), notes=tuple(notes)), dirty)
-
-
-def _adopted(draft: Draft, cell: str, server: str) -> str:
-    """Takes one cell in. Answers why not; empty if it is done."""
-    report = draft.sight.report_of(server, cell)
-    if report is None or report.state is CellState.GONE:
-        return f"server {server} does not report it at the moment"
-    parsed = parse_cell_id(cell)
-    state = draft.fleet.groups.get(parsed.group) if parsed else None
-    if parsed is None or state is None or state.deleted:
-        return "its group does not exist here; apply its manifest first"
-    if parsed.slot >= state.wanted_slots:
-        return f"{parsed.group} wants {state.wanted_slots} cells, and this is one more"
-    spec = state.spec_of(report.digest)
-    if spec is None:
-        return f"{parsed.group} never had its spec {report.digest[:12]}; first apply the manifest that it was made from"
-    place = draft.fleet.servers.get(server)
-    if place is None or place.phase not in (Phase.READY, Phase.CONDEMNED):
-        return f"its server {server} was drained; remove it with galactica condemn --unknown"
-    slot = state.slots.get(parsed.slot)
-    wanted = slot.wanted_cell if slot else None
-    if wanted is not None:
-        return f"its slot has {wanted.id} by now; condemn one of them"
-    revision = next(one.number for one in reversed(state.revisions) if one.digest == report.digest)
-    draft.emit(e.CellAdopted(cell, report.digest, revision, server, spec.resources))
-    return ""
 
 
 def _condemn_unknown(draft: Draft, request: CondemnUnknown, by: Asker) -> Admitted:
@@ -379,4 +367,8 @@ _ADMIT: dict[type[Request], Callable[[Draft, Any, Asker], Admitted]] = {
     AdoptCells: _adopt,
     CondemnUnknown: _condemn_unknown,
     ClaimEpoch: _claim_epoch,
+    BeginMaintenance: _begin_maintenance,
+    RecogniseServer: regrowing.recognise,
+    PlantGenome: regrowing.plant,
+    EndRegrowth: regrowing.end,
 }

@@ -197,6 +197,8 @@ class Placer:
         server can take the cell."""
         if not server.takes_cells:
             return "accepts no new cells (condemned or not attached)"
+        if server.maintenance is not None:
+            return "is in maintenance"
         seen = self._sight.servers.get(server.id)
         if seen is None or not self._sight.hears(server.id, self._now, self._tempo):
             return "is silent"

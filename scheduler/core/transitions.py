@@ -12,14 +12,13 @@ from typing import Any
 from msgspec.structs import replace
 from rpds import HashTrieMap
 
-from galactica.scheduler.core import epochs, unknown
+from galactica.scheduler.core import epochs, places, planting, unknown
 from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.events import IllegalTransition
 from galactica.scheduler.core.model.fleet import (
     DEATHS_KEPT,
     GRAVES_KEPT,
     REVISIONS_KEPT,
-    SILENCES_KEPT,
     Cell,
     CellId,
     CellKind,
@@ -28,17 +27,14 @@ from galactica.scheduler.core.model.fleet import (
     GroupState,
     Phase,
     Revision,
-    Server,
-    Silence,
     Slot,
     Token,
     parse_cell_id,
-    server_facts,
     was_lost,
 )
-from galactica.scheduler.core.model.rules import OWN_DEATHS, SILENCE_RULES
+from galactica.scheduler.core.model.rules import OWN_DEATHS
 from galactica.scheduler.core.model.spec import GroupKind, fixed_ports
-from galactica.scheduler.core.model.verdict import Health
+from galactica.scheduler.core.places import name_of
 from galactica.scheduler.core.tallies import placed, put_group, put_server, put_slot, recount, story_of
 
 ALIVE = (Phase.ORDERED, Phase.BOOTING, Phase.READY)
@@ -62,19 +58,6 @@ def apply(fleet: Fleet, record: e.Record) -> Fleet:
 
 
 # --- the fleet itself -------------------------------------------------------------------------------------------
-
-
-def _unknown_cell_found(fleet: Fleet, _: e.Record, event: e.UnknownCellFound) -> Fleet:
-    return unknown.found(fleet, event.server, event.cell)
-
-
-def _unknown_cell_condemned(fleet: Fleet, _: e.Record, event: e.UnknownCellCondemned) -> Fleet:
-    return replace(fleet, unwanted=fleet.unwanted.insert(event.cell))
-
-
-def _orphan_removed(fleet: Fleet, _: e.Record, event: e.OrphanRemoved) -> Fleet:
-    fleet = unknown.forgotten(fleet, event.cell)
-    return fleet if event.is_gone else unknown.owned(fleet, event.cell)
 
 
 def _token_created(fleet: Fleet, record: e.Record, event: e.TokenCreated) -> Fleet:
@@ -140,7 +123,7 @@ def _group_deleted(fleet: Fleet, record: e.Record, event: e.GroupDeleted) -> Fle
 def _group(fleet: Fleet, name: str, record: e.Record) -> GroupState:
     state = fleet.groups.get(name)
     if state is None:
-        raise IllegalTransition(f"{_name(record)}: there is no group {name}")
+        raise IllegalTransition(f"{name_of(record)}: there is no group {name}")
     return state
 
 
@@ -207,7 +190,7 @@ def _cell_moved(fleet: Fleet, record: e.Record, event: Any) -> Fleet:
     state, slot, cell = _find(fleet, event.cell, record)
     allowed, phase = CELL_MOVES[type(event)]
     if cell.phase not in allowed:
-        raise IllegalTransition(f"{_name(record)} cannot follow: {story_of(cell)}")
+        raise IllegalTransition(f"{name_of(record)} cannot follow: {story_of(cell)}")
     moved = replace(cell, phase=phase, last_position=record.position, **_details(event, record.at))
     if phase is Phase.READY and cell.digest == state.digest:
         state = replace(state, newest_ready_at=record.at)
@@ -269,96 +252,9 @@ def _bury(fleet: Fleet, state: GroupState, slot: Slot, cell: Cell) -> Fleet:
 def _find(fleet: Fleet, cell_id: str, record: e.Record) -> tuple[GroupState, Slot, Cell]:
     cell = fleet.cell(cell_id)
     if cell is None:
-        raise IllegalTransition(f"{_name(record)}: {cell_id} does not exist or is decommissioned")
+        raise IllegalTransition(f"{name_of(record)}: {cell_id} does not exist or is decommissioned")
     state = fleet.groups[cell.group]
     return state, state.slots[cell.slot], cell
-
-
-def _name(record: e.Record) -> str:
-    return f"{type(record.event).__name__} at position {record.position}"
-
-
-def _server(fleet: Fleet, server_id: str, record: e.Record, *phases: Phase) -> Server:
-    server = fleet.servers.get(server_id)
-    if server is None:
-        raise IllegalTransition(f"{_name(record)}: there is no server {server_id}")
-    if server.phase not in phases:
-        raise IllegalTransition(f"{_name(record)} cannot follow: server {server_id} is {server.phase}")
-    return server
-
-
-def _server_enrolled(fleet: Fleet, record: e.Record, event: e.ServerEnrolled) -> Fleet:
-    token = fleet.tokens.get(event.token)
-    if token is not None:
-        tokens = fleet.tokens.insert(token.id, replace(token, uses_left=token.uses_left - 1))
-        if token.uses_left <= 1:
-            tokens = tokens.discard(token.id)
-        fleet = replace(fleet, tokens=tokens)
-    known = fleet.servers.get(event.server)
-    if known is not None and known.phase in (Phase.READY, Phase.CONDEMNED):
-        return fleet
-    generation = known.generation if known else 0
-    cell = fleet.cell(event.server)
-    pool = cell.group if cell is not None and cell.kind is CellKind.SERVER else ""
-    enrolled = Server(event.server, generation, phase=Phase.ORDERED, pool=pool, last_position=record.position)
-    return put_server(fleet, enrolled)
-
-
-def _server_joined(fleet: Fleet, record: e.Record, event: e.ServerJoined) -> Fleet:
-    before = _server(fleet, event.server, record, Phase.ORDERED, Phase.DECOMMISSIONED)
-    if event.generation != before.generation + 1:
-        raise IllegalTransition(
-            f"{_name(record)}: server {event.server} is of generation {before.generation}"
-        )
-    joined = Server(
-        id=event.server,
-        generation=event.generation,
-        phase=Phase.READY,
-        joined_at=record.at,
-        pool=before.pool,
-        last_position=record.position,
-        **server_facts(event),
-    )
-    return put_server(fleet, joined)
-
-
-def _server_changed(fleet: Fleet, record: e.Record, event: e.ServerChanged) -> Fleet:
-    before = _server(fleet, event.server, record, Phase.READY)
-    changed = replace(before, last_position=record.position, **server_facts(event))
-    return put_server(fleet, changed)
-
-
-def _server_condemned(fleet: Fleet, record: e.Record, event: e.ServerCondemned) -> Fleet:
-    """From READY; and once more where a server that is drained dies before it is empty."""
-    before = _server(fleet, event.server, record, Phase.READY, Phase.CONDEMNED)
-    if before.phase is Phase.CONDEMNED and (before.is_lost or event.health is not Health.DEAD):
-        raise IllegalTransition(f"{_name(record)}: server {event.server} is condemned already")
-    # Whoever was drained by an operator stays so; else what it died of is what counts, not why it was to go before.
-    condemned = replace(
-        before,
-        phase=Phase.CONDEMNED,
-        condemned_at=before.condemned_at or record.at,
-        condemned_by=before.condemned_by if before.is_drained else event.rule,
-        condemned_health=event.health,
-        last_position=record.position,
-    )
-    if event.rule in SILENCE_RULES:
-        fleet = _remember_silence(fleet, Silence(event.server, record.at), before.pool)
-    return put_server(fleet, condemned)
-
-
-def _remember_silence(fleet: Fleet, silence: Silence, pool: str) -> Fleet:
-    before = fleet.silences.get(pool) or ()
-    return replace(fleet, silences=fleet.silences.insert(pool, (*before, silence)[-SILENCES_KEPT:]))
-
-
-def _server_decommissioned(fleet: Fleet, record: e.Record, event: e.ServerDecommissioned) -> Fleet:
-    before = _server(fleet, event.server, record, Phase.CONDEMNED)
-    if len(before.cells):
-        raise IllegalTransition(f"{_name(record)}: server {event.server} still has {len(before.cells)} cells")
-    if before.is_lost:  # one that was drained lives on, with what this journal never ordered there
-        fleet = unknown.lost_with(fleet, event.server)
-    return put_server(fleet, replace(before, phase=Phase.DECOMMISSIONED, last_position=record.position))
 
 
 def _storm_released(fleet: Fleet, _: e.Record, event: e.StormReleased) -> Fleet:
@@ -376,15 +272,21 @@ _APPLY: dict[type[e.Event], Callable[[Fleet, e.Record, Any], Fleet]] = {
     e.CellDraining: _cell_moved,
     e.CellDecommissioned: _cell_moved,
     e.EpochClaimed: epochs.claimed,
-    e.UnknownCellFound: _unknown_cell_found,
+    e.RegrowthBegan: planting.began,
+    e.ServerRecognised: planting.recognised,
+    e.GenomePlanted: planting.planted,
+    e.RegrowthEnded: planting.ended,
+    e.UnknownCellFound: unknown.cell_found,
     e.CellAdopted: _cell_adopted,
-    e.UnknownCellCondemned: _unknown_cell_condemned,
-    e.OrphanRemoved: _orphan_removed,
-    e.ServerEnrolled: _server_enrolled,
-    e.ServerJoined: _server_joined,
-    e.ServerChanged: _server_changed,
-    e.ServerCondemned: _server_condemned,
-    e.ServerDecommissioned: _server_decommissioned,
+    e.UnknownCellCondemned: unknown.cell_condemned,
+    e.OrphanRemoved: unknown.orphan_removed,
+    e.ServerEnrolled: places.server_enrolled,
+    e.ServerJoined: places.server_joined,
+    e.ServerChanged: places.server_changed,
+    e.ServerCondemned: places.server_condemned,
+    e.MaintenanceBegan: places.maintenance_began,
+    e.MaintenanceEnded: places.maintenance_ended,
+    e.ServerDecommissioned: places.server_decommissioned,
     e.TokenCreated: _token_created,
     e.LeakRemoved: _nothing,
     e.StormReleased: _storm_released,

@@ -15,7 +15,13 @@ from msgspec.structs import replace
 from galactica.scheduler.core.admission import admit
 from galactica.scheduler.core.agenda import Agenda
 from galactica.scheduler.core.model.commands import Command, ProviderCommand
-from galactica.scheduler.core.model.events import JournalResumed, Record, SchedulerStarted
+from galactica.scheduler.core.model.events import (
+    JournalResumed,
+    Record,
+    RegrowthBegan,
+    RegrowthEnded,
+    SchedulerStarted,
+)
 from galactica.scheduler.core.model.fleet import Fleet
 from galactica.scheduler.core.model.keys import (
     Hold,
@@ -35,6 +41,7 @@ from galactica.scheduler.core.placement import Placer
 from galactica.scheduler.core.ports import View
 from galactica.scheduler.core.reconcile.draft import Draft
 from galactica.scheduler.core.reconcile.plan import Plan, finish
+from galactica.scheduler.core.regrowing import everything, has_settled
 from galactica.scheduler.core.sight.observations import Attached, Observation, Reported
 from galactica.scheduler.core.sight.observe import observe
 from galactica.scheduler.core.sight.state import Sight
@@ -59,6 +66,8 @@ class Start(Struct, frozen=True):
     epoch: int
     version: str
     id: str = ""
+    regrows: bool = False
+    """It has lost all but its CA and is to be grown anew from its fleet."""
 
 
 class Turn(Struct, frozen=True):
@@ -160,6 +169,11 @@ class Core:
         draft = Draft(self.fleet, self.sight, now, self.policy, self._placer)
         if self.fleet.epoch < self.start.epoch:
             draft.emit(SchedulerStarted(self.start.epoch, self.start.version, self.start.id), "start")
+            if self.start.regrows and self.fleet.regrowth is None:
+                draft.emit(RegrowthBegan(), "start")
+        if has_settled(self.fleet, self.sight, now, self.policy):
+            draft.emit(RegrowthEnded("every server was heard for one lease"), "look")
+            self._agenda.add_asked(everything(draft.fleet, draft.sight, "look"))
         if self.trouble and now >= self._try_again_at:
             # Something to write, so that the end of the trouble is noticed where nobody wants anything.
             draft.emit(JournalResumed(self._trouble_since, self.trouble), "look")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 from rpds import HashTrieMap
 
+from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.fleet import CellId, Fleet, Phase, Slot, parse_cell_id
 from galactica.scheduler.core.tallies import put_group
 
@@ -84,6 +85,14 @@ def overtaken(fleet: Fleet) -> Fleet:
     return replace(fleet, least_generation=fleet.least_generation + LOST_WITH_A_JOURNAL)
 
 
+def with_least_generation(fleet: Fleet, least: int) -> Fleet:
+    """Leave out the generations below it, of all groups that are not there. A lost journal gave them out."""
+    for name, unused in fleet.generations.items():
+        if unused < least:
+            fleet = _without_generation(fleet, CellId(name, 0, least - 1))
+    return replace(fleet, least_generation=max(least, fleet.least_generation))
+
+
 def first_generation(fleet: Fleet, group: str) -> tuple[Fleet, int]:
     """Of a group that is applied. What it leaves out is remembered."""
     unused = fleet.generations.get(group)
@@ -99,6 +108,8 @@ def _without_generation(fleet: Fleet, taken: CellId) -> Fleet:
         before = fleet.generations.get(taken.group) or fleet.least_generation
         if unused <= before:
             return fleet
+        if taken.group not in fleet.generations:
+            before = 1
         fleet = replace(fleet, generations=fleet.generations.insert(taken.group, unused))
         slots = [name for name in fleet.skipped if name.startswith(f"{taken.group}/")]
         for name in (taken.group, *slots):
@@ -134,6 +145,16 @@ def _skip(fleet: Fleet, name: str, ranges: tuple[tuple[int, int], ...]) -> Fleet
     return replace(fleet, skipped=fleet.skipped.insert(name, ranges))
 
 
+def left_out(fleet: Fleet, group: str, unused: int) -> Fleet:
+    """All generations below ``unused`` were given out by a journal that is lost, and this one orders none of them."""
+    if unused <= 1:
+        return fleet
+    skipped = fleet.skipped
+    for slot in [one for one in skipped if one.startswith(f"{group}/")]:
+        skipped = skipped.discard(slot)
+    return replace(fleet, skipped=skipped.insert(group, ((1, unused),)))
+
+
 def owned(fleet: Fleet, cell_id: str) -> Fleet:
     """An operator decided on the cell. From here on it counts as one that this journal ordered."""
     cell = parse_cell_id(cell_id)
@@ -167,6 +188,19 @@ def forgotten_on(fleet: Fleet, server: str) -> Fleet:
     for cell in unknown_on(fleet, server):
         fleet = forgotten(fleet, cell)
     return fleet
+
+
+def cell_found(fleet: Fleet, _: e.Record, event: e.UnknownCellFound) -> Fleet:
+    return found(fleet, event.server, event.cell)
+
+
+def cell_condemned(fleet: Fleet, _: e.Record, event: e.UnknownCellCondemned) -> Fleet:
+    return replace(fleet, unwanted=fleet.unwanted.insert(event.cell))
+
+
+def orphan_removed(fleet: Fleet, _: e.Record, event: e.OrphanRemoved) -> Fleet:
+    fleet = forgotten(fleet, event.cell)
+    return fleet if event.is_gone else owned(fleet, event.cell)
 
 
 def lost_with(fleet: Fleet, server: str) -> Fleet:

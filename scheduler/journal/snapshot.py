@@ -16,6 +16,7 @@ from galactica.scheduler.core.model.fleet import (
     Cell,
     Fleet,
     GroupState,
+    Regrowth,
     Server,
     Slot,
     Start,
@@ -72,6 +73,8 @@ def encode(fleet: Fleet) -> bytes:
         unknown={slot: dict(cells.items()) for slot, cells in fleet.unknown.items()},
         overtaken_at=fleet.overtaken_at,
         skipped=dict(fleet.skipped.items()),
+        regrown_at=fleet.regrown_at,
+        regrowth=(fleet.regrowth.since, fleet.regrowth.is_planted) if fleet.regrowth else None,
         least_generation=fleet.least_generation,
         starts={epoch: (start.name, start.position) for epoch, start in fleet.starts.items()},
         strange_starts=fleet.strange_starts,
@@ -199,6 +202,7 @@ def _server_to_disk(server: Server) -> ServerOnDisk:
         pool=server.pool,
         deaths=server.deaths,
         ports=dict(server.ports.items()),
+        maintenance=server.maintenance,
     )
 
 
@@ -225,6 +229,8 @@ def _fleet_from_disk(disk: FleetOnDisk) -> Fleet:
         unknown=HashTrieMap((slot, HashTrieMap(cells)) for slot, cells in disk.unknown.items()),
         overtaken_at=disk.overtaken_at,
         skipped=HashTrieMap(disk.skipped),
+        regrown_at=disk.regrown_at,
+        regrowth=Regrowth(*disk.regrowth) if disk.regrowth else None,
         least_generation=disk.least_generation,
         starts=HashTrieMap((epoch, Start(*start)) for epoch, start in disk.starts.items()),
         strange_starts=disk.strange_starts,
@@ -305,6 +311,7 @@ def _server_from_disk(server: ServerOnDisk) -> Server:
         used=server.used,
         cells=HashTrieSet(server.cells),
         ports=HashTrieMap(server.ports),
+        maintenance=server.maintenance,
         pool=server.pool,
         deaths=server.deaths,
         last_position=server.last_position,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
-from galactica.scheduler.core.model.fleet import CellKind, Death, Phase, Revision, Silence
+from galactica.scheduler.core.model.fleet import CellKind, Death, Maintenance, Phase, Revision, Silence
 from galactica.scheduler.core.model.spec import Group, Resources, RuntimeKind
 from galactica.scheduler.core.model.verdict import Health
 
@@ -108,6 +108,7 @@ class ServerOnDisk(Struct, frozen=True, array_like=True):
     pool: str = ""
     deaths: tuple[Death, ...] = ()
     ports: dict[int, int] = {}
+    maintenance: Maintenance | None = None
 
 
 class TokenOnDisk(Struct, frozen=True, array_like=True):
@@ -141,3 +142,5 @@ class FleetOnDisk(Struct, frozen=True, array_like=True):
     starts: dict[int, tuple[str, int]] = {}
     strange_starts: tuple[str, ...] = ()
     unwanted: tuple[str, ...] = ()
+    regrowth: tuple[float, bool] | None = None
+    regrown_at: float | None = None

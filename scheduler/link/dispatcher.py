@@ -21,10 +21,19 @@ from galactica.scheduler.core.epochs import is_strange
 from galactica.scheduler.core.model.commands import Command
 from galactica.scheduler.core.model.fleet import Phase
 from galactica.scheduler.core.model.policy import Tempo
-from galactica.scheduler.core.model.requests import Asker, AskerKind, ClaimEpoch, Obeyed, Refused
+from galactica.scheduler.core.model.requests import (
+    Asker,
+    AskerKind,
+    BeginMaintenance,
+    ClaimEpoch,
+    Obeyed,
+    RecogniseServer,
+    Refused,
+)
 from galactica.scheduler.core.ports import Mind
-from galactica.scheduler.core.sight.observations import Detached, Reported, Rivalled
+from galactica.scheduler.core.sight.observations import Detached, Moved, Reported, Rivalled
 from galactica.scheduler.core.verdicts.evidence import TEMPO_WORTH_TELLING, terms_of
+from galactica.scheduler.link.genomes import Genomes
 from galactica.scheduler.link.session import Ending, LinkLimits, Session
 from galactica.scheduler.link.shells import ShellStream
 from galactica.scheduler.link.watch import Watch
@@ -68,6 +77,7 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         self._numbers = itertools.count(1)
         secret = ca.secret_for("neighbours")
         self._watch = Watch(epoch, secret, self._is_member, self._tell_neighbours)
+        self.genomes = Genomes(mind, ca, self._pass_on)
 
     # --- for the controller and the operators' side ---------------------------------------------------------------
 
@@ -134,21 +144,23 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         self._check_member(server)
         hello = await self._hello(context)
         await self._overtake(server, _checked(lambda: wire.obeyed(hello)))
+        if server not in self._mind.fleet().servers:
+            await self._mind.ask(RecogniseServer(server), Asker(AskerKind.SCHEDULER))
         session_id = f"{self._epoch}-{next(self._numbers)}"
         attached, skipped = _checked(lambda: wire.attached(hello, server, session_id, self._mind.now()))
-        watch_address = _checked(lambda: wire.watch_address(hello))
         watching, not_watched = _checked(lambda: wire.watching(hello))
         instance = _checked(lambda: wire.instance(hello))
         if self._is_second_machine(server, instance):
             await self._turn_away(server, context)
         session = self._open(server, session_id, hello.beat_at, instance)
         session.tell_skipped((*skipped, *not_watched))
+        self.genomes.attached(server, hello)
         ending = Ending(grpc.StatusCode.CANCELLED, "the stream broke")
         try:
             await self._mind.observe(attached)
             log.info("attached", server=server, session=session.id, cells=len(attached.inventory))
             if self._sessions.get(server) is session:
-                self._watch.attached(server, watch_address, watching)
+                self._watch.attached(server, attached.place.address, watching)
             ending = await self._serve(session, context)
         finally:
             self._close(session, ending)
@@ -194,15 +206,17 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         )
 
     def _check_member(self, server: str) -> None:
-        """A drained server may attach: it gets no cells, but cells that it still runs have to be removed."""
-        if server not in self._mind.fleet().servers:
+        """A drained server may attach: it gets no cells, but cells that it still runs have to be removed. And so may
+        everybody who has a certificate of our CA, while this scheduler is being grown anew."""
+        fleet = self._mind.fleet()
+        if server not in fleet.servers and fleet.regrowth is None:
             raise Refused(
                 "unknown_server", f"server {server} is not in this fleet: enrol it again with a new token"
             )
 
     def _check_not_drained(self, server: str) -> None:
-        record = self._mind.fleet().servers[server]
-        if record.phase is Phase.DECOMMISSIONED and record.is_drained:
+        record = self._mind.fleet().servers.get(server)
+        if record is not None and record.phase is Phase.DECOMMISSIONED and record.is_drained:
             raise Refused("drained", f"server {server} was drained: enrol it again with a new token")
 
     async def _hello(self, context: Context) -> link_pb2.Hello:
@@ -253,6 +267,7 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         if self._sessions.get(session.server) is session:
             del self._sessions[session.server]
             self._watch.detached(session.server)
+            self.genomes.detached(session.server)
         log.info("detached", server=session.server, session=session.id, reason=ending.reason)
 
     async def _serve(self, session: Session, context: Context) -> Ending:
@@ -289,6 +304,14 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
                         f"shell output too large: the limit is {wire.CHUNK_BYTES_LIMIT} bytes"
                     )
                 session.take_shell_output(message.shell_output)
+            case "goodbye":
+                await self._take_goodbye(session, message.goodbye)
+            case "moved":
+                await self._take_moved(session, message.moved)
+            case "genome":
+                self.genomes.given(session.server, message.genome)
+            case "genome_kept":
+                self.genomes.kept(session.server, message.genome_kept)
             case "hello":
                 raise InvalidRequest("second Hello: a link has only one")
             case _:
@@ -314,6 +337,25 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
             session.notice(link_pb2.AttachResponse(echo=echo))
         self._retune(session)
 
+    async def _take_goodbye(self, session: Session, goodbye: link_pb2.Goodbye) -> None:
+        """Answer when the maintenance lease is durable: then the agent may end."""
+        asked = BeginMaintenance(session.server, session.id, goodbye.maintenance_ms / 1_000)
+        try:
+            await self._mind.ask(asked, Asker.server(session.server))
+        except Refused as refused:
+            farewell = link_pb2.Farewell(refusal=str(refused))
+        else:
+            limit_seconds = self._policy.maintenance_limit_seconds
+            farewell = link_pb2.Farewell(maintenance_ms=round(1_000 * min(asked.seconds, limit_seconds)))
+        session.notice(link_pb2.AttachResponse(farewell=farewell))
+
+    async def _take_moved(self, session: Session, moved: link_pb2.Moved) -> None:
+        place = _checked(lambda: wire.place(moved))
+        await self._mind.observe(Moved(session.server, session.id, place))
+        log.info("moved", server=session.server, address=place.address, trouble=place.trouble)
+        if self._sessions.get(session.server) is session:
+            self._watch.moved(session.server, place.address)
+
     # --- neighbours -----------------------------------------------------------------------------------------------
 
     def _with_witnesses(self, report: Reported) -> Reported:
@@ -329,9 +371,12 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         return record is not None and record.phase is not Phase.DECOMMISSIONED
 
     def _tell_neighbours(self, server: str, neighbours: link_pb2.Neighbours) -> None:
+        self._pass_on(server, link_pb2.AttachResponse(neighbours=neighbours))
+
+    def _pass_on(self, server: str, message: link_pb2.AttachResponse) -> None:
         session = self._sessions.get(server)
         if session is not None:
-            session.notice(link_pb2.AttachResponse(neighbours=neighbours))
+            session.notice(message)
 
     # --- tempo ----------------------------------------------------------------------------------------------------
 

@@ -74,10 +74,15 @@ class Watch:
         """A session began. ``address``: where neighbours reach the server; empty: it takes no part. ``watching``: the
         servers that this or an earlier scheduler told it to watch."""
         self._told.pop(server, None)
+        self.moved(server, address)
+        if address:
+            self._learn(server, watching)
+
+    def moved(self, server: str, address: str) -> None:
+        """From now on neighbours reach the server there; empty: nowhere. Its pairs get new keys."""
         if address:
             self._addresses[server] = address
             self._present.add(server)
-            self._learn(server, watching)
         elif server in self._addresses:
             self._forget(server)
         self._draw_soon()

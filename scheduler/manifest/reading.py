@@ -74,7 +74,10 @@ def read(document: Document, file: str) -> Group | list[Mistake]:
     form = _form_of(document.data)
     if _is_of_another_kind(document.data):
         return [*mistakes, *_of_problems(document, file, _shape_problems(form, document.data, {"kind"}))]
-    shape_problems = list(_shape_problems(form, document.data))
+    faulty = {fault.path for fault in document.faults}
+    shape_problems = [
+        problem for problem in _shape_problems(form, document.data) if problem.path not in faulty
+    ]
     problems = shape_problems + list(_rule_problems(form, document, shape_problems))
     mistakes += _of_problems(document, file, problems)
     if mistakes:

@@ -5,8 +5,8 @@ checks the values. Every key has a default here, so that one mistake does not hi
 # ruff: noqa: TRY004 - pydantic collects ValueErrors; a TypeError would end the reading
 from __future__ import annotations
 
-import math
 import shlex
+import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -66,9 +66,10 @@ def _cpu(data: Any) -> int:
     if isinstance(scalar.value, bool) or not isinstance(scalar.value, int | float):
         meant = f"; did you mean {int(scalar.text[:-1]) / 1_000:g}?" if _is_millicores(scalar.text) else ""
         raise ValueError(f"must be a number of cores, for example 0.5, not {scalar.text!r}{meant}")
-    if not math.isfinite(scalar.value) or round(scalar.value * 1_000) < 1:
+    millis = scalar.value * 1_000
+    if not millis > 0.5:  # nor a number at all
         raise ValueError(f"must be at least 0.001 cores, not {scalar.text}; remove it for no limit")
-    return round(scalar.value * 1_000)
+    return round(min(millis, sys.maxsize))
 
 
 def _is_millicores(text: str) -> bool:
@@ -164,7 +165,7 @@ class HttpShape(Shape):
     """Asks for a page. A status from 200 to 399 is good."""
 
     port: PortName = Field(default="", description="The port to ask, a name from `ports`.")
-    path: Text = Field(default="/", description="The path of the page. It begins with `/` and has no blanks.")
+    path: Text = Field(default="/", description="The path, as it is sent: `/` first, ASCII, no blanks.")
 
 
 class TcpShape(Shape):
@@ -186,7 +187,7 @@ class GrpcShape(Shape):
 
     port: PortName = Field(default="", description="The port to call, a name from `ports`.")
     service: Text = Field(
-        default="", description="The service to ask about. Empty asks about the server as a whole."
+        default="", description="The service to ask about, if not about the server. At most 127 bytes."
     )
 
 
@@ -218,7 +219,7 @@ class ResourcesShape(Shape):
     """Limits of one cell. Placement reserves them on a server."""
 
     cpu: Annotated[Cpu, Bounds("0.001", "1024"), Without("no limit")] = Field(
-        default=0, description="Processor time, in cores. Steps of a thousandth."
+        default=0, description="Processor time, in cores. Steps of a thousandth. A container needs 0.01."
     )
     memory: Annotated[Memory, Bounds("1B", "1024TiB"), Without("no limit")] = Field(
         default=0, description="Memory, swap included. A container needs at least 6MiB."
@@ -309,7 +310,8 @@ class ServiceShape(Shape):
     writable: list[Text] = Field(
         default=[],
         description="Paths that a container may write to, besides `/tmp`. The rest of its root filesystem is "
-        "read-only. At most 64 absolute paths. Only for `docker`; a process writes below `$CELL_DIRECTORY`.",
+        "read-only. At most 64 absolute paths. They belong to the image's user where it could not write else. "
+        "Only for `docker`; a process writes below `$CELL_DIRECTORY`.",
     )
     exclusive: Flag = Field(
         default=False,

@@ -218,9 +218,12 @@ class _Builder:
                     Fault(_place(key_node), "a key must be plain text, not a list or a mapping", path)
                 )
                 continue
-            key = str(key_node.value)
+            key = _joined(str(key_node.value))
             here = (*path, key)
-            place = _place(key_node, key[:TEXT_SHOWN])
+            place = _place(key_node, _readable(key)[:TEXT_SHOWN])
+            if key != _readable(key):
+                document.faults.append(Fault(place, _HALF, path))
+                continue
             if key in data:
                 first = document.keys[here]
                 message = f"duplicate key {key!r}, first in line {first.line}"
@@ -243,8 +246,23 @@ def _tag_of(node: Node) -> str:
     return str(node.tag)
 
 
+_HALF = "half of a surrogate pair is no character; write the character itself"
+
+
+def _joined(text: str) -> str:
+    """JSON writes some characters as a pair of escapes."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+
+
+def _readable(text: str) -> str:
+    return text.encode(errors="replace").decode()
+
+
 def _scalar(document: Document, node: Node, path: Path, place: Place) -> Scalar:
-    text = str(node.value)
+    joined = _joined(str(node.value))
+    text = _readable(joined)
+    if text != joined:
+        document.faults.append(Fault(place, _HALF, path))
     match _tag_of(node).removeprefix(_TAG):
         case "null":
             return Scalar(text, None)

@@ -20,6 +20,7 @@ from galactica.scheduler.core.ports import Mind
 from galactica.scheduler.core.preview import Preview, preview
 from galactica.scheduler.operators import shell as operator_shell
 from galactica.scheduler.operators.checks import check_providers, check_range, groups_of
+from galactica.scheduler.operators.regrow import GenomeKeeping, regrow
 from galactica.scheduler.security.ca import AuthorityError, CertificateAuthority, CsrError
 from galactica.scheduler.security.gate import Context, InvalidRequest, operator_of
 from galactica.scheduler.security.identities import Role
@@ -76,6 +77,7 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
         version: str,
         advertised: Callable[[], str],
         providers: Callable[[], Collection[str]],
+        genomes: GenomeKeeping,
     ) -> None:
         self._mind = mind
         self._journal = journal
@@ -85,13 +87,15 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
         self._version = version
         self._advertised = advertised
         self._providers = providers
+        self._genomes = genomes
 
     # --- reading --------------------------------------------------------------------------------------------------
 
     async def GetStatus(
         self, request: operator_pb2.GetStatusRequest, context: Context
     ) -> operator_pb2.GetStatusResponse:
-        return await asyncio.to_thread(status_views.status, self._mind.view(), self._fleet)
+        view, spread = self._mind.view(), self._genomes.spread()
+        return await asyncio.to_thread(status_views.status, view, self._fleet, spread)
 
     async def ListCells(
         self, request: operator_pb2.ListCellsRequest, context: Context
@@ -313,6 +317,11 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
     ) -> operator_pb2.CondemnUnknownResponse:
         accepted = await self._ask(requests.CondemnUnknown(tuple(request.cell_ids)), context)
         return operator_pb2.CondemnUnknownResponse(cells=accepted.cells, position=accepted.position)
+
+    async def Regrow(
+        self, request: operator_pb2.RegrowRequest, context: Context
+    ) -> operator_pb2.RegrowResponse:
+        return await regrow(request, self._mind, self._genomes, operator_of(context).asker)
 
     async def CreateToken(
         self, request: operator_pb2.CreateTokenRequest, context: Context

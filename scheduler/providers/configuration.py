@@ -31,7 +31,7 @@ ENTRY_POINT_GROUP = "galactica.providers"
 FILE_NAME = "providers.yaml"
 SIZE_LIMIT = 262_144
 PROVIDERS_LIMIT = 64
-_ADDRESS = re.compile(r".+:[0-9]{1,5}")
+_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^:\[\]]+):[0-9]{1,5}")
 
 
 class ConfigurationError(Exception):
@@ -54,7 +54,7 @@ class Entry(BaseModel):
     @classmethod
     def _is_an_address(cls, value: str) -> str:
         if value and not _ADDRESS.fullmatch(value):
-            raise ValueError(f"invalid address '{value}': use HOST:PORT")
+            raise ValueError(f"invalid address '{value}': use HOST:PORT, or [ADDRESS]:PORT for IPv6")
         return value
 
     @field_validator("runtimes")

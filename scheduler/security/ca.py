@@ -30,6 +30,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from msgspec import Struct
 
@@ -67,6 +68,7 @@ _CSR_BYTES_LIMIT = 16_384
 _RSA_BITS = range(2_048, 8_193)
 """Shorter keys can be broken; longer keys would let anybody keep the scheduler busy."""
 _FLEET_ID_BYTES = 8
+_KEY_BYTES = 32
 _FLEET_NAME = re.compile(r"[^\x00-\x1f\x7f]{1,64}")
 """64 is X.520's limit for an organisation name (ub-organization-name)."""
 _CERTIFICATE_BEGINS = b"-----BEGIN CERTIFICATE-----"
@@ -123,6 +125,13 @@ class CertificateAuthority:
         encoding, form = serialization.Encoding.DER, serialization.PrivateFormat.PKCS8
         key = self._key.private_bytes(encoding, form, serialization.NoEncryption())
         return hmac.digest(key, purpose.encode(), "sha256")
+
+    def key_for(self, purpose: bytes) -> bytes:
+        """256 bits for what outlives this program: made from the private number, not from how a library writes it."""
+        number = self._key.private_numbers().private_value
+        material = number.to_bytes((self._key.key_size + 7) // 8, "big")
+        salt = self.fleet_id.encode("ascii")
+        return HKDF(hashes.SHA256(), _KEY_BYTES, salt, purpose).derive(material)
 
     def check(self, csr_pem: bytes) -> None:
         """Raises the same errors as issuing a certificate for this request, but issues nothing."""

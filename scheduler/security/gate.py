@@ -54,6 +54,7 @@ OPERATOR_CALLS: Mapping[str, Role] = {
     "ReleaseStorm": Role.ADMIN,
     "AdoptCells": Role.ADMIN,
     "CondemnUnknown": Role.ADMIN,
+    "Regrow": Role.ADMIN,
     "CreateToken": Role.ADMIN,
     "CreateOperator": Role.ADMIN,
 }

@@ -34,6 +34,7 @@ def run_scheduler(options: SchedulerOptions) -> None:
         options.enrol_listen,
         options.bus,
         options.providers,
+        options.regrow,
     )
     _run(setup, None)
 
@@ -115,6 +116,7 @@ async def _serve(setup: Setup, up: UpOptions | None) -> None:
                 tasks.create_task(
                     scheduler.controller.run(scheduler.dispatcher, scheduler.provisioner), name="controller"
                 ),
+                tasks.create_task(scheduler.dispatcher.genomes.run(), name="genomes"),
                 tasks.create_task(scheduler.provisioner.run(), name="provisioner"),
                 tasks.create_task(scheduler.providers.run(), name="providers"),
             ]
@@ -187,6 +189,7 @@ def _greeting(setup: Setup, scheduler: Scheduler, up: UpOptions | None) -> str:
         f"  enrolment:            {scheduler.enrol_address}",
         f"  admin's context file: {setup.context}",
         *_context_lines(scheduler.kept),
+        *_regrow_lines(setup, scheduler),
     ]
     if up is None:
         lines += [
@@ -201,6 +204,18 @@ def _greeting(setup: Setup, scheduler: Scheduler, up: UpOptions | None) -> str:
             else "Ctrl-C ends the scheduler and the agent; the cells live on.",
         ]
     return "\n".join(lines) + "\n"
+
+
+def _regrow_lines(setup: Setup, scheduler: Scheduler) -> list[str]:
+    """What to know where the journal is lost, or may be."""
+    if scheduler.controller.fleet().regrowth is not None:
+        return ["This scheduler is being grown anew from its fleet. How it stands: galactica status"]
+    if scheduler.has_new_journal and scheduler.has_old_authority:
+        where = setup.data / "ca"
+        return [
+            f"The CA in {where} is older than the journal, which is empty. If a journal was lost: start with --regrow"
+        ]
+    return []
 
 
 def _context_lines(kept: Kept) -> list[str]:

@@ -19,6 +19,8 @@ from msgspec import Struct
 
 from galactica import __version__
 from galactica.scheduler.controller import Controller, load
+from galactica.scheduler.core.genome import nothing_wanted
+from galactica.scheduler.core.model.fleet import Fleet
 from galactica.scheduler.core.model.requests import Asker, AskerKind, EnrolOperator, Refused
 from galactica.scheduler.core.turns import Start
 from galactica.scheduler.journal.port import Journal, JournalError
@@ -29,6 +31,7 @@ from galactica.scheduler.providers.configuration import ConfigurationError, make
 from galactica.scheduler.providers.provisioning import Provisioner
 from galactica.scheduler.providers.runner import ProviderRunner
 from galactica.scheduler.security.ca import (
+    AUTHORITY_FILE,
     SERVER_TTL_SECONDS,
     AuthorityError,
     CertificateAuthority,
@@ -63,22 +66,31 @@ class Setup(Struct, frozen=True):
     enrol_listen: Address
     bus: BusOptions | None = None
     providers: Path | None = None
+    regrow: bool = False
+    """All but the CA is lost: take what the fleet wants from its agents."""
 
 
 class Scheduler:
     """Owns journal, CA, controller and ports of one scheduler. Call ``open``, then ``begin`` while the controller
-    runs, then ``end``, then ``close``. ``address`` and ``enrol_address``: HOST:PORT for clients on this machine."""
+    runs, then ``end``, then ``close``. ``address`` and ``enrol_address``: HOST:PORT for clients on this machine.
+    ``has_old_authority``: the CA was there before."""
 
-    def __init__(self, setup: Setup, journal: Journal, ca: CertificateAuthority) -> None:
+    def __init__(
+        self, setup: Setup, journal: Journal, ca: CertificateAuthority, *, has_old_authority: bool
+    ) -> None:
         self._setup = setup
         self._journal = journal
         self.ca = ca
         fleet = load(journal)
+        if setup.regrow:
+            check_empty(fleet, setup.data)
+        self.has_old_authority = has_old_authority
+        self.has_new_journal = not journal.head
         version = __version__
         # The fleet's epoch may be above the journal's own: a journal from a backup claims more than one at once.
         epoch = max(journal.claim_epoch(), fleet.epoch + 1)
         clock = SteadyClock(fleet.at)
-        start = Start(epoch, version, secrets.token_hex(START_BYTES))
+        start = Start(epoch, version, secrets.token_hex(START_BYTES), setup.regrow)
         self.controller = Controller(journal, fleet, clock, start)
         self.dispatcher = Dispatcher(self.controller, ca, fleet=setup.fleet, epoch=epoch, start=start.id)
         self.providers: ProviderRunner
@@ -93,10 +105,13 @@ class Scheduler:
     @classmethod
     async def open(cls, setup: Setup) -> Scheduler:
         """Make all checks before anything outside can reach the scheduler. Raises CommandFailed."""
+        if setup.regrow:
+            check_authority(setup.data)
         journal = open_journal(setup.data)
         try:
+            is_old = has_authority(setup.data)
             ca = CertificateAuthority.open_or_create(setup.data / "ca", setup.fleet)
-            scheduler = cls(setup, journal, ca)
+            scheduler = cls(setup, journal, ca, has_old_authority=is_old)
             await scheduler._bind()
         except AuthorityError as error:
             await journal.close()
@@ -128,6 +143,7 @@ class Scheduler:
             version=self._version,
             advertised=self._advertised,
             providers=lambda: self.providers.names,
+            genomes=self.dispatcher.genomes,
         )
         server, port = await make_server(
             self.controller, self.ca, self.dispatcher, api, str(setup.listen), key, certificate
@@ -205,6 +221,30 @@ class Scheduler:
         """Close everything that is still open. Also valid after ``end``."""
         await asyncio.gather(*(server.stop(None) for server in self._servers))
         await self._journal.close()
+
+
+def has_authority(data: Path) -> bool:
+    return (data / "ca" / AUTHORITY_FILE).exists()
+
+
+def check_authority(data: Path) -> None:
+    """Raises CommandFailed: without its CA no fleet can be grown anew."""
+    if not has_authority(data):
+        raise CommandFailed(
+            f"--regrow needs the fleet's CA, and {data / 'ca'} has none",
+            hint="Put a backup of ca/ there. A fleet whose CA is lost cannot be grown anew: its agents trust no other.",
+        )
+
+
+def check_empty(fleet: Fleet, data: Path) -> None:
+    """Raises CommandFailed: a journal with content knows what its fleet wants. One that is being grown anew goes on."""
+    if nothing_wanted(fleet) or (fleet.regrowth is not None and not fleet.regrowth.is_planted):
+        return
+    raise CommandFailed(
+        f"--regrow is for a lost journal, but the one in {data} has {len(fleet.groups)} groups and "
+        f"{len(fleet.servers)} servers",
+        hint="Start without --regrow. If that journal is worth nothing, move it away first, and leave ca/ there.",
+    )
 
 
 def open_journal(data: Path) -> Journal:

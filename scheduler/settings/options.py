@@ -48,7 +48,7 @@ class UpOptions:
 @dataclass(frozen=True, slots=True)
 class SchedulerOptions:
     """``fleet``: the fleet's name, fixed when its CA is made. ``providers``: the providers file; None: the file in
-    ``data``, if there is one."""
+    ``data``, if there is one. ``regrow``: all but the CA is lost, and the fleet's agents know what it wants."""
 
     data: Path
     context: Path
@@ -57,6 +57,7 @@ class SchedulerOptions:
     enrol_listen: Address = Address("0.0.0.0", DEFAULT_PORT + 1)  # noqa: S104
     bus: BusOptions | None = None
     providers: Path | None = None
+    regrow: bool = False
 
 
 def default_data() -> Path:

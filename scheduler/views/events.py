@@ -22,6 +22,9 @@ def event_row(record: e.Record) -> operator_pb2.Event:
     details = {name: value for name, value in fields.items() if name not in (*_COMMON_FIELDS, *_SECRETS)}
     if isinstance(record.event, e.GroupApplied):
         details["group"]["spec"]["env"] = dict.fromkeys(record.event.group.spec.env, "(not shown)")
+    if isinstance(record.event, e.GenomePlanted):
+        genome = record.event.genome
+        details["genome"] = {"groups": len(genome.groups), "servers": len(genome.servers)}
     return operator_pb2.Event(
         position=record.position,
         at=record.at,

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
+from galactica.scheduler.core.model.fleet import Maintenance
 from galactica.scheduler.core.ports import View
+from galactica.scheduler.core.verdicts.maintenance import maintenance_of
 
 RIVAL_TOLD_SECONDS = 120.0
 """How long a second machine is told after its last attempt. Its agent tries again within a minute."""
@@ -12,7 +15,10 @@ RIVAL_TOLD_SECONDS = 120.0
 
 def notes(view: View) -> Iterator[str]:
     """Those of all servers, by server."""
-    for server in sorted(view.sight.servers):
+    for server in sorted(view.fleet.servers.keys() | view.sight.servers.keys()):
+        lease = lease_of(view, server)
+        if lease is not None:
+            yield f"server {server} is {maintenance_words(lease)}"
         yield from notes_of(view, server)
 
 
@@ -25,5 +31,18 @@ def notes_of(view: View, server: str) -> Iterator[str]:
             f"a second live machine claims the identity of server {server}, from {seen.rival.address}; it gets no "
             "session: enrol it under an id of its own"
         )
+    if seen.is_open and seen.place.trouble:
+        yield f"neighbours cannot watch server {server}: {seen.place.trouble}"
     if seen.is_open and seen.vitals is not None and (count := seen.vitals.foreign_cells):
         yield f"{count} {'cell' if count == 1 else 'cells'} of another fleet on server {server}"
+
+
+def lease_of(view: View, server_id: str) -> Maintenance | None:
+    """The maintenance lease of the server that holds now."""
+    server = view.fleet.servers.get(server_id)
+    return maintenance_of(server, view.sight, view.now) if server else None
+
+
+def maintenance_words(lease: Maintenance) -> str:
+    until = datetime.fromtimestamp(lease.until, UTC).strftime("%H:%M:%S UTC")
+    return f"in maintenance until {until}: its agent ended in order, and its cells live on"

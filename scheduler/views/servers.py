@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from galactica.scheduler.core.model.fleet import Cell, CellKind, Phase, Server, parse_cell_id
+from galactica.scheduler.core.model.rules import Rule
 from galactica.scheduler.core.model.spec import GroupKind, Resources
 from galactica.scheduler.core.model.verdict import Evidence, Verdict
 from galactica.scheduler.core.ports import View
@@ -12,7 +13,7 @@ from galactica.scheduler.core.sight.observations import ProviderState
 from galactica.scheduler.core.verdicts.evidence import witnesses_of
 from galactica.scheduler.core.verdicts.servers import server_verdict
 from galactica.scheduler.views.cells import verdict_of, verdict_words
-from galactica.scheduler.views.notes import notes_of
+from galactica.scheduler.views.notes import lease_of, maintenance_words, notes_of
 from galactica.scheduler.wire.cell import vitals_to_proto
 from galactica.v1 import cell_pb2, operator_pb2
 
@@ -58,8 +59,15 @@ def server_row(view: View, server: Server) -> operator_pb2.Server:
         neighbours=_neighbours(view, server.id),
         notes=notes_of(view, server.id),
     )
+    if seen is not None:
+        row.watch_address = seen.place.address
+    lease = lease_of(view, server.id)
+    if lease is not None:
+        row.maintenance_until = lease.until
     if cell is not None:
         _add_cell(view, row, cell, verdict)
+    if lease is not None and verdict.rule == Rule.MAINTENANCE:
+        row.reason = maintenance_words(lease)
     return row
 
 

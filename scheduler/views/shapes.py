@@ -70,6 +70,8 @@ def server(message: operator_pb2.Server) -> Json:
             {"server": neighbour.server_id, "answer": neighbour.answer} for neighbour in message.neighbours
         ],
         "notes": list(message.notes),
+        "maintenance_until": _time(message, "maintenance_until"),
+        "watch_address": message.watch_address or None,
     }
 
 
@@ -112,6 +114,16 @@ def status(message: operator_pb2.GetStatusResponse) -> Json:
         "held": [hold(held) for held in message.held],
         "storms": [storm(row) for row in message.storms],
         "notes": list(message.notes),
+        "genome": _genome(message.genome) if message.HasField("genome") else None,
+    }
+
+
+def _genome(message: operator_pb2.GenomeStatus) -> Json:
+    return {
+        "epoch": message.epoch,
+        "position": message.position,
+        "kept": message.kept,
+        "wanted": message.wanted,
     }
 
 

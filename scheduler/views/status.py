@@ -10,15 +10,17 @@ from galactica.scheduler.core.model.rules import HoldRule
 from galactica.scheduler.core.model.spec import Group
 from galactica.scheduler.core.model.verdict import Health
 from galactica.scheduler.core.ports import View
+from galactica.scheduler.core.reconcile.servers import regrowth_hold
 from galactica.scheduler.core.sight.observations import CellState
 from galactica.scheduler.views.cells import cells_of_group, verdict_of
-from galactica.scheduler.views.notes import notes
+from galactica.scheduler.views.genome import Spread, genome_notes, genome_row
+from galactica.scheduler.views.notes import lease_of, notes
 from galactica.v1 import operator_pb2
 
 _ILL = (Health.SICK, Health.DEAD)
 
 
-def status(view: View, fleet_name: str) -> operator_pb2.GetStatusResponse:
+def status(view: View, fleet_name: str, genome: Spread | None = None) -> operator_pb2.GetStatusResponse:
     """The fleet on one page. The time grows with the number of cells."""
     groups = [group_status(view, state) for _, state in sorted(view.fleet.groups.items())]
     held = holds(view)
@@ -30,7 +32,8 @@ def status(view: View, fleet_name: str) -> operator_pb2.GetStatusResponse:
         position=view.fleet.position,
         epoch=view.fleet.epoch,
         storms=map(_storm_row, view.storms),
-        notes=notes(view),
+        notes=[*notes(view), *genome_notes(genome or Spread())],
+        genome=genome_row(genome or Spread()),
     )
 
 
@@ -94,6 +97,9 @@ def holds(view: View, key: SlotKey | None = None) -> list[operator_pb2.Hold]:
     missing = _nobody_attached(view)
     if missing and key is None:
         rows["", HoldRule.NOBODY_ATTACHED] = operator_pb2.Hold(rule=HoldRule.NOBODY_ATTACHED, reason=missing)
+    regrowing = regrowth_hold(view.fleet, view.sight, view.now, view.policy)
+    if regrowing is not None and key is None:
+        rows["", regrowing.rule] = operator_pb2.Hold(rule=regrowing.rule, reason=regrowing.reason)
     for hold in view.holds:
         if key is None or hold.key == key:
             _add_hold(rows, hold)
@@ -105,7 +111,11 @@ def holds(view: View, key: SlotKey | None = None) -> list[operator_pb2.Hold]:
 
 def _nobody_attached(view: View) -> str:
     """Why nothing can be carried out: there are servers, and the agent of none is here."""
-    servers = [server for server in view.fleet.servers.values() if server.phase is Phase.READY]
+    servers = [
+        server
+        for server in view.fleet.servers.values()
+        if server.phase is Phase.READY and lease_of(view, server.id) is None
+    ]
     seen = view.sight.servers
     if not servers or any(server.id in seen and seen[server.id].is_open for server in servers):
         return ""

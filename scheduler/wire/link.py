@@ -18,6 +18,7 @@ from galactica.scheduler.core.model.spec import Resources, RuntimeKind
 from galactica.scheduler.core.sight.observations import (
     Answer,
     Attached,
+    Place,
     Reported,
     ServerFacts,
     Testimony,
@@ -26,6 +27,7 @@ from galactica.scheduler.core.sight.vitals import Vitals
 from galactica.scheduler.wire.cell import (
     ID_CHARACTERS,
     LABEL_CHARACTERS,
+    TEXT_CHARACTERS,
     WireError,
     bounded,
     bounded_text,
@@ -83,7 +85,7 @@ def attached(hello: link_pb2.Hello, server: str, session: str, at: float) -> Hea
     skipped: list[str] = []
     machine = bounded_text("hello.machine", hello.machine, LABEL_CHARACTERS)
     cells = cell_reports(hello.inventory, skipped)
-    said = Attached(server, session, at, _facts(hello, skipped), cells, machine)
+    said = Attached(server, session, at, _facts(hello, skipped), cells, machine, place(hello))
     return Heard(said, tuple(skipped))
 
 
@@ -115,13 +117,19 @@ def _vitals(message: cell_pb2.Vitals, skipped: list[str]) -> Vitals | None:
         return None
 
 
-def watch_address(hello: link_pb2.Hello) -> str:
+def place(message: link_pb2.Hello | link_pb2.Moved) -> Place:
+    """Where neighbours reach the agent, and why they do not. Raises WireError."""
+    return Place(watch_address(message), message.watch_trouble[:TEXT_CHARACTERS])
+
+
+def watch_address(message: link_pb2.Hello | link_pb2.Moved) -> str:
     """Where neighbours reach the agent, as "address:port" with a numeric address; empty: it takes no part.
 
     Raises WireError. Other agents send packets there, so it must be the address of one host, not a name that somebody
     else could resolve differently.
     """
-    return _host_address("hello.watch_address", hello.watch_address) if hello.watch_address else ""
+    field = f"{message.DESCRIPTOR.name.lower()}.watch_address"
+    return _host_address(field, message.watch_address) if message.watch_address else ""
 
 
 def instance(hello: link_pb2.Hello) -> str:
@@ -181,7 +189,7 @@ def _testimony(message: link_pb2.Testimony, at: float) -> Testimony:
     answer = _ANSWERS.get(message.answer)
     if answer is None:
         raise WireError(f"testimonies: unknown answer {int(message.answer)} about {server}")
-    return Testimony(server, answer, since=at - message.for_ms / 1_000)
+    return Testimony(server, answer, at - message.for_ms / 1_000, message.after_refusal)
 
 
 def _facts(hello: link_pb2.Hello, skipped: list[str]) -> ServerFacts:

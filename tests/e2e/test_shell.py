@@ -139,7 +139,8 @@ def test_a_shell_on_a_terminal_is_in_the_cell_and_passes_its_exit_code_on(fleet)
             b"until stty size | grep '44 1''22'; do sleep 0.1; done\r"
         )  # what is typed may overtake it
         terminal.until(b"44 122")
-        terminal.type(b"echo be''gun; sleep 100\r")
+        # Said by the command itself: a shell that has said it may not have handed the terminal on yet.
+        terminal.type(b"""sh -c "echo be''gun; exec sleep 100"\r""")
         terminal.until(b"begun\r\n")
         terminal.type(b"\x03")  # Ctrl-C is the shell's, not the command's
         terminal.until(b"^C\r\nready> ")

@@ -111,6 +111,7 @@ def test_status_as_json_has_the_promised_shape(scheduler: Scheduler):
         "held": [{**hold, "next_look_at": text_of(NOW + 30)}],
         "storms": [],
         "notes": [],
+        "genome": None,
     }
 
 

@@ -56,6 +56,8 @@ def test_servers_as_json_tell_pool_evidence_and_neighbours(scheduler: Scheduler)
             {"server": "north", "answer": "silent"},
         ],
         "notes": [],
+        "maintenance_until": None,
+        "watch_address": None,
     }
 
 
@@ -238,6 +240,27 @@ def test_a_deployer_may_look_at_storms_and_not_release_them(scheduler: Scheduler
 def test_unknown_cells_are_adopted_or_condemned(scheduler: Scheduler, arguments, asked, lines) -> None:
     assert said(run(scheduler, *arguments)) == lines
     assert scheduler.answers.asked == [asked]
+
+
+@pytest.mark.parametrize(
+    ("option", "step"),
+    [
+        ("--take", operator_pb2.REGROW_STEP_TAKE),
+        ("--without-genome", operator_pb2.REGROW_STEP_WITHOUT_GENOME),
+        ("--settle", operator_pb2.REGROW_STEP_SETTLE),
+    ],
+)
+def test_an_operator_says_how_a_regrowth_goes_on(scheduler: Scheduler, option, step) -> None:
+    assert said(run(scheduler, "regrow", option)) == [
+        "the genome of epoch 3, position 90 is planted. Watch: galactica status"
+    ]
+    assert scheduler.answers.asked == [operator_pb2.RegrowRequest(step=step)]
+
+
+@pytest.mark.parametrize("arguments", [["regrow"], ["regrow", "--take", "--settle"]])
+def test_a_regrowth_is_told_one_step_at_a_time(scheduler: Scheduler, arguments) -> None:
+    assert run(scheduler, *arguments).returncode == 2
+    assert scheduler.answers.asked == []
 
 
 @pytest.mark.parametrize("arguments", [["adopt"], ["adopt", "--all", "web/0.7"], ["condemn"]])

@@ -171,6 +171,40 @@ async def test_changed_limits_are_told_with_what_they_were_and_are_not_forgotten
         assert await cell.compare() == told
 
 
+async def test_a_paused_cell_was_touched_even_after_it_goes_on(engine, busybox_image):
+    async with touched_cell(engine, busybox_image) as cell:
+        cell.docker("pause", cell.runtime_id)
+        await cell.news_of_hands()
+        told = ("somebody paused it (docker pause)",)
+        assert await cell.compare() == told
+        async with a_runtime(engine, fleet=cell.fleet) as successor:
+            await successor.list()
+            assert await successor.compare(cell.order, cell.runtime_id) == told
+            cell.docker("unpause", cell.runtime_id)
+            assert await cell.compare() == told
+
+
+@pytest.mark.parametrize("signal", ["SIGTERM", "SIGUSR1", "SIGKILL"])
+async def test_a_paused_cell_is_really_ended(engine, busybox_image, signal):
+    async with touched_cell(engine, busybox_image) as cell:
+        cell.docker("pause", cell.runtime_id)
+        await cell.runtime.stop(CELL, signal, 0.5)
+        assert await cell.runtime.list() == ()
+        assert cell.docker("ps", "-aq", "--no-trunc", "--filter", f"id={cell.runtime_id}") == ""
+
+
+async def test_a_signal_of_a_strangers_hand_is_told(engine, busybox_image):
+    async with touched_cell(
+        engine, busybox_image, "sh", "-c", "trap : HUP; while :; do sleep 0.1; done"
+    ) as cell:
+        cell.docker("kill", "--signal", "STOP", cell.runtime_id)
+        await cell.news_of_hands()
+        cell.docker("kill", "--signal", "HUP", cell.runtime_id)
+        await cell.news_of_hands()
+        told = [f"somebody sent it {name} (docker kill)" for name in ("SIGSTOP", "SIGHUP")]
+        assert await cell.compare() == tuple(told)
+
+
 async def test_networks_and_names_are_told(engine, busybox_image, network):
     async with touched_cell(engine, busybox_image) as cell:
         cell.docker("network", "connect", network, cell.runtime_id)
@@ -233,6 +267,24 @@ async def test_a_name_that_means_another_image_now_is_told(engine, busybox_image
         client.tag(busybox_image, tag)
         async with touched_cell(engine, tag) as cell:
             client.tag(busybox_image.replace(":1", ":2"), tag)
+            (told,) = await cell.compare()
+        assert told.startswith(f"image {tag} is now ")
+    finally:
+        client.remove_image(tag, force=True)
+        client.close()
+
+
+async def test_an_image_that_was_looked_at_before_the_cell_began_is_looked_at_again(engine, busybox_image):
+    tag = f"galactica-test/drift-{uuid.uuid4().hex[:8]}:1"
+    client = client_of(engine)
+    try:
+        client.tag(busybox_image, tag)
+        async with touched_cell(engine, tag) as cell:
+            assert await cell.compare() == ()
+            client.tag(busybox_image.replace(":1", ":2"), tag)
+            younger = order("web/1.1", tag, "sleep", "1000")
+            running = await cell.runtime.start(younger, ignore_progress)
+            assert await cell.runtime.compare(younger, running.runtime_id) == ()
             (told,) = await cell.compare()
         assert told.startswith(f"image {tag} is now ")
     finally:

@@ -72,6 +72,18 @@ async def test_a_command_that_takes_too_long_is_ended_with_all_that_it_began(eng
         assert await runtime.execute("web/0.1", ["sh", "-c", count], 10) == (1, "0")
 
 
+@pytest.mark.parametrize("output", ["", "< /dev/null > /dev/null 2>&1"], ids=["held", "closed"])
+async def test_a_command_ends_with_its_first_process_and_so_does_what_it_leaves(
+    engine, busybox_image, output
+):
+    async with a_runtime(engine) as runtime:
+        await runtime.start(web("web/0.1", busybox_image), ignore_progress)
+        leave = f"setsid sh -c 'sleep 777; sleep 777' {output} & echo begun; sleep 0.3; echo done"
+        assert await runtime.execute("web/0.1", ["sh", "-c", leave], 1.8) == (0, "done")
+        count = "cat /proc/[0-9]*/comm | grep -c sleep"
+        assert await runtime.execute("web/0.1", ["sh", "-c", count], 10) == (1, "0")
+
+
 async def test_a_service_with_slow_commands_leaves_room_for_those_of_others(engine, busybox_image):
     async with a_runtime(engine) as runtime:
         for cell_id in ("slow/0.1", "good/0.1"):

@@ -21,6 +21,7 @@ from tests.support.docker_cells import (
     news,
     order,
     own_engine,
+    until,
     web,
 )
 
@@ -157,6 +158,25 @@ async def test_a_death_is_told_in_full_though_the_engines_files_cannot_be_read(o
         assert 0 < autopsy.lived_seconds < 30  # by when the engine noticed start and end
 
 
+@pytest.mark.parametrize(
+    ("then", "reason"), [("exit 3", "exited with 3"), ("kill", "killed by SIGKILL")], ids=["exit", "kill"]
+)
+async def test_a_child_that_outgrew_the_memory_does_not_explain_the_end_of_its_cell(
+    engine, busybox_image, client, then, reason
+):
+    eats = "dd if=/dev/zero of=/dev/null bs=64M count=1 2>/dev/null"
+    script = f"trap 'exit 3' TERM; {eats}; echo eaten $?; while :; do sleep 0.1; done"
+    limits = cell_pb2.Resources(memory_bytes=16 << 20)
+    async with a_runtime(engine) as runtime:
+        cell = order("web/0.1", busybox_image, "sh", "-c", script, resources=limits)
+        running = await runtime.start(cell, ignore_progress)
+        watch = runtime.watch()
+        await until(lambda: b"eaten 137" in client.logs(running.runtime_id), "the kernel kills the child")
+        client.kill(running.runtime_id, "SIGTERM" if then != "kill" else "SIGKILL")
+        autopsy = (await news(watch)).autopsy
+        assert (autopsy.reason, autopsy.oom_killed) == (reason, False)
+
+
 async def test_a_cell_that_outgrows_its_memory_is_said_to_have_done_so(engine, busybox_image):
     async with a_runtime(engine) as runtime:
         watch = runtime.watch()
@@ -272,6 +292,21 @@ async def test_limits_and_confinement_reach_the_engine(engine, busybox_image, cl
             "StopSignal": "SIGQUIT",
             "StopTimeout": 3,
         }
+
+
+async def test_a_stop_returns_only_when_the_container_is_gone_whoever_removes_it(
+    engine, busybox_image, client
+):
+    async with a_runtime(engine) as runtime:
+        cell = order("web/0.1", busybox_image, *SLEEPER, writable=["/srv/a", "/srv/b"])
+        running = await runtime.start(cell, ignore_progress)
+
+        async def stop() -> None:
+            await runtime.stop("web/0.1", "SIGKILL", 0.0)
+            with pytest.raises(docker.errors.NotFound):
+                client.inspect_container(running.runtime_id)
+
+        await asyncio.gather(*(stop() for _ in range(8)))
 
 
 async def test_stopping_is_quick_silent_and_leaves_nothing(engine, busybox_image, client):

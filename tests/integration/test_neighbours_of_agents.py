@@ -47,6 +47,9 @@ async def test_agents_watch_each_other_and_say_what_they_see(tmp_path):
             await until(lambda: len(said("one")) == 2, "silence is told")
             agents["two"].process.kill()
             await until(lambda: len(said("one")) == 3, "the closed port is told")
+            assert not any(
+                one.after_refusal for report in sessions["one"].reports for one in report.testimonies
+            )
             answers = [link_pb2.ANSWER_ANSWERS, link_pb2.ANSWER_SILENT, link_pb2.ANSWER_REFUSED]
             assert said("one") == [("two", answer) for answer in answers]
 

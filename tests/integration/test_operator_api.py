@@ -49,7 +49,7 @@ class TestWhoMayCall:
         }  # fmt: skip
         deployers = readers | {"ApplyGroups", "DeleteGroup", "CondemnCell", "OpenShell"}
         admins = deployers | {
-            "DrainServer", "ReleaseStorm", "AdoptCells", "CondemnUnknown", "CreateToken", "CreateOperator",
+            "DrainServer", "ReleaseStorm", "AdoptCells", "CondemnUnknown", "Regrow", "CreateToken", "CreateOperator",
         }  # fmt: skip
         assert allowed == {Role.VIEWER: readers, Role.DEPLOYER: deployers, Role.ADMIN: admins}[role]
 

@@ -1,6 +1,7 @@
 """What process cells may use: with real processes and, where they can be had, real control groups."""
 
 import os
+import signal as signals
 import sys
 import textwrap
 from pathlib import Path
@@ -8,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from galactica.agent.runtimes.process import limits as process_limits
+from galactica.agent.runtimes.process import memory as process_memory
 from galactica.agent.runtimes.process.launch import Folder
+from galactica.agent.runtimes.process.table import Process
 from galactica.v1 import cell_pb2
 from tests.support.process_cells import (
     HOME,
@@ -36,6 +39,58 @@ async def test_memory_limit_is_held_and_named_in_the_autopsy(tmp_path):
         assert without_time(death.autopsy) == cell_pb2.Autopsy(
             reason="out of memory: killed by SIGKILL", exit_code=137, signal="SIGKILL", oom_killed=True
         )
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("signal", "reason"), [("TERM", "exited with 3"), ("KILL", "killed by SIGKILL")], ids=["exit", "kill"]
+)
+async def test_child_that_outgrew_the_memory_does_not_explain_the_end_of_its_cell(tmp_path, signal, reason):
+    limiter = LIMITERS["control groups"]
+    if not limiter.holds_memory() or not os.access(process_memory.KERNEL_LOG, os.R_OK):
+        pytest.skip("this needs a memory control group and the kernel's log: run the tests as root")
+    limits = cell_pb2.Resources(memory_bytes=32 << 20)
+    eats = f"{sys.executable} -c 'x = bytearray(b\"x\") * (256 << 20)'"
+    script = f"trap 'exit 3' TERM; {eats}; echo eaten $?; while :; do sleep 0.1; done"
+    async with agent_on(tmp_path, limiter=limiter) as runtime:
+        running = await runtime.start(shell(script, resources=limits), quiet)
+        log = tmp_path / HOME / "web%2F0.1" / "log"
+        await until(lambda: "eaten 137" in log.read_text())
+        os.kill(int(running.runtime_id), getattr(signals, f"SIG{signal}"))
+        death = (await next_death(runtime.watch())).autopsy
+        assert (death.reason, death.oom_killed) == (reason, False)
+
+
+def record_of(text: str, at_seconds: float) -> bytes:
+    return f"6,100,{at_seconds * 1e6:.0f},-;{text}\n".encode()
+
+
+def victim(pid: int, group: str, at_seconds: float = 50.0) -> list[bytes]:
+    return [
+        record_of(
+            f"oom-kill:constraint=CONSTRAINT_MEMCG,task_memcg=/x/{group},task=a,pid={pid},uid=0", at_seconds
+        ),
+        record_of(f"Memory cgroup out of memory: Killed process {pid} (a) total-vm:1kB", at_seconds),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("records", "told"),
+    [
+        ([], None),
+        (victim(8, "other"), None),
+        (victim(7, "ours", at_seconds=5.0), None),
+        (victim(7, "ours"), True),
+        (victim(8, "ours"), False),
+        (victim(8, "ours/inner"), False),
+        ([*victim(8, "ours"), *victim(7, "ours")], True),
+        (victim(7, "ours")[1:], True),
+        ([b"", b"garbage;Killed process x ("], None),
+    ],
+)
+def test_kernels_log_tells_whether_it_was_the_main_process_that_the_kernel_killed(records, told):
+    main = Process(7, 20 * os.sysconf("SC_CLK_TCK"))
+    assert process_memory.told_by(records, main, ["ours"]) is told
 
 
 async def test_memory_limit_without_control_groups_refuses_the_allocation(tmp_path):

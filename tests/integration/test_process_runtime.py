@@ -293,3 +293,27 @@ async def test_two_hundred_cells_come_and_go_and_leave_nothing(tmp_path, limiter
         assert psutil.Process().num_fds() <= descriptors  # some that are others' may be closed meanwhile
         folders = [Folder(tmp_path / "cells" / HOME / f"web%2F{number}.1") for number in range(200)]
         assert [limiter.existing(folder.group_name) for folder in folders] == [()] * 200
+
+
+async def test_stopped_process_was_touched_even_after_it_goes_on(runtime):
+    running = await runtime.start(order(SLEEP), quiet)
+    pid, cell = int(running.runtime_id), (order(SLEEP), running.runtime_id)
+    assert await runtime.compare(*cell) == ()
+    os.kill(pid, signal.SIGSTOP)
+    await until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    touched = ("somebody stopped its main process (SIGSTOP)",)
+    assert await runtime.compare(*cell) == touched
+    os.kill(pid, signal.SIGCONT)
+    await until(lambda: psutil.Process(pid).status() == psutil.STATUS_SLEEPING)
+    assert await runtime.compare(*cell) == touched
+
+
+async def test_stopped_process_is_asked_to_end_too(runtime, tmp_path):
+    said = tmp_path / "said"
+    script = f"trap 'echo bye > {said}; exit' TERM; echo ready; while :; do sleep 0.05; done"
+    running = await runtime.start(shell(script), quiet)
+    await until(lambda: "ready" in "".join(path.read_text() for path in tmp_path.rglob("log")))
+    os.kill(int(running.runtime_id), signal.SIGSTOP)
+    await until(lambda: psutil.Process(int(running.runtime_id)).status() == psutil.STATUS_STOPPED)
+    await runtime.stop("web/0.1", "SIGTERM", 30)
+    assert said.read_text() == "bye\n"

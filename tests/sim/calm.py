@@ -11,6 +11,7 @@ from tests.sim.backup import tidy_up
 from tests.sim.host import Troubles
 from tests.sim.laws import LawBroken
 from tests.sim.network import Weather
+from tests.sim.regrown import settle, until_grown
 from tests.sim.wanted import pool, service
 
 if TYPE_CHECKING:
@@ -29,12 +30,13 @@ async def calm_down(world: Simulation) -> None:
     world.network.weather = Weather()
     world.network.cut_to.clear()
     world.network.cut_from.clear()
-    world.isolated.clear()
+    world.pings.isolated.clear()
     world.provider.temper = world.provider.usual
     for name in list(world.clones):
         world.switch_off_clone(name)
     for host in world.hosts.values():
-        host.troubles = Troubles()
+        was = host.troubles  # who is frozen wakes when its time has come
+        host.troubles = Troubles(frozen_until=was.frozen_until, agent_frozen_until=was.agent_frozen_until)
         if host.liar is not None:
             host.lie(None)
         host.boot_agent()
@@ -43,6 +45,7 @@ async def calm_down(world: Simulation) -> None:
     if world.scheduler is None:
         world.start_scheduler()
     await asyncio.sleep(REST_SECONDS)
+    await until_grown(world)
     await _bring_a_server_where_none_is_left(world)
     random = world.random
     groups = [service(name, random.randint(1, 6), f"calm{world.seed % 2}") for name in ("web", "api")]
@@ -68,6 +71,7 @@ async def converge(world: Simulation) -> None:
         await asyncio.sleep(1.0)
         world.check()
         await tidy_up(world)
+        await settle(world)
         why = unconverged(world)
     if why:
         raise LawBroken(f"not converged after {CALM_SECONDS:g} s of calm: {why}")

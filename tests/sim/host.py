@@ -14,6 +14,7 @@ from galactica.agent.core import instructions as instructions_core
 from galactica.agent.core import model as model_core
 from galactica.agent.core.model import Found, Running
 from galactica.agent.core.step import State, is_news, next_look, step
+from galactica.scheduler.core.model.genome import Genome, GenomeMark
 from galactica.v1 import cell_pb2, link_pb2
 from tests.sim.lies import Liar
 from tests.sim.network import Network
@@ -40,6 +41,8 @@ class Port(Protocol):
     def hello(self, host: Host, link: int, hello: instructions_core.SendHello) -> None: ...
 
     def report(self, host: Host, link: int, report: instructions_core.SendReport) -> None: ...
+
+    def goodbye(self, host: Host, link: int, seconds: float) -> None: ...
 
     def hung_up(self, host: Host, link: int) -> None: ...
 
@@ -83,6 +86,8 @@ class Host:
     fenced: set[str] = field(default_factory=set)
     """Exclusive cells that this life of the agent ended."""
     _links: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+    genome: tuple[GenomeMark, Genome] | None = None
+    """The newest one that its agents kept."""
     liar: Liar | None = None
     """What its agent says instead of the truth, if it lies."""
     is_deleted: bool = False
@@ -106,6 +111,20 @@ class Host:
             for cell_id in self.fenced:
                 self.on_forgotten(cell_id)
             self.fenced.clear()
+
+    def end_agent(self, maintenance_seconds: float, back_after_seconds: float) -> None:
+        """The agent ends in order and asks for a maintenance lease; it waits for the answer for a while at most. Then
+        the next one comes after a while."""
+        agent = self.agent
+        if agent is not None and agent.link:
+            self.network.from_host(self.name, self.port.goodbye, self, agent.link, maintenance_seconds)
+            wait = self.random.choice([0.05, 5.0])
+            asyncio.get_running_loop().call_later(wait, self._leave, agent, back_after_seconds)
+
+    def _leave(self, agent: Agent, back_after_seconds: float) -> None:
+        if self.agent is agent:
+            self.kill_agent()
+            asyncio.get_running_loop().call_later(back_after_seconds, self.boot_agent)
 
     def delete(self) -> None:
         """Power off, for ever."""

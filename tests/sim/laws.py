@@ -6,6 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.commands import Command, Decommission, Order
 from galactica.scheduler.core.model.events import Record
@@ -13,6 +15,7 @@ from galactica.scheduler.core.model.fleet import parse_cell_id
 from galactica.scheduler.core.model.rules import SILENCE_RULES
 from galactica.scheduler.core.model.verdict import Health
 from galactica.scheduler.core.sight.observations import CellReport
+from tests.sim.absences import Absences
 from tests.sim.rollouts import Rollouts
 from tests.sim.words import Words
 
@@ -25,6 +28,7 @@ RANK = {
     e.CellDecommissioned: 5,
 }
 READY, CONDEMNED, DRAINING, GONE = 2, 3, 4, 5
+_LOUD = (e.CellOrdered, e.CellCondemned, e.ServerCondemned, e.OrphanRemoved, e.LeakRemoved)
 
 
 class LawBroken(AssertionError):
@@ -75,12 +79,20 @@ class Laws:
     """Hosts whose agents lied, or that were copied. The scheduler may believe what such a one says of its own cells."""
     rollouts: Rollouts = field(default_factory=Rollouts)
     words: Words = field(default_factory=Words)
+    maintenance: Absences = field(default_factory=Absences)
     given_up: set[str] = field(default_factory=set)
     """Cells that this journal never ordered, and that an operator condemned."""
     was_restored: bool = False
     unheard: set[str] = field(default_factory=set)
     """Hosts that had cells before the journal was restored, and that no scheduler has heard since. Nobody else knows
     which ids they had."""
+    used: set[str] = field(default_factory=set)
+    """Ids of the cells of journals that were lost."""
+    recognised: set[str] = field(default_factory=set)
+    """Servers that a scheduler that is grown anew let in, and that its genome does not know: of no pool, whatever their
+    names."""
+    is_quiet: bool = False
+    """A scheduler is being grown anew, and does not know yet what is there."""
     position: int = 0
     at: float = 0.0
     _is_history: bool = False
@@ -95,6 +107,7 @@ class Laws:
         self.lost.clear()
         self.released.clear()
         self.rollouts = Rollouts()
+        self.maintenance.leases.clear()
         self.position, self.at = 0, 0.0
         self.was_restored = True
         self.unheard.update(self.started.values())
@@ -107,13 +120,19 @@ class Laws:
         self.unheard.discard(host)
         self.words.heard(host, cells, complete=complete)
 
+    def lose(self) -> None:
+        """From here on the journal is a new one, which knows nothing. No id of the old one may come again."""
+        self.used |= self.lives.keys()
+        self.recognised.clear()
+        self.go_back([])
+
     def durable(self, records: Sequence[Record]) -> None:
         for record in records:
             self._require(record.position == self.position + 1, record, "positions have a hole")
             self._require(record.at >= self.at, record, f"time goes back from {self.at}")
             self.position, self.at = record.position, record.at
             self._note(record)
-            broken = self.rollouts.note(record) or self.words.note(record)
+            broken = self.rollouts.note(record) or self.words.note(record) or self.maintenance.note(record)
             self._require(not broken, record, broken)
 
     def started_on(self, host: str, cell: str) -> None:
@@ -157,7 +176,20 @@ class Laws:
 
     def _note(self, record: Record) -> None:
         event = record.event
+        if self.is_quiet and isinstance(event, _LOUD):
+            is_asked_for = (
+                record.cause.startswith("operator")
+                or getattr(event, "is_gone", False)
+                or getattr(event, "cell", "") in self.given_up
+            )
+            self._require(is_asked_for, record, "a scheduler that is being grown anew harms or orders")
         match event:
+            case e.RegrowthBegan():
+                self.is_quiet = True
+            case e.RegrowthEnded():
+                self.is_quiet = False
+            case e.GenomePlanted():
+                self._planted(record, event)
             case e.GroupApplied(group=group, digest=digest):
                 self.wanted[group.name] = (group.replicas, digest)
                 self.healthy_for[group.name] = group.healthy_for_seconds
@@ -166,6 +198,8 @@ class Laws:
             case e.GroupDeleted(name=name):
                 self.wanted.pop(name, None)
                 self.deleted.add(name)
+            case e.ServerRecognised(server=server):
+                self.recognised.add(server)
             case e.ServerJoined(server=server):
                 self.lost.discard(server)
             case e.StormReleased(pool=pool, until=until):
@@ -193,16 +227,34 @@ class Laws:
             ):
                 self._moved(record, event)
 
+    def _planted(self, record: Record, event: e.GenomePlanted) -> None:
+        for one in event.genome.groups:
+            current = one.revisions[-1]
+            self._note(replace(record, event=e.GroupApplied(one.group, current.digest, current.number)))
+            self.rollouts.note(
+                replace(record, event=e.GroupApplied(one.group, current.digest, current.number))
+            )
+        for server in event.genome.servers:
+            (self.recognised.discard if server.pool else self.recognised.add)(server.id)
+            parsed = parse_cell_id(server.id) if server.pool else None
+            if parsed is not None:
+                self.lives[server.id] = _Life("", server.digest, READY, record.at)
+                self.slots[parsed.group, parsed.slot].append(server.id)
+                self.rollouts.note(
+                    replace(record, event=e.CellAdopted(server.id, server.digest, server.revision, ""))
+                )
+
     def _given_up(self, record: Record, event: e.OrphanRemoved) -> None:
         """What this journal never ordered goes when an operator says so, or by itself. Of a deleted group the journal
         keeps one number for all slots: ids below it count as ordered."""
+        is_asked_for = record.cause.startswith("operator") or event.is_gone or event.cell in self.given_up
         self.given_up.add(event.cell)
-        is_asked_for = record.cause.startswith("operator") or event.is_gone
         was_deleted = event.cell.partition("/")[0] in self.deleted
         self._require(is_asked_for or was_deleted, record, "it was never ordered, and nobody asked for this")
 
     def _ordered(self, record: Record, event: e.CellOrdered) -> None:
         self._require(event.cell not in self.lives, record, "a cell id was used again")
+        self._require(event.cell not in self.used, record, "a cell id of a lost journal was used again")
         parsed = parse_cell_id(event.cell)
         assert parsed is not None
         replicas, digest = self.wanted.get(parsed.group, (0, ""))
@@ -224,7 +276,9 @@ class Laws:
         self._require(rank > life.rank, record, f"its phase goes back: {life}")
         is_container = life.server != ""
         if is_container and isinstance(event, e.CellDecommissioned) and life.rank < DRAINING:
-            self._require(life.server in self.lost, record, "gone without an agent's word or a lost server")
+            is_fenced = event.proof == "fenced" and life.server in self.maintenance.leases
+            is_lost = life.server in self.lost or is_fenced
+            self._require(is_lost, record, "gone without an agent's word or a lost server")
         if not is_container and isinstance(event, e.CellDecommissioned) and not self.lists_lied:
             self._require(cell not in self.standing, record, "its provider still has it")
         life.rank = rank
@@ -284,7 +338,7 @@ class Laws:
         self._require(bool(event.evidence and event.reason), record, "a server died without a certificate")
         if event.rule not in SILENCE_RULES:
             return
-        parsed = parse_cell_id(event.server)
+        parsed = parse_cell_id(event.server) if event.server not in self.recognised else None
         pool = parsed.group if parsed else ""
         recent = {server: at for server, at in self.silenced[pool].items() if record.at - at < 60.0}
         self.silenced[pool] = recent | {event.server: record.at}

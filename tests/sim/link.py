@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -17,7 +17,15 @@ from galactica.agent.core import model as model_core
 from galactica.scheduler.controller import Controller
 from galactica.scheduler.core.epochs import is_strange
 from galactica.scheduler.core.model.commands import Command, Decommission, Order
-from galactica.scheduler.core.model.requests import Asker, AskerKind, ClaimEpoch, Obeyed, Refused
+from galactica.scheduler.core.model.requests import (
+    Asker,
+    AskerKind,
+    BeginMaintenance,
+    ClaimEpoch,
+    Obeyed,
+    RecogniseServer,
+    Refused,
+)
 from galactica.scheduler.core.model.spec import Resources, RuntimeKind, Spec
 from galactica.scheduler.core.model.verdict import Autopsy
 from galactica.scheduler.core.sight.observations import (
@@ -68,7 +76,7 @@ class Links:
     sessions: dict[str, _Session] = field(default_factory=dict)
     inbox: asyncio.Queue[Observation] = field(default_factory=asyncio.Queue)
     opened: int = 0
-    _overtaking: set[asyncio.Task[None]] = field(default_factory=set)
+    _working: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def pump(self) -> None:
         """Hand what arrived to the controller, in order."""
@@ -92,13 +100,13 @@ class Links:
         if self.controller is None:
             self.network.to_host(host.name, _hang_up, host, link)
             return
-        if host.name not in self.controller.fleet().servers:
+        fleet = self.controller.fleet()
+        is_known = host.name in fleet.servers
+        if not is_known and fleet.regrowth is None:
             return
         obeyed = Obeyed(hello.epoch, hello.start, hello.position)
-        if hello.epoch > self.epoch or is_strange(self.controller.fleet(), obeyed):
-            overtaking = asyncio.get_running_loop().create_task(self._overtake(host, link, hello))
-            self._overtaking.add(overtaking)
-            overtaking.add_done_callback(self._overtaking.discard)
+        if not is_known or hello.epoch > self.epoch or is_strange(self.controller.fleet(), obeyed):
+            self._do(self._overtake(host, link, hello))
             return
         known = self.sessions.get(host.name)
         if known is not None and known.host is host:
@@ -139,14 +147,16 @@ class Links:
         return not view.policy.tempo(len(view.fleet.servers)).has_missed(heard_at, view.now)
 
     async def _overtake(self, host: Host, link: int, hello: instructions_core.SendHello) -> None:
-        """Go above the epoch that the agent has obeyed, durably, before it is told anything."""
+        """Go above the epoch that the agent has obeyed, durably, before it is told anything. And let it in where this
+        scheduler is being grown anew."""
         if self.controller is None:
             return
         with suppress(Refused):
-            await self.controller.ask(
-                ClaimEpoch(Obeyed(hello.epoch, hello.start, hello.position), host.name),
-                Asker(AskerKind.SCHEDULER),
-            )
+            obeyed = Obeyed(hello.epoch, hello.start, hello.position)
+            if hello.epoch > self.epoch or is_strange(self.controller.fleet(), obeyed):
+                await self.controller.ask(ClaimEpoch(obeyed, host.name), Asker(AskerKind.SCHEDULER))
+            if host.name not in self.controller.fleet().servers:
+                await self.controller.ask(RecogniseServer(host.name), Asker(AskerKind.SCHEDULER))
             self.epoch = max(self.epoch, self.controller.fleet().epoch)
             self.hello(host, link, hello)
 
@@ -169,6 +179,22 @@ class Links:
             self.network.to_host(
                 host.name, _echo, host, link, report.beat_at, self.controller.fleet().position
             )
+
+    def goodbye(self, host: Host, link: int, seconds: float) -> None:
+        session = self.sessions.get(host.name)
+        if self.controller is None or session is None or session.host is not host or session.link != link:
+            return
+        asked = BeginMaintenance(host.name, session.id, seconds)
+        self._do(self._begin_maintenance(self.controller, asked))
+
+    async def _begin_maintenance(self, controller: Controller, asked: BeginMaintenance) -> None:
+        with suppress(Refused):
+            await controller.ask(asked, Asker.server(asked.server))
+
+    def _do(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._working.add(task)
+        task.add_done_callback(self._working.discard)
 
     def hung_up(self, host: Host, link: int) -> None:
         session = self.sessions.get(host.name)

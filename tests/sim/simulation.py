@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from random import Random
 
 from galactica.scheduler.controller import Controller, load
+from galactica.scheduler.core.genome import nothing_wanted
 from galactica.scheduler.core.model.events import Record
 from galactica.scheduler.core.model.policy import Policy
 from galactica.scheduler.core.model.requests import (
@@ -23,7 +24,7 @@ from galactica.scheduler.core.model.requests import (
     Request,
 )
 from galactica.scheduler.core.model.spec import Group
-from galactica.scheduler.core.sight.observations import Answer, Observation, ProviderState, Testimony
+from galactica.scheduler.core.sight.observations import Observation, ProviderState, Testimony
 from galactica.scheduler.core.turns import Start
 from galactica.v1 import link_pb2
 from tests.sim import clock
@@ -33,7 +34,9 @@ from tests.sim.journal import Disk, SimJournal
 from tests.sim.laws import LawBroken, Laws
 from tests.sim.link import Links
 from tests.sim.network import Network
+from tests.sim.pings import Pings
 from tests.sim.provider import SimProvider
+from tests.sim.regrown import Genomes
 from tests.sim.rivals import Rivals
 from tests.sim.troubles import Troubles
 from tests.sim.wanted import pool, service
@@ -87,13 +90,14 @@ class Simulation:
         self._chores: set[asyncio.Task[object]] = set()
         self.drained: set[str] = set()
         self.all_names: set[str] = set()
-        self.isolated: set[str] = set()
+        self.pings = Pings(silent=self.laws.maintenance.silent)
         self.booting: set[str] = set()
         self.broken: list[BaseException] = []
         self._tokens = 0
         self.clock: clock.VirtualClock | None = None
         self.settled = 0
         """Position of the journal when trouble begins."""
+        self.has_lost_journal = False
         self.wall_step = 0.0
         """By how much the wall clock of the scheduler's machine is wrong. The next scheduler there begins with it."""
 
@@ -139,7 +143,8 @@ class Simulation:
         journal = SimJournal(self.disk)
         fleet = load(journal)
         epoch = max(journal.epoch, fleet.epoch + 1)
-        start = Start(epoch, "sim", f"began at {asyncio.get_running_loop().time()}")
+        name = f"began at {asyncio.get_running_loop().time()}"
+        start = Start(epoch, "sim", name, regrows=self.has_lost_journal and nothing_wanted(fleet))
         self.clock = clock.VirtualClock(self.wall_step, fleet.at)
         controller = Controller(journal, fleet, self.clock, start, self.policy)
         links = Links(
@@ -155,10 +160,15 @@ class Simulation:
         for host in self.machines():
             host.port = links
 
+        async def genomes() -> None:
+            assert self.scheduler is not None
+            await Genomes(self, self.scheduler).run()
+
         async def life() -> None:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(controller.run(links, self.provider))
                 tasks.create_task(links.pump())
+                tasks.create_task(genomes())
 
         task = asyncio.get_running_loop().create_task(life())
         self.scheduler = Scheduler(controller, journal, links, task)
@@ -219,25 +229,23 @@ class Simulation:
         task.add_done_callback(self._chores.discard)
 
     def _testimony(self, watcher: Host, now: float) -> tuple[Testimony, ...]:
-        """What the watcher finds when it pings three others: hosts reach each other unless one is isolated."""
+        """What the watcher finds when it pings three others."""
         names = sorted(self.all_names - {watcher.name})
+        if self.has_lost_journal:  # the new scheduler names none whose machines are gone
+            names = [name for name in names if name in self.hosts]
         start = sum(map(ord, watcher.name)) % len(names) if names else 0
-        said = []
-        for name in (names[start:] + names[:start])[:3]:
-            host = self.hosts.get(name)
-            if host is None or host.is_silent or {name, watcher.name} & self.isolated:
-                answer = Answer.SILENT
-            else:
-                answer = Answer.REFUSED if host.agent is None else Answer.ANSWERS
-            said.append(Testimony(name, answer, now))
-        return tuple(said)
+        watched = (names[start:] + names[:start])[:3]
+        return tuple(self.pings.testimony(watcher, name, self.hosts.get(name), now) for name in watched)
 
-    async def add_host(self, name: str) -> bool:
+    async def enrol(self, name: str) -> bool:
         self._tokens += 1
         token = f"t{self._tokens}"
         if not await self.ask(CreateToken(token, SECRET, 1, self.now() + 3600)):
             return False
-        if not await self.ask(Enrol(token, SECRET, name)) or self.scheduler is None:
+        return await self.ask(Enrol(token, SECRET, name))
+
+    async def add_host(self, name: str) -> bool:
+        if not await self.enrol(name) or self.scheduler is None:
             return False
         if "/" in name and name not in self.provider.machines:
             return False  # deleted meanwhile

@@ -11,6 +11,7 @@ from galactica.scheduler.core.model.policy import Policy
 from galactica.scheduler.core.model.spec import Group, GroupKind, RuntimeKind, ServerBody, Spec
 from galactica.scheduler.core.model.verdict import Health
 from galactica.scheduler.core.sight.observations import CellReport, CellState
+from tests.sim.absences import Absences
 from tests.sim.laws import LawBroken, Laws
 from tests.sim.provider import Temper
 from tests.sim.rollouts import Rollouts
@@ -186,3 +187,28 @@ def test_a_scheduler_that_waits_for_no_proof_is_noticed() -> None:
     broken = shown_by([24, *range(50)], Policy(waits_for_proof=False))
     laws = ("before its replacement was proven", "a revision that proved nothing cost the service")
     assert any(law in broken for law in laws), broken
+
+
+@pytest.mark.parametrize(("is_silent", "at"), [(False, 30.0), (True, 30.0), (False, 60.0)])
+def test_a_server_in_maintenance_is_condemned_for_silence_only_where_its_host_is_silent(
+    is_silent: bool, at: float
+) -> None:
+    law = Absences()
+    assert not law.note(Record(1, 0.0, "test", e.MaintenanceBegan("a", "s1", 60.0)))
+    if is_silent:
+        law.silent.add("a")
+    said = law.note(Record(2, at, "test", e.ServerCondemned("a", Health.DEAD, "agent_gone", "it is gone")))
+    expected = "a was condemned by agent_gone in maintenance, and its host lives"
+    assert said == ("" if is_silent or at >= 60.0 else expected)
+
+
+def test_a_server_in_maintenance_gets_no_cell_and_no_lease_beyond_the_limit() -> None:
+    law = Absences()
+    began = Record(1, 0.0, "test", e.MaintenanceBegan("a", "s1", 60.0))
+    ordered = Record(2, 1.0, "test", e.CellOrdered("web/0.1", "d", 1, "a"))
+    assert not law.note(ordered)
+    assert not law.note(began)
+    assert law.note(ordered) == "a cell was ordered on a server in maintenance"
+    assert not law.note(Record(3, 2.0, "test", e.MaintenanceEnded("a", "its agent is back")))
+    assert not law.note(ordered)
+    assert law.note(Record(4, 0.0, "test", e.MaintenanceBegan("a", "s1", 4_000.0)))

@@ -15,6 +15,7 @@ from tests.sim.host import Host
 from tests.sim.lies import Liar
 from tests.sim.network import Weather
 from tests.sim.provider import Temper
+from tests.sim.regrown import lose_journal
 from tests.sim.wanted import pool, service
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 
 NOT_YET = {
+    "journal_lost": "where pools change meanwhile, one or two of a hundred histories do not converge",
     "journal_restored": "an unknown cell is known on one server only; where two show one id, both have to be gone",
     "journal_restored_unnoticed": "an id that only unheard servers know is given out again: nobody shows that it was",
 }
@@ -67,6 +69,25 @@ class Troubles:
         host.kill_agent()
         self._later(host.boot_agent, 0.1, self.world.random.choice([12.0, 50.0]))
 
+    async def agent_ends_in_order(self) -> None:
+        """As for a package that is installed. Its host may die or hang meanwhile."""
+        host = self._host()
+        seconds = self.world.random.choice([3.0, 12.0, 50.0])
+        back_after_seconds = self.world.random.uniform(0.2, seconds)
+        host.end_agent(self.world.random.choice([10.0, 60.0, 300.0]), back_after_seconds)
+        fate = self.world.random.random()
+        if fate < 0.2:
+            self._later(lambda: self._freeze(host), 2.0, seconds)
+        elif fate < 0.3 and host.name in self.world.provider.machines:
+            self._later(lambda: self._destroy(host), 2.0, seconds)
+
+    def _freeze(self, host: Host) -> None:
+        host.troubles.frozen_until = host.now + self.world.random.uniform(1.0, 12.0)
+
+    def _destroy(self, host: Host) -> None:
+        if host.name in self.world.provider.machines and host.name in self.world.hosts:
+            self.world.provider.die(host.name)
+
     async def host_frozen(self) -> None:
         host = self._host()
         host.troubles.frozen_until = host.now + self.world.random.uniform(0.5, 12.0)
@@ -104,10 +125,10 @@ class Troubles:
     async def host_isolated(self) -> None:
         """Nobody reaches it, neither the scheduler nor its neighbours."""
         host = self._host()
-        for cut in (self.world.network.cut_to, self.world.network.cut_from, self.world.isolated):
+        for cut in (self.world.network.cut_to, self.world.network.cut_from, self.world.pings.isolated):
             cut.add(host.name)
         seconds = self.world.random.uniform(0.5, self.world.random.choice([15.0, 40.0]))
-        for cut in (self.world.network.cut_to, self.world.network.cut_from, self.world.isolated):
+        for cut in (self.world.network.cut_to, self.world.network.cut_from, self.world.pings.isolated):
             self._later(lambda cut=cut: cut.discard(host.name), seconds, seconds)  # type: ignore[misc]
 
     async def scheduler_cut_off_from_all(self) -> None:
@@ -158,6 +179,10 @@ class Troubles:
         """From a backup of this start or the one before it: no agent has obeyed a higher epoch than the next one."""
         newest = self.world.laws.position
         await restore(self.world, self.world.random.randint(self.world.settled, newest))
+
+    async def journal_lost(self) -> None:
+        """Nothing is left of the scheduler but its CA."""
+        await lose_journal(self.world)
 
     async def wall_clock_of_the_scheduler_steps(self) -> None:
         """It is noticed by the next scheduler there: one that runs goes by a clock that is not set."""

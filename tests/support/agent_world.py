@@ -52,6 +52,8 @@ class Session:
     outgoing: asyncio.Queue[link_pb2.AttachResponse | None] = field(default_factory=asyncio.Queue)
     reports: list[link_pb2.Report] = field(default_factory=list)
     logs: list[link_pb2.LogChunk] = field(default_factory=list)
+    moves: list[link_pb2.Moved] = field(default_factory=list)
+    goodbyes: list[link_pb2.Goodbye] = field(default_factory=list)
     cells: dict[str, cell_pb2.CellReport] = field(default_factory=dict)
     sequence: int = 0
     epoch: int = 0
@@ -98,6 +100,8 @@ class FakeScheduler(link_pb2_grpc.AgentLinkServiceServicer, link_pb2_grpc.Enrolm
         self.lease_ms = 2_000
         self.ttl_seconds = 3_600.0
         self.answers_echo = True
+        self.farewell: link_pb2.Farewell | None = link_pb2.Farewell(maintenance_ms=60_000)
+        """The answer to a goodbye; None: none."""
         self.refusal: tuple[grpc.StatusCode, str] | None = None
         self.port = 0
         self.enrol_port = 0
@@ -246,6 +250,14 @@ class FakeScheduler(link_pb2_grpc.AgentLinkServiceServicer, link_pb2_grpc.Enrolm
         async for request in requests:
             if request.HasField("log_chunk"):
                 session.logs.append(request.log_chunk)
+                continue
+            if request.HasField("moved"):
+                session.moves.append(request.moved)
+                continue
+            if request.HasField("goodbye"):
+                session.goodbyes.append(request.goodbye)
+                if self.farewell is not None:
+                    session.outgoing.put_nowait(link_pb2.AttachResponse(farewell=self.farewell))
                 continue
             report = request.report
             session.reports.append(report)

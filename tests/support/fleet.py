@@ -92,11 +92,12 @@ class Fleet:
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("GALACTICA_")}
         return {**inherited, "GALACTICA_CONTEXT": str(self.context), **more}
 
-    def start_scheduler(self, data: Path | None = None, **environment: str) -> None:
-        """Returns when it answers."""
+    def start_scheduler(self, data: Path | None = None, *, regrow: bool = False, **environment: str) -> None:
+        """Returns when it answers. ``regrow``: all but its CA is lost."""
         self._data = data or self._data
         words = ["scheduler", "--data", str(self.data), "--fleet", self.name]
         words += ["--listen", self.address, "--enrol-listen", self.enrol_address]
+        words += ["--regrow"] if regrow else []
         self.scheduler = self.spawn("scheduler", [*cli_command(), *words], **environment)
         self.until(self.answers, "the scheduler answers")
 
@@ -115,6 +116,13 @@ class Fleet:
         assert self.scheduler is not None
         self.scheduler.kill()
         self.scheduler.wait()
+
+    def lose_journal(self) -> None:
+        """The scheduler is killed, and of its data directory nothing is left but the CA."""
+        self.kill_scheduler()
+        for path in self.data.iterdir():
+            if path.name != "ca":
+                path.unlink()
 
     @property
     def pid(self) -> int:

@@ -55,7 +55,8 @@ class LinkWorld:
 
     async def agent(self, server: str, *, attached: bool = True, **hello: object) -> PlayedAgent:
         """A server that is enrolled (if it was not) and whose agent has said Hello."""
-        if server not in self.mind.core.fleet.servers:
+        fleet = self.mind.core.fleet
+        if server not in fleet.servers and fleet.regrowth is None:
             await self.mind.enrol(server)
         agent = PlayedAgent(server, link_pb2_grpc.AgentLinkServiceStub(await self.server_channel(server)))
         if attached:
@@ -159,6 +160,7 @@ async def link_world(
         fleet="alpha",
         version="0.1.0",
         advertised=lambda: "scheduler.example:7400",
+        genomes=dispatcher.genomes,
         providers=lambda: ("cloud", "local"),
     )
     key, certificate = ca.issue_scheduler()

@@ -29,8 +29,8 @@ SECRET = "5" * 64
 class MemoryMind:
     """Implements ``ports.Mind`` and what operators read of a journal. ``outbox`` may be set after it was made."""
 
-    def __init__(self, policy: Policy | None = None) -> None:
-        self.core = Core(Fleet(), policy or Policy(), time.time(), Start(1, "test", "this start"))
+    def __init__(self, policy: Policy | None = None, *, regrows: bool = False) -> None:
+        self.core = Core(Fleet(), policy or Policy(), time.time(), Start(1, "test", "this start", regrows))
         self.outbox: Outbox | None = None
         self.records: list[Record] = []
         self.observed: list[Observation] = []

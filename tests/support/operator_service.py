@@ -180,6 +180,10 @@ class _Service(operator_pb2_grpc.OperatorServiceServicer):
         self._take(request, context, Role.ADMIN)
         return operator_pb2.CondemnUnknownResponse(cells=3, position=12)
 
+    def Regrow(self, request, context):  # noqa: N802
+        self._take(request, context, Role.ADMIN)
+        return operator_pb2.RegrowResponse(done="the genome of epoch 3, position 90 is planted", position=12)
+
     def CreateToken(self, request, context):  # noqa: N802
         self._take(request, context, Role.ADMIN)
         return operator_pb2.CreateTokenResponse(

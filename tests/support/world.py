@@ -101,13 +101,17 @@ class World:
     _errands: list[ProviderCommand] = field(default_factory=list)
     journal_refuses: str = ""
     deaf: set[str] = field(default_factory=set)
+    regrows: bool = False
+    """Its scheduler lost all but its CA."""
     mute: set[str] = field(default_factory=set)
     """New servers whose agents say nothing of their vitals by themselves."""
     _tickets: int = 0
     _sessions: int = 0
 
     def __post_init__(self) -> None:
-        self.core = Core(self.fleet, self.policy, self.now, Start(self.fleet.epoch + 1, "test"))
+        self.core = Core(
+            self.fleet, self.policy, self.now, Start(self.fleet.epoch + 1, "test", regrows=self.regrows)
+        )
         self.settle()
 
     def crash(self) -> World:

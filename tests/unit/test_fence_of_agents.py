@@ -197,6 +197,19 @@ def test_the_grace_counts_from_the_end_of_the_lease() -> None:
     assert (stop.signal, stop.grace_seconds) == ("SIGINT", pytest.approx(GRACE - 1.0))
 
 
+@pytest.mark.parametrize(
+    ("late", "expected"), [(1.0, ("SIGINT", pytest.approx(GRACE - 1.0))), (60.0, ("SIGKILL", 0.0))]
+)
+def test_the_grace_counts_from_there_also_where_the_scheduler_has_it_ended(
+    late: float, expected: object
+) -> None:
+    """The order to end it may be the first that a host reads that slept for long."""
+    host = carrying()
+    host.now = host.state.fence_at + late
+    (stop,) = stops(host.instruct(Decommissioned(CELL, "")))
+    assert (stop.signal, stop.grace_seconds) == expected
+
+
 def test_a_fenced_cell_stays_on_the_list_as_dead_until_a_scheduler_has_it_removed() -> None:
     host = carrying()
     host.take(Disconnected(1, host.now))

@@ -3,7 +3,7 @@
 import pytest
 from msgspec.structs import replace
 
-from galactica.scheduler.core.sight.observations import Rivalled
+from galactica.scheduler.core.sight.observations import Moved, Place, Rivalled
 from galactica.scheduler.core.sight.observe import observe
 from galactica.scheduler.core.sight.state import with_server
 from galactica.scheduler.core.sight.vitals import Vitals
@@ -42,6 +42,19 @@ def told(view):
 )
 def test_cells_of_another_fleet_are_told_and_leave_the_fleet_healthy(view, count, says):
     assert told(with_foreign_cells(view, count)) == (says, {"a": says, "b": []})
+
+
+def test_it_is_told_why_neighbours_cannot_watch_a_server(view):
+    moved = Moved("a", view.sight.servers["a"].session, Place("", "no route to host"))
+    sight = observe(view.sight, moved).sight
+    says = ["neighbours cannot watch server a: no route to host"]
+    assert told(replace(view, sight=sight)) == (says, {"a": says, "b": []})
+    of_another_session = observe(sight, Moved("a", "older", Place("10.0.0.1:7"))).sight
+    assert of_another_session.servers["a"].place == moved.place
+    again = observe(sight, replace(moved, place=Place("10.0.0.1:7"))).sight
+    assert told(replace(view, sight=again)) == ([], {"a": [], "b": []})
+    rows = {row.id: row.watch_address for row in servers.servers(replace(view, sight=again))}
+    assert rows == {"a": "10.0.0.1:7", "b": ""}
 
 
 def test_a_second_machine_is_told_for_a_while(view):

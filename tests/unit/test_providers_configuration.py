@@ -72,6 +72,10 @@ def test_json_is_read_too(tmp_path):
             "providers: {lab: {kind: exec, program: x}}",
             "providers.lab.program: Extra inputs are not permitted",
         ),
+        (
+            "providers: {lab: {kind: exec, scheduler: '::1:7400'}}",
+            "invalid address '::1:7400': use HOST:PORT",
+        ),
         ("providers: {lab: {kind: exec, scheduler: here}}", "invalid address 'here': use HOST:PORT"),
         ("providers: {lab: {kind: exec, runtimes: [server]}}", "an agent runs process or docker cells"),
         ("providers: {Lab_1: {kind: exec}}", "invalid name Lab_1"),

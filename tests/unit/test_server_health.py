@@ -4,7 +4,7 @@ import pytest
 from msgspec.structs import replace
 from rpds import HashTrieMap
 
-from galactica.scheduler.core.model.fleet import Phase, Server
+from galactica.scheduler.core.model.fleet import Maintenance, Phase, Server
 from galactica.scheduler.core.model.verdict import Evidence, Health, Verdict
 from galactica.scheduler.core.sight.observations import CellReport, CellState, ProviderState
 from galactica.scheduler.core.verdicts.servers import SERVER_RULES
@@ -68,6 +68,12 @@ def falling(after: float, count: str, evidence: tuple[Evidence, ...], look_at: f
 
 
 BEATS = Verdict(Health.HEALTHY, "beating", "it sends heartbeats", next_look_at=HEARD_AT + 2.01)
+
+AT_REST = replace(UP, maintenance=Maintenance("s1", 999.5, 1_299.5))
+
+AT_REST_REASON = "in maintenance: its agent ended in order, and its cells live on"
+
+GOODBYE = Evidence("agent a", "it ended in order and left its cells running", 999.5)
 
 NOBODY = "no neighbour can report on it"
 
@@ -306,6 +312,19 @@ TABLE: dict[str, tuple[Case, Verdict]] = {
             HEARD_AT + 2.01,
         ),
     ),
+    "in maintenance": (
+        Case(100.0, "xx", server=AT_REST, seen=CLOSED),
+        suspect("maintenance", AT_REST_REASON, (GOODBYE, *facts(100.0, "xx")[2:]), 1_299.5),
+    ),
+    "in maintenance, and its neighbours were never refused": (
+        Case(100.0, "---", server=AT_REST, seen=CLOSED),
+        suspect("maintenance", AT_REST_REASON, (GOODBYE, *facts(100.0, "---")[2:]), 1_299.5),
+    ),
+    "its maintenance ran out": (
+        Case(301.0, server=AT_REST, seen=CLOSED),
+        expired("301.0", NOBODY, *facts(301.0, closed=True)),
+    ),
+    "its agent is back from maintenance": (Case(server=AT_REST, seen=replace(OPEN, session="s2")), BEATS),
     "enrolled and not attached": (
         Case(60.0, "---", server=Server("a", 0, Phase.ORDERED), seen=None),
         Verdict(Health.HEALTHY, "enrolled", "enrolled; its agent has not attached yet"),
@@ -349,6 +368,7 @@ def test_the_table_covers_every_rule_on_servers() -> None:
         "blamed",
         "stream_closed",
         "leaving",
+        "maintenance",
     }
     of_two = {
         "provider_gone",

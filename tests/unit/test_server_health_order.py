@@ -3,11 +3,12 @@
 import pytest
 from msgspec.structs import replace
 
-from galactica.scheduler.core.model.fleet import Phase
+from galactica.scheduler.core.model.fleet import Maintenance, Phase
 from galactica.scheduler.core.sight.observations import ProviderState
 from tests.support.server_cases import CLOSED, DEATHS, MADE, Case, ailing
 from tests.support.world import World
 
+AT_REST = replace(MADE, maintenance=Maintenance("s1", 999.5, 1_299.5))
 SICK = replace(MADE, deaths=DEATHS)
 
 PAIRS: dict[str, Case] = {
@@ -19,6 +20,11 @@ PAIRS: dict[str, Case] = {
     "neighbours_silent before blamed": Case(3.0, "--", server=SICK),
     "cut_off before lease_expired": Case(60.0, "++"),
     "cut_off before stream_closed": Case(3.0, "++", seen=CLOSED),
+    "provider_gone before maintenance": Case(3.0, server=AT_REST, made=ProviderState.GONE, seen=CLOSED),
+    "maintenance before neighbours_silent": Case(60.0, "--", server=AT_REST, seen=CLOSED),
+    "maintenance before agent_gone": Case(60.0, "xx", server=AT_REST, seen=CLOSED),
+    "maintenance before lease_expired": Case(60.0, server=AT_REST, seen=CLOSED),
+    "maintenance before blamed": Case(1.0, server=replace(AT_REST, deaths=DEATHS), seen=CLOSED),
     "agent_gone before lease_expired": Case(60.0, "xx"),
     "agent_away before stream_closed": Case(1.0, "xx", seen=CLOSED),
     "lease_expired before blamed": Case(9.0, server=SICK),

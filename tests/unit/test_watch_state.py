@@ -258,3 +258,23 @@ def test_no_sequence_is_used_twice_even_where_the_numbers_begin_anew():
     watcher.run(10.0)
     assert len(set(watcher.sequences)) == len(watcher.sequences)
     assert all(0 <= one < 2**64 for one in watcher.sequences)
+
+
+def test_a_testimony_of_silence_says_whether_the_kernel_refused_pings_before() -> None:
+    """Only then would the refusals of a host without an agent have come through."""
+    watcher = Watcher(ONE, TWO, alive={"one", "two"})
+    watcher.run(2.0)
+    watcher.alive.clear()
+    watcher.closed = {"one"}
+    watcher.run(5.0)
+    watcher.closed.clear()
+    watcher.run(5.0)
+    told = {said.server_id: (said.answer, said.after_refusal) for said in watcher.told[-1][1]}
+    assert told == {"one": (Answer.SILENT, True), "two": (Answer.SILENT, False)}
+    watcher.alive = {"one"}
+    watcher.run(2.0)
+    watcher.alive.clear()
+    watcher.run(5.0)
+    assert [said.after_refusal for said in watcher.told[-1][1]] == [False, False], (
+        "its agent was back meanwhile"
+    )

@@ -1,8 +1,10 @@
 """How a container ended: from the engine's inspection, or sooner, from facts that are known without asking it."""
 
 import json
+import math
 import signal
 import struct
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,6 +17,9 @@ from galactica.v1 import cell_pb2
 
 _FRAME = struct.Struct(">BxxxL")
 LOG_TAIL_BYTES = 262_144
+SIGNAL_EXIT_BASE = 128
+LACK_SECONDS = 5.0
+"""The engine tells of a death soon after the kernel's kill. What was killed longer ago was another process."""
 
 _YEAR_ONE = "0001-"
 """The engine's zero time begins like this; it means that the event has not happened."""
@@ -22,18 +27,26 @@ _YEAR_ONE = "0001-"
 
 @dataclass(slots=True)
 class Life:
-    """A container whose death will be reported. The fields with defaults are set after its inspection."""
+    """A container whose death will be reported. The fields with defaults are set after its inspection.
+
+    ``lacked_at``: when the kernel last killed a process of it for lack of memory, in Unix seconds. ``known_at``: of the
+    monotonic clock, before the container started, or when this agent found it. What was asked before says nothing
+    about it. ``process_id``: of its first process, on the engine's host.
+    """
 
     cell_id: str
     started_at: float = 0.0
     log_path: str = ""
+    process_id: int = 0
     memory_bytes: int = 0
-    oom_killed: bool = False
+    lacked_at: float = -math.inf
     touches: Touches = field(default_factory=Touches)
+    known_at: float = field(default_factory=time.monotonic)
 
     def learn(self, inspected: Mapping[str, Any]) -> None:
         self.memory_bytes = inspected["HostConfig"].get("Memory") or 0
         self.log_path = inspected.get("LogPath") or ""
+        self.process_id = inspected["State"].get("Pid") or 0
         self.started_at = unix_seconds(inspected["State"]["StartedAt"])
 
 
@@ -57,10 +70,16 @@ def autopsy_at_once(life: Life, death: Death) -> cell_pb2.Autopsy | None:
     if not life.started_at or lines is None:
         return None
     autopsy = autopsy_of_exit(death.exit_code, max(death.at - life.started_at, 0.0))
-    if life.oom_killed:
+    if _is_killed(death.exit_code) and death.at - life.lacked_at < LACK_SECONDS:
         _add_lack_of_memory(autopsy, life.memory_bytes)
     autopsy.last_lines.extend(lines)
     return autopsy
+
+
+def _is_killed(exit_code: int) -> bool:
+    """The engine also tells of children, and of commands beside the cell, that were killed for lack of memory. They do
+    not explain the death of a cell that was not killed itself."""
+    return exit_code == SIGNAL_EXIT_BASE + signal.SIGKILL
 
 
 def _add_lack_of_memory(autopsy: cell_pb2.Autopsy, limit_bytes: int) -> None:
@@ -117,7 +136,7 @@ def autopsy_of(inspected: Mapping[str, Any], raw_log: bytes) -> cell_pb2.Autopsy
         why = f": {state['Error']}" if state.get("Error") else ""
         return cell_pb2.Autopsy(reason=f"was created but never started{why}")
     autopsy = autopsy_of_exit(state["ExitCode"], max(unix_seconds(state["FinishedAt"]) - started_at, 0.0))
-    if state.get("OOMKilled"):
+    if state.get("OOMKilled") and _is_killed(state["ExitCode"]):
         _add_lack_of_memory(autopsy, inspected["HostConfig"].get("Memory") or 0)
     autopsy.last_lines.extend(last_lines(raw_log))
     return autopsy
@@ -125,7 +144,7 @@ def autopsy_of(inspected: Mapping[str, Any], raw_log: bytes) -> cell_pb2.Autopsy
 
 def autopsy_of_exit(exit_code: int, lived_seconds: float) -> cell_pb2.Autopsy:
     """The autopsy from the exit code alone. A code above 128 is 128 + the signal's number, as in shells."""
-    name = _signal_name(exit_code - 128)
+    name = _signal_name(exit_code - SIGNAL_EXIT_BASE)
     reason = f"killed by {name}" if name else f"exited with {exit_code}"
     return cell_pb2.Autopsy(reason=reason, exit_code=exit_code, signal=name, lived_seconds=lived_seconds)
 

@@ -3,6 +3,7 @@
 import base64
 import json
 import posixpath
+from collections.abc import Mapping
 from typing import Any
 
 import docker
@@ -20,12 +21,13 @@ _GO_SYMLINK = 1 << 27
 _EXECUTABLE = 0o111
 
 
-def check_command(client: docker.APIClient, container_id: str) -> None:
-    """Raises StartFailed if the container's program is missing or not executable."""
-    inspected = client.inspect_container(container_id)
+def check_command(client: docker.APIClient, inspected: Mapping[str, Any]) -> None:
+    """``inspected``: the inspection of the container. Raises StartFailed if its program is missing or not
+    executable."""
+    container_id = inspected["Id"]
     program, image = inspected["Path"], inspected["Config"]["Image"]
     stats = [
-        stat for path in _candidates(inspected) if (stat := _stat(client, container_id, path)) is not None
+        stat for path in candidates(inspected) if (stat := _stat(client, container_id, path)) is not None
     ]
     if not stats:
         raise StartFailed(f"command not found: {program} is not in image {image}")
@@ -33,7 +35,7 @@ def check_command(client: docker.APIClient, container_id: str) -> None:
         raise StartFailed(f"command not executable: {program} in image {image}")
 
 
-def _candidates(inspected: dict[str, Any]) -> list[str]:
+def candidates(inspected: Mapping[str, Any]) -> list[str]:
     """The paths at which execvp looks for the program."""
     program = inspected["Path"]
     working_directory = inspected["Config"]["WorkingDir"] or "/"

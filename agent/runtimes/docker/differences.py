@@ -95,7 +95,13 @@ def ran(program: str) -> str:
     return f"somebody ran {program or 'a command'} in it (docker exec)"
 
 
+def signalled(name: str) -> str:
+    """The line for a signal that somebody sent it."""
+    return f"somebody sent it {name} (docker kill)"
+
+
 COPIED = "somebody copied files into it (docker cp)"
+PAUSED = "somebody paused it (docker pause)"
 
 
 def differences(
@@ -111,6 +117,7 @@ def differences(
     the environment of the container's own image; None: unknown."""
     body = body_of(scope, order, init=False)
     return [
+        *_state(inspected),
         *_name(scope, order, inspected),
         *_image(order, inspected, image_now),
         *_limits(body["HostConfig"], inspected["HostConfig"]),
@@ -121,6 +128,11 @@ def differences(
         *_environment(body["Env"], inspected["Config"].get("Env") or [], image_environment),
         *_files(order, inspected, changes),
     ]
+
+
+def _state(inspected: Mapping[str, Any]) -> Iterator[str]:
+    if (inspected.get("State") or {}).get("Paused"):
+        yield PAUSED
 
 
 def _name(scope: Scope, order: link_pb2.Order, inspected: Mapping[str, Any]) -> Iterator[str]:

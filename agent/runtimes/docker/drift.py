@@ -1,7 +1,7 @@
 """Compares containers with their orders. Blocking; called from one worker thread.
 
 One comparison is an inspection and a list of changed files. An image is inspected once for all its cells, and again
-after ``IMAGE_SECONDS``.
+after ``IMAGE_SECONDS`` or for a cell that is younger than the inspection: its start may have pulled another image.
 """
 
 import time
@@ -41,17 +41,19 @@ class Comparer:
                 changes = client.diff(container_id) or []
             except docker.errors.NotFound:
                 return ()
-            image_now, image = self._image(client, order.spec.image), self._image(client, inspected["Image"])
+            image_now = self._image(client, order.spec.image, life.known_at)
+            image = self._image(client, inspected["Image"], life.known_at)
             life.touches.add(self._foreign_commands(client, inspected))
         environment = None if image is None else (image["Config"] or {}).get("Env") or []
         life.touches.add(differences(self._engine.scope, order, inspected, changes, image_now, environment))
         return tuple(life.touches)
 
-    def _image(self, client: docker.APIClient, name: str) -> Any:
-        """None if there is no image of that name: it may have been removed while cells still use it."""
+    def _image(self, client: docker.APIClient, name: str, since: float) -> Any:
+        """As it was at some moment after ``since``. None if there is no image of that name: it may have been removed
+        while cells still use it."""
         now = time.monotonic()
         cached = self._images.get(name)
-        if cached is not None and now - cached[0] < IMAGE_SECONDS:
+        if cached is not None and since <= cached[0] and now - cached[0] < IMAGE_SECONDS:
             return cached[1]
         inspect: Any = client.inspect_image  # untyped in the SDK's stubs
         try:

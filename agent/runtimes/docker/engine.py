@@ -20,9 +20,10 @@ import urllib3.exceptions
 from galactica.agent.core.model import Running
 from galactica.agent.runtimes.docker import addresses
 from galactica.agent.runtimes.docker.autopsy import Life, autopsy_of, unix_seconds
-from galactica.agent.runtimes.docker.command import check_command
+from galactica.agent.runtimes.docker.command import candidates, check_command
 from galactica.agent.runtimes.docker.differences import OwnExecs
 from galactica.agent.runtimes.docker.spec import CELL_LABEL, SERVER_LABEL, Scope, body_of
+from galactica.agent.runtimes.docker.writable import hand_over
 from galactica.agent.runtimes.port import (
     LAST_LINES,
     RuntimeFailure,
@@ -35,6 +36,8 @@ from galactica.v1 import cell_pb2, link_pb2
 PING_SECONDS = 2.0
 CONNECTIONS = 32
 CREATE_ATTEMPTS = 3
+REMOVAL_SECONDS = 10.0
+REMOVAL_PAUSE_SECONDS = 0.05
 CHECKED_COMMANDS = 1_024
 DEFAULT_URL = "unix:///var/run/docker.sock"
 
@@ -69,7 +72,7 @@ class Engine:
         self._init = False
         self._is_rootless = False
         self._is_near = False
-        self._checked_commands: set[tuple[str, tuple[str, ...]]] = set()
+        self._checked_commands: set[tuple[str, ...]] = set()
 
     def client(self) -> docker.APIClient:
         """The connected client. Raises RuntimeUnavailable."""
@@ -184,7 +187,10 @@ class Engine:
     ) -> Running:
         client = self.client()
         with self.errors("start a container"):
-            self._check_command(client, container_id, order)
+            if self._init or order.spec.writable:
+                made = client.inspect_container(container_id)
+                self._check_command(client, made)
+                hand_over(client, made, order.spec.writable)
             try:
                 client.start(container_id)
             except docker.errors.APIError as error:
@@ -198,13 +204,13 @@ class Engine:
             raise Abandoned
         return self.running_of(order, inspected)
 
-    def _check_command(self, client: docker.APIClient, container_id: str, order: link_pb2.Order) -> None:
-        """If the engine's init is process 1, the engine does not notice a missing command. Checked once for each image
-        and command, so that later cells of a spec start faster."""
-        command = (order.spec.image, tuple(order.spec.command[:1]))
+    def _check_command(self, client: docker.APIClient, inspected: Mapping[str, Any]) -> None:
+        """If the engine's init is process 1, the engine does not notice a missing command. Looked for once in each
+        image, so that later cells of a spec start faster. A name may mean another image by then: its id counts."""
+        command = (str(inspected["Image"]), *candidates(inspected))
         if not self._init or command in self._checked_commands:
             return
-        check_command(client, container_id)
+        check_command(client, inspected)
         if len(self._checked_commands) >= CHECKED_COMMANDS:
             self._checked_commands.clear()
         self._checked_commands.add(command)
@@ -328,7 +334,8 @@ class Engine:
         return True
 
     def remove(self, container_id: str) -> None:
-        """Kill it if it runs, and remove it with its volumes. Does nothing if it is gone or already being removed."""
+        """Kill it if it runs, and remove it with its volumes. Does nothing if it is gone. Somebody else's removal that
+        is under way is waited for. Raises RuntimeUnavailable."""
         client = self.client()
         with self.errors("remove a container"), contextlib.suppress(docker.errors.NotFound):
             try:
@@ -336,6 +343,13 @@ class Engine:
             except docker.errors.APIError as error:
                 if error.status_code != requests.codes.conflict:
                     raise
+                deadline = time.monotonic() + REMOVAL_SECONDS
+                while time.monotonic() < deadline:
+                    client.inspect_container(container_id)
+                    time.sleep(REMOVAL_PAUSE_SECONDS)
+                raise RuntimeUnavailable(
+                    f"the Docker engine takes long to remove it: {explained(error)}"
+                ) from error
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@ containers again."""
 
 import contextlib
 import logging
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 
 from galactica.agent.core.model import Found
 from galactica.agent.runtimes.docker.autopsy import Death
-from galactica.agent.runtimes.docker.differences import COPIED, DEFAULT_NETWORKS, ran
+from galactica.agent.runtimes.docker.differences import COPIED, DEFAULT_NETWORKS, PAUSED, ran, signalled
 from galactica.agent.runtimes.docker.engine import Engine
 from galactica.agent.runtimes.docker.listing import Listing
 from galactica.agent.runtimes.port import RuntimeUnavailable
@@ -22,9 +23,11 @@ OVERLAP_SECONDS = 2
 """The engine answers shortly before the subscription is active. Asking for slightly older events covers that gap."""
 JOIN_SECONDS = 2.0
 
-HANDS = ("update", "rename", "exec_start", "extract-to-dir", "connect", "disconnect")
+HANDS = ("update", "rename", "exec_start", "extract-to-dir", "connect", "disconnect", "pause", "kill")
 """Events of changes by other people or programs. The agent's own commands cause such events too; their ids tell them
-apart."""
+apart, and what it ends itself is not heard any more."""
+ENDINGS = frozenset({"SIGKILL", "SIGTERM", "SIGINT", "SIGQUIT", "SIGABRT"})
+"""Signals that ask a program to end: its death tells more than the signal."""
 
 _log = logging.getLogger(__name__)
 
@@ -32,21 +35,22 @@ _log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class Touch:
     """Somebody may have changed a container. ``line`` says how, if a comparison would not show it. ``exec_id``: the
-    command that was run."""
+    command that was run. ``is_kill``: it was killed, which changes nothing in it but tells why it ended."""
 
     container_id: str
     at: float
     line: str = ""
     exec_id: str = ""
+    is_kill: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Hearers:
-    """Callbacks; the events thread calls them. ``out_of_memory``: with a container's id. ``connected``: an attempt to
-    connect succeeded (None) or failed."""
+    """Callbacks; the events thread calls them. ``out_of_memory``: with a container's id, and when the kernel killed a
+    process of it. ``connected``: an attempt to connect succeeded (None) or failed."""
 
     death: Callable[[Death], None]
-    out_of_memory: Callable[[str], None]
+    out_of_memory: Callable[[str, float], None]
     relisted: Callable[[Sequence[Found]], None]
     connected: Callable[[RuntimeUnavailable | None], None]
     touched: Callable[[Touch], None]
@@ -136,7 +140,7 @@ class EventThread:
                 elif isinstance(news, Touch):
                     self._hearers.touched(news)
                 elif news is not None:
-                    self._hearers.out_of_memory(news)
+                    self._hearers.out_of_memory(news, _at(event))
 
 
 def news_of(event: Any) -> Death | Touch | str | None:
@@ -154,12 +158,11 @@ def news_of(event: Any) -> Death | Touch | str | None:
     if action == "oom":
         return str(container_id)
     attributes = actor.get("Attributes") or {}
-    at = _number(event.get("timeNano"), 0) / 1e9
-    return Death(container_id, _number(attributes.get("exitCode"), -1), at)
+    return Death(container_id, _number(attributes.get("exitCode"), -1), _at(event))
 
 
 def _touch_of(event: Any, actor: Any, action: str) -> Touch | None:
-    attributes, at = actor.get("Attributes") or {}, _number(event.get("timeNano"), 0) / 1e9
+    attributes, at = actor.get("Attributes") or {}, _at(event)
     if event.get("Type") == "network":
         container_id = attributes.get("container")
         is_start = action == "connect" and attributes.get("name") in DEFAULT_NETWORKS
@@ -168,9 +171,31 @@ def _touch_of(event: Any, actor: Any, action: str) -> Touch | None:
     if verb == "exec_start":
         program = (words.split() or [""])[0]
         return Touch(actor.get("ID", ""), at, ran(program), attributes.get("execID", ""))
-    if verb not in HANDS:
-        return None
-    return Touch(actor.get("ID", ""), at, COPIED if verb == "extract-to-dir" else "")
+    if verb == "kill":
+        name = _name_of_signal(str(attributes.get("signal", "")))
+        if name == "SIGKILL":
+            return Touch(actor.get("ID", ""), at, is_kill=True)
+        return Touch(actor.get("ID", ""), at, signalled(name)) if name not in ENDINGS else None
+    return Touch(actor.get("ID", ""), at, _LINES.get(verb, "")) if verb in HANDS else None
+
+
+_LINES = {"extract-to-dir": COPIED, "pause": PAUSED}
+"""What a comparison would not show, or not any more."""
+
+
+def _name_of_signal(text: str) -> str:
+    """Engines tell its number or its name."""
+    if text.isdecimal():
+        try:
+            return signal.Signals(int(text)).name
+        except ValueError:
+            return f"signal {text}"
+    return text if text.startswith("SIG") else f"SIG{text}"
+
+
+def _at(event: Any) -> float:
+    """Unix seconds."""
+    return _number(event.get("timeNano"), 0) / 1e9
 
 
 def _number(text: Any, default: int) -> int:

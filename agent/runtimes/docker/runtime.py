@@ -11,6 +11,7 @@ reports the result when the engine is back.
 import asyncio
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections import Counter
@@ -294,13 +295,16 @@ class DockerRuntime:
             with contextlib.suppress(RuntimeError):  # the runtime is closed, so nobody listens
                 self._lanes.look.submit(lambda: on_loop(self._tell, self._examined(life, death)))
 
-        def out_of_memory(container_id: str) -> None:
+        def out_of_memory(container_id: str, at: float) -> None:
             life = self._engine.alive.get(container_id)
             if life is not None:
-                life.oom_killed = True
+                life.lacked_at = at
 
         def touched(touch: Touch) -> None:
             life = self._engine.alive.get(touch.container_id)
+            if life is not None and touch.is_kill:
+                life.lacked_at = -math.inf  # whatever ran out before, this is what ends it
+                return
             # For a change from before this agent's start it is unknown who made it.
             if life is None or touch.at < self._born_at or touch.exec_id in self._engine.execs:
                 return

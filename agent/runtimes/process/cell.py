@@ -11,12 +11,13 @@ from dataclasses import replace
 from galactica.agent.core.model import Found, Running
 from galactica.agent.runtimes.logs import CellLog, last_lines
 from galactica.agent.runtimes.port import LAST_LINES, RuntimeFailure
-from galactica.agent.runtimes.process import launch as process_launch
-from galactica.agent.runtimes.process import limits as process_limits
+from galactica.agent.runtimes.process import groups as process_groups
+from galactica.agent.runtimes.process import memory as process_memory
 from galactica.agent.runtimes.process import plan as process_plan
 from galactica.agent.runtimes.process import record as process_record
 from galactica.agent.runtimes.process import table as process_table
 from galactica.agent.runtimes.process.launch import Folder
+from galactica.agent.runtimes.process.leftovers import Leftovers
 from galactica.agent.runtimes.process.record import Record
 from galactica.v1 import cell_pb2
 
@@ -29,8 +30,8 @@ log = logging.getLogger(__name__)
 class Cell:
     """Used by the event loop only; the functions below the class block and run in threads.
 
-    ``died``: set as soon as one of its two processes has ended. ``is_stopping``: the agent ends it, so its death is
-    not reported.
+    ``died``: set as soon as its main process, its keeper or its reaper has ended. ``is_stopping``: the agent ends it,
+    so its death is not reported. ``was_stopped``: it was found stopped by a signal, once or now.
     """
 
     def __init__(self, folder: Folder, record: Record, log_limit_bytes: int) -> None:
@@ -40,6 +41,7 @@ class Cell:
         self.died = asyncio.Event()
         self.is_stopping = False
         self.is_gone = False
+        self.was_stopped = False
         self._pidfds: list[int] = []
         self._examining = asyncio.Lock()
 
@@ -62,7 +64,7 @@ class Cell:
         if self.record.autopsy is not None or not is_of_this_boot(self.record):
             dead()
             return
-        for process in (self.record.main, self.record.keeper):
+        for process in (self.record.main, *self.record.holders):
             try:
                 descriptor = process_table.open_pidfd(process)
             except OSError:
@@ -109,18 +111,23 @@ def endpoint(host: str, number: int) -> str:
 def post_mortem(record: Record, folder: Folder, written: CellLog) -> cell_pb2.Autopsy:
     """The autopsy of a dead cell. It is stored before the kernel's record of the exit is released.
 
-    Blocks. Errors are logged; the autopsy is returned all the same.
+    Blocks. Errors are logged; the autopsy is returned all the same. Only of an exclusive cell no death is told while
+    something of it runs, since its successor may begin at once: raises RuntimeFailure.
     """
     cell_id, lived_seconds = record.order.cell_id, max(0.0, time.time() - record.started_at)
     # Read before the rest is killed, so that this kill is not taken for the cause of death.
     main = process_table.look_at(record.main) if is_of_this_boot(record) else None
-    oom_killed = process_limits.ran_out_of_memory(record.groups)
+    autopsy = _how_it_ended(main) if is_of_this_boot(record) else _with_the_server()
+    has_died_of_it = autopsy.signal == "SIGKILL" and process_memory.was_killed_for_it(
+        record.main, record.groups
+    )
     try:
         kill_all(record, folder)
     except RuntimeFailure as error:
+        if record.order.spec.exclusive:
+            raise
         log.warning("cannot kill all processes of the dead cell %s: %s", cell_id, error)
-    autopsy = _how_it_ended(main) if is_of_this_boot(record) else _with_the_server()
-    if oom_killed and autopsy.signal == "SIGKILL":
+    if has_died_of_it:
         autopsy.oom_killed = True
         autopsy.reason = f"out of memory: {autopsy.reason}"
     autopsy.lived_seconds = lived_seconds
@@ -131,7 +138,7 @@ def post_mortem(record: Record, folder: Folder, written: CellLog) -> cell_pb2.Au
         # The keeper stays, so that the next agent can examine the death again.
         log.warning("cannot store the autopsy of %s: %s", cell_id, error)
         return autopsy
-    end_keeper(record)
+    end_holders(record)
     return autopsy
 
 
@@ -139,9 +146,11 @@ def is_of_this_boot(record: Record) -> bool:
     return record.boot_id == process_table.boot_id()
 
 
-def end_keeper(record: Record) -> None:
+def end_holders(record: Record) -> None:
     if is_of_this_boot(record):
-        process_table.kill_and_reap(record.keeper)
+        for process in record.holders:
+            process_table.kill_and_reap(process)
+        process_table.wait_until_reaped(record.main)
 
 
 def _tail(written: CellLog) -> bytes:
@@ -180,16 +189,34 @@ def signal_name(number: int) -> str:
 
 
 def kill_all(record: Record, folder: Folder) -> None:
-    """Kill all processes of the cell except its keeper. Blocks. Raises RuntimeFailure if a process does not end."""
-    if record.groups:
-        process_limits.kill_all(record.groups)
-    elif is_of_this_boot(record):
-        process_table.kill_members(record.main, process_plan.marker_of(folder.scratch))
+    """Kill all processes of the cell except its keeper and reaper. Blocks. Raises RuntimeFailure if a process does not
+    end.
+
+    They are all below the reaper, wherever they have moved: the kernel gives it every process whose parent has ended.
+    If somebody has ended the reaper, control groups and the environment still tell most of them."""
+    is_alive = is_of_this_boot(record)
+    holders = record.holders if is_alive else ()
+    has_reaper = is_alive and record.reaper is not None and process_table.look_at(record.reaper) is not None
+    # Without control groups the children of commands that ran beside it are below no reaper.
+    is_searched = is_alive and (not has_reaper or not record.groups)
+    marker = process_plan.marker_of(folder.scratch)
+
+    def find() -> set[int]:
+        found = process_groups.members(record.groups)
+        if holders:
+            found |= process_table.descendants(holders)
+        if is_searched:
+            found |= process_table.marked(record.main, marker)
+        return found
+
+    process_groups.doom(record.groups)
+    process_table.kill_until_none(find)
 
 
-def sweep(record: Record, folder: Folder) -> None:
-    """Remove all processes, control groups and files of the cell. Blocks. Raises RuntimeFailure, OSError."""
+def sweep(record: Record, folder: Folder, leftovers: Leftovers) -> None:
+    """End all processes of the cell, and remove its control groups and files. Blocks. Raises RuntimeFailure if a
+    process does not end."""
     kill_all(record, folder)
-    process_limits.remove(record.groups)
-    end_keeper(record)
-    process_launch.remove(folder)
+    leftovers.discard_groups(record.groups)
+    end_holders(record)
+    leftovers.discard(folder.path)

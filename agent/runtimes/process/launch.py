@@ -8,7 +8,6 @@ import os
 import select
 import shutil
 import signal
-import stat
 import sys
 import time
 from collections.abc import Callable
@@ -18,10 +17,12 @@ from urllib.parse import quote
 
 from galactica.agent.runtimes.logs import CellLog, last_lines
 from galactica.agent.runtimes.port import StartFailed
+from galactica.agent.runtimes.process import groups as process_groups
 from galactica.agent.runtimes.process import limits as process_limits
 from galactica.agent.runtimes.process import plan as process_plan
 from galactica.agent.runtimes.process import record as process_record
 from galactica.agent.runtimes.process import table as process_table
+from galactica.agent.runtimes.process.leftovers import Leftovers
 from galactica.agent.runtimes.process.limits import Limiter
 from galactica.agent.runtimes.process.record import Record
 from galactica.agent.runtimes.process.table import Process
@@ -61,39 +62,34 @@ def folder_name(text: str) -> str:
     return "%2E" + name[1:] if name.startswith(".") else name
 
 
-def launch(order: link_pb2.Order, ports: dict[str, int], folder: Folder, limiter: Limiter) -> Record:
+def launch(
+    order: link_pb2.Order,
+    ports: dict[str, int],
+    folder: Folder,
+    limiter: Limiter,
+    leftovers: Leftovers | None = None,
+) -> Record:
     """Start the cell. Returns when its exec has succeeded. Raises StartFailed; then nothing of it is left."""
+    leftovers = leftovers or Leftovers(())
     try:
         plan = process_plan.plan(order, ports, folder.scratch)
-        _make(folder)
+        _make(folder, leftovers)
         groups = limiter.make(folder.group_name, order.spec.resources)
         nobody = Process(0, 0)
         return _launch(
             Record(order, process_table.boot_id(), nobody, nobody, ports, groups, 0.0), plan, folder, limiter
         )
     except OSError as error:
-        remove(folder)
+        leftovers.discard(folder.path)
         raise StartFailed(f"cannot start {order.cell_id}: {error}") from error
     except StartFailed:
-        remove(folder)
+        leftovers.discard(folder.path)
         raise
 
 
-def remove(folder: Folder) -> None:
-    """Remove the cell's folder, even if the cell has changed its permissions. Raises OSError."""
-    # The record goes first: after a crash the next agent removes a folder without a record.
-    folder.record.unlink(missing_ok=True)
+def _make(folder: Folder, leftovers: Leftovers) -> None:
     if folder.path.exists():
-        try:
-            shutil.rmtree(folder.path)
-        except PermissionError:
-            _open_up(folder.path)
-            shutil.rmtree(folder.path)
-
-
-def _make(folder: Folder) -> None:
-    if folder.path.exists():
-        remove(folder)
+        leftovers.discard(folder.path)
     for directory in (folder.path, folder.scratch, folder.scratch / "tmp"):
         directory.mkdir(mode=0o700, parents=True)
 
@@ -101,24 +97,25 @@ def _make(folder: Folder) -> None:
 def _launch(draft: Record, plan: process_plan.Plan, folder: Folder, limiter: Limiter) -> Record:
     records = [draft]
 
-    def prepare(keeper: Process, main: Process) -> None:
+    def prepare(reaper: Process, keeper: Process, main: Process) -> None:
         """Called between fork and exec: sets the limits and stores the record before the cell's program runs."""
         process_limits.limit_process(main.pid, draft.order.spec.resources, limiter)
         process_limits.join(draft.groups, main.pid)
-        records.append(replace(draft, keeper=keeper, main=main, started_at=time.time()))
+        records.append(replace(draft, reaper=reaper, keeper=keeper, main=main, started_at=time.time()))
         process_record.write(folder.record, records[-1])
 
     try:
         _start_keeper(plan, folder, prepare)
     except BaseException:
-        process_limits.kill_all(draft.groups)
-        process_limits.remove(draft.groups)
+        process_groups.doom(draft.groups)
+        process_table.kill_until_none(lambda: process_groups.members(draft.groups))
+        process_groups.remove(draft.groups)
         raise
     return records[-1]
 
 
 def _start_keeper(
-    plan: process_plan.Plan, folder: Folder, prepare: Callable[[Process, Process], None]
+    plan: process_plan.Plan, folder: Folder, prepare: Callable[[Process, Process, Process], None]
 ) -> None:
     """Raises StartFailed if the cell does not run; then its processes are gone."""
     sleep = shutil.which("sleep", path=process_plan.DEFAULT_PATH)
@@ -130,22 +127,21 @@ def _start_keeper(
     orders = marshal.dumps((str(plan.scratch), plan.executable, plan.command, plan.environment, keeper))
     orders_read, orders_write = _pipe()
     replies_read, replies_write = _pipe()
-    started: list[Process] = []
     with orders_read, orders_write, replies_read, replies_write:
         deadline = time.monotonic() + HANDSHAKE_SECONDS
-        started.append(process_table.identify(_spawn(folder, orders_read, replies_write)))
+        reaper = process_table.identify(_spawn(folder, orders_read, replies_write))
         orders_read.close()
         replies_write.close()
         try:
             _send(orders_write, orders)
             first = _receive(replies_read, deadline, until=b"\n")
-            started.append(process_table.identify(_forked_pid(first, folder)))
-            prepare(*started)
+            main = _forked_pid(first, folder)
+            prepare(reaper, process_table.parent_of(main), process_table.identify(main))
             _send(orders_write, b"!")
             _check_exec(plan, _receive(replies_read, deadline))
         except BaseException:
-            for process in reversed(started):
-                process_table.kill_and_reap(process)
+            process_table.kill_until_none(lambda: process_table.descendants([reaper]))
+            process_table.kill_and_reap(reaper)
             raise
 
 
@@ -212,11 +208,3 @@ def _forked_pid(line: bytes, folder: Folder) -> int:
 def _check_exec(plan: process_plan.Plan, answer: bytes) -> None:
     if answer != b"ok":
         raise StartFailed(f"cannot run {plan.executable}: {answer.decode(errors='replace')}")
-
-
-def _open_up(top: Path) -> None:
-    """Restore permissions on directories: the cell may have removed them."""
-    for directory, _, _ in os.walk(top):
-        for entry in os.scandir(directory):
-            if entry.is_dir(follow_symlinks=False):
-                Path(entry.path).chmod(stat.S_IRWXU)

@@ -1,8 +1,13 @@
-"""The program that becomes a cell's keeper. It is run as a script and never imported.
+"""The program that becomes a cell's reaper and its keeper. It is run as a script and never imported.
 
-It forks the cell's main process and then becomes ``sleep infinity`` by exec. A keeper never waits for its child. So a
-cell that has ended stays in the kernel's process table, with its true exit status, until an agent has read it: an
-agent that was away misses nothing, and the kernel does not reuse the cell's pid.
+The reaper forks the keeper, the keeper forks the cell's main process, and both become ``sleep infinity`` by exec.
+
+A keeper never waits for its child. So a cell that has ended stays in the kernel's process table, with its true exit
+status, until an agent has read it: an agent that was away misses nothing, and the kernel does not reuse the cell's pid.
+
+The kernel gives the reaper every process of the cell whose parent has ended (a "child subreaper"). So all of them
+stay below it, whatever session, control group or environment they have, and the agent finds them. It ignores the
+deaths of its children; then the kernel itself forgets those that end.
 
 It uses only the core of the standard library (``python -I -S``). Its protocol with the agent:
 
@@ -13,16 +18,41 @@ It uses only the core of the standard library (``python -I -S``). Its protocol w
 If the agent ends before it sends the go signal, nothing is left behind.
 """
 
+import ctypes
 import marshal
 import os
 import signal
 import sys
 from typing import NoReturn
 
+PR_SET_CHILD_SUBREAPER = 36
+
 
 def main() -> None:
     replies = int(sys.argv[1])
     _close_on_exec()
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    ready_read, ready_write = os.pipe()
+    keeper = os.fork()
+    if keeper == 0:
+        os.close(ready_read)
+        _keep(replies, ready_write)
+    os.close(ready_write)
+    os.close(replies)
+    sleep = os.fsdecode(_all_of(ready_read))
+    if not sleep:
+        _, status = os.waitpid(keeper, 0)
+        sys.exit(os.waitstatus_to_exitcode(status))
+    _close_the_log()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    # Those that ended before are not forgotten by themselves.
+    while _has_collected():
+        pass
+    os.execv(sleep, [sleep, "infinity"])  # noqa: S606
+
+
+def _keep(replies: int, ready: int) -> NoReturn:
+    """``ready``: takes the path of the program that sleeps, once the cell runs."""
     with os.fdopen(os.dup(0), "rb") as orders:
         # Written by the agent that started this program, with the same interpreter.
         directory, executable, command, environment, keeper = marshal.load(orders)  # noqa: S302
@@ -44,6 +74,7 @@ def main() -> None:
         os.waitpid(child, 0)
         _reply(replies, failure)
         sys.exit(1)
+    os.write(ready, os.fsencode(keeper[0]))
     _reply(replies, b"ok")
     _close_the_log()
     os.execv(keeper[0], keeper)  # noqa: S606
@@ -84,6 +115,13 @@ def _all_of(descriptor: int) -> bytes:
     while chunk := os.read(descriptor, 4096):
         data += chunk
     return data
+
+
+def _has_collected() -> bool:
+    try:
+        return os.waitpid(-1, os.WNOHANG)[0] != 0
+    except ChildProcessError:
+        return False
 
 
 def _reply(replies: int, text: bytes) -> None:

@@ -1,33 +1,26 @@
 """Resource limits of a process cell: by control groups if the agent may create them, else by rlimit.
 
 With control groups (version 1 or 2, below the agent's own group) all of ``resources`` applies to the cell as a whole,
-the kernel reports when it ran out of memory, and no process of a cell can escape. Without them (an agent that is not
-root and has no delegated group) only memory is limited, for each process separately: by RLIMIT_DATA, so that an
-allocation above the limit fails. RLIMIT_AS does not fit: many language runtimes reserve far more address space than
-they use. For CPU there is no suitable rlimit, and RLIMIT_NPROC counts all processes of a user. So ``cpu`` and ``pids``
-are then not limited; the agent's log says so.
+the kernel reports when it ran out of memory, and the agent finds its processes (see ``groups``). Without them (an
+agent that is not root and has no delegated group) only memory is limited, for each process separately: by
+RLIMIT_DATA, so that an allocation above the limit fails. RLIMIT_AS does not fit: many language runtimes reserve far
+more address space than they use. For CPU there is no suitable rlimit, and RLIMIT_NPROC counts all processes of a
+user. So ``cpu`` and ``pids`` are then not limited; the agent's log says so.
 """
 
-import contextlib
-import errno
 import os
 import resource
-import signal
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from galactica.agent.runtimes.port import RuntimeFailure
+from galactica.agent.runtimes.process import groups as process_groups
 from galactica.v1 import cell_pb2
 
 CONTROLLERS = ("cpu", "memory", "pids")
 PERIOD_MICROSECONDS = 100_000
 LEAST_QUOTA_MICROSECONDS = 1_000
 """Least quota for a period that the kernel accepts."""
-
-KILL_ROUNDS = 200
-KILL_PAUSE_SECONDS = 0.01
 
 Settings = Mapping[str, str]
 """File name in a control group to its content."""
@@ -62,7 +55,7 @@ class Limiter:
                 groups.append(directory)
                 _write(directory, settings)
         except OSError:
-            remove(groups)
+            process_groups.remove(groups)
             raise
         return tuple(groups)
 
@@ -106,61 +99,20 @@ def join(groups: Iterable[Path], pid: int) -> None:
         (group / "cgroup.procs").write_text(str(pid))
 
 
+def joining(groups: Iterable[Path], words: Sequence[str]) -> list[str]:
+    """A command that joins these groups and then becomes that one. What it starts is in the groups from the first
+    moment; a process that is moved later may have children already."""
+    return ["/bin/sh", "-c", _JOIN, "sh", *map(str, groups), "--", *words]
+
+
+_JOIN = 'until [ "$1" = -- ]; do echo $$ > "$1/cgroup.procs"; shift; done 2> /dev/null; shift; exec "$@"'
+
+
 def limit_process(pid: int, limits: cell_pb2.Resources, limiter: Limiter) -> None:
     """Set the rlimits of a cell's first process; its children inherit them. No core dumps: they could fill the disk."""
     resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
     if limits.memory_bytes and not limiter.holds_memory():
         resource.prlimit(pid, resource.RLIMIT_DATA, (limits.memory_bytes, limits.memory_bytes))
-
-
-def ran_out_of_memory(groups: Iterable[Path]) -> bool:
-    """Whether the kernel killed a process of these groups because they ran out of memory."""
-    for group in groups:
-        for name in ("memory.oom_control", "memory.events"):
-            with contextlib.suppress(OSError):
-                words = (group / name).read_text().split()
-                return int(words[words.index("oom_kill") + 1]) > 0
-    return False
-
-
-def kill_all(groups: Sequence[Path]) -> None:
-    """Kill until no process is left in any group. Blocks for up to about two seconds, then raises RuntimeFailure."""
-    for _ in range(KILL_ROUNDS):
-        pids = {pid for group in groups for pid in _pids_in(group)}
-        if not pids:
-            return
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(KILL_PAUSE_SECONDS)
-    raise RuntimeFailure(
-        f"processes {sorted(pids)} do not end on SIGKILL; check them with ps (state D: waiting for a disk)"
-    )
-
-
-def remove(groups: Iterable[Path]) -> None:
-    """Remove empty groups. Does nothing for a group that does not exist. Raises OSError."""
-    for group in groups:
-        for round_number in range(KILL_ROUNDS):
-            try:
-                group.rmdir()
-            except FileNotFoundError:
-                break
-            except OSError as error:
-                # A killed process blocks the removal for a moment after it has disappeared from the list.
-                if error.errno != errno.EBUSY or round_number == KILL_ROUNDS - 1:
-                    raise
-                time.sleep(KILL_PAUSE_SECONDS)
-            else:
-                break
-
-
-def _pids_in(group: Path) -> list[int]:
-    """Without zombies: they do not block the removal of a group."""
-    try:
-        return [int(line) for line in (group / "cgroup.procs").read_text().split()]
-    except OSError:
-        return []
 
 
 def _own_groups(text: str) -> Iterable[tuple[str, str]]:

@@ -23,7 +23,8 @@ class CorruptRecordError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """``keeper``: the parent that never reaps ``main``, the cell's first process. ``started_at``: Unix seconds.
+    """``keeper``: the parent that never reaps ``main``, the cell's first process. ``reaper``: the keeper's parent,
+    which inherits what the cell leaves behind; None: an agent without reapers made it. ``started_at``: Unix seconds.
 
     ``autopsy``: set when the cell's death has been examined; its processes are gone then.
     """
@@ -36,6 +37,12 @@ class Record:
     groups: tuple[Path, ...]
     started_at: float
     autopsy: cell_pb2.Autopsy | None = None
+    reaper: Process | None = None
+
+    @property
+    def holders(self) -> tuple[Process, ...]:
+        """Its processes that are the agent's own, the lowest first."""
+        return (self.keeper, self.reaper) if self.reaper else (self.keeper,)
 
 
 def write(path: Path, record: Record) -> None:
@@ -46,6 +53,7 @@ def write(path: Path, record: Record) -> None:
         "order": base64.b64encode(record.order.SerializeToString()).decode(),
         "boot_id": record.boot_id,
         "keeper": [record.keeper.pid, record.keeper.start_ticks],
+        "reaper": record.reaper and [record.reaper.pid, record.reaper.start_ticks],
         "main": [record.main.pid, record.main.start_ticks],
         "ports": record.ports,
         "groups": [str(group) for group in record.groups],
@@ -65,7 +73,7 @@ def read(path: Path) -> Record:
             raise CorruptRecordError(
                 f"unknown format {content['format']!r}; this agent reads format {FORMAT}"
             )
-        autopsy = content["autopsy"]
+        autopsy, reaper = content["autopsy"], content.get("reaper")
         return Record(
             order=link_pb2.Order.FromString(base64.b64decode(content["order"])),
             boot_id=str(content["boot_id"]),
@@ -75,6 +83,7 @@ def read(path: Path) -> Record:
             groups=tuple(Path(group) for group in content["groups"]),
             started_at=float(content["started_at"]),
             autopsy=autopsy and cell_pb2.Autopsy.FromString(base64.b64decode(autopsy)),
+            reaper=reaper and _process(reaper),
         )
     except (ValueError, KeyError, TypeError, AttributeError, DecodeError) as error:
         raise CorruptRecordError(f"{type(error).__name__}: {error}") from error

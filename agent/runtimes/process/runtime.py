@@ -20,15 +20,12 @@ system of its own.
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import signal
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import unquote
 from weakref import WeakValueDictionary
 
 from galactica.agent.core.model import Found, Running
@@ -44,19 +41,20 @@ from galactica.agent.runtimes.port import (
     Window,
     nobody_waits,
 )
+from galactica.agent.runtimes.process import adoption as process_adoption
 from galactica.agent.runtimes.process import execute as process_execute
 from galactica.agent.runtimes.process import launch as process_launch
 from galactica.agent.runtimes.process import limits as process_limits
 from galactica.agent.runtimes.process import plan as process_plan
-from galactica.agent.runtimes.process import record as process_record
 from galactica.agent.runtimes.process import shell as process_shell
 from galactica.agent.runtimes.process import table as process_table
 from galactica.agent.runtimes.process.cell import Cell, sweep
 from galactica.agent.runtimes.process.launch import Folder, folder_name
+from galactica.agent.runtimes.process.leftovers import TRY_AGAIN_SECONDS, Leftovers
 from galactica.v1 import cell_pb2, link_pb2
 
 TRIM_EVERY_SECONDS = 1.0
-SET_ASIDE = ".corrupt"
+STOPPED = "somebody stopped its main process (SIGSTOP)"
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +80,7 @@ class ProcessRuntime:
         self._directory = directory.absolute()
         self._home = self._directory / f"{folder_name(fleet)}@{fleet_id}"
         self._former_home = self._directory / folder_name(fleet)
+        self._leftovers = Leftovers((self._former_home, self._home))
         self._host = host
         self._log_limit_bytes = log_limit_bytes
         self._limiter = limiter or process_limits.detect()
@@ -95,7 +94,7 @@ class ProcessRuntime:
         self._has_adopted = False
         self._unread: dict[str, str] = {}
         self._jobs: set[asyncio.Task[object]] = set()
-        self._trimming: asyncio.Task[None] | None = None
+        self._tidying: asyncio.Task[None] | None = None
         self.foreign = 0
 
     async def list(self) -> Sequence[Found]:
@@ -103,9 +102,12 @@ class ProcessRuntime:
         await self._adopt()
         doubts = await self._doubts()
         own = {self._home, self._former_home}
-        self.foreign = await asyncio.to_thread(_cells_of_others, self._directory, own)
+        self.foreign = await asyncio.to_thread(process_adoption.cells_of_others, self._directory, own)
         known = [cell.found(self._host, doubts.get(cell.id, "")) for cell in self._cells.values()]
-        return [*known, *(_unread(cell_id, reason) for cell_id, reason in self._unread.items())]
+        return [
+            *known,
+            *(process_adoption.unread(cell_id, reason) for cell_id, reason in self._unread.items()),
+        ]
 
     async def living(self) -> Sequence[link_pb2.Order]:
         await self._adopt()
@@ -149,7 +151,9 @@ class ProcessRuntime:
         folder = Folder(self._home / folder_name(order.cell_id))
         ports = await self._claim(order)
         try:
-            record = await asyncio.to_thread(process_launch.launch, order, ports, folder, self._limiter)
+            record = await asyncio.to_thread(
+                process_launch.launch, order, ports, folder, self._limiter, self._leftovers
+            )
         except BaseException:
             self._release(order.cell_id)
             raise
@@ -185,6 +189,8 @@ class ProcessRuntime:
         if cell.died.is_set():
             return
         process_table.signal_group(cell.record.main, _signal_number(signal_name))
+        # A stopped process hears of it only when it goes on.
+        process_table.signal_group(cell.record.main, signal.SIGCONT)
         try:
             async with asyncio.timeout(grace_seconds):
                 await cell.died.wait()
@@ -194,7 +200,7 @@ class ProcessRuntime:
     async def _remove(self, cell: Cell) -> None:
         cell.unobserve()
         try:
-            await asyncio.to_thread(sweep, cell.record, cell.folder)
+            await asyncio.to_thread(sweep, cell.record, cell.folder, self._leftovers)
         except OSError as error:
             raise RuntimeFailure(f"cannot remove {cell.id}: {error}") from error
         finally:
@@ -253,18 +259,22 @@ class ProcessRuntime:
         return await process_shell.open_shell(cell.record, cell.folder, command, term, window)
 
     async def compare(self, order: link_pb2.Order, runtime_id: str) -> tuple[str, ...]:  # noqa: ARG002 - the port's
-        """Always empty: a process may change its own files, environment and limits, so a difference would not show that
-        somebody else touched it."""
-        return ()
+        """Whether somebody has stopped its main process. A process may change its own files, environment and limits, so
+        a difference there would not show that somebody else touched it."""
+        cell = self._cells.get(order.cell_id)
+        if cell is None or cell.died.is_set():
+            return ()
+        cell.was_stopped = cell.was_stopped or process_table.is_stopped(cell.record.main)
+        return (STOPPED,) if cell.was_stopped else ()
 
     async def ping(self) -> float | None:
         return None
 
     async def close(self) -> None:
         """Finish the starts and removals that are under way first; both are bounded in time."""
-        if self._trimming is not None:
-            self._trimming.cancel()
-            await asyncio.wait([self._trimming])
+        if self._tidying is not None:
+            self._tidying.cancel()
+            await asyncio.wait([self._tidying])
         if self._jobs:
             await asyncio.wait(self._jobs)
         for cell in self._cells.values():
@@ -277,9 +287,10 @@ class ProcessRuntime:
             if self._has_adopted and not self._unread:
                 return
             found, self._unread = await asyncio.to_thread(
-                _scan,
+                process_adoption.scan,
                 (self._former_home, self._home),
                 self._limiter,
+                self._leftovers,
                 set(self._unread) if self._has_adopted else None,
             )
             for folder, record in found:
@@ -287,7 +298,7 @@ class ProcessRuntime:
                 self._take_in(Cell(folder, record, self._log_limit_bytes))
             if not self._has_adopted:
                 self._has_adopted = True
-                self._trimming = asyncio.create_task(self._trim_for_ever())
+                self._tidying = asyncio.create_task(self._tidy_for_ever())
                 log.info("limits of process cells: %s", self._limiter.description)
 
     def _check_read(self, cell_id: str) -> None:
@@ -333,85 +344,20 @@ class ProcessRuntime:
         job.add_done_callback(self._jobs.discard)
         return await asyncio.shield(job)
 
-    async def _trim_for_ever(self) -> None:
+    async def _tidy_for_ever(self) -> None:
+        tidied_at = -TRY_AGAIN_SECONDS
         while True:
+            if time.monotonic() >= tidied_at + TRY_AGAIN_SECONDS:
+                tidied_at = time.monotonic()
+                with contextlib.suppress(RuntimeError):  # no thread can be had now
+                    await asyncio.to_thread(self._leftovers.try_again)
             await asyncio.sleep(TRIM_EVERY_SECONDS)
             for cell in tuple(self._cells.values()):
                 try:
                     if cell.log.is_too_long:
                         await asyncio.to_thread(cell.log.trim)
-                except OSError as error:
+                except (OSError, RuntimeError) as error:
                     log.warning("cannot trim the log of cell %s: %s", cell.id, error)
-
-
-def _scan(
-    homes: Sequence[Path], limiter: process_limits.Limiter, wanted: AbstractSet[str] | None
-) -> tuple[list[tuple[Folder, process_record.Record]], dict[str, str]]:
-    """The cells of earlier agents; ``wanted``: only these. And those whose record cannot be read now, with the reason.
-    New cells will be in the last of the homes.
-
-    A folder without a record is of a cell that never ran, and is removed. A folder with a corrupt record is set
-    aside. What cannot be removed or set aside does not keep the other cells from being taken over."""
-    homes[-1].mkdir(mode=0o700, parents=True, exist_ok=True)
-    found, unread = [], {}
-    for path in itertools.chain(*(sorted(home.iterdir()) for home in homes if home.is_dir())):
-        cell_id = unquote(path.name)
-        if path.name == SET_ASIDE or (wanted is not None and cell_id not in wanted):
-            continue
-        folder = Folder(path)
-        try:
-            found.append((folder, process_record.read(folder.record)))
-        except (FileNotFoundError, NotADirectoryError, process_record.CorruptRecordError) as error:
-            _clear(folder, limiter, error)
-        except OSError as error:
-            log.warning("the record of cell %s cannot be read: %s", cell_id, error)
-            unread[cell_id] = str(error)
-    return found, unread
-
-
-def _clear(folder: Folder, limiter: process_limits.Limiter, error: Exception) -> None:
-    try:
-        if isinstance(error, process_record.CorruptRecordError):
-            _set_aside(folder, error)
-        _remove_groups(folder, limiter)
-        if folder.path.is_dir():
-            process_launch.remove(folder)
-    except (OSError, RuntimeFailure) as stubborn:
-        log.error("the folder %s (%s) cannot be cleared: %s", folder.path, error, stubborn)  # noqa: TRY400 - for people
-
-
-def _unread(cell_id: str, reason: str) -> Found:
-    order = link_pb2.Order(cell_id=cell_id, spec=cell_pb2.Spec(runtime=cell_pb2.RUNTIME_KIND_PROCESS))
-    return Found(order, None, doubt=f"its record cannot be read: {reason}")
-
-
-def _cells_of_others(directory: Path, own: AbstractSet[Path]) -> int:
-    """How many folders of cells are below the homes of other fleets. Usually there are no such homes. What cannot be
-    read is not counted."""
-    with contextlib.suppress(OSError):
-        others = [home for home in directory.iterdir() if home not in own and home.is_dir()]
-        return sum(Folder(path).record.exists() for home in others for path in home.iterdir())
-    return 0
-
-
-def _remove_groups(folder: Folder, limiter: process_limits.Limiter) -> None:
-    groups = limiter.existing(folder.group_name)
-    process_limits.kill_all(groups)
-    process_limits.remove(groups)
-
-
-def _set_aside(folder: Folder, error: Exception) -> None:
-    """End a cell whose record is unreadable. Its folder is kept, so that a person can examine it."""
-    aside = folder.path.parent / SET_ASIDE / f"{folder.path.name}.{time.time_ns()}"
-    for marker in (process_plan.marker_of(folder.scratch), process_plan.keeper_marker_of(folder.scratch)):
-        process_table.kill_marked(marker)
-    aside.parent.mkdir(mode=0o700, exist_ok=True)
-    folder.path.rename(aside)
-    log.error(
-        "corrupt record of a cell (%s): its processes were killed, its folder was moved to %s",
-        error,
-        aside,
-    )
 
 
 def _signal_number(name: str) -> int:

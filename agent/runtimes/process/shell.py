@@ -170,8 +170,8 @@ async def _started(
     streams: tuple[int, int, int],
 ) -> asyncio.subprocess.Process:
     try:
-        process = await asyncio.create_subprocess_exec(
-            *words,
+        return await asyncio.create_subprocess_exec(
+            *(process_limits.joining(record.groups, words) if record.groups else words),
             cwd=folder.scratch,
             env=environment,
             stdin=streams[0],
@@ -181,6 +181,3 @@ async def _started(
         )
     except OSError as error:
         raise RuntimeFailure(f"cannot run {words[0]}: {error.strerror}") from error
-    with contextlib.suppress(OSError):  # the shell or the cell has already ended
-        process_limits.join(record.groups, process.pid)
-    return process

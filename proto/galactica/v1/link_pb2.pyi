@@ -199,6 +199,10 @@ class AttachRequest(_message.Message):
     REPORT_FIELD_NUMBER: _builtins.int
     LOG_CHUNK_FIELD_NUMBER: _builtins.int
     SHELL_OUTPUT_FIELD_NUMBER: _builtins.int
+    GOODBYE_FIELD_NUMBER: _builtins.int
+    MOVED_FIELD_NUMBER: _builtins.int
+    GENOME_FIELD_NUMBER: _builtins.int
+    GENOME_KEPT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
@@ -207,6 +211,18 @@ class AttachRequest(_message.Message):
     def log_chunk(self) -> Global___LogChunk: ...
     @_builtins.property
     def shell_output(self) -> Global___ShellOutput: ...
+    @_builtins.property
+    def goodbye(self) -> Global___Goodbye:
+        """The last message of an agent that ends in order and leaves its cells running."""
+
+    @_builtins.property
+    def moved(self) -> Global___Moved: ...
+    @_builtins.property
+    def genome(self) -> Global___Genome:
+        """The answer to GenomeWanted."""
+
+    @_builtins.property
+    def genome_kept(self) -> Global___GenomeKept: ...
     def __init__(
         self,
         *,
@@ -214,12 +230,16 @@ class AttachRequest(_message.Message):
         report: Global___Report | None = ...,
         log_chunk: Global___LogChunk | None = ...,
         shell_output: Global___ShellOutput | None = ...,
+        goodbye: Global___Goodbye | None = ...,
+        moved: Global___Moved | None = ...,
+        genome: Global___Genome | None = ...,
+        genome_kept: Global___GenomeKept | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "log_chunk", b"log_chunk", "message", b"message", "report", b"report", "shell_output", b"shell_output"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["genome", b"genome", "genome_kept", b"genome_kept", "goodbye", b"goodbye", "hello", b"hello", "log_chunk", b"log_chunk", "message", b"message", "moved", b"moved", "report", b"report", "shell_output", b"shell_output"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "log_chunk", b"log_chunk", "message", b"message", "report", b"report", "shell_output", b"shell_output"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["genome", b"genome", "genome_kept", b"genome_kept", "goodbye", b"goodbye", "hello", b"hello", "log_chunk", b"log_chunk", "message", b"message", "moved", b"moved", "report", b"report", "shell_output", b"shell_output"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "report", "log_chunk", "shell_output"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "report", "log_chunk", "shell_output", "goodbye", "moved", "genome", "genome_kept"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -235,6 +255,9 @@ class AttachResponse(_message.Message):
     ECHO_FIELD_NUMBER: _builtins.int
     NEIGHBOURS_FIELD_NUMBER: _builtins.int
     SHELL_INPUT_FIELD_NUMBER: _builtins.int
+    FAREWELL_FIELD_NUMBER: _builtins.int
+    GENOME_FIELD_NUMBER: _builtins.int
+    GENOME_WANTED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
@@ -247,6 +270,16 @@ class AttachResponse(_message.Message):
     def neighbours(self) -> Global___Neighbours: ...
     @_builtins.property
     def shell_input(self) -> Global___ShellInput: ...
+    @_builtins.property
+    def farewell(self) -> Global___Farewell:
+        """The answer to a Goodbye."""
+
+    @_builtins.property
+    def genome(self) -> Global___Genome:
+        """Keep this, if it is newer than what is kept. Answered by GenomeKept."""
+
+    @_builtins.property
+    def genome_wanted(self) -> Global___GenomeWanted: ...
     def __init__(
         self,
         *,
@@ -256,12 +289,15 @@ class AttachResponse(_message.Message):
         echo: Global___Echo | None = ...,
         neighbours: Global___Neighbours | None = ...,
         shell_input: Global___ShellInput | None = ...,
+        farewell: Global___Farewell | None = ...,
+        genome: Global___Genome | None = ...,
+        genome_wanted: Global___GenomeWanted | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["echo", b"echo", "instructions", b"instructions", "message", b"message", "neighbours", b"neighbours", "shell_input", b"shell_input", "tempo", b"tempo", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["echo", b"echo", "farewell", b"farewell", "genome", b"genome", "genome_wanted", b"genome_wanted", "instructions", b"instructions", "message", b"message", "neighbours", b"neighbours", "shell_input", b"shell_input", "tempo", b"tempo", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["echo", b"echo", "instructions", b"instructions", "message", b"message", "neighbours", b"neighbours", "shell_input", b"shell_input", "tempo", b"tempo", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["echo", b"echo", "farewell", b"farewell", "genome", b"genome", "genome_wanted", b"genome_wanted", "instructions", b"instructions", "message", b"message", "neighbours", b"neighbours", "shell_input", b"shell_input", "tempo", b"tempo", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "instructions", "tempo", "echo", "neighbours", "shell_input"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "instructions", "tempo", "echo", "neighbours", "shell_input", "farewell", "genome", "genome_wanted"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -307,6 +343,8 @@ class Hello(_message.Message):
     MACHINE_FIELD_NUMBER: _builtins.int
     START_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
+    WATCH_TROUBLE_FIELD_NUMBER: _builtins.int
+    GENOME_FIELD_NUMBER: _builtins.int
     wire_version: _builtins.int
     agent_version: _builtins.str
     epoch: _builtins.int
@@ -330,6 +368,8 @@ class Hello(_message.Message):
     """Which start of a scheduler had that epoch (Welcome.start). Empty: unknown."""
     position: _builtins.int
     """The newest position of its journal of which that scheduler told; 0: unknown."""
+    watch_trouble: _builtins.str
+    """Why neighbours cannot reach this agent although it wants to take part in the watch; else empty."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
@@ -345,6 +385,10 @@ class Hello(_message.Message):
         """The servers that it watches, from the newest Neighbours of this or an earlier scheduler. They tell this scheduler
         the addresses of servers that have not attached yet. An entry counts only with its original key.
         """
+
+    @_builtins.property
+    def genome(self) -> Global___GenomeMark:
+        """The genome that it keeps, all zero if none yet. Absent: an agent that keeps none."""
 
     def __init__(
         self,
@@ -363,14 +407,117 @@ class Hello(_message.Message):
         machine: _builtins.str = ...,
         start: _builtins.str = ...,
         position: _builtins.int = ...,
+        watch_trouble: _builtins.str = ...,
+        genome: Global___GenomeMark | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "genome", b"genome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "beat_at", b"beat_at", "capacity", b"capacity", "epoch", b"epoch", "instance", b"instance", "inventory", b"inventory", "labels", b"labels", "machine", b"machine", "position", b"position", "runtimes", b"runtimes", "start", b"start", "watch_address", b"watch_address", "watching", b"watching", "wire_version", b"wire_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "beat_at", b"beat_at", "capacity", b"capacity", "epoch", b"epoch", "genome", b"genome", "instance", b"instance", "inventory", b"inventory", "labels", b"labels", "machine", b"machine", "position", b"position", "runtimes", b"runtimes", "start", b"start", "watch_address", b"watch_address", "watch_trouble", b"watch_trouble", "watching", b"watching", "wire_version", b"wire_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Hello: _TypeAlias = Hello  # noqa: Y015
+
+@_typing.final
+class GenomeMark(_message.Message):
+    """Which state of the fleet a genome is of. Of two genomes the one with the higher epoch is newer; of two with the same
+    epoch, the one with the higher position.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    position: _builtins.int
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "position", b"position"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GenomeMark: _TypeAlias = GenomeMark  # noqa: Y015
+
+@_typing.final
+class Genome(_message.Message):
+    """What the fleet wants, sealed by its CA's key: agents keep it and cannot read it. From it a scheduler that has lost all
+    but the CA is grown anew.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MARK_FIELD_NUMBER: _builtins.int
+    FLEET_ID_FIELD_NUMBER: _builtins.int
+    SEALED_FIELD_NUMBER: _builtins.int
+    fleet_id: _builtins.str
+    """An agent keeps only the genome of its own fleet."""
+    sealed: _builtins.bytes
+    """At most 1 MiB; empty: the agent has none."""
+    @_builtins.property
+    def mark(self) -> Global___GenomeMark: ...
+    def __init__(
+        self,
+        *,
+        mark: Global___GenomeMark | None = ...,
+        fleet_id: _builtins.str = ...,
+        sealed: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mark", b"mark"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fleet_id", b"fleet_id", "mark", b"mark", "sealed", b"sealed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Genome: _TypeAlias = Genome  # noqa: Y015
+
+@_typing.final
+class GenomeWanted(_message.Message):
+    """Send the genome that is kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GenomeWanted: _TypeAlias = GenomeWanted  # noqa: Y015
+
+@_typing.final
+class GenomeKept(_message.Message):
+    """What the agent keeps now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MARK_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    error: _builtins.str
+    """Why it could not keep the newest one; empty if it did."""
+    @_builtins.property
+    def mark(self) -> Global___GenomeMark: ...
+    def __init__(
+        self,
+        *,
+        mark: Global___GenomeMark | None = ...,
+        error: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mark", b"mark"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "mark", b"mark"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GenomeKept: _TypeAlias = GenomeKept  # noqa: Y015
 
 @_typing.final
 class Neighbours(_message.Message):
@@ -435,20 +582,24 @@ class Testimony(_message.Message):
     SERVER_ID_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
     FOR_MS_FIELD_NUMBER: _builtins.int
+    AFTER_REFUSAL_FIELD_NUMBER: _builtins.int
     server_id: _builtins.str
     answer: Global___Answer.ValueType
     for_ms: _builtins.int
     """For how long it has been so."""
+    after_refusal: _builtins.bool
+    """It is silent now, and before that its kernel refused pings: nothing between the two servers drops the refusals."""
     def __init__(
         self,
         *,
         server_id: _builtins.str = ...,
         answer: Global___Answer.ValueType = ...,
         for_ms: _builtins.int = ...,
+        after_refusal: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "for_ms", b"for_ms", "server_id", b"server_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_refusal", b"after_refusal", "answer", b"answer", "for_ms", b"for_ms", "server_id", b"server_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -578,6 +729,80 @@ class Report(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Report: _TypeAlias = Report  # noqa: Y015
+
+@_typing.final
+class Moved(_message.Message):
+    """Where neighbours reach this agent has changed since the Hello, or since the last Moved."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WATCH_ADDRESS_FIELD_NUMBER: _builtins.int
+    WATCH_TROUBLE_FIELD_NUMBER: _builtins.int
+    watch_address: _builtins.str
+    """As in the Hello."""
+    watch_trouble: _builtins.str
+    def __init__(
+        self,
+        *,
+        watch_address: _builtins.str = ...,
+        watch_trouble: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["watch_address", b"watch_address", "watch_trouble", b"watch_trouble"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Moved: _TypeAlias = Moved  # noqa: Y015
+
+@_typing.final
+class Goodbye(_message.Message):
+    """The agent ends and its cells live on. It asks for a maintenance lease: for so long, its absence is not held against
+    its server. The lease ends when the agent attaches again.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAINTENANCE_MS_FIELD_NUMBER: _builtins.int
+    maintenance_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        maintenance_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["maintenance_ms", b"maintenance_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Goodbye: _TypeAlias = Goodbye  # noqa: Y015
+
+@_typing.final
+class Farewell(_message.Message):
+    """Sent when the lease is durable."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAINTENANCE_MS_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    maintenance_ms: _builtins.int
+    """How long it lasts; 0: there is none."""
+    refusal: _builtins.str
+    """Why there is none; empty if there is one."""
+    def __init__(
+        self,
+        *,
+        maintenance_ms: _builtins.int = ...,
+        refusal: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["maintenance_ms", b"maintenance_ms", "refusal", b"refusal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Farewell: _TypeAlias = Farewell  # noqa: Y015
 
 @_typing.final
 class Echo(_message.Message):

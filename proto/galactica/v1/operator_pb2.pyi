@@ -74,6 +74,31 @@ DRIFT_REPORT: Drift.ValueType  # 2
 """The difference is only reported."""
 Global___Drift: _TypeAlias = Drift  # noqa: Y015
 
+class _RegrowStep:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RegrowStepEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RegrowStep.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REGROW_STEP_UNSPECIFIED: _RegrowStep.ValueType  # 0
+    REGROW_STEP_TAKE: _RegrowStep.ValueType  # 1
+    """Take the newest genome that was heard, and wait for no other agent."""
+    REGROW_STEP_WITHOUT_GENOME: _RegrowStep.ValueType  # 2
+    """There is no genome: go on without one."""
+    REGROW_STEP_SETTLE: _RegrowStep.ValueType  # 3
+    """Judge and order again: what was not heard by now counts as silent."""
+
+class RegrowStep(_RegrowStep, metaclass=_RegrowStepEnumTypeWrapper): ...
+
+REGROW_STEP_UNSPECIFIED: RegrowStep.ValueType  # 0
+REGROW_STEP_TAKE: RegrowStep.ValueType  # 1
+"""Take the newest genome that was heard, and wait for no other agent."""
+REGROW_STEP_WITHOUT_GENOME: RegrowStep.ValueType  # 2
+"""There is no genome: go on without one."""
+REGROW_STEP_SETTLE: RegrowStep.ValueType  # 3
+"""Judge and order again: what was not heard by now counts as silent."""
+Global___RegrowStep: _TypeAlias = RegrowStep  # noqa: Y015
+
 @_typing.final
 class Group(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -192,6 +217,7 @@ class GetStatusResponse(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     STORMS_FIELD_NUMBER: _builtins.int
     NOTES_FIELD_NUMBER: _builtins.int
+    GENOME_FIELD_NUMBER: _builtins.int
     fleet: _builtins.str
     healthy: _builtins.bool
     """Every group has all wanted cells, READY and of the newest revision, and nothing is held."""
@@ -207,6 +233,10 @@ class GetStatusResponse(_message.Message):
     def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What an operator should know and what does not make the fleet unhealthy, one sentence each."""
 
+    @_builtins.property
+    def genome(self) -> Global___GenomeStatus:
+        """Where the sealed genome of the fleet is kept. Absent: there is nothing to keep yet."""
+
     def __init__(
         self,
         *,
@@ -218,14 +248,86 @@ class GetStatusResponse(_message.Message):
         epoch: _builtins.int = ...,
         storms: _abc.Iterable[Global___Storm] | None = ...,
         notes: _abc.Iterable[_builtins.str] | None = ...,
+        genome: Global___GenomeStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["genome", b"genome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "fleet", b"fleet", "groups", b"groups", "healthy", b"healthy", "held", b"held", "notes", b"notes", "position", b"position", "storms", b"storms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "fleet", b"fleet", "genome", b"genome", "groups", b"groups", "healthy", b"healthy", "held", b"held", "notes", b"notes", "position", b"position", "storms", b"storms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class GenomeStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
+    WANTED_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    position: _builtins.int
+    kept: _builtins.int
+    """How many agents have the newest one on their disks, and how many should."""
+    wanted: _builtins.int
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        position: _builtins.int = ...,
+        kept: _builtins.int = ...,
+        wanted: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "kept", b"kept", "position", b"position", "wanted", b"wanted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GenomeStatus: _TypeAlias = GenomeStatus  # noqa: Y015
+
+@_typing.final
+class RegrowRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    step: Global___RegrowStep.ValueType
+    def __init__(
+        self,
+        *,
+        step: Global___RegrowStep.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegrowRequest: _TypeAlias = RegrowRequest  # noqa: Y015
+
+@_typing.final
+class RegrowResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DONE_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    done: _builtins.str
+    """One sentence on what was done."""
+    position: _builtins.int
+    def __init__(
+        self,
+        *,
+        done: _builtins.str = ...,
+        position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "position", b"position"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegrowResponse: _TypeAlias = RegrowResponse  # noqa: Y015
 
 @_typing.final
 class Storm(_message.Message):
@@ -581,6 +683,8 @@ class Server(_message.Message):
     EVIDENCE_FIELD_NUMBER: _builtins.int
     NEIGHBOURS_FIELD_NUMBER: _builtins.int
     NOTES_FIELD_NUMBER: _builtins.int
+    MAINTENANCE_UNTIL_FIELD_NUMBER: _builtins.int
+    WATCH_ADDRESS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     phase: _builtins.str
     verdict: _builtins.str
@@ -593,6 +697,10 @@ class Server(_message.Message):
     generation: _builtins.int
     provider_ref: _builtins.str
     """The provider's name for it."""
+    maintenance_until: _builtins.float
+    """Until then it is in maintenance: its agent ended in order, and its cells live on. Absent: it is not."""
+    watch_address: _builtins.str
+    """Where neighbours reach its agent; empty: nowhere."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
@@ -637,14 +745,21 @@ class Server(_message.Message):
         evidence: _abc.Iterable[Global___Evidence] | None = ...,
         neighbours: _abc.Iterable[Global___NeighbourAnswer] | None = ...,
         notes: _abc.Iterable[_builtins.str] | None = ...,
+        maintenance_until: _builtins.float | None = ...,
+        watch_address: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_last_beat_at", b"_last_beat_at", "capacity", b"capacity", "last_beat_at", b"last_beat_at", "used", b"used", "vitals", b"vitals"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_last_beat_at", b"_last_beat_at", "_maintenance_until", b"_maintenance_until", "capacity", b"capacity", "last_beat_at", b"last_beat_at", "maintenance_until", b"maintenance_until", "used", b"used", "vitals", b"vitals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_beat_at", b"_last_beat_at", "agent_version", b"agent_version", "capacity", b"capacity", "cells", b"cells", "evidence", b"evidence", "generation", b"generation", "id", b"id", "labels", b"labels", "last_beat_at", b"last_beat_at", "neighbours", b"neighbours", "notes", b"notes", "phase", b"phase", "pool", b"pool", "provider_ref", b"provider_ref", "reason", b"reason", "runtimes", b"runtimes", "slot", b"slot", "used", b"used", "verdict", b"verdict", "vitals", b"vitals"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_beat_at", b"_last_beat_at", "_maintenance_until", b"_maintenance_until", "agent_version", b"agent_version", "capacity", b"capacity", "cells", b"cells", "evidence", b"evidence", "generation", b"generation", "id", b"id", "labels", b"labels", "last_beat_at", b"last_beat_at", "maintenance_until", b"maintenance_until", "neighbours", b"neighbours", "notes", b"notes", "phase", b"phase", "pool", b"pool", "provider_ref", b"provider_ref", "reason", b"reason", "runtimes", b"runtimes", "slot", b"slot", "used", b"used", "verdict", b"verdict", "vitals", b"vitals", "watch_address", b"watch_address"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__last_beat_at: _TypeAlias = _typing.Literal["last_beat_at"]  # noqa: Y015
     _WhichOneofArgType__last_beat_at: _TypeAlias = _typing.Literal["_last_beat_at", b"_last_beat_at"]  # noqa: Y015
+    _WhichOneofReturnType__maintenance_until: _TypeAlias = _typing.Literal["maintenance_until"]  # noqa: Y015
+    _WhichOneofArgType__maintenance_until: _TypeAlias = _typing.Literal["_maintenance_until", b"_maintenance_until"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__last_beat_at) -> _WhichOneofReturnType__last_beat_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__maintenance_until) -> _WhichOneofReturnType__maintenance_until | None: ...
 
 Global___Server: _TypeAlias = Server  # noqa: Y015
 

@@ -129,6 +129,11 @@ class OperatorServiceStub:
                 request_serializer=galactica_dot_v1_dot_operator__pb2.CondemnUnknownRequest.SerializeToString,
                 response_deserializer=galactica_dot_v1_dot_operator__pb2.CondemnUnknownResponse.FromString,
                 _registered_method=True)
+        self.Regrow = channel.unary_unary(
+                '/galactica.v1.OperatorService/Regrow',
+                request_serializer=galactica_dot_v1_dot_operator__pb2.RegrowRequest.SerializeToString,
+                response_deserializer=galactica_dot_v1_dot_operator__pb2.RegrowResponse.FromString,
+                _registered_method=True)
         self.CreateToken = channel.unary_unary(
                 '/galactica.v1.OperatorService/CreateToken',
                 request_serializer=galactica_dot_v1_dot_operator__pb2.CreateTokenRequest.SerializeToString,
@@ -267,6 +272,13 @@ class OperatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Regrow(self, request, context):
+        """The operator's word while a scheduler is grown anew from its fleet.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateToken(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -376,6 +388,11 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.CondemnUnknown,
                     request_deserializer=galactica_dot_v1_dot_operator__pb2.CondemnUnknownRequest.FromString,
                     response_serializer=galactica_dot_v1_dot_operator__pb2.CondemnUnknownResponse.SerializeToString,
+            ),
+            'Regrow': grpc.unary_unary_rpc_method_handler(
+                    servicer.Regrow,
+                    request_deserializer=galactica_dot_v1_dot_operator__pb2.RegrowRequest.FromString,
+                    response_serializer=galactica_dot_v1_dot_operator__pb2.RegrowResponse.SerializeToString,
             ),
             'CreateToken': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateToken,
@@ -901,6 +918,33 @@ class OperatorService:
             '/galactica.v1.OperatorService/CondemnUnknown',
             galactica_dot_v1_dot_operator__pb2.CondemnUnknownRequest.SerializeToString,
             galactica_dot_v1_dot_operator__pb2.CondemnUnknownResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Regrow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/galactica.v1.OperatorService/Regrow',
+            galactica_dot_v1_dot_operator__pb2.RegrowRequest.SerializeToString,
+            galactica_dot_v1_dot_operator__pb2.RegrowResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -70,6 +70,8 @@ class OperatorServiceStub:
     """Cells that agents run and the journal never ordered: take them in as they are."""
     CondemnUnknown: _grpc.UnaryUnaryMultiCallable[_operator_pb2.CondemnUnknownRequest, _operator_pb2.CondemnUnknownResponse]
     """Remove them."""
+    Regrow: _grpc.UnaryUnaryMultiCallable[_operator_pb2.RegrowRequest, _operator_pb2.RegrowResponse]
+    """The operator's word while a scheduler is grown anew from its fleet."""
     CreateToken: _grpc.UnaryUnaryMultiCallable[_operator_pb2.CreateTokenRequest, _operator_pb2.CreateTokenResponse]
     CreateOperator: _grpc.UnaryUnaryMultiCallable[_operator_pb2.CreateOperatorRequest, _operator_pb2.CreateOperatorResponse]
 
@@ -104,6 +106,8 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     """Cells that agents run and the journal never ordered: take them in as they are."""
     CondemnUnknown: _aio.UnaryUnaryMultiCallable[_operator_pb2.CondemnUnknownRequest, _operator_pb2.CondemnUnknownResponse]  # type: ignore[assignment]
     """Remove them."""
+    Regrow: _aio.UnaryUnaryMultiCallable[_operator_pb2.RegrowRequest, _operator_pb2.RegrowResponse]  # type: ignore[assignment]
+    """The operator's word while a scheduler is grown anew from its fleet."""
     CreateToken: _aio.UnaryUnaryMultiCallable[_operator_pb2.CreateTokenRequest, _operator_pb2.CreateTokenResponse]  # type: ignore[assignment]
     CreateOperator: _aio.UnaryUnaryMultiCallable[_operator_pb2.CreateOperatorRequest, _operator_pb2.CreateOperatorResponse]  # type: ignore[assignment]
 
@@ -249,6 +253,14 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.CondemnUnknownResponse, _abc.Awaitable[_operator_pb2.CondemnUnknownResponse]]:
         """Remove them."""
+
+    @_abc_1.abstractmethod
+    def Regrow(
+        self,
+        request: _operator_pb2.RegrowRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.RegrowResponse, _abc.Awaitable[_operator_pb2.RegrowResponse]]:
+        """The operator's word while a scheduler is grown anew from its fleet."""
 
     @_abc_1.abstractmethod
     def CreateToken(

@@ -11,6 +11,7 @@ from msgspec import Struct
 from galactica.scheduler.core.model.fleet import (
     Backoff,
 )
+from galactica.scheduler.core.model.genome import Genome
 from galactica.scheduler.core.model.spec import Group, Resources, RuntimeKind
 from galactica.scheduler.core.model.verdict import Autopsy, Evidence, Health
 
@@ -100,6 +101,33 @@ class EpochClaimed(Event, frozen=True):
     start: str = ""
 
 
+class RegrowthBegan(Event, frozen=True):
+    """All but the CA is lost: this scheduler asks its fleet what it wants."""
+
+
+class ServerRecognised(Event, frozen=True):
+    """A server that this journal does not know attached with a certificate of our CA, while the scheduler is being
+    grown anew. That proves that it enrolled."""
+
+    server: str
+
+
+class GenomePlanted(Event, frozen=True):
+    """What the fleet wants is known again, as of that epoch and position of the lost journal. ``server``: the one whose
+    agent kept the genome; empty: an operator went on without one."""
+
+    genome: Genome
+    epoch: int
+    genome_position: int
+    server: str
+
+
+class RegrowthEnded(Event, frozen=True):
+    """From here on cells and servers are judged and ordered as ever."""
+
+    reason: str
+
+
 class UnknownCellFound(Event, frozen=True):
     """An agent runs a cell that this journal never ordered there. It is left alone until an operator decides."""
 
@@ -117,7 +145,8 @@ class UnknownCellCondemned(Event, frozen=True):
 
 
 class CellAdopted(Event, frozen=True):
-    """An operator took such a cell in, as it is. From here on it is a cell like any other that was ordered."""
+    """An operator, or a scheduler that is grown anew, took such a cell in, as it is. From here on it is a cell like any
+    other that was ordered."""
 
     cell: str
     digest: str
@@ -172,6 +201,22 @@ class ServerCondemned(Event, frozen=True):
     rule: str
     reason: str
     evidence: tuple[Evidence, ...] = ()
+
+
+class MaintenanceBegan(Event, frozen=True):
+    """The server's agent ended in order, and its cells live on: until ``until`` its absence is not held against the
+    server. ``session``: the one that asked for it."""
+
+    server: str
+    session: str
+    until: float
+
+
+class MaintenanceEnded(Event, frozen=True):
+    """From here on the usual rules judge the server. ``reason``: its agent is back, or the time has run out."""
+
+    server: str
+    reason: str
 
 
 class ServerDecommissioned(Event, frozen=True):
@@ -245,6 +290,10 @@ AnyEvent = (
     | CellDraining
     | CellDecommissioned
     | EpochClaimed
+    | RegrowthBegan
+    | ServerRecognised
+    | GenomePlanted
+    | RegrowthEnded
     | UnknownCellFound
     | CellAdopted
     | UnknownCellCondemned
@@ -253,6 +302,8 @@ AnyEvent = (
     | ServerJoined
     | ServerChanged
     | ServerCondemned
+    | MaintenanceBegan
+    | MaintenanceEnded
     | ServerDecommissioned
     | TokenCreated
     | LeakRemoved

@@ -224,6 +224,15 @@ class GroupState(Struct, frozen=True):
         return self.spec_of(cell.digest) or self.group.spec
 
 
+class Maintenance(Struct, frozen=True):
+    """A server's agent ended in order and left its cells running: until ``until`` its absence is not held against the
+    server. ``session``: the one that asked; another one ends the lease."""
+
+    session: str
+    since: float
+    until: float
+
+
 class Server(Struct, frozen=True):
     """A host whose agent enrolled. A lost server of no pool may join again, without cells, as its next generation."""
 
@@ -250,6 +259,8 @@ class Server(Struct, frozen=True):
     deaths: tuple[Death, ...] = ()
     """The newest deaths on it by health, oldest first; at most DEATHS_KEPT."""
     last_position: int = 0
+    maintenance: Maintenance | None = None
+    """The lease that was recorded and not ended yet."""
 
     @property
     def takes_cells(self) -> bool:
@@ -283,6 +294,14 @@ class Token(Struct, frozen=True):
     expires_at: float
     server: str = ""
     """The only server that may use it; empty: any."""
+
+
+class Regrowth(Struct, frozen=True):
+    """The scheduler lost all but its CA and is being grown anew from its fleet. ``is_planted`` False: it listens for a
+    genome and orders nothing. True: it has one, and condemns nothing until all was heard. ``since``: of that stage."""
+
+    since: float
+    is_planted: bool = False
 
 
 class Start(Struct, frozen=True):
@@ -324,6 +343,10 @@ class Fleet(Struct, frozen=True):
     """The newest starts that this journal does not know, and that agents have obeyed."""
     overtaken_at: float | None = None
     """When agents showed that this journal is older than its fleet; None if they never did."""
+    regrowth: Regrowth | None = None
+    """Set while the scheduler is being grown anew."""
+    regrown_at: float | None = None
+    """When that began; None: this journal was never lost. Whatever an earlier one ordered was ordered before."""
     released: HashTrieMap[str, float] = HashTrieMap()
     """Pools whose storm an operator released, and until when that counts (Unix seconds)."""
 
@@ -355,6 +378,8 @@ def is_there(cell: Cell) -> bool:
 def predecessor_of(state: GroupState, number: int) -> str:
     """The id of the cell that had the slot before; empty if there was none. The cell itself may be gone by now."""
     slot = state.slots.get(number)
+    if slot is not None and slot.cells:
+        return slot.cells[-1].id
     generation = slot.next_generation if slot else state.first_generation
     if generation <= state.first_generation:
         return ""

@@ -71,10 +71,15 @@ class Storm(Struct, frozen=True):
     reason: str
 
 
+def slot_key_of(cell_id: str, cause: str) -> dict[Key, str]:
+    """The slot that a cell's id names."""
+    parsed = parse_cell_id(cell_id)
+    return {SlotKey(parsed.group, parsed.slot): cause} if parsed else {}
+
+
 def own_slot(server: Server, cause: str) -> dict[Key, str]:
     """The slot that a pool's server itself is in."""
-    parsed = parse_cell_id(server.id) if server.pool else None
-    return {SlotKey(parsed.group, parsed.slot): cause} if parsed else {}
+    return slot_key_of(server.id, cause) if server.pool else {}
 
 
 def cells_of(server: Server, cause: str) -> Mapping[Key, str]:

@@ -102,6 +102,11 @@ class Policy(Struct, frozen=True):
     overtaken_seconds: float = 30.0
     """After agents showed that the journal is older than its fleet, no cell is ordered for this long, or until every
     server was heard: one of them may run a cell that the journal does not know."""
+    maintenance_limit_seconds: float = 3600.0
+    """The longest maintenance lease that an agent gets when it ends in order."""
+    regrow_seconds: float = 10.0
+    """A scheduler that is grown anew listens for so long, after it heard the first agent, before it takes the newest
+    genome. Agents that are on their way back try every 5 s at least."""
     fence_margin_seconds: float = 5.0
     """How much longer than lease and grace an exclusive cell may take to end: an unnoticed stall of the scheduler
     (stall_seconds), one second until the watchdog looks, and one until a kill takes effect."""

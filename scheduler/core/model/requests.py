@@ -6,10 +6,13 @@ durable; a refusal names the rule that refuses.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 from msgspec import Struct
 
+from galactica.scheduler.core.model.genome import Genome, GenomeMark
+from galactica.scheduler.core.model.keys import Key
 from galactica.scheduler.core.model.spec import Group
 
 
@@ -94,6 +97,32 @@ class ClaimEpoch(Struct, frozen=True):
     server: str
 
 
+class BeginMaintenance(Struct, frozen=True):
+    """A server's agent ends in order, leaves its cells running and asks for a maintenance lease."""
+
+    server: str
+    session: str
+    seconds: float
+
+
+class RecogniseServer(Struct, frozen=True):
+    """A server that this journal does not know shows a certificate of our CA."""
+
+    server: str
+
+
+class PlantGenome(Struct, frozen=True):
+    """The newest genome that was heard and that our CA sealed. ``server``: who kept it."""
+
+    genome: Genome
+    mark: GenomeMark = GenomeMark()
+    server: str = ""
+
+
+class EndRegrowth(Struct, frozen=True):
+    """An operator's word: what was not heard by now counts as silent."""
+
+
 class RecordRefusal(Struct, frozen=True):
     """An adapter turned a caller away."""
 
@@ -116,6 +145,10 @@ Request = (
     | AdoptCells
     | CondemnUnknown
     | ClaimEpoch
+    | BeginMaintenance
+    | RecogniseServer
+    | PlantGenome
+    | EndRegrowth
 )
 
 
@@ -166,6 +199,13 @@ class Accepted(Struct, frozen=True):
     changes: tuple[GroupChange, ...] = ()
     notes: tuple[str, ...] = ()
     """What was not done, and why, where the rest was."""
+
+
+class Admitted(Struct, frozen=True):
+    """What a request led to. ``dirty``: what is to be looked at because of it, each with its cause."""
+
+    accepted: Accepted
+    dirty: Mapping[Key, str] = {}
 
 
 class Refused(Exception):

@@ -20,6 +20,7 @@ class Rule(StrEnum):
     BOOT_TIMEOUT = "boot_timeout"
     PROBE_FAILED = "probe_failed"
     SERVER_SILENT = "server_silent"
+    LEASE_OVER = "lease_over"
     DOUBTFUL = "doubtful"
     SERVER_AILING = "server_ailing"
     PROBE_FAILING = "probe_failing"
@@ -32,6 +33,7 @@ class Rule(StrEnum):
     PROVIDER_CONTRADICTED = "provider_contradicted"
     LEFT = "left"
     LEAVING = "leaving"
+    MAINTENANCE = "maintenance"
     GRACE = "grace"
     FALLING_SILENT = "falling_silent"
     NEIGHBOURS_SILENT = "neighbours_silent"
@@ -83,6 +85,7 @@ class HoldRule(StrEnum):
     UNKNOWN_SERVER = "unknown_server"
     UNKNOWN_CELL = "unknown_cell"
     LISTENING = "listening"
+    REGROWING = "regrowing"
     NOBODY_ATTACHED = "nobody_attached"
     JOURNAL = "journal"
 
@@ -105,7 +108,7 @@ OWN_DEATHS: frozenset[str] = frozenset(
 the fate of the whole server."""
 
 NOT_ITS_OWN: frozenset[str] = frozenset(
-    {Rule.SERVER_LOST, Rule.TOUCHED, Rule.FENCED, Rule.DOUBTFUL, Rule.SERVER_AILING}
+    {Rule.SERVER_LOST, Rule.TOUCHED, Rule.FENCED, Rule.LEASE_OVER, Rule.DOUBTFUL, Rule.SERVER_AILING}
 )
 """Rules that speak neither about a cell's spec nor about its server's fitness."""
 

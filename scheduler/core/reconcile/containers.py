@@ -16,8 +16,8 @@ from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.commands import Decommission, Order
 from galactica.scheduler.core.model.fleet import Cell, GroupState, Phase, Slot, still_waits
 from galactica.scheduler.core.model.keys import ServerKey, SlotKey
-from galactica.scheduler.core.model.rules import HoldRule
-from galactica.scheduler.core.model.verdict import Health, Verdict
+from galactica.scheduler.core.model.rules import HoldRule, Rule
+from galactica.scheduler.core.model.verdict import Evidence, Health, Verdict
 from galactica.scheduler.core.placement import Unplaceable
 from galactica.scheduler.core.reconcile.draft import Draft, resend
 from galactica.scheduler.core.reconcile.servers import bury_server
@@ -25,6 +25,7 @@ from galactica.scheduler.core.sight.observations import CellState, ProviderState
 from galactica.scheduler.core.verdicts.cells import cell_verdict, is_serving
 from galactica.scheduler.core.verdicts.evidence import made_by
 from galactica.scheduler.core.verdicts.fence import ended_at, ended_elsewhere_at
+from galactica.scheduler.core.verdicts.maintenance import maintenance_of
 
 
 class ByAgent:
@@ -32,7 +33,10 @@ class ByAgent:
 
     def verdict(self, draft: Draft, state: GroupState, cell: Cell) -> Verdict:
         server = draft.fleet.servers.get(cell.server)
-        return cell_verdict(cell, state.spec_for(cell), server, draft.sight, draft.now, draft.policy)
+        verdict = cell_verdict(cell, state.spec_for(cell), server, draft.sight, draft.now, draft.policy)
+        if verdict.health in (Health.DEAD, Health.SICK) or server is None or server.is_lost:
+            return verdict
+        return _ended_with_lease(draft, cell, _fenced_at(draft, state, cell)) or verdict
 
     def is_well(self, draft: Draft, state: GroupState, cell: Cell) -> bool:
         return self.verdict(draft, state, cell).health is Health.HEALTHY
@@ -82,7 +86,9 @@ class ByAgent:
             return Held(HoldRule.EXCLUSIVE, reason)
         wait_seconds = max(0.0, at - draft.now)
         wait = f"its agent or watchdog ends it within {wait_seconds:.1f} s"
-        return Held(HoldRule.EXCLUSIVE, f"{reason}; its server {cell.server} is lost: {wait}", at)
+        server = draft.fleet.servers[cell.server]
+        why = "is lost" if server.is_lost else "is in maintenance"
+        return Held(HoldRule.EXCLUSIVE, f"{reason}; its server {cell.server} {why}: {wait}", at)
 
     def goes_first(self, draft: Draft, key: SlotKey, state: GroupState, cell: Cell) -> str:
         """A sick cell does whose place is the only one for its successor."""
@@ -110,9 +116,9 @@ class ByAgent:
 
     def out_of_reach(self, draft: Draft, key: SlotKey, cell: Cell) -> str:
         server = draft.fleet.servers.get(cell.server)
-        if server is not None and not server.is_lost:
-            return ""
         state = draft.fleet.groups[cell.group]
+        if server is not None and not server.is_lost and _fenced_at(draft, state, cell) is None:
+            return ""
         is_exclusive = state.group.spec.exclusive or state.spec_for(cell).exclusive
         if server is None or not is_exclusive:
             return "server_lost"
@@ -154,6 +160,20 @@ class ByAgent:
             bury_server(draft, cell.server)
 
 
+def _ended_with_lease(draft: Draft, cell: Cell, fenced_at: float | None) -> Verdict | None:
+    """The verdict on an exclusive cell whose agent ended in order. It lives for as long as the agent's lease, and only
+    the agent itself can extend that."""
+    if fenced_at is None:
+        return None
+    reason = f"its server {cell.server} is in maintenance"
+    fact = Evidence(f"server {cell.server}", "its agent ended in order", draft.now)
+    if draft.now < fenced_at:
+        reason = f"{reason}: it is exclusive, so the watchdog ends it with its agent's lease"
+        return Verdict(Health.SUSPECT, Rule.MAINTENANCE, reason, (fact,), fenced_at)
+    reason = f"{reason}, and the lease of exclusive cells there is over: the watchdog has ended it"
+    return Verdict(Health.DEAD, Rule.LEASE_OVER, reason, (fact,))
+
+
 def _ended_elsewhere_at(draft: Draft, state: GroupState, cell: Cell) -> float | None:
     """When any other machine that was its server has ended it for sure. None if the cell is not exclusive."""
     server = draft.fleet.servers.get(cell.server)
@@ -164,10 +184,12 @@ def _ended_elsewhere_at(draft: Draft, state: GroupState, cell: Cell) -> float | 
 
 
 def _fenced_at(draft: Draft, state: GroupState, cell: Cell) -> float | None:
-    """When a cell on a lost server has surely been ended by its agent. None if its agent does not do that: the cell was
-    not ordered as exclusive, or its server is not lost."""
+    """When a cell on a server that is lost or in maintenance has surely been ended, by its agent or the watchdog. None
+    if they do not do that: the cell was not ordered as exclusive, or its server is neither."""
     server = draft.fleet.servers.get(cell.server)
     spec = state.spec_of(cell.digest)
-    if server is None or not server.is_lost or spec is None or not spec.exclusive:
+    if server is None or spec is None or not spec.exclusive:
+        return None
+    if not server.is_lost and maintenance_of(server, draft.sight, draft.now) is None:
         return None
     return ended_at(draft.fleet, server, spec, draft.sight, draft.policy)

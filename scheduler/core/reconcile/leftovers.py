@@ -6,12 +6,12 @@ from __future__ import annotations
 
 from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.commands import Decommission, DecommissionServer, Verb
-from galactica.scheduler.core.model.fleet import Fleet, parse_cell_id
-from galactica.scheduler.core.model.keys import LeakKey, OrphanKey, ServerKey, own_slot
+from galactica.scheduler.core.model.fleet import Fleet, Phase, parse_cell_id
+from galactica.scheduler.core.model.keys import LeakKey, OrphanKey, ServerKey, own_slot, slot_key_of
 from galactica.scheduler.core.model.rules import HoldRule, Rule
 from galactica.scheduler.core.reconcile.draft import Draft, resend, resend_to_provider
 from galactica.scheduler.core.sight.observations import CellState, ProviderState
-from galactica.scheduler.core.unknown import UNKNOWN_KEPT, is_place, is_unknown, was_skipped
+from galactica.scheduler.core.unknown import UNKNOWN_KEPT, is_place, is_unknown, slot_of, was_skipped
 
 
 def look_orphan(draft: Draft, key: OrphanKey) -> None:
@@ -66,11 +66,65 @@ def _leave_alone(draft: Draft, key: OrphanKey) -> None:
         return  # it goes, with all that is on it
     if not is_unknown(draft.fleet, key.server, key.cell) and len(draft.fleet.unknown) < UNKNOWN_KEPT:
         draft.emit(e.UnknownCellFound(key.cell, key.server))
+    if _is_adopted(draft, key):
+        return
     reason = (
         f"server {key.server} runs {key.cell}, which this journal never ordered there, so it is left alone"
     )
     way_out = "take it in with galactica adopt, or remove it with galactica condemn --unknown"
     draft.hold(key, HoldRule.UNKNOWN_CELL, f"{reason}; {way_out}")
+
+
+def _is_adopted(draft: Draft, key: OrphanKey) -> bool:
+    """A scheduler that is grown anew takes in what runs under an id that its genome covers. Of two cells of one slot it
+    takes the younger one that runs."""
+    regrowth = draft.fleet.regrowth
+    if regrowth is None or not regrowth.is_planted or not is_unknown(draft.fleet, key.server, key.cell):
+        return False
+    if key.cell in draft.fleet.unwanted:
+        return False
+    mine = _worth(draft, key.server, key.cell)
+    known = draft.fleet.unknown.get(slot_of(key.cell))
+    if known and any(_worth(draft, server, cell) > mine for cell, server in known.items()):
+        return False
+    if adopt_cell(draft, key.cell, key.server):
+        return False
+    draft.dirty(slot_key_of(key.cell, draft.cause))
+    return True
+
+
+def _worth(draft: Draft, server: str, cell: str) -> tuple[bool, int, str]:
+    """The more, the rather it is the cell of its slot."""
+    report = draft.sight.report_of(server, cell)
+    parsed = parse_cell_id(cell)
+    runs = report is not None and report.state in (CellState.RUNNING, CellState.STARTING)
+    return (runs, parsed.generation if parsed else 0, cell)
+
+
+def adopt_cell(draft: Draft, cell: str, server: str) -> str:
+    """Take in a cell that this journal never ordered, as it is. Answers why not; empty if it is done."""
+    report = draft.sight.report_of(server, cell)
+    if report is None or report.state is CellState.GONE:
+        return f"server {server} does not report it at the moment"
+    parsed = parse_cell_id(cell)
+    state = draft.fleet.groups.get(parsed.group) if parsed else None
+    if parsed is None or state is None or state.deleted:
+        return "its group does not exist here; apply its manifest first"
+    if parsed.slot >= state.wanted_slots:
+        return f"{parsed.group} wants {state.wanted_slots} cells, and this is one more"
+    spec = state.spec_of(report.digest)
+    if spec is None:
+        return f"{parsed.group} never had its spec {report.digest[:12]}; first apply the manifest that it was made from"
+    place = draft.fleet.servers.get(server)
+    if place is None or place.phase not in (Phase.READY, Phase.CONDEMNED):
+        return f"its server {server} was drained; remove it with galactica condemn --unknown"
+    slot = state.slots.get(parsed.slot)
+    wanted = slot.wanted_cell if slot else None
+    if wanted is not None:
+        return f"its slot has {wanted.id} by now; condemn one of them"
+    revision = next(one.number for one in reversed(state.revisions) if one.digest == report.digest)
+    draft.emit(e.CellAdopted(cell, report.digest, revision, server, spec.resources))
+    return ""
 
 
 def was_ordered(fleet: Fleet, cell_id: str) -> bool:

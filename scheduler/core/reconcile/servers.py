@@ -9,7 +9,7 @@ from __future__ import annotations
 from galactica.scheduler.core.budgets.services import Held
 from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.commands import Resync
-from galactica.scheduler.core.model.fleet import Phase, Server, server_facts
+from galactica.scheduler.core.model.fleet import Fleet, Phase, Server, server_facts
 from galactica.scheduler.core.model.keys import (
     Key,
     OrphanKey,
@@ -18,12 +18,15 @@ from galactica.scheduler.core.model.keys import (
     cells_of,
     own_slot,
 )
+from galactica.scheduler.core.model.policy import Policy
 from galactica.scheduler.core.model.rules import SILENCE_RULES, HoldRule, Rule
 from galactica.scheduler.core.model.spec import Spec
 from galactica.scheduler.core.model.verdict import Health, Verdict
 from galactica.scheduler.core.reconcile.draft import Draft, resend
+from galactica.scheduler.core.sight.state import Sight
 from galactica.scheduler.core.unknown import unknown_on
 from galactica.scheduler.core.verdicts.fence import ended_at
+from galactica.scheduler.core.verdicts.maintenance import is_back, maintenance_of
 from galactica.scheduler.core.verdicts.servers import server_verdict
 from galactica.scheduler.core.verdicts.storm import is_released
 from galactica.scheduler.core.verdicts.vitals import own_ailments
@@ -34,6 +37,7 @@ def look_server(draft: Draft, key: ServerKey) -> None:
     if server is None:
         _forget_stranger(draft, key.server)
         return
+    server = _without_ended_maintenance(draft, server, key)
     match server.phase:
         case Phase.ORDERED | Phase.DECOMMISSIONED:
             _admit(draft, server, key)
@@ -42,6 +46,21 @@ def look_server(draft: Draft, key: ServerKey) -> None:
     seen = draft.sight.servers.get(server.id)
     if seen is not None and seen.is_doubtful:
         resend(draft, key, Resync(server.id))
+
+
+def _without_ended_maintenance(draft: Draft, server: Server, key: ServerKey) -> Server:
+    """The server, after the end of its maintenance is recorded: its agent is back, or the time has run out."""
+    lease = server.maintenance
+    if lease is None:
+        return server
+    if maintenance_of(server, draft.sight, draft.now) is not None:
+        draft.look(key, lease.until)
+        return server
+    reason = "its agent is back" if is_back(lease, server.id, draft.sight) else "the time has run out"
+    draft.emit(e.MaintenanceEnded(server.id, reason))
+    draft.servers_with_room.add(server.id)
+    draft.dirty(own_slot(server, draft.cause))
+    return draft.fleet.servers[server.id]
 
 
 def _forget_stranger(draft: Draft, server_id: str) -> None:
@@ -92,10 +111,14 @@ def _judge(draft: Draft, server: Server, key: ServerKey) -> None:
         return
     verdict = verdict_on(draft, server)
     if verdict.health is Health.DEAD and not server.is_lost:
-        if not held_by_storm(draft, key, server, verdict):
+        if not _is_held_by_regrowth(draft, key, server, verdict) and not held_by_storm(
+            draft, key, server, verdict
+        ):
             condemn_server(draft, server, verdict)
     elif verdict.health is Health.SICK and server.phase is Phase.READY:
-        if not _held_by_others(draft, key, server, verdict):
+        if not _is_held_by_regrowth(draft, key, server, verdict) and not _held_by_others(
+            draft, key, server, verdict
+        ):
             condemn_server(draft, server, verdict)
     else:
         draft.look(key, verdict.next_look_at)
@@ -143,6 +166,37 @@ def _never_heard(draft: Draft, spec: Spec) -> list[Server]:
 def _is_lost_unheard(draft: Draft, server: Server) -> bool:
     condemned_at = server.condemned_at or 0.0
     return server.is_lost and condemned_at >= draft.sight.began_at and server.id not in draft.sight.servers
+
+
+def held_by_regrowth(draft: Draft) -> Held | None:
+    return regrowth_hold(draft.fleet, draft.sight, draft.now, draft.policy)
+
+
+def regrowth_hold(fleet: Fleet, sight: Sight, now: float, policy: Policy) -> Held | None:
+    """The hold on condemnations and orders while a scheduler is grown anew: what it does not see may only not be back
+    yet."""
+    regrowth = fleet.regrowth
+    if regrowth is None:
+        return None
+    if not regrowth.is_planted:
+        reason = "this scheduler is being grown anew: it orders nothing until it knows what the fleet wants"
+        return Held(HoldRule.REGROWING, reason)
+    tempo = policy.tempo(len(fleet.servers))
+    there = (one for one in fleet.servers.values() if one.phase in (Phase.READY, Phase.CONDEMNED))
+    missing = sorted(one.id for one in there if not sight.hears(one.id, now, tempo))
+    reason = "this scheduler was grown anew: it condemns and orders nothing until it heard every server for a lease"
+    if missing:
+        more = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
+        reason += f"; not heard: {missing[0]}{more}. If they are gone: galactica regrow --settle"
+    return Held(HoldRule.REGROWING, reason, now + policy.lease_seconds)
+
+
+def _is_held_by_regrowth(draft: Draft, key: Key, server: Server, verdict: Verdict) -> bool:
+    held = held_by_regrowth(draft)
+    if held is None:
+        return False
+    draft.hold(key, held.rule, f"{server.id} is to go ({verdict.reason}): {held.reason}", held.next_look_at)
+    return True
 
 
 def _is_unheard(draft: Draft, server: Server) -> bool:
@@ -214,7 +268,10 @@ def _take_facts(draft: Draft, server: Server) -> None:
 
 
 def bury_server(draft: Draft, server_id: str) -> None:
+    """Not while a scheduler is grown anew: the server's cells may only not be taken in yet."""
     server = draft.fleet.servers.get(server_id)
+    if draft.fleet.regrowth is not None:
+        return
     if server is not None and server.phase is Phase.CONDEMNED and not len(server.cells):
         unknown = unknown_on(draft.fleet, server.id)
         if unknown and not server.is_lost:

@@ -24,10 +24,15 @@ from galactica.scheduler.core.model.verdict import Health, Verdict
 from galactica.scheduler.core.placement import Unplaceable
 from galactica.scheduler.core.reconcile.carriers import carrier_of
 from galactica.scheduler.core.reconcile.draft import Draft
-from galactica.scheduler.core.reconcile.servers import held_until_heard, show_cut_off
+from galactica.scheduler.core.reconcile.servers import (
+    held_by_regrowth,
+    held_until_heard,
+    show_cut_off,
+)
 from galactica.scheduler.core.unknown import in_slot, unknown_on
 from galactica.scheduler.core.verdicts.blame import blame_spec
 from galactica.scheduler.core.verdicts.due import Doom, Urgency, doom_of, next_doom_at, shell_keeps
+from galactica.scheduler.core.verdicts.fence import lost_ones_ended_at
 from galactica.scheduler.core.verdicts.proof import proven_at
 
 
@@ -91,7 +96,7 @@ def _condemn_by_health(draft: Draft, key: SlotKey, state: GroupState, cell: Cell
     carrier = carrier_of(cell)
     if carrier.is_doubted(draft, key, cell, verdict):
         return
-    budget = carrier.may_condemn_ill(draft, state, cell, verdict.health)
+    budget = held_by_regrowth(draft) or carrier.may_condemn_ill(draft, state, cell, verdict.health)
     if isinstance(budget, Held):
         reason = f"{cell.id} must be replaced ({verdict.reason}): {budget.reason}"
         draft.hold(key, budget.rule, reason, budget.next_look_at)
@@ -119,7 +124,7 @@ def _carry_out(
     draft: Draft, key: SlotKey, state: GroupState, cell: Cell, verdict: Verdict, doom: Doom
 ) -> bool:
     """Answers True if the cell was condemned. Otherwise notes what holds it back."""
-    allowed = _may_carry_out(draft, state, cell, doom)
+    allowed = held_by_regrowth(draft) or _may_carry_out(draft, state, cell, doom)
     if isinstance(allowed, Held):
         reason = f"{cell.id} must be replaced ({doom.reason}): {allowed.reason}"
         draft.hold(key, allowed.rule, reason, allowed.next_look_at)
@@ -182,6 +187,9 @@ def _fill(draft: Draft, key: SlotKey) -> None:
 
 def _held(draft: Draft, state: GroupState, number: int, slot: Slot) -> Held | None:
     """The first brake that holds the order."""
+    regrowing = held_by_regrowth(draft)
+    if regrowing is not None:
+        return regrowing
     if state.group.kind is GroupKind.SERVICE:
         listening = held_until_heard(draft, state.group.spec)
         if listening is not None:
@@ -193,6 +201,11 @@ def _held(draft: Draft, state: GroupState, number: int, slot: Slot) -> Held | No
         if cell in draft.fleet.unwanted:
             way_out = "was condemned and has not ended yet"
         return Held(HoldRule.UNKNOWN_CELL, f"server {server} runs {cell}, which {way_out}")
+    if state.group.spec.exclusive and not slot.cells:
+        at = lost_ones_ended_at(draft.fleet, state, draft.policy)
+        if at is not None and draft.now < at:
+            reason = "the lost journal may have ordered a cell of this slot that no agent shows, and two must never run"
+            return Held(HoldRule.EXCLUSIVE, f"{reason} at once; by then its agent has ended it", at)
     if state.group.spec.exclusive and slot.cells:
         return carrier_of(state.group).held_by_rival(draft, state, slot.cells[-1])
     held = backoff_hold(state, draft.now)

@@ -59,11 +59,13 @@ class Answer(StrEnum):
 
 
 class Testimony(Struct, frozen=True):
-    """``since``: the scheduler's time from which on it has been so."""
+    """``since``: the scheduler's time from which on it has been so. ``after_refusal``: it is silent, and its kernel
+    refused pings before."""
 
     server: str
     answer: Answer
     since: float
+    after_refusal: bool = False
 
 
 class ServerFacts(Struct, frozen=True):
@@ -76,6 +78,13 @@ class ServerFacts(Struct, frozen=True):
     agent_version: str = ""
 
 
+class Place(Struct, frozen=True):
+    """Where neighbours reach an agent; empty: nowhere. ``trouble``: why, if the agent wants to be reached."""
+
+    address: str = ""
+    trouble: str = ""
+
+
 class Attached(Struct, frozen=True):
     """A session began. ``inventory`` is everything that the agent has. ``machine`` names its machine; empty if it does
     not say."""
@@ -86,6 +95,7 @@ class Attached(Struct, frozen=True):
     facts: ServerFacts
     inventory: tuple[CellReport, ...] = ()
     machine: str = ""
+    place: Place = Place()
 
 
 class Reported(Struct, frozen=True):
@@ -103,6 +113,14 @@ class Reported(Struct, frozen=True):
     withdrawn: tuple[str, ...] = ()
     """Servers that it watches no more, or knows nothing of any more: what it said of them counts no longer."""
     is_leaving: bool = False
+
+
+class Moved(Struct, frozen=True):
+    """Neighbours reach the agent somewhere else from now on."""
+
+    server: str
+    session: str
+    place: Place
 
 
 class Detached(Struct, frozen=True):
@@ -212,4 +230,6 @@ class ShellEnded(Struct, frozen=True):
 
 
 ProviderNews = ServerMade | ServerNotMade | ServerUnmade | ProviderListed | ProviderSilent
-Observation = Attached | Reported | Detached | Rivalled | WillRead | ShellBegun | ShellEnded | ProviderNews
+Observation = (
+    Attached | Reported | Moved | Detached | Rivalled | WillRead | ShellBegun | ShellEnded | ProviderNews
+)

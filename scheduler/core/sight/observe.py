@@ -10,6 +10,7 @@ from galactica.scheduler.core.model.policy import USUAL_LIMITS, VitalLimits
 from galactica.scheduler.core.sight.observations import (
     Attached,
     Detached,
+    Moved,
     Observation,
     ProviderListed,
     ProviderServer,
@@ -54,6 +55,8 @@ def observe(sight: Sight, observation: Observation, limits: VitalLimits = USUAL_
             return _attached(sight, observation)
         case Reported():
             return _reported(sight, observation, limits)
+        case Moved():
+            return Observed(_moved(sight, observation))
         case Detached():
             return _detached(sight, observation)
         case Rivalled():
@@ -86,6 +89,7 @@ def _attached(sight: Sight, attached: Attached) -> Observed:
         attached_at=attached.at,
         heard_at=attached.at,
         facts=attached.facts,
+        place=attached.place,
         reports=HashTrieMap((report.cell, report) for report in attached.inventory),
     )
     cells = tuple(report.cell for report in attached.inventory)
@@ -153,6 +157,13 @@ def _testified(sight: Sight, reported: Reported) -> Sight:
         others = about.get(testimony.server) or HashTrieMap()
         about = about.insert(testimony.server, others.insert(reported.server, testimony))
     return sight if about is sight.about else replace(sight, about=about)
+
+
+def _moved(sight: Sight, moved: Moved) -> Sight:
+    seen = sight.servers.get(moved.server)
+    if seen is None or seen.session != moved.session:
+        return sight
+    return with_server(sight, moved.server, replace(seen, place=moved.place))
 
 
 def _detached(sight: Sight, detached: Detached) -> Observed:

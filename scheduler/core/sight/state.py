@@ -15,6 +15,7 @@ from galactica.scheduler.core.model.policy import Tempo
 from galactica.scheduler.core.sight.observations import (
     CellReport,
     CellState,
+    Place,
     ProviderServer,
     ServerFacts,
     Testimony,
@@ -48,6 +49,7 @@ class ServerSight(Struct, frozen=True):
     ailing: tuple[Ailment, ...] = ()
     """Which of its vitals are bad, and since when."""
     facts: ServerFacts = ServerFacts()
+    place: Place = Place()
     reports: HashTrieMap[str, CellReport] = HashTrieMap()
     """The newest report of each cell on it, orphans too."""
     told: HashTrieMap[str, Told] = HashTrieMap()

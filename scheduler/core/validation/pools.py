@@ -40,6 +40,7 @@ def read_body(text: str) -> str:
     try:
         body = json.loads(text, parse_constant=_refuse_constant)
         if isinstance(body, dict):
+            json.dumps(body, ensure_ascii=False).encode()  # refuses half of a surrogate pair
             return canonical_body(body)
     except (ValueError, RecursionError) as error:
         raise ValueError("is not valid standard JSON") from error

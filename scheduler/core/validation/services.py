@@ -9,6 +9,7 @@ import posixpath
 import re
 import signal
 from collections.abc import Iterator
+from urllib.parse import quote
 
 from galactica.scheduler.core.model.spec import (
     ExecProbe,
@@ -35,6 +36,7 @@ from galactica.scheduler.core.validation.problems import (
     name_problems,
     shown,
 )
+from galactica.scheduler.core.validation.references import flaw_of_reference
 
 REPLICAS_LIMIT = 100_000
 WORDS_LIMIT = 256
@@ -48,17 +50,29 @@ CPU_MILLIS_LIMIT = 1_024_000
 MEMORY_BYTES_LIMIT = 2**50
 DOCKER_MEMORY_BYTES_LEAST = 6 * 2**20
 """The engine refuses less."""
+DOCKER_CPU_MILLIS_LEAST = 10
+"""The kernel takes no smaller share of the engine's period."""
 PIDS_LIMIT = 2**22
 """The kernel's own limit (PID_MAX_LIMIT)."""
 SICK_AFTER_LIMIT = 1_000
+GRPC_SERVICE_BYTES_LIMIT = 127
+"""What an agent can ask for."""
 
 _PORT_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,30}[a-z0-9])?")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
 _IMAGE = re.compile(r"[A-Za-z0-9][-A-Za-z0-9._/:@+]*")
 _PLACEHOLDER = re.compile(r"\{port\.([^{}]*)\}")
 _RESERVED_ENV = frozenset({"CELL_ID", "CELL_DIRECTORY"})
-_SIGNALS = frozenset(signal.Signals.__members__) - {"SIGSTOP", "SIGCONT", "SIGCHLD", "SIGCLD"}
+_STOPPING = {"SIGSTOP", "SIGTSTP", "SIGTTIN", "SIGTTOU"}
+_SIGNALS = frozenset(signal.Signals.__members__) - {*_STOPPING, "SIGCONT", "SIGCHLD", "SIGCLD"}
 """The signals that ask a program to end. A program that gets SIGSTOP would only wait until its grace ends."""
+_SENT = "/?#[]@!$&'()*+,;=:%"
+"""Characters of a path that are sent as they are."""
+_KERNELS_TREES = ("/proc/", "/sys/")
+_ENGINES_PLACES = frozenset(
+    {"/dev", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/.dockerenv", "/sbin", "/sbin/docker-init"}
+)
+"""Where the engine mounts something itself. No container starts with a volume there."""
 
 
 def problems_of(group: Group) -> tuple[Problem, ...]:
@@ -114,6 +128,8 @@ def _runtime(spec: Spec) -> Iterator[Problem]:
         yield Problem(
             ("image",), f"invalid image {shown(spec.image)}: write a reference, for example hello:1"
         )
+    elif flaw := flaw_of_reference(spec.image):
+        yield Problem(("image",), f"invalid image {shown(spec.image)}: {flaw}")
 
 
 def _command(spec: Spec) -> Iterator[Problem]:
@@ -128,9 +144,18 @@ def _words(path: Path, words: tuple[str, ...]) -> Iterator[Problem]:
         yield Problem(path, f"is {size:,} bytes long; the limit is {TEXT_BYTES_LIMIT:,}")
     if words and not words[0]:
         yield Problem((*path, 0), "the program's name is empty")
+    elif words and (words[0].endswith(("/", "/.", "/..")) or words[0] in {".", ".."}):
+        yield Problem((*path, 0), f"{shown(words[0])} is a directory; name a program in it")
+    elif words and _is_too_long(words[0]):
+        yield Problem((*path, 0), f"{shown(words[0])} is longer than a path may be")
     for index, word in enumerate(words):
         if "\0" in word:
             yield Problem((*path, index), "contains a NUL character")
+
+
+def _is_too_long(path: str) -> bool:
+    """The kernel's limits (PATH_MAX, NAME_MAX)."""
+    return len(path.encode()) > 4_095 or any(len(part.encode()) > 255 for part in path.split("/"))
 
 
 def _ports(spec: Spec) -> Iterator[Problem]:
@@ -206,6 +231,12 @@ def _resources(spec: Spec) -> Iterator[Problem]:
     limits = spec.resources
     if not 0 <= limits.cpu_millis <= CPU_MILLIS_LIMIT:
         yield Problem(("resources", "cpu"), f"must be between 0.001 and {CPU_MILLIS_LIMIT // 1_000} cores")
+    elif spec.runtime is RuntimeKind.DOCKER and 0 < limits.cpu_millis < DOCKER_CPU_MILLIS_LEAST:
+        yield Problem(
+            ("resources", "cpu"),
+            "a container needs at least 0.01 cores",
+            needs=frozenset({"runtime", "image"}),
+        )
     if not 0 <= limits.memory_bytes <= MEMORY_BYTES_LIMIT:
         yield Problem(("resources", "memory"), "must be at most 1024 TiB")
     elif spec.runtime is RuntimeKind.DOCKER and 0 < limits.memory_bytes < DOCKER_MEMORY_BYTES_LEAST:
@@ -237,7 +268,12 @@ def _probe(probe: Probe, spec: Spec) -> Iterator[Problem]:
     match probe:
         case HttpProbe(port=port, path=path):
             yield from _probe_port("http", port, spec)
-            if not path.startswith("/") or len(path) > PATH_LIMIT or CONTROL.search(path) or " " in path:
+            if path.startswith("/") and not path.isascii():
+                yield Problem(
+                    ("health", "http", "path"),
+                    f"invalid path {shown(path)}: write it as it is sent, for example {quote(path, _SENT)[:80]!r}",
+                )
+            elif not path.startswith("/") or len(path) > PATH_LIMIT or CONTROL.search(path) or " " in path:
                 yield Problem(
                     ("health", "http", "path"),
                     f"invalid path {shown(path)}: begin with '/', no blanks, at most {PATH_LIMIT:,} characters",
@@ -246,10 +282,11 @@ def _probe(probe: Probe, spec: Spec) -> Iterator[Problem]:
             yield from _probe_port("tcp", port, spec)
         case GrpcProbe(port=port, service=service):
             yield from _probe_port("grpc", port, spec)
-            if len(service) > 256 or CONTROL.search(service):
+            if len(service.encode()) > GRPC_SERVICE_BYTES_LIMIT or CONTROL.search(service):
                 yield Problem(
                     ("health", "grpc", "service"),
-                    f"invalid service name {shown(service)}: use at most 256 characters, no control characters",
+                    f"invalid service name {shown(service)}: use at most {GRPC_SERVICE_BYTES_LIMIT} bytes, "
+                    "no control characters",
                 )
         case ExecProbe(command=command):
             if not command:
@@ -301,11 +338,19 @@ def _writable(spec: Spec) -> Iterator[Problem]:
                 ("writable", index),
                 f"invalid path {shown(path)}: write an absolute path below '/', without '..'",
             )
-        elif path in spec.writable[:index]:
+        elif _plain(path) in _ENGINES_PLACES or f"{_plain(path)}/".startswith(_KERNELS_TREES):
+            yield Problem(("writable", index), f"{shown(path)} is the engine's own; choose another path")
+        elif _plain(path) in map(_plain, spec.writable[:index]):
             yield Problem(("writable", index), f"duplicate path {shown(path)}")
+
+
+def _plain(path: str) -> str:
+    return path.removesuffix("/")
 
 
 def _is_plain_path(path: str) -> bool:
     if not path.startswith("/") or path.startswith("//") or len(path) > PATH_LIMIT or CONTROL.search(path):
+        return False
+    if _is_too_long(path):
         return False
     return posixpath.normpath(path) == path.removesuffix("/") != ""

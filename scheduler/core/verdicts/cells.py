@@ -17,6 +17,7 @@ from galactica.scheduler.core.model.verdict import Evidence, Health, Verdict
 from galactica.scheduler.core.sight.observations import CellReport, CellState
 from galactica.scheduler.core.sight.state import ServerSight, Sight
 from galactica.scheduler.core.sight.vitals import Ailment
+from galactica.scheduler.core.verdicts.maintenance import maintenance_of
 
 
 class _Case(NamedTuple):
@@ -31,6 +32,8 @@ class _Case(NamedTuple):
     policy: Policy
     trusted_since: float
     silent: bool
+    is_away: bool
+    """Its server is in maintenance."""
 
     @property
     def source(self) -> str:
@@ -44,7 +47,8 @@ def cell_verdict(
     seen = sight.servers.get(cell.server)
     report = None if seen is None else seen.reports.get(cell.id)
     silent = seen is None or not seen.is_open
-    case = _Case(cell, spec, server, seen, report, now, policy, sight.trusted_since, silent)
+    is_away = server is not None and maintenance_of(server, sight, now) is not None
+    case = _Case(cell, spec, server, seen, report, now, policy, sight.trusted_since, silent, is_away)
     for rule in CELL_RULES:
         verdict = rule(case)
         if verdict is not None:
@@ -141,6 +145,9 @@ def _probe_failed(case: _Case) -> Verdict | None:
 def _server_silent(case: _Case) -> Verdict | None:
     if not case.silent:
         return None
+    if case.is_away:
+        reason = f"its server {case.cell.server} is in maintenance: it lives on, and nobody looks after it"
+        return Verdict(Health.SUSPECT, Rule.MAINTENANCE, reason, (Evidence("scheduler", reason, case.now),))
     reason = f"no heartbeat from its server {case.cell.server}"
     return Verdict(Health.SUSPECT, Rule.SERVER_SILENT, reason, (Evidence("scheduler", reason, case.now),))
 

@@ -44,6 +44,7 @@ class Witnesses(NamedTuple):
     facts: tuple[Evidence, ...]
     silent_since: float
     """When the last of the neighbours without an answer stopped getting one; 0 if there is none."""
+    said: tuple[Testimony, ...] = ()
 
     @property
     def total(self) -> int:
@@ -104,12 +105,14 @@ def witnesses_of(server: Server, sight: Sight, now: float, tempo: Tempo) -> Witn
     """What the neighbours say that the scheduler hears. A last will on the bus counts as one more silent neighbour."""
     counts = dict.fromkeys(Answer, 0)
     facts = []
+    said = []
     silent_since = 0.0
     for watcher, testimony in sorted((sight.about.get(server.id) or {}).items()):
         if not sight.hears(watcher, now, tempo):
             continue
         counts[testimony.answer] += 1
         facts.append(_fact(watcher, testimony))
+        said.append(testimony)
         if testimony.answer is Answer.SILENT:
             silent_since = max(silent_since, testimony.since)
     will_at = sight.wills.get(server.id)
@@ -118,7 +121,7 @@ def witnesses_of(server: Server, sight: Sight, now: float, tempo: Tempo) -> Witn
         counts[Answer.SILENT] += 1
         facts.append(Evidence("bus", "its last will was published", will_at))
     answers, refused, silent = (counts[one] for one in (Answer.ANSWERS, Answer.REFUSED, Answer.SILENT))
-    return Witnesses(answers, refused, silent, tuple(facts), silent_since)
+    return Witnesses(answers, refused, silent, tuple(facts), silent_since, tuple(said))
 
 
 def _fact(watcher: str, testimony: Testimony) -> Evidence:
@@ -127,4 +130,7 @@ def _fact(watcher: str, testimony: Testimony) -> Evidence:
         Answer.REFUSED: "its kernel answers, but its agent does not",
         Answer.SILENT: "no answer to pings",
     }
-    return Evidence(f"neighbour {watcher}", words[testimony.answer], testimony.since)
+    says = words[testimony.answer]
+    if testimony.after_refusal:
+        says = f"{says}, which its kernel refused before"
+    return Evidence(f"neighbour {watcher}", says, testimony.since)

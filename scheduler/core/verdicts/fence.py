@@ -7,7 +7,7 @@ and adds everything that may make the agent's time longer.
 
 from __future__ import annotations
 
-from galactica.scheduler.core.model.fleet import Cell, Fleet, Server
+from galactica.scheduler.core.model.fleet import Cell, Fleet, GroupState, Server
 from galactica.scheduler.core.model.policy import Policy
 from galactica.scheduler.core.model.spec import Spec
 from galactica.scheduler.core.sight.state import Sight
@@ -17,6 +17,26 @@ CLOCK_RATE = 0.002
 """How much two clocks may differ in speed. NTP tolerates a drift of 500 ppm (RFC 5905); this is four times as much."""
 LEASE_BEATS_LEAST = 2.0
 """Agents accept no shorter lease."""
+
+
+def lost_ones_ended_at(fleet: Fleet, state: GroupState, policy: Policy) -> float | None:
+    """When the group's exclusive cells that a lost journal ordered, and that no agent shows, have ended for sure. None
+    if no journal was lost.
+
+    Their agents heard a scheduler last before this one began to be grown anew."""
+    if fleet.regrown_at is None:
+        return None
+    tempo = policy.tempo(len(fleet.servers))
+    lease = max(longest_lease_seconds(fleet, policy), LEASE_BEATS_LEAST * tempo.beat_seconds)
+    grace = max(one.spec.stop.grace_seconds for one in state.revisions)
+    patience = (lease * (1 + TEMPO_WORTH_TELLING) + grace) * (1 + CLOCK_RATE)
+    return fleet.regrown_at + patience + tempo.beat_seconds + policy.fence_margin_seconds
+
+
+def longest_lease_seconds(fleet: Fleet, policy: Policy) -> float:
+    """Of all servers, as far as it is known."""
+    leases = (state.longest_lease_seconds for state in fleet.groups.values())
+    return max(policy.tempo(len(fleet.servers)).lease_seconds, max(leases, default=0.0))
 
 
 def ended_at(fleet: Fleet, server: Server, spec: Spec, sight: Sight, policy: Policy) -> float:

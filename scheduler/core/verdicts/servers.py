@@ -28,6 +28,7 @@ from galactica.scheduler.core.verdicts.evidence import (
     trusted_since_of,
     witnesses_of,
 )
+from galactica.scheduler.core.verdicts.maintenance import goodbye_fact, maintenance_of, silence_of
 from galactica.scheduler.core.verdicts.vitals import vitals_verdict
 
 STALL_SECONDS = 1.95
@@ -159,6 +160,29 @@ def _leaving(case: _Case) -> Verdict | None:
     return Verdict(Health.SUSPECT, Rule.LEAVING, "its agent is ending its cells and will leave", case.facts())
 
 
+def _maintenance(case: _Case) -> Verdict | None:
+    """Its agent ended in order, so that no silence of the agent counts. The host may die all the same."""
+    lease = maintenance_of(case.server, case.sight, case.now)
+    if lease is None:
+        return None
+    facts = (goodbye_fact(case.server.id, lease), *case.witnesses.facts)
+    silence = silence_of(case.witnesses, case.missing_at, lease.since)
+    if not silence.is_death:
+        reason = "in maintenance: its agent ended in order, and its cells live on"
+        return Verdict(Health.SUSPECT, Rule.MAINTENANCE, reason, facts, lease.until)
+    reason = (
+        f"its host fell silent in maintenance: of {silence.of} witnesses that its kernel had answered, "
+        f"{silence.silent} get no answer of any kind any more"
+    )
+    until = max(silence.since + STALL_SECONDS, case.grace_until)
+    if case.now < until:
+        reason = f"{reason}; it may only be stalled, so the verdict waits a moment"
+        return Verdict(Health.SUSPECT, Rule.FALLING_SILENT, reason, facts, until)
+    if case.missing_at is not None:
+        facts = (Evidence("provider", "its list does not contain it", case.missing_at), *facts)
+    return Verdict(Health.DEAD, Rule.NEIGHBOURS_SILENT, reason, facts)
+
+
 def _neighbours_silent(case: _Case) -> Verdict | None:
     if not case.is_silent or not case.witnesses.mostly(Answer.SILENT):
         return None
@@ -274,6 +298,7 @@ SERVER_RULES: tuple[Callable[[_Case], Verdict | None], ...] = (
     _enrolled,
     _provider_gone,
     _left,
+    _maintenance,
     _neighbours_silent,
     _cut_off,
     _agent_gone,

@@ -14,6 +14,7 @@ from galactica.scheduler.core.model.keys import Storm
 from galactica.scheduler.core.model.policy import Policy
 from galactica.scheduler.core.sight.state import Sight
 from galactica.scheduler.core.verdicts.evidence import last_heard_at
+from galactica.scheduler.core.verdicts.maintenance import host_silence, maintenance_of
 
 
 def storm_of(fleet: Fleet, sight: Sight, pool: str, now: float, policy: Policy) -> Storm | None:
@@ -80,7 +81,14 @@ def _silence_in(fleet: Fleet, sight: Sight, pool: str, now: float, policy: Polic
     silent = dict(condemned)
     for server in there:
         heard_at = last_heard_at(server, sight)
-        if tempo.is_silent(heard_at, now) and not is_released(fleet, sight, server, now, policy):
+        lease = maintenance_of(server, sight, now)
+        if lease is not None:
+            # Its agent's silence was announced, and says nothing about the scheduler's own sight. Its host's does.
+            host = host_silence(fleet, server, lease, sight, now, policy)
+            if not host.is_death:
+                continue
+            heard_at = host.since
+        if (lease or tempo.is_silent(heard_at, now)) and not is_released(fleet, sight, server, now, policy):
             silent[server.id] = heard_at
     of = len(condemned.keys() | {server.id for server in there})
     return _Silence(silent, of, max(1, int(of * policy.storm_fraction)))
