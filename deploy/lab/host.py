@@ -154,7 +154,7 @@ class Host:
         """Give the host its own control groups, if this machine allows it, so that those of its cells are removed with
         it."""
         hierarchies = [path for path in CONTROL_GROUPS.glob("*") if (path / "cgroup.procs").exists()]
-        if (CONTROL_GROUPS / "cgroup.procs").exists():
+        if (CONTROL_GROUPS / "cgroup.controllers").exists():  # only one hierarchy has it: that of version 2
             hierarchies = [CONTROL_GROUPS]
         for hierarchy in hierarchies:
             if (

@@ -47,7 +47,7 @@ ESCAPE = """
                 places = [f"/sys/fs/cgroup/{name or 'unified'}/cgroup.procs" for name in names.split(",")]
                 for place in [*places, "/sys/fs/cgroup/cgroup.procs"]:
                     try:
-                        open(place, "w").write(str(os.getpid()))
+                        os.write(os.open(place, os.O_WRONLY), str(os.getpid()).encode())
                     except OSError:
                         pass
             open(sys.argv[1] + ".new", "w").write(str(os.getpid()))
