@@ -26,7 +26,6 @@ LOADED = (
     "grpc.aio",
     "rich.console",
     "rich.table",
-    "typer._adapters",
     "galactica.scheduler.cli.client",
     "galactica.scheduler.cli.people",
     "galactica.scheduler.manifest.loading",
@@ -80,7 +79,8 @@ def _run_anew(
 
 def _code_of(connection: socket.socket, words: Sequence[str], seconds: float) -> int:
     with connection.makefile("r") as answers:
-        pid = int(answers.readline())
+        pid = int(answers.readline() or "0")
+        assert pid, "the process that commands are forked from has ended: see what it said on standard error"
         connection.settimeout(seconds)
         try:
             return int(answers.readline())
