@@ -84,7 +84,7 @@ async def test_an_agent_that_comes_back_is_not_sent_what_it_has(world):
     world.genomes.detached("a")
     assert world.genomes.spread().kept == 0
     assert list(genome_notes(world.genomes.spread())) == [], "it was made a moment ago"
-    world.mind.passed_seconds += KEPT_WITHIN_SECONDS
+    world.mind.time += KEPT_WITHIN_SECONDS
     assert "no agent keeps the newest genome" in next(iter(genome_notes(world.genomes.spread())))
     await world.attach("a")
     await settled(world)
@@ -110,7 +110,7 @@ async def test_an_agent_that_keeps_none_is_never_asked_to(world):
     await world.apply(service("web"))
     await settled(world)
     assert world.keepers["a"].received == 0
-    world.mind.passed_seconds += KEPT_WITHIN_SECONDS
+    world.mind.time += KEPT_WITHIN_SECONDS
     assert "no agent keeps the newest genome" in next(iter(genome_notes(world.genomes.spread())))
 
 
