@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 from typing import TYPE_CHECKING
 
 import pytest
@@ -30,6 +31,11 @@ def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:
             item.add_marker(pytest.mark.docker)
             if item.get_closest_marker("xdist_group") is None:
                 item.add_marker(pytest.mark.xdist_group(_group_of(item)))
+
+
+def pytest_collection_finish() -> None:
+    """What is loaded by now stays until the end, so no collection has to look through it."""
+    gc.freeze()
 
 
 def _group_of(item: pytest.Item) -> str:
