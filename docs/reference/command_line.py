@@ -159,16 +159,17 @@ def _option(option: Any) -> tuple[str, str, str, str]:
 
 
 def _value(option: Any) -> str:
-    kind = option.type_descriptor.annotation
     if option.is_flag:
         return ""
     if option.metavar:
         return code(option.metavar)
-    if inspect.isclass(kind) and issubclass(kind, Enum):
-        return ", ".join(code(str(member.value)) for member in kind)
-    least = "" if option.min is None else f" from {option.min:,}"
-    most = "" if option.max is None else f" to {option.max:,}"
-    return {int: "whole number", str: "text"}.get(kind, "value") + least + most
+    if choices := getattr(option.type, "choices", ()):
+        return ", ".join(code(str(choice)) for choice in choices)
+    least, most = getattr(option.type, "min", None), getattr(option.type, "max", None)
+    kind = {"integer": "whole number", "integer range": "whole number", "text": "text"}.get(
+        option.type.name, "value"
+    )
+    return kind + ("" if least is None else f" from {least:,}") + ("" if most is None else f" to {most:,}")
 
 
 def _default(option: Any) -> str:

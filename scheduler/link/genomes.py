@@ -27,6 +27,8 @@ from galactica.v1 import link_pb2
 HOLDERS = 5
 """How many agents keep the newest genome, where there are so many."""
 LOOK_EVERY_SECONDS = 1.0
+KEPT_WITHIN_SECONDS = 5.0
+"""A newest genome that no agent keeps by then is told to operators."""
 ANSWER_SECONDS = 10.0
 """How long an agent may take to send the genome that it keeps."""
 ZONE = "zone"
@@ -63,6 +65,7 @@ class Genomes:
         self._content = Genome()
         self._newest: link_pb2.Genome | None = None
         self._mark = NOTHING
+        self._sealed_at = 0.0
         self._trouble = ""
         self._first_told_at: float | None = None
         """When the first agent told of a genome, while this scheduler listens for one."""
@@ -132,6 +135,7 @@ class Genomes:
         mark = GenomeMark(fleet.epoch, fleet.position)
         sealed = await asyncio.to_thread(seal, self._ca, content, mark)
         self._content, self._mark, self._trouble = content, mark, ""
+        self._sealed_at = self._mind.now()
         if len(sealed) > SEALED_BYTES_LIMIT:
             self._newest = None
             self._trouble = (
@@ -249,7 +253,8 @@ class Genomes:
             return Spread()
         ready = sum(1 for server in fleet.servers.values() if server.phase is Phase.READY)
         kept = sum(1 for holder in self._holders.values() if holder.kept == self._mark)
-        return Spread(self._mark, kept, min(HOLDERS, ready), self._trouble)
+        is_late = self._mind.now() >= self._sealed_at + KEPT_WITHIN_SECONDS
+        return Spread(self._mark, kept, min(HOLDERS, ready), self._trouble, is_late=is_late)
 
     def _heard(self) -> str:
         """What is known of genomes, in a sentence."""

@@ -13,13 +13,15 @@ from galactica.v1 import operator_pb2
 class Spread(Struct, frozen=True):
     """``newest``: the mark of the newest genome; None: there is nothing to keep yet. ``kept``: how many agents that are
     attached have it on their disks; ``wanted``: how many should. ``trouble``: why it cannot be spread; empty if it can.
-    ``regrowing``: how a scheduler that is being grown anew stands; empty where none is."""
+    ``regrowing``: how a scheduler that is being grown anew stands; empty where none is. ``is_late``: the newest one had
+    time enough to be kept."""
 
     newest: GenomeMark | None = None
     kept: int = 0
     wanted: int = 0
     trouble: str = ""
     regrowing: str = ""
+    is_late: bool = True
 
 
 def genome_row(spread: Spread) -> operator_pb2.GenomeStatus | None:
@@ -37,7 +39,7 @@ def genome_notes(spread: Spread) -> Iterator[str]:
         yield spread.regrowing
     if spread.trouble:
         yield spread.trouble
-    elif spread.newest is not None and spread.wanted and not spread.kept:
+    elif spread.newest is not None and spread.wanted and not spread.kept and spread.is_late:
         yield (
             f"no agent keeps the newest genome ({spread.newest}): if the scheduler's disk were lost now, what was "
             "changed last would be lost with it"

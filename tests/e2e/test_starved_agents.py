@@ -18,6 +18,13 @@ HTTP = {
 }
 
 
+LACK = "its agent lacks what it needs (EMFILE)"
+
+
+def says(server):
+    return [evidence["says"] for evidence in server["evidence"]]
+
+
 @pytest.fixture
 def fleet():
     with a_fleet() as fleet:
@@ -32,9 +39,8 @@ def test_agent_without_a_free_descriptor_says_so_and_no_cell_and_no_spec_is_blam
     usual = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, usual[1]))
     fleet.done("apply", str(fleet.service("web", 3, **HTTP)))
-    fleet.until(lambda: fleet.server("one")["verdict"] == "suspect", "the server is suspect")
-    says = [evidence["says"] for evidence in fleet.server("one")["evidence"]]
-    assert "its agent lacks what it needs (EMFILE)" in says
+    fleet.until(lambda: LACK in says(fleet.server("one")), "its agent says what it lacks")
+    assert fleet.server("one")["verdict"] == "suspect"
     assert "cpu_fraction" in fleet.server("one")["vitals"]["unread"]
     fleet.hear("one", beats=4)  # probes fail by then, if they count
     assert [cell["verdict"] for cell in fleet.ready("web")] == ["healthy"] * 2

@@ -8,6 +8,7 @@ import grpc
 import pytest
 
 from galactica.scheduler.core.model.genome import Genome, GenomeMark
+from galactica.scheduler.link.genomes import KEPT_WITHIN_SECONDS
 from galactica.scheduler.security.ca import new_key_and_csr
 from galactica.scheduler.security.renewal import server_to_renew
 from galactica.scheduler.security.sealing import seal, unseal
@@ -38,6 +39,7 @@ async def test_an_agent_gets_the_genome_and_its_word_that_it_keeps_it_is_in_stat
 
     given = await heard(agent, "genome")
     mark, genome = unseal(world.ca, given.sealed)
+    world.mind.passed_seconds += KEPT_WITHIN_SECONDS
     before = await operator.GetStatus(operator_pb2.GetStatusRequest())
     await agent.say(genome_kept=link_pb2.GenomeKept(mark=given.mark))
     await agent.report(sent_at=1.0)

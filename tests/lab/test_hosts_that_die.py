@@ -58,7 +58,7 @@ def test_a_host_that_loses_power_is_replaced_with_its_cells(lab: Lab, scheduler:
     if scheduler == "dies-too":
         lab.begin_scheduler_anew()
     after = lab.until_replaced(pool, doomed)
-    assert {cell["server"] for cell in after} == {other}
+    assert victim not in {cell["server"] for cell in after}
     assert pids(spared).items() <= pids(after).items()
     assert lab.until_well(pool, 2, without=(victim,)) == [f"{pool}/0.2", other]
     rule = lab.fleet.why(victim)["rule"]

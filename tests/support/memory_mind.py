@@ -36,11 +36,13 @@ class MemoryMind:
         self.observed: list[Observation] = []
         self.sent: list[Command] = []
         self.journal_refuses = ""
+        self.passed_seconds = 0.0
+        """Beside the time that really passes."""
         self._news = asyncio.Event()
         self._finish(self.core.turn([], self.now()))
 
     def now(self) -> float:
-        return time.time()
+        return time.time() + self.passed_seconds
 
     def fleet(self) -> Fleet:
         return self.core.fleet

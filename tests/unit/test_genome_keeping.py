@@ -9,7 +9,7 @@ from galactica.scheduler.core.genome import GenomeReader
 from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.genome import Genome, GenomeMark
 from galactica.scheduler.core.model.requests import Asker, Refused
-from galactica.scheduler.link.genomes import HOLDERS
+from galactica.scheduler.link.genomes import HOLDERS, KEPT_WITHIN_SECONDS
 from galactica.scheduler.security.sealing import seal, unseal
 from galactica.scheduler.views.genome import genome_notes
 from galactica.v1 import link_pb2
@@ -83,6 +83,8 @@ async def test_an_agent_that_comes_back_is_not_sent_what_it_has(world):
     await settled(world)
     world.genomes.detached("a")
     assert world.genomes.spread().kept == 0
+    assert list(genome_notes(world.genomes.spread())) == [], "it was made a moment ago"
+    world.mind.time += KEPT_WITHIN_SECONDS
     assert "no agent keeps the newest genome" in next(iter(genome_notes(world.genomes.spread())))
     await world.attach("a")
     await settled(world)
@@ -108,6 +110,7 @@ async def test_an_agent_that_keeps_none_is_never_asked_to(world):
     await world.apply(service("web"))
     await settled(world)
     assert world.keepers["a"].received == 0
+    world.mind.time += KEPT_WITHIN_SECONDS
     assert "no agent keeps the newest genome" in next(iter(genome_notes(world.genomes.spread())))
 
 
