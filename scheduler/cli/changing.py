@@ -105,12 +105,21 @@ def condemn(
             "--unknown", help="Remove what agents run and the journal never ordered: CELL, or all of it."
         ),
     ] = False,
+    on: Annotated[
+        str, typer.Option("--on", metavar="SERVER", help="With --unknown: only what this server shows.")
+    ] = "",
     scheduler: Scheduler = None,
 ) -> None:
     """Condemn a cell or a server of a pool. Its replacement comes first."""
     if unknown:
-        _condemn_unknown(cell, scheduler)
+        _condemn_unknown(cell, on, scheduler)
         return
+    if on:
+        raise CommandFailed(
+            "--on goes with --unknown only",
+            ExitCode.USAGE,
+            "A cell that the journal ordered is on one server: leave --on out",
+        )
     if not cell:
         raise CommandFailed(
             "no cell given",
@@ -123,9 +132,9 @@ def condemn(
     tell(f"{cell}: condemned; it goes when its replacement is proven. Details: galactica why {cell}")
 
 
-def _condemn_unknown(cell: str, scheduler: str | None) -> None:
+def _condemn_unknown(cell: str, server: str, scheduler: str | None) -> None:
     with connect(scheduler) as client:
-        request = operator_pb2.CondemnUnknownRequest(cell_ids=[cell] if cell else [])
+        request = operator_pb2.CondemnUnknownRequest(cell_ids=[cell] if cell else [], server_id=server)
         answer = client.ask(client.stub.CondemnUnknown, request)
     tell(f"{people.counted(answer.cells, 'unknown cell')} condemned. Watch: galactica status")
 
@@ -135,6 +144,7 @@ def adopt(
         list[str] | None, typer.Argument(metavar="[CELL]...", help="Ids, as galactica status shows them.")
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="All that can be adopted.")] = False,
+    on: Annotated[str, typer.Option("--on", metavar="SERVER", help="Only what this server shows.")] = "",
     scheduler: Scheduler = None,
 ) -> None:
     """Take in cells that agents run and the journal never ordered, as they are. Their spec must be known: apply the
@@ -144,7 +154,8 @@ def adopt(
             "name the cells to adopt, or all of them with --all", ExitCode.USAGE, "See them: galactica status"
         )
     with connect(scheduler) as client:
-        answer = client.ask(client.stub.AdoptCells, operator_pb2.AdoptCellsRequest(cell_ids=cells or []))
+        request = operator_pb2.AdoptCellsRequest(cell_ids=cells or [], server_id=on)
+        answer = client.ask(client.stub.AdoptCells, request)
     tell(f"{people.counted(answer.cells, 'cell')} adopted.")
     for note in answer.notes:
         tell(f"not {note}")

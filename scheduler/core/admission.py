@@ -12,7 +12,7 @@ from galactica.scheduler.core import regrowing
 from galactica.scheduler.core.epochs import is_strange
 from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.commands import Decommission
-from galactica.scheduler.core.model.fleet import Cell, CellKind, GroupState, Phase, parse_cell_id
+from galactica.scheduler.core.model.fleet import Cell, CellKind, GroupState, Phase, UnknownCell, parse_cell_id
 from galactica.scheduler.core.model.keys import Key, OrphanKey, ServerKey, SlotKey, cells_of, own_slot
 from galactica.scheduler.core.model.requests import (
     Accepted,
@@ -43,7 +43,7 @@ from galactica.scheduler.core.model.rules import Rule
 from galactica.scheduler.core.model.spec import Group, digest_of
 from galactica.scheduler.core.model.verdict import Health
 from galactica.scheduler.core.reconcile.draft import Draft
-from galactica.scheduler.core.reconcile.leftovers import adopt_cell
+from galactica.scheduler.core.reconcile.leftovers import adopt_cell, shows
 
 MAX_GROUPS = 10_000
 MAX_CELLS = 1_000_000
@@ -249,23 +249,26 @@ def _begin_maintenance(draft: Draft, request: BeginMaintenance, _: Asker) -> Adm
     )
 
 
-def _unknown_named(draft: Draft, cells: tuple[str, ...]) -> list[tuple[str, str]]:
-    """The unknown cells of these names, or all of them, each with its server."""
-    known = sorted(item for cells_of_slot in draft.fleet.unknown.values() for item in cells_of_slot.items())
-    if not cells:
-        return known
-    names = {cell for cell, _ in known}
-    for cell in cells:
+def _unknown_named(draft: Draft, request: AdoptCells | CondemnUnknown) -> list[UnknownCell]:
+    """The unknown cells of these names, or all of them."""
+    every = sorted(one for cells_of_slot in draft.fleet.unknown.values() for one in cells_of_slot)
+    known = [one for one in every if request.server in ("", one.server)]
+    names = {one.cell for one in known}
+    for cell in request.cells:
         if cell not in names:
-            raise Refused("no_such_cell", f"no agent runs an unknown cell {cell}", missing=True)
-    return [(cell, server) for cell, server in known if cell in cells]
+            where = f"the agent of server {request.server}" if request.server else "no agent"
+            runs = "does not run" if request.server else "runs"
+            raise Refused("no_such_cell", f"{where} {runs} an unknown cell {cell}", missing=True)
+    return [one for one in known if not request.cells or one.cell in request.cells]
 
 
 def _adopt(draft: Draft, request: AdoptCells, _: Asker) -> Admitted:
     dirty: dict[Key, str] = {}
     notes = []
-    for cell, server in _unknown_named(draft, request.cells):
-        why_not = adopt_cell(draft, cell, server)
+    chosen = _unknown_named(draft, request)
+    for one in chosen:
+        cell, server = one.cell, one.server
+        why_not = _told_by_others(draft, chosen, one) or adopt_cell(draft, cell, server)
         if why_not:
             notes.append(f"{cell}: {why_not}")
         elif (parsed := parse_cell_id(cell)) is not None:
@@ -276,13 +279,24 @@ def _adopt(draft: Draft, request: AdoptCells, _: Asker) -> Admitted:
     return Admitted(Accepted(draft.fleet.position, len(dirty), notes=tuple(notes)), dirty)
 
 
+def _told_by_others(draft: Draft, chosen: list[UnknownCell], one: UnknownCell) -> str:
+    """Why it is not clear which cell is meant; empty if it is. Where several servers show one id, one of them may lie,
+    or the id was given twice."""
+    others = (each for each in chosen if each.cell == one.cell)
+    showing = [each.server for each in others if shows(draft, each.cell, each.server)]
+    if len(showing) < 2 or one.server not in showing:
+        return ""
+    return f"servers {', '.join(showing)} show it: name one with --on SERVER"
+
+
 def _condemn_unknown(draft: Draft, request: CondemnUnknown, by: Asker) -> Admitted:
-    cells = _unknown_named(draft, request.cells)
+    chosen = _unknown_named(draft, request)
     dirty: dict[Key, str] = {}
-    for cell, server in cells:
+    for one in chosen:
+        cell, server = one.cell, one.server
         reason = f"condemned as unknown by {by.name}"
         if _its_end_shows(draft, cell, server):
-            if cell not in draft.fleet.unwanted:
+            if one not in draft.fleet.unwanted:
                 draft.emit(e.UnknownCellCondemned(cell, server, reason))
         else:
             draft.emit(e.OrphanRemoved(cell, server, reason))
@@ -292,7 +306,7 @@ def _condemn_unknown(draft: Draft, request: CondemnUnknown, by: Asker) -> Admitt
         parsed = parse_cell_id(cell)
         if parsed is not None and parsed.group in draft.fleet.groups:
             dirty[SlotKey(parsed.group, parsed.slot)] = draft.cause
-    return Admitted(Accepted(draft.fleet.position, len(cells)), dirty)
+    return Admitted(Accepted(draft.fleet.position, len(chosen)), dirty)
 
 
 def _its_end_shows(draft: Draft, cell: str, server: str) -> bool:

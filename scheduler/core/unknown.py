@@ -7,10 +7,10 @@ them. Until then the slot gets no other cell, and their ids are never given out.
 from __future__ import annotations
 
 from msgspec.structs import replace
-from rpds import HashTrieMap
+from rpds import HashTrieSet
 
 from galactica.scheduler.core.model import events as e
-from galactica.scheduler.core.model.fleet import CellId, Fleet, Phase, Slot, parse_cell_id
+from galactica.scheduler.core.model.fleet import CellId, Fleet, Phase, Slot, UnknownCell, parse_cell_id
 from galactica.scheduler.core.tallies import put_group
 
 GENERATIONS_BELIEVED = 500_000_000
@@ -43,14 +43,22 @@ def is_place(fleet: Fleet, server: str) -> bool:
 
 def is_unknown(fleet: Fleet, server: str, cell_id: str) -> bool:
     known = fleet.unknown.get(slot_of(cell_id))
-    return known is not None and known.get(cell_id) == server
+    return known is not None and UnknownCell(cell_id, server) in known
 
 
-def in_slot(fleet: Fleet, group: str, number: int) -> tuple[str, str] | None:
-    """The newest such cell of a slot, and its server. Not one of which the journal knows that it lives elsewhere."""
+def is_unwanted(fleet: Fleet, server: str, cell_id: str) -> bool:
+    """Whether an operator condemned it, and it is not gone yet."""
+    return UnknownCell(cell_id, server) in fleet.unwanted
+
+
+def in_slot(fleet: Fleet, group: str, number: int) -> UnknownCell | None:
+    """The newest such cell of a slot, rather one on which nobody decided yet. Not one of which the journal knows that
+    it lives elsewhere."""
     known = fleet.unknown.get(f"{group}/{number}")
-    cells = [item for item in known.items() if fleet.cell(item[0]) is None] if known else []
-    return max(cells, key=lambda item: _generation_of(item[0]), default=None)
+    cells = [one for one in known if fleet.cell(one.cell) is None] if known else []
+    return max(
+        cells, key=lambda one: (one not in fleet.unwanted, _generation_of(one.cell), one.server), default=None
+    )
 
 
 def _generation_of(cell_id: str) -> int:
@@ -61,7 +69,7 @@ def _generation_of(cell_id: str) -> int:
 def found(fleet: Fleet, server: str, cell_id: str) -> Fleet:
     """Remember it. The next cells of its slot are of higher generations."""
     slot = slot_of(cell_id)
-    known = (fleet.unknown.get(slot) or HashTrieMap()).insert(cell_id, server)
+    known = (fleet.unknown.get(slot) or HashTrieSet()).insert(UnknownCell(cell_id, server))
     fleet = replace(fleet, unknown=fleet.unknown.insert(slot, known))
     parsed = parse_cell_id(cell_id)
     if parsed is None or parsed.generation > GENERATIONS_BELIEVED:
@@ -172,21 +180,21 @@ def _without(one: tuple[int, int], generation: int) -> list[tuple[int, int]]:
     return [(low, high) for low, high in parts if low < high]
 
 
-def forgotten(fleet: Fleet, cell_id: str) -> Fleet:
-    """It is taken in, removed or gone."""
-    slot = slot_of(cell_id)
+def forgotten(fleet: Fleet, server: str, cell_id: str) -> Fleet:
+    """It is taken in, removed or gone, on that server."""
+    slot, one = slot_of(cell_id), UnknownCell(cell_id, server)
     known = fleet.unknown.get(slot)
-    if known is None or cell_id not in known:
+    if known is None or one not in known:
         return fleet
-    known = known.discard(cell_id)
-    fleet = replace(fleet, unwanted=fleet.unwanted.discard(cell_id))
+    known = known.discard(one)
+    fleet = replace(fleet, unwanted=fleet.unwanted.discard(one))
     return replace(fleet, unknown=fleet.unknown.insert(slot, known) if known else fleet.unknown.discard(slot))
 
 
 def forgotten_on(fleet: Fleet, server: str) -> Fleet:
     """All that were on a server that is gone."""
     for cell in unknown_on(fleet, server):
-        fleet = forgotten(fleet, cell)
+        fleet = forgotten(fleet, server, cell)
     return fleet
 
 
@@ -195,11 +203,11 @@ def cell_found(fleet: Fleet, _: e.Record, event: e.UnknownCellFound) -> Fleet:
 
 
 def cell_condemned(fleet: Fleet, _: e.Record, event: e.UnknownCellCondemned) -> Fleet:
-    return replace(fleet, unwanted=fleet.unwanted.insert(event.cell))
+    return replace(fleet, unwanted=fleet.unwanted.insert(UnknownCell(event.cell, event.server)))
 
 
 def orphan_removed(fleet: Fleet, _: e.Record, event: e.OrphanRemoved) -> Fleet:
-    fleet = forgotten(fleet, event.cell)
+    fleet = forgotten(fleet, event.server, event.cell)
     return fleet if event.is_gone else owned(fleet, event.cell)
 
 
@@ -209,9 +217,9 @@ def lost_with(fleet: Fleet, server: str) -> Fleet:
         parsed = parse_cell_id(cell)
         state = fleet.groups.get(parsed.group) if parsed else None
         if state is None or not state.group.spec.exclusive:
-            fleet = forgotten(fleet, cell)
+            fleet = forgotten(fleet, server, cell)
     return fleet
 
 
 def unknown_on(fleet: Fleet, server: str) -> list[str]:
-    return [cell for known in fleet.unknown.values() for cell, on in known.items() if on == server]
+    return [one.cell for known in fleet.unknown.values() for one in known if one.server == server]

@@ -22,8 +22,10 @@ from galactica.scheduler.core.model.fleet import (
     Start,
     Tally,
     Token,
+    UnknownCell,
 )
 from galactica.scheduler.core.model.spec import Resources
+from galactica.scheduler.core.unknown import slot_of
 from galactica.scheduler.journal.snapshot_format import (
     BackoffOnDisk,
     CellOnDisk,
@@ -54,6 +56,7 @@ class SnapshotTooNew(ValueError):
 def encode(fleet: Fleet) -> bytes:
     """Header (magic, version) and the compressed fleet. Equal fleets give equal bytes, except for the order of maps."""
     words = _Words()
+    first, too = _unknown_to_disk(fleet)
     write = msgspec.msgpack.Encoder().encode
     disk = FleetOnDisk(
         position=fleet.position,
@@ -70,7 +73,7 @@ def encode(fleet: Fleet) -> bytes:
         words=words.in_order,
         released=dict(fleet.released.items()),
         silences=dict(fleet.silences.items()),
-        unknown={slot: dict(cells.items()) for slot, cells in fleet.unknown.items()},
+        unknown=first,
         overtaken_at=fleet.overtaken_at,
         skipped=dict(fleet.skipped.items()),
         regrown_at=fleet.regrown_at,
@@ -78,7 +81,9 @@ def encode(fleet: Fleet) -> bytes:
         least_generation=fleet.least_generation,
         starts={epoch: (start.name, start.position) for epoch, start in fleet.starts.items()},
         strange_starts=fleet.strange_starts,
-        unwanted=tuple(fleet.unwanted),
+        unwanted=tuple(one.cell for one in fleet.unwanted if one not in too),
+        unknown_too=tuple((one.cell, one.server) for one in too),
+        unwanted_too=tuple((one.cell, one.server) for one in fleet.unwanted if one in too),
     )
     body = zlib.compress(write(disk), _COMPRESSION_LEVEL)
     return _MAGIC + VERSION.to_bytes(_VERSION_BYTES, "big") + body
@@ -159,6 +164,18 @@ def _cell_to_disk(cell: Cell, words: _Words) -> CellOnDisk:
     )
 
 
+def _unknown_to_disk(fleet: Fleet) -> tuple[dict[str, dict[str, str]], set[UnknownCell]]:
+    """One server for each cell, by slot; and the cells with their other servers."""
+    first: dict[str, dict[str, str]] = {}
+    too: set[UnknownCell] = set()
+    for slot, cells in fleet.unknown.items():
+        servers = first[slot] = {}
+        for one in sorted(cells):
+            if servers.setdefault(one.cell, one.server) != one.server:
+                too.add(one)
+    return first, too
+
+
 def _group_to_disk(state: GroupState, words: _Words) -> GroupOnDisk:
     return GroupOnDisk(
         group=state.group,
@@ -211,6 +228,9 @@ def _server_to_disk(server: Server) -> ServerOnDisk:
 
 def _fleet_from_disk(disk: FleetOnDisk) -> Fleet:
     words = disk.words
+    first = {
+        cell: UnknownCell(cell, server) for cells in disk.unknown.values() for cell, server in cells.items()
+    }
     read = msgspec.msgpack.Decoder(GroupOnDisk).decode
     return Fleet(
         position=disk.position,
@@ -226,7 +246,7 @@ def _fleet_from_disk(disk: FleetOnDisk) -> Fleet:
         burials=disk.burials,
         released=HashTrieMap(disk.released),
         silences=HashTrieMap(disk.silences),
-        unknown=HashTrieMap((slot, HashTrieMap(cells)) for slot, cells in disk.unknown.items()),
+        unknown=_unknown_from_disk(disk),
         overtaken_at=disk.overtaken_at,
         skipped=HashTrieMap(disk.skipped),
         regrown_at=disk.regrown_at,
@@ -234,8 +254,23 @@ def _fleet_from_disk(disk: FleetOnDisk) -> Fleet:
         least_generation=disk.least_generation,
         starts=HashTrieMap((epoch, Start(*start)) for epoch, start in disk.starts.items()),
         strange_starts=disk.strange_starts,
-        unwanted=HashTrieSet(disk.unwanted),
+        unwanted=HashTrieSet(
+            [
+                *(first[cell] for cell in disk.unwanted if cell in first),
+                *(UnknownCell(*one) for one in disk.unwanted_too),
+            ]
+        ),
     )
+
+
+def _unknown_from_disk(disk: FleetOnDisk) -> HashTrieMap[str, HashTrieSet[UnknownCell]]:
+    by_slot = {
+        slot: [UnknownCell(cell, server) for cell, server in cells.items()]
+        for slot, cells in disk.unknown.items()
+    }
+    for cell, server in disk.unknown_too:
+        by_slot[slot_of(cell)].append(UnknownCell(cell, server))
+    return HashTrieMap((slot, HashTrieSet(cells)) for slot, cells in by_slot.items())
 
 
 def _cell_from_disk(cell: CellOnDisk, words: list[str]) -> Cell:

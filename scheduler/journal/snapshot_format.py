@@ -144,3 +144,7 @@ class FleetOnDisk(Struct, frozen=True, array_like=True):
     unwanted: tuple[str, ...] = ()
     regrowth: tuple[float, bool] | None = None
     regrown_at: float | None = None
+    unknown_too: tuple[tuple[str, str], ...] = ()
+    """``unknown`` has one server for each cell; these are cells with the other servers that show them."""
+    unwanted_too: tuple[tuple[str, str], ...] = ()
+    """Of ``unknown_too``, what an operator condemned. ``unwanted`` has those of ``unknown``."""

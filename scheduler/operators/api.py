@@ -307,7 +307,7 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
     async def AdoptCells(
         self, request: operator_pb2.AdoptCellsRequest, context: Context
     ) -> operator_pb2.AdoptCellsResponse:
-        accepted = await self._ask(requests.AdoptCells(tuple(request.cell_ids)), context)
+        accepted = await self._ask(requests.AdoptCells(tuple(request.cell_ids), request.server_id), context)
         return operator_pb2.AdoptCellsResponse(
             cells=accepted.cells, notes=accepted.notes, position=accepted.position
         )
@@ -315,7 +315,9 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
     async def CondemnUnknown(
         self, request: operator_pb2.CondemnUnknownRequest, context: Context
     ) -> operator_pb2.CondemnUnknownResponse:
-        accepted = await self._ask(requests.CondemnUnknown(tuple(request.cell_ids)), context)
+        accepted = await self._ask(
+            requests.CondemnUnknown(tuple(request.cell_ids), request.server_id), context
+        )
         return operator_pb2.CondemnUnknownResponse(cells=accepted.cells, position=accepted.position)
 
     async def Regrow(

@@ -235,11 +235,26 @@ def test_a_deployer_may_look_at_storms_and_not_release_them(scheduler: Scheduler
             operator_pb2.CondemnUnknownRequest(cell_ids=["web/0.7"]),
             ["3 unknown cells condemned. Watch: galactica status"],
         ),
+        (
+            ["adopt", "web/0.7", "--on", "node-2"],
+            operator_pb2.AdoptCellsRequest(cell_ids=["web/0.7"], server_id="node-2"),
+            ["2 cells adopted.", "not web/5.9: web wants 3 cells"],
+        ),
+        (
+            ["condemn", "--unknown", "web/0.7", "--on", "node-2"],
+            operator_pb2.CondemnUnknownRequest(cell_ids=["web/0.7"], server_id="node-2"),
+            ["3 unknown cells condemned. Watch: galactica status"],
+        ),
     ],
 )
 def test_unknown_cells_are_adopted_or_condemned(scheduler: Scheduler, arguments, asked, lines) -> None:
     assert said(run(scheduler, *arguments)) == lines
     assert scheduler.answers.asked == [asked]
+
+
+def test_a_server_is_named_for_unknown_cells_only(scheduler: Scheduler) -> None:
+    assert run(scheduler, "condemn", "web/0.7", "--on", "node-2").returncode == 2
+    assert scheduler.answers.asked == []
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 """A snapshot is the fleet, whole, or a clear refusal."""
 
+import zlib
+
+import msgspec
 import pytest
 from rpds import HashTrieMap, HashTrieSet
 
@@ -20,6 +23,7 @@ from galactica.scheduler.core.model.fleet import (
     Start,
     Tally,
     Token,
+    UnknownCell,
 )
 from galactica.scheduler.core.model.spec import (
     ExecProbe,
@@ -105,14 +109,19 @@ BURIED = cell(
 DEATH = Death("web", DIGESTS[0], "server-1", "exited", 99.5)
 FULL = Fleet(
     position=10_000_000_007,
-    unknown=HashTrieMap({"web/7": HashTrieMap({"web/7.3": "server-1"})}),
+    unknown=HashTrieMap(
+        {
+            "web/7": HashTrieSet([UnknownCell("web/7.3", "server-1"), UnknownCell("web/7.3", "server-2")]),
+            "web/8": HashTrieSet([UnknownCell("web/8.3", "server-1"), UnknownCell("web/8.4", "server-1")]),
+        }
+    ),
     overtaken_at=1_763_900_000.5,
     regrown_at=1_763_900_000.25,
     regrowth=Regrowth(1_763_900_000.75, is_planted=True),
     least_generation=1_001,
     starts=HashTrieMap({11: Start("eleventh", 9_000_000), 12: Start("", 10_000_000)}),
     strange_starts=("lost",),
-    unwanted=HashTrieSet(["web/7.3"]),
+    unwanted=HashTrieSet([UnknownCell("web/7.3", "server-2"), UnknownCell("web/8.4", "server-1")]),
     skipped=HashTrieMap({"web": ((1, 4),), "web/7": ((2, 3), (5, 9))}),
     at=1_763_900_010.000001,
     epoch=12,
@@ -205,6 +214,16 @@ def _optional(kind: type) -> tuple[str, ...]:
 
 def _required(kind: type) -> list[None]:
     return [None] * (len(kind.__struct_fields__) - len(kind.__struct_defaults__))
+
+
+def test_a_snapshot_from_before_two_servers_could_show_one_id_is_read() -> None:
+    """It ends before the fields that were added since."""
+    header, body = encode(FULL)[:12], encode(FULL)[12:]
+    fields = msgspec.msgpack.decode(zlib.decompress(body))
+    added = 2
+    fleet = decode(header + zlib.compress(msgspec.msgpack.encode(fields[:-added])))
+    assert fleet.unknown["web/7"] == HashTrieSet([UnknownCell("web/7.3", "server-1")])
+    assert fleet.unwanted == HashTrieSet([UnknownCell("web/8.4", "server-1")])
 
 
 def test_newer_snapshot_is_refused_by_its_version() -> None:

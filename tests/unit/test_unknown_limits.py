@@ -60,7 +60,7 @@ def test_one_that_was_never_ordered_is_left_alone_whichever_is_heard_first(
     world.report("a", running("web/0.9"))
     world.report("b", running(second))
     assert removed(world) == []
-    assert {cell for known in world.core.fleet.unknown.values() for cell in known} == {"web/0.9", second}
+    assert {one.cell for known in world.core.fleet.unknown.values() for one in known} == {"web/0.9", second}
 
 
 def test_one_that_its_agent_missed_for_a_moment_is_left_alone_again() -> None:

@@ -1536,6 +1536,9 @@ class AdoptCellsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CELL_IDS_FIELD_NUMBER: _builtins.int
+    SERVER_ID_FIELD_NUMBER: _builtins.int
+    server_id: _builtins.str
+    """Only those that this server shows; empty: whichever shows them."""
     @_builtins.property
     def cell_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Empty: all that can be adopted."""
@@ -1544,10 +1547,11 @@ class AdoptCellsRequest(_message.Message):
         self,
         *,
         cell_ids: _abc.Iterable[_builtins.str] | None = ...,
+        server_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cell_ids", b"cell_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cell_ids", b"cell_ids", "server_id", b"server_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1586,6 +1590,9 @@ class CondemnUnknownRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CELL_IDS_FIELD_NUMBER: _builtins.int
+    SERVER_ID_FIELD_NUMBER: _builtins.int
+    server_id: _builtins.str
+    """Only those that this server shows; empty: whichever shows them."""
     @_builtins.property
     def cell_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Empty: all of them."""
@@ -1594,10 +1601,11 @@ class CondemnUnknownRequest(_message.Message):
         self,
         *,
         cell_ids: _abc.Iterable[_builtins.str] | None = ...,
+        server_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cell_ids", b"cell_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cell_ids", b"cell_ids", "server_id", b"server_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -312,6 +312,14 @@ class Start(Struct, frozen=True):
     position: int
 
 
+class UnknownCell(Struct, frozen=True, order=True):
+    """A cell that an agent shows and this journal never ordered there. Two servers may show one id: each counts for
+    itself, and what one of them says proves nothing about the other."""
+
+    cell: str
+    server: str
+
+
 class Fleet(Struct, frozen=True):
     """All that was decided: the fold of the journal up to ``position``."""
 
@@ -328,9 +336,9 @@ class Fleet(Struct, frozen=True):
     burials: int = 0
     silences: HashTrieMap[str, tuple[Silence, ...]] = HashTrieMap()
     """Pool ("" for servers that joined by themselves) to the newest condemnations for silence in it."""
-    unknown: HashTrieMap[str, HashTrieMap[str, str]] = HashTrieMap()
-    """Slot ("web/0") to the cells of it that agents run and this journal never ordered, each with its server."""
-    unwanted: HashTrieSet[str] = HashTrieSet()
+    unknown: HashTrieMap[str, HashTrieSet[UnknownCell]] = HashTrieMap()
+    """Slot ("web/0") to the cells of it that agents run and this journal never ordered."""
+    unwanted: HashTrieSet[UnknownCell] = HashTrieSet()
     """Those of them that an operator condemned, and that are not gone yet."""
     skipped: HashTrieMap[str, tuple[tuple[int, int], ...]] = HashTrieMap()
     """Slot, or group for the slots that have none of their own, to the ranges of generations that were left out because

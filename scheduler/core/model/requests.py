@@ -70,15 +70,19 @@ class EnrolOperator(Struct, frozen=True):
 
 
 class AdoptCells(Struct, frozen=True):
-    """Take in cells that the journal never ordered. ``cells`` empty: all of them."""
+    """Take in cells that the journal never ordered. ``cells`` empty: all of them. ``server``: only those that it
+    shows."""
 
     cells: tuple[str, ...] = ()
+    server: str = ""
 
 
 class CondemnUnknown(Struct, frozen=True):
-    """Remove cells that the journal never ordered. ``cells`` empty: all of them."""
+    """Remove cells that the journal never ordered. ``cells`` empty: all of them. ``server``: only those that it
+    shows."""
 
     cells: tuple[str, ...] = ()
+    server: str = ""
 
 
 class Obeyed(Struct, frozen=True):

@@ -11,7 +11,14 @@ from galactica.scheduler.core.model.keys import LeakKey, OrphanKey, ServerKey, o
 from galactica.scheduler.core.model.rules import HoldRule, Rule
 from galactica.scheduler.core.reconcile.draft import Draft, resend, resend_to_provider
 from galactica.scheduler.core.sight.observations import CellState, ProviderState
-from galactica.scheduler.core.unknown import UNKNOWN_KEPT, is_place, is_unknown, slot_of, was_skipped
+from galactica.scheduler.core.unknown import (
+    UNKNOWN_KEPT,
+    is_place,
+    is_unknown,
+    is_unwanted,
+    slot_of,
+    was_skipped,
+)
 
 
 def look_orphan(draft: Draft, key: OrphanKey) -> None:
@@ -24,7 +31,7 @@ def look_orphan(draft: Draft, key: OrphanKey) -> None:
     if report is None or report.state is CellState.GONE:
         _is_gone(draft, key)
         return
-    if key.cell in draft.fleet.unwanted and is_unknown(draft.fleet, key.server, key.cell):
+    if is_unwanted(draft.fleet, key.server, key.cell):
         resend(draft, key, Decommission(key.server, key.cell, Rule.OPERATOR))
         return
     is_told = draft.was_told(key.server, key.cell, Verb.DECOMMISSION) is not None
@@ -81,11 +88,11 @@ def _is_adopted(draft: Draft, key: OrphanKey) -> bool:
     regrowth = draft.fleet.regrowth
     if regrowth is None or not regrowth.is_planted or not is_unknown(draft.fleet, key.server, key.cell):
         return False
-    if key.cell in draft.fleet.unwanted:
+    if is_unwanted(draft.fleet, key.server, key.cell):
         return False
     mine = _worth(draft, key.server, key.cell)
     known = draft.fleet.unknown.get(slot_of(key.cell))
-    if known and any(_worth(draft, server, cell) > mine for cell, server in known.items()):
+    if known and any(_worth(draft, one.server, one.cell) > mine for one in known):
         return False
     if adopt_cell(draft, key.cell, key.server):
         return False
@@ -101,10 +108,16 @@ def _worth(draft: Draft, server: str, cell: str) -> tuple[bool, int, str]:
     return (runs, parsed.generation if parsed else 0, cell)
 
 
+def shows(draft: Draft, cell: str, server: str) -> bool:
+    """Whether the server's agent says at the moment that it has the cell."""
+    report = draft.sight.report_of(server, cell)
+    return report is not None and report.state is not CellState.GONE
+
+
 def adopt_cell(draft: Draft, cell: str, server: str) -> str:
     """Take in a cell that this journal never ordered, as it is. Answers why not; empty if it is done."""
     report = draft.sight.report_of(server, cell)
-    if report is None or report.state is CellState.GONE:
+    if report is None or not shows(draft, cell, server):
         return f"server {server} does not report it at the moment"
     parsed = parse_cell_id(cell)
     state = draft.fleet.groups.get(parsed.group) if parsed else None

@@ -196,11 +196,10 @@ def _held(draft: Draft, state: GroupState, number: int, slot: Slot) -> Held | No
             return listening
     unknown = in_slot(draft.fleet, state.group.name, number)
     if unknown is not None:
-        cell, server = unknown
         way_out = "may be the cell of this slot: adopt it, or condemn it as unknown"
-        if cell in draft.fleet.unwanted:
+        if unknown in draft.fleet.unwanted:
             way_out = "was condemned and has not ended yet"
-        return Held(HoldRule.UNKNOWN_CELL, f"server {server} runs {cell}, which {way_out}")
+        return Held(HoldRule.UNKNOWN_CELL, f"server {unknown.server} runs {unknown.cell}, which {way_out}")
     if state.group.spec.exclusive and not slot.cells:
         at = lost_ones_ended_at(draft.fleet, state, draft.policy)
         if at is not None and draft.now < at:
