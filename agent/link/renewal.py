@@ -9,6 +9,7 @@ running.
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 import grpc
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ANSWER_SECONDS = 10.0
+LATEST_SECONDS = 30 * 86_400.0
+"""So long after its end the scheduler renews a certificate."""
+REFUSAL_KEY = "galactica-refusal"
+TOO_OLD = "too_old"
 
 
 class RenewalRefusedError(Exception):
@@ -39,6 +44,11 @@ async def renew_expired(enrolment: str, directory: Path, identity: Identity) -> 
     except grpc.aio.AioRpcError as error:
         if error.code() is not grpc.StatusCode.UNAUTHENTICATED:
             raise NotRenewedError(f"{error.code().name}: {error.details()}") from error
+        if _is_too_old(error) and not identity.has_expired(time.time() - LATEST_SECONDS):
+            reason = (
+                f"{error.details()}; but by this server's clock it ended later, so one of the clocks is wrong"
+            )
+            raise NotRenewedError(reason) from error
         raise RenewalRefusedError(
             f"the scheduler at {enrolment} refuses to renew this server's certificate: {error.details()}"
         ) from error
@@ -46,6 +56,11 @@ async def renew_expired(enrolment: str, directory: Path, identity: Identity) -> 
         return await asyncio.to_thread(store_renewed, directory, answer.certificate_pem, answer.expires_at)
     except (IdentityError, OSError) as error:
         raise NotRenewedError(f"cannot store the renewed certificate: {error}") from error
+
+
+def _is_too_old(error: grpc.aio.AioRpcError) -> bool:
+    """Whether only the scheduler's clock speaks against the certificate. That clock may be wrong for a while."""
+    return (REFUSAL_KEY, TOO_OLD) in [(key, value) for key, value in error.trailing_metadata() or ()]
 
 
 async def _ask(enrolment: str, identity: Identity) -> link_pb2.RenewExpiredResponse:

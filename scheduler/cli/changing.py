@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -39,9 +38,8 @@ def apply(files: Files, scheduler: Scheduler = None) -> None:
     for change in answer.changes:
         group = wanted.get(change.group)
         tell(*people.change_text(change, people.counted(group.replicas, _noun_of(group)) if group else ""))
-    now = time.time()
     for hold in answer.held:
-        tell(Styled("held ", people.WARN), people.hold_text(hold, now))
+        tell(Styled("held ", people.WARN), people.hold_text(hold, client.now))
     if not moved:
         tell("No changes: already up to date. Current state: galactica status")
     for name in moved[:10]:
@@ -65,7 +63,7 @@ def plan(files: Files, scheduler: Scheduler = None, output: Output = Format.TABL
         return
     for change in answer.changes:
         line(*people.change_text(change, "", planned=True))
-    for parts in people.plan_lines(answer, time.time()):
+    for parts in people.plan_lines(answer, client.now):
         line(*parts)
     if (
         all(change.change == "unchanged" for change in answer.changes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,6 +21,8 @@ SCHEDULER_NAME = "scheduler.galactica"
 """The name in every scheduler's certificate, independent of its address."""
 REFUSAL_KEY = "galactica-refusal"
 """Trailing metadata of a refusal: the rule that refuses. A lost connection has no such metadata."""
+NOW_KEY = "galactica-now"
+"""Initial metadata of an answer: the scheduler's time."""
 
 ANSWER_SECONDS = 10.0
 """For calls that the scheduler answers from memory."""
@@ -43,7 +46,10 @@ class UnknownCall(CommandFailed):
 
 
 class Client:
-    """A connection. ``stub`` contains the calls; ``ask`` and ``stream`` make them."""
+    """A connection. ``stub`` contains the calls; ``ask`` and ``stream`` make them.
+
+    ``now``: the scheduler's time when it gave the newest answer. Ages and waits count from it: the times in an answer
+    are the scheduler's too, and this machine's clock may say something else. Schedulers of 0.1 do not tell it."""
 
     def __init__(
         self, channel: grpc.Channel, stub: OperatorServiceStub, context: Context, address: str
@@ -51,6 +57,7 @@ class Client:
         self.stub = stub
         self.context = context
         self.address = address
+        self.now = time.time()
         self._was_ready = False
         self._channel = channel
         channel.subscribe(self._note, try_to_connect=True)
@@ -64,15 +71,24 @@ class Client:
         self._was_ready = self._was_ready or connectivity.name == "READY"
 
     def ask(
-        self, call: Callable[..., _Response], request: object, timeout_seconds: float = ANSWER_SECONDS
+        self,
+        call: grpc.UnaryUnaryMultiCallable[Any, _Response],
+        request: object,
+        timeout_seconds: float = ANSWER_SECONDS,
     ) -> _Response:
         """Make a unary call. Raises CommandFailed."""
         import grpc
 
         try:
-            return call(request, timeout=timeout_seconds)
+            answer, told = call.with_call(request, timeout=timeout_seconds)
         except grpc.RpcError as error:
             raise self._failed(error, timeout_seconds) from error
+        self._note_time(told)
+        return answer
+
+    def _note_time(self, call: grpc.Call) -> None:
+        told = dict(call.initial_metadata() or ()).get(NOW_KEY)
+        self.now = time.time() if told is None else float(told)
 
     def ask_while(
         self,
@@ -105,7 +121,9 @@ class Client:
 
         answers = call(request, timeout=timeout_seconds)
         try:
-            yield from answers
+            for answer in answers:
+                self._note_time(answers)
+                yield answer
         except grpc.RpcError as error:
             raise self._failed(error, timeout_seconds or 0.0) from error
         finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import time
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -37,12 +36,12 @@ def status(scheduler: Scheduler = None, output: Output = Format.TABLE) -> None:
     with connect(scheduler) as client:
         answer = client.ask(client.stub.GetStatus, operator_pb2.GetStatusRequest())
     with contextlib.suppress(typer.Exit):  # nobody reads on; the exit code still says it
-        _show_status(answer, output)
+        _show_status(answer, client.now, output)
     if not answer.healthy:
         raise typer.Exit(ExitCode.FAILED)
 
 
-def _show_status(answer: operator_pb2.GetStatusResponse, output: Format) -> None:
+def _show_status(answer: operator_pb2.GetStatusResponse, now: float, output: Format) -> None:
     if output is Format.JSON:
         print_json(shapes.status(answer))
         return
@@ -54,13 +53,13 @@ def _show_status(answer: operator_pb2.GetStatusResponse, output: Format) -> None
         line("Create a service or a pool: galactica apply FILE")
     for storm in answer.storms:
         write("\n")
-        for parts in server_texts.storm_lines(storm, time.time()):
+        for parts in server_texts.storm_lines(storm, now):
             line(*parts)
     if held := people.without_storms(answer):
         write("\n")
         line(Styled("Held", "bold"))
         for hold in held:
-            line(f"  {people.hold_text(hold, time.time())}")
+            line(f"  {people.hold_text(hold, now)}")
     if answer.notes:
         write("\n")
         line(Styled("Notes", "bold"))
@@ -86,8 +85,7 @@ def cells(
     if output is Format.JSON:
         print_json([shapes.cell(cell) for cell in answer.cells])
     elif answer.cells:
-        now = time.time()
-        table(people.CELL_COLUMNS, (people.cell_row(cell, now) for cell in answer.cells))
+        table(people.CELL_COLUMNS, (people.cell_row(cell, client.now) for cell in answer.cells))
     else:
         line(f"No cells{f' of {name}' if name else ''}. See all groups: galactica status")
     if deaths:
@@ -150,17 +148,16 @@ def why(
     what is held and why, and its newest deaths."""
     with connect(scheduler) as client:
         answer = _group_named(client, what) or _certificate_or_group(client, what)
-    now = time.time()
     if isinstance(answer, operator_pb2.GetGroupResponse):
         if output is Format.JSON:
             print_json(shapes.group(answer))
             return
-        lines = group_texts.lines(answer, now)
+        lines = group_texts.lines(answer, client.now)
     else:
         if output is Format.JSON:
             print_json(shapes.certificate(answer))
             return
-        lines = people.certificate_lines(answer, now)
+        lines = people.certificate_lines(answer, client.now)
     for parts in lines:
         line(*parts)
 

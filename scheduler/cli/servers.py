@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Annotated
 
 import typer
@@ -26,8 +25,7 @@ def servers(scheduler: Scheduler = None, output: Output = Format.TABLE) -> None:
     if not answer.servers:
         line("No servers. To let one join: galactica token create. To order servers: apply a pool")
         return
-    now = time.time()
-    table(people.SERVER_COLUMNS, (people.server_row(server, now) for server in answer.servers))
+    table(people.SERVER_COLUMNS, (people.server_row(server, client.now) for server in answer.servers))
     doubtful = [server for server in answer.servers if server.verdict != "healthy" and server.evidence]
     for server in doubtful:
         write("\n")
@@ -60,8 +58,7 @@ def providers(scheduler: Scheduler = None, output: Output = Format.TABLE) -> Non
     if output is Format.JSON:
         print_json([shapes.provider(provider) for provider in answer.providers])
     elif answer.providers:
-        now = time.time()
-        rows = (server_texts.provider_row(provider, now) for provider in answer.providers)
+        rows = (server_texts.provider_row(provider, client.now) for provider in answer.providers)
         table(server_texts.PROVIDER_COLUMNS, rows)
     else:
         line("No provider has answered yet. Each pool names its provider: galactica pools")
@@ -76,9 +73,8 @@ def storms(context: typer.Context, scheduler: Scheduler = None, output: Output =
     if output is Format.JSON:
         print_json([shapes.storm(storm) for storm in status.storms])
     elif status.storms:
-        now = time.time()
         for storm in status.storms:
-            for parts in server_texts.storm_lines(storm, now):
+            for parts in server_texts.storm_lines(storm, client.now):
                 line(*parts)
     else:
         line("No storms.")

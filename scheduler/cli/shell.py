@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 
 from galactica.scheduler.cli.arguments import Scheduler
-from galactica.scheduler.cli.client import connect
+from galactica.scheduler.cli.client import Client, connect
 from galactica.scheduler.cli.output import safe
 from galactica.scheduler.settings.errors import CommandFailed, ExitCode
 from galactica.scheduler.units import format_duration
@@ -52,7 +52,7 @@ def shell(
         answers = client.stream(client.stub.OpenShell, typed.requests())
         try:
             with _signals(), contextlib.closing(typed):
-                code = _converse(answers, typed, cell, interactive=interactive)
+                code = _converse(client, answers, typed, cell, interactive=interactive)
         except _Ended as ended:
             code = ExitCode.INTERRUPTED if typed.has_left else 128 + int(ended.args[0])
     raise typer.Exit(code)
@@ -81,16 +81,22 @@ def _size() -> cell_pb2.WindowSize:
 
 
 def _converse(
-    answers: Iterator[operator_pb2.OpenShellResponse], typed: _Typed, cell: str, *, interactive: bool
+    client: Client,
+    answers: Iterator[operator_pb2.OpenShellResponse],
+    typed: _Typed,
+    cell: str,
+    *,
+    interactive: bool,
 ) -> int:
     """Run the session and return the exit code. Input is sent only after the scheduler has opened the shell."""
     with contextlib.ExitStack() as terminal:
         for answer in answers:
             match answer.WhichOneof("what"):
                 case "dies_at":
-                    left = format_duration(max(0.0, answer.dies_at - time.time()))
+                    seconds = max(0.0, answer.dies_at - client.now)
+                    left = format_duration(seconds)
                     hint = " Press Ctrl-] to leave." if interactive else ""
-                    at = time.strftime("%H:%M:%S", time.localtime(answer.dies_at))
+                    at = time.strftime("%H:%M:%S", time.localtime(time.time() + seconds))
                     _say(f"It goes when you leave, or in {left}, at {at}.{hint}")
                     if interactive:
                         terminal.enter_context(_raw_terminal())

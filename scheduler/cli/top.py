@@ -64,6 +64,7 @@ def _look(client: Client) -> Picture:
     stub = client.stub
     status = client.ask(stub.GetStatus, operator_pb2.GetStatusRequest(), ANSWER_SECONDS)
     servers = client.ask(stub.ListServers, operator_pb2.ListServersRequest(), ANSWER_SECONDS)
+    now = client.now
     wanted = sum(group.wanted for group in status.groups)
     cells = operator_pb2.ListCellsResponse()
     if wanted <= CELLS_LIMIT:
@@ -71,7 +72,7 @@ def _look(client: Client) -> Picture:
     request = operator_pb2.WatchEventsRequest(tail=EVENTS_SHOWN)
     batches = client.stream(stub.WatchEvents, request, ANSWER_SECONDS)
     events = tuple(event for batch in batches for event in batch.events)
-    return Picture(time.time(), status, tuple(servers.servers), tuple(cells.cells), events)
+    return Picture(now, status, tuple(servers.servers), tuple(cells.cells), events)
 
 
 def _quits(keys: int | None, seconds: float) -> bool:

@@ -103,7 +103,7 @@ def _look(client: Client, written: str, progress: Progress) -> None:
         progress.say(group_texts.progress(answer), time.monotonic())
         if answer.blamed:
             progress.end()
-            raise _failure(f"{written} will not become ready: {answer.blamed}", answer)
+            raise _failure(f"{written} will not become ready: {answer.blamed}", answer, client.now)
 
 
 def _ask(client: Client, written: str) -> operator_pb2.GetGroupResponse:
@@ -114,12 +114,12 @@ def _ask(client: Client, written: str) -> operator_pb2.GetGroupResponse:
 def _not_ready(client: Client, written: str, waited: str) -> CommandFailed:
     """The error with the group's current status. ``written``: the argument, for example service/web."""
     answer = _ask(client, written)
-    return _failure(f"{written} is not ready {waited}: {group_texts.counts(answer.group)}", answer)
+    message = f"{written} is not ready {waited}: {group_texts.counts(answer.group)}"
+    return _failure(message, answer, client.now)
 
 
-def _failure(message: str, answer: operator_pb2.GetGroupResponse) -> CommandFailed:
+def _failure(message: str, answer: operator_pb2.GetGroupResponse, now: float) -> CommandFailed:
     """With what is held, and the newest autopsy of the newest revision."""
-    now = time.time()
     lines = [message, *(f"  {people.hold_text(hold, now)}" for hold in answer.held)]
     death = next((one for one in answer.deaths if one.cell.revision == answer.group.revision), None)
     if death is not None:

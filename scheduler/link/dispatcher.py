@@ -323,7 +323,7 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         now = session.heard_at = self._mind.now()
         observation, skipped = _checked(lambda: wire.reported(report, session.server, now))
         session.tell_skipped(skipped)
-        await self._mind.observe(self._with_witnesses(observation))
+        await self._mind.observe(self._with_witnesses(observation, len(report.testimonies)))
         # Acknowledge only after the report is queued: agents extend leases on this.
         session.beat_at = report.beat_at
         if report.sent_at:
@@ -350,7 +350,8 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         session.notice(link_pb2.AttachResponse(farewell=farewell))
 
     async def _take_moved(self, session: Session, moved: link_pb2.Moved) -> None:
-        place = _checked(lambda: wire.place(moved))
+        place, skipped = wire.place(moved)
+        session.tell_skipped(skipped)
         await self._mind.observe(Moved(session.server, session.id, place))
         log.info("moved", server=session.server, address=place.address, trouble=place.trouble)
         if self._sessions.get(session.server) is session:
@@ -358,9 +359,10 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
 
     # --- neighbours -----------------------------------------------------------------------------------------------
 
-    def _with_witnesses(self, report: Reported) -> Reported:
-        """Keep only the testimonies about servers that the sender was told to watch."""
-        is_whole = report.complete or report.sequence == 1
+    def _with_witnesses(self, report: Reported, sent: int) -> Reported:
+        """Keep only the testimonies about servers that the sender was told to watch. ``sent``: how many it sent. If one
+        of them cannot be read, none is withdrawn: that one may be about any server."""
+        is_whole = (report.complete or report.sequence == 1) and len(report.testimonies) == sent
         heard = self._watch.heard(report.server, report.testimonies, is_whole=is_whole)
         if not report.testimonies and not heard.withdrawn:
             return report

@@ -95,7 +95,8 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
         self, request: operator_pb2.GetStatusRequest, context: Context
     ) -> operator_pb2.GetStatusResponse:
         view, spread = self._mind.view(), self._genomes.spread()
-        return await asyncio.to_thread(status_views.status, view, self._fleet, spread)
+        wall = self._ca.now()
+        return await asyncio.to_thread(status_views.status, view, self._fleet, spread, wall)
 
     async def ListCells(
         self, request: operator_pb2.ListCellsRequest, context: Context
@@ -337,7 +338,11 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
         expires_at = self._mind.now() + request.ttl_seconds
         await self._ask(requests.CreateToken(token_id, secret_sha256, request.uses, expires_at), context)
         return operator_pb2.CreateTokenResponse(
-            token=text, expires_at=expires_at, uses=request.uses, scheduler=self._advertised()
+            token=text,
+            expires_at=self._ca.now()
+            + request.ttl_seconds,  # for people, whose clocks the wall clock is like
+            uses=request.uses,
+            scheduler=self._advertised(),
         )
 
     async def CreateOperator(

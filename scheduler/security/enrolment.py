@@ -17,6 +17,7 @@ from galactica.scheduler.core.model import requests
 from galactica.scheduler.core.model.fleet import SERVER_ID
 from galactica.scheduler.core.model.requests import Asker
 from galactica.scheduler.security.ca import AuthorityError, CertificateAuthority, CsrError
+from galactica.scheduler.security.gate import abort
 from galactica.scheduler.security.renewal import NotRenewed, server_to_renew
 from galactica.scheduler.security.tokens import ParsedToken, TokenError, parse_token
 from galactica.v1 import link_pb2, link_pb2_grpc
@@ -100,7 +101,7 @@ class EnrolmentService(link_pb2_grpc.EnrolmentServiceServicer):
             server_id = server_to_renew(self._ca, fleet, request.certificate_pem, request.csr_pem, now)
             issued = self._ca.issue_server(request.csr_pem, server_id, self._server_ttl_seconds)
         except NotRenewed as refusal:
-            await self._turn_away(refusal.server, "", str(refusal), context)
+            await self._turn_away(refusal.server, "", str(refusal), context, refusal.rule)
         except AuthorityError as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         _log.info("expired certificate renewed", server=server_id, expires_at=issued.expires_at)
@@ -157,9 +158,11 @@ class EnrolmentService(link_pb2_grpc.EnrolmentServiceServicer):
                 await context.abort(grpc.StatusCode.ALREADY_EXISTS, str(refusal))
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(refusal))
 
-    async def _turn_away(self, server_id: str, token_id: str, message: str, context: Context) -> Never:
+    async def _turn_away(
+        self, server_id: str, token_id: str, message: str, context: Context, rule: str = ""
+    ) -> Never:
         self._failures.spend()
         _log.warning(
             "enrolment refused", server=server_id, token=token_id, reason=message, peer=context.peer()
         )
-        await context.abort(grpc.StatusCode.UNAUTHENTICATED, message)
+        await abort(context, grpc.StatusCode.UNAUTHENTICATED, message, rule)

@@ -65,6 +65,10 @@ LINK_CALLS = frozenset({"Attach", "RenewCertificate"})
 REFUSAL_KEY = "galactica-refusal"
 """Trailing metadata that carries the name of the rule that refused."""
 
+NOW_KEY = "galactica-now"
+"""Initial metadata of an operator's call: the scheduler's time, Unix seconds. All times in the answer belong to it. It
+may differ from every wall clock, also this machine's."""
+
 DETAILS_BYTES_LIMIT = 5_000
 """A status is sent in headers, and clients accept 8 KiB of headers by default."""
 
@@ -94,9 +98,14 @@ class Gate(grpc.aio.ServerInterceptor):
             return handler  # every member of the fleet may use health and reflection
 
         def guard(inner: Behaviour) -> Behaviour:
+            async def answer(request: Any, context: Context) -> Any:
+                if method.startswith(OPERATOR_PREFIX):
+                    await context.send_initial_metadata(((NOW_KEY, f"{self._mind.now():.3f}"),))
+                return await inner(request, context)
+
             async def guarded(request: Any, context: Context) -> Any:
                 await self._authorise(method, context)
-                return await _translated(inner, request, context, method)
+                return await _translated(answer, request, context, method)
 
             return guarded
 

@@ -24,12 +24,18 @@ is not accepted as a server."""
 _HINT = "make a token with 'galactica token create' at the scheduler and start the agent with it (--token-file FILE)"
 
 
-class NotRenewed(Exception):
-    """Refused; the message says why and what to do. ``server``: empty if the certificate does not prove one."""
+TOO_OLD = "too_old"
+"""The rule that refuses for the time alone. An agent whose own clock says otherwise tries again."""
 
-    def __init__(self, reason: str, server: str = "") -> None:
+
+class NotRenewed(Exception):
+    """Refused; the message says why and what to do. ``server``: empty if the certificate does not prove one. ``rule``:
+    for the agent; empty if nothing but a new enrolment helps."""
+
+    def __init__(self, reason: str, server: str = "", rule: str = "") -> None:
         super().__init__(f"{reason}; {_HINT}")
         self.server = server
+        self.rule = rule
 
 
 def server_to_renew(
@@ -43,7 +49,9 @@ def server_to_renew(
         ended = certificate.not_valid_after_utc.strftime("%Y-%m-%d %H:%M:%S UTC")
         days = LATEST_SECONDS / 86_400
         raise NotRenewed(
-            f"the certificate of server {server} expired at {ended}, more than {days:g} days ago", server
+            f"the certificate of server {server} expired at {ended}, more than {days:g} days ago",
+            server,
+            TOO_OLD,
         )
     _check_member(fleet, server)
     return server

@@ -8,9 +8,25 @@ from datetime import UTC, datetime
 from galactica.scheduler.core.model.fleet import Maintenance
 from galactica.scheduler.core.ports import View
 from galactica.scheduler.core.verdicts.maintenance import maintenance_of
+from galactica.scheduler.units import format_duration
 
 RIVAL_TOLD_SECONDS = 120.0
 """How long a second machine is told after its last attempt. Its agent tries again within a minute."""
+
+
+CLOCK_TOLD_SECONDS = 60.0
+"""By so much the scheduler's time has to differ from the wall clock to be told."""
+
+
+def clock_notes(view: View, wall: float | None) -> Iterator[str]:
+    """Whether the scheduler's time, which begins with its wall clock and never jumps, is another one by now."""
+    off = 0.0 if wall is None else view.now - wall
+    if abs(off) >= CLOCK_TOLD_SECONDS:
+        where = f"{format_duration(abs(off))} {'ahead of' if off > 0 else 'behind'}"
+        yield (
+            f"times in the journal are {where} the scheduler's wall clock, which was set since a scheduler started; "
+            "ages, waits and leases are right"
+        )
 
 
 def notes(view: View) -> Iterator[str]:

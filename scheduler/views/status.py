@@ -14,14 +14,16 @@ from galactica.scheduler.core.reconcile.servers import regrowth_hold
 from galactica.scheduler.core.sight.observations import CellState
 from galactica.scheduler.views.cells import cells_of_group, verdict_of
 from galactica.scheduler.views.genome import Spread, genome_notes, genome_row
-from galactica.scheduler.views.notes import lease_of, notes
+from galactica.scheduler.views.notes import clock_notes, lease_of, notes
 from galactica.v1 import operator_pb2
 
 _ILL = (Health.SICK, Health.DEAD)
 
 
-def status(view: View, fleet_name: str, genome: Spread | None = None) -> operator_pb2.GetStatusResponse:
-    """The fleet on one page. The time grows with the number of cells."""
+def status(
+    view: View, fleet_name: str, genome: Spread | None = None, wall: float | None = None
+) -> operator_pb2.GetStatusResponse:
+    """The fleet on one page. The time grows with the number of cells. ``wall``: the time by the wall clock."""
     groups = [group_status(view, state) for _, state in sorted(view.fleet.groups.items())]
     held = holds(view)
     return operator_pb2.GetStatusResponse(
@@ -32,7 +34,7 @@ def status(view: View, fleet_name: str, genome: Spread | None = None) -> operato
         position=view.fleet.position,
         epoch=view.fleet.epoch,
         storms=map(_storm_row, view.storms),
-        notes=[*notes(view), *genome_notes(genome or Spread())],
+        notes=[*clock_notes(view, wall), *notes(view), *genome_notes(genome or Spread())],
         genome=genome_row(genome or Spread()),
     )
 

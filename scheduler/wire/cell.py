@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from galactica.scheduler.core.model.spec import (
     ExecProbe,
@@ -27,6 +28,7 @@ from galactica.scheduler.core.sight.observations import (
     CellReport,
     CellState,
     ProbeStatus,
+    Unread,
 )
 from galactica.scheduler.core.sight.vitals import Vitals
 from galactica.v1 import cell_pb2
@@ -57,27 +59,37 @@ class WireError(ValueError):
     """A message is invalid; the text says which field and why."""
 
 
-def cell_reports(messages: Sequence[cell_pb2.CellReport], skipped: list[str]) -> tuple[CellReport, ...]:
-    """Adds a text for each wrong entry to ``skipped``. If it names a cell, the cell is in doubt: left out it would read
-    as vanished. Raises WireError if there are too many."""
+class CellReports(NamedTuple):
+    """The entries of a message. No wrong one is just left out: its cell would read as vanished."""
+
+    read: tuple[CellReport, ...] = ()
+    unread: tuple[Unread, ...] = ()
+
+
+def cell_reports(messages: Sequence[cell_pb2.CellReport], skipped: list[str]) -> CellReports:
+    """Adds a text for each thing that is wrong to ``skipped``. Raises WireError if there are too many."""
     bounded("cells", len(messages), CELLS_LIMIT)
-    reports = (_believed(message, skipped) for message in messages)
-    return tuple(report for report in reports if report is not None)
+    entries = [_entry(message, skipped) for message in messages]
+    return CellReports(
+        tuple(entry for entry in entries if isinstance(entry, CellReport)),
+        tuple(entry for entry in entries if isinstance(entry, Unread)),
+    )
 
 
-def _believed(message: cell_pb2.CellReport, skipped: list[str]) -> CellReport | None:
+def _entry(message: cell_pb2.CellReport, skipped: list[str]) -> CellReport | Unread:
     cell = message.cell_id
     if not 0 < len(cell) <= ID_CHARACTERS:
-        skipped.append(f"cells: an id has {len(cell)} characters; it must have 1 to {ID_CHARACTERS}")
-        return None
+        wrong_id = f"cells: an id has {len(cell)} characters; it must have 1 to {ID_CHARACTERS}"
+        skipped.append(wrong_id)
+        return Unread("", f"an entry of the report is wrong: {wrong_id}")
     try:
-        return _cell_report(cell, message)
+        return _cell_report(cell, message, skipped)
     except WireError as wrong:
         skipped.append(str(wrong))
-        return CellReport(cell, "", CellState.STARTING, doubt=f"the report on it is wrong: {wrong}")
+        return Unread(cell, f"the report on it is wrong: {wrong}")
 
 
-def _cell_report(cell: str, message: cell_pb2.CellReport) -> CellReport:
+def _cell_report(cell: str, message: cell_pb2.CellReport, skipped: list[str]) -> CellReport:
     state = _STATES.get(message.state)
     if state is None:
         raise WireError(f"{cell}: unknown state {int(message.state)}")
@@ -88,7 +100,7 @@ def _cell_report(cell: str, message: cell_pb2.CellReport) -> CellReport:
         runtime_id=bounded_text(f"{cell}: runtime_id", message.runtime_id, ID_CHARACTERS),
         endpoints=_endpoints(cell, message.endpoints) if message.endpoints else {},
         probe=_probe(message.probe) if message.HasField("probe") else None,
-        autopsy=_autopsy(cell, message.autopsy) if message.HasField("autopsy") else None,
+        autopsy=_autopsy(cell, message.autopsy, skipped) if message.HasField("autopsy") else None,
         progress=message.progress[:TEXT_CHARACTERS],
         touched=tuple(line[:TEXT_CHARACTERS] for line in message.touched[:TOUCHES_LIMIT]),
         doubt=message.doubt[:TEXT_CHARACTERS],
@@ -107,14 +119,20 @@ def _probe(message: cell_pb2.ProbeStatus) -> ProbeStatus:
     return ProbeStatus(message.has_passed, message.consecutive_failures, message.last_error[:TEXT_CHARACTERS])
 
 
-def _autopsy(cell: str, message: cell_pb2.Autopsy) -> Autopsy:
+def _autopsy(cell: str, message: cell_pb2.Autopsy, skipped: list[str]) -> Autopsy:
+    """A wrong number about a death does not undo the death: then how long the cell lived is not known."""
+    try:
+        lived_seconds = _number(f"{cell}: autopsy.lived_seconds", message.lived_seconds)
+    except WireError as wrong:
+        skipped.append(str(wrong))
+        lived_seconds = 0.0
     return Autopsy(
         reason=message.reason[:TEXT_CHARACTERS],
         exit_code=message.exit_code if message.HasField("exit_code") else None,
         signal=message.signal[:LABEL_CHARACTERS],
         oom_killed=message.oom_killed,
         last_lines=tuple(line[:TEXT_CHARACTERS] for line in message.last_lines[-LAST_LINES_LIMIT:]),
-        lived_seconds=_number(f"{cell}: autopsy.lived_seconds", message.lived_seconds),
+        lived_seconds=lived_seconds,
         fenced=message.fenced,
     )
 

@@ -28,6 +28,7 @@ from galactica.scheduler.wire.cell import (
     ID_CHARACTERS,
     LABEL_CHARACTERS,
     TEXT_CHARACTERS,
+    CellReports,
     WireError,
     bounded,
     bounded_text,
@@ -85,8 +86,10 @@ def attached(hello: link_pb2.Hello, server: str, session: str, at: float) -> Hea
     skipped: list[str] = []
     machine = bounded_text("hello.machine", hello.machine, LABEL_CHARACTERS)
     cells = cell_reports(hello.inventory, skipped)
-    said = Attached(server, session, at, _facts(hello, skipped), cells, machine, place(hello))
-    return Heard(said, tuple(skipped))
+    where, not_read = place(hello)
+    facts = _facts(hello, skipped)
+    said = Attached(server, session, at, facts, cells.read, machine, where, cells.unread)
+    return Heard(said, (*skipped, *not_read))
 
 
 def reported(report: link_pb2.Report, server: str, at: float) -> Heard[Reported]:
@@ -94,16 +97,18 @@ def reported(report: link_pb2.Report, server: str, at: float) -> Heard[Reported]
     skipped: list[str] = []
     if report.sequence == 0:
         raise WireError("report: invalid sequence 0; the first one is 1")
+    cells = cell_reports(report.cells, skipped) if report.cells else CellReports()
     said = Reported(
         server=server,
         session=report.session,
         sequence=report.sequence,
         at=at,
-        cells=cell_reports(report.cells, skipped) if report.cells else (),
+        cells=cells.read,
         vitals=_vitals(report.vitals, skipped) if report.HasField("vitals") else None,
         complete=report.complete,
         testimonies=_testimonies(report.testimonies, at, skipped) if report.testimonies else (),
         is_leaving=report.leaving,
+        unread=cells.unread,
     )
     return Heard(said, tuple(skipped))
 
@@ -117,9 +122,12 @@ def _vitals(message: cell_pb2.Vitals, skipped: list[str]) -> Vitals | None:
         return None
 
 
-def place(message: link_pb2.Hello | link_pb2.Moved) -> Place:
-    """Where neighbours reach the agent, and why they do not. Raises WireError."""
-    return Place(watch_address(message), message.watch_trouble[:TEXT_CHARACTERS])
+def place(message: link_pb2.Hello | link_pb2.Moved) -> Heard[Place]:
+    """Where neighbours reach the agent, or why they do not. A wrong address is none, and costs no session."""
+    try:
+        return Heard(Place(watch_address(message), message.watch_trouble[:TEXT_CHARACTERS]))
+    except WireError as wrong:
+        return Heard(Place("", str(wrong)), (str(wrong),))
 
 
 def watch_address(message: link_pb2.Hello | link_pb2.Moved) -> str:

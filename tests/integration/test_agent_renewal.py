@@ -71,6 +71,23 @@ async def test_agent_that_starts_in_the_outage_waits_and_comes_back_with_its_cel
     assert is_alive(pid_of(cell))
 
 
+async def test_agent_outlasts_a_scheduler_whose_clock_is_weeks_ahead(world: AgentWorld) -> None:
+    world.scheduler.off_seconds = 40 * 86_400.0
+    agent = world.enrolled(ttl_seconds=-1.0)
+    agent.start()
+    await agent.until_said("so one of the clocks is wrong")
+    world.scheduler.off_seconds = 0.0
+    await world.scheduler.until_sessions(1)
+    assert world.scheduler.renewed_expired == ["host1"]
+
+
+async def test_agent_whose_certificate_is_too_old_by_its_own_clock_too_ends(world: AgentWorld) -> None:
+    agent = world.enrolled(ttl_seconds=-40 * 86_400.0)
+    agent.start()
+    code, said = await agent.ended(None)
+    assert (code, "more than 30 days ago" in said.splitlines()[-1]) == (1, True)
+
+
 async def test_refused_agent_ends_with_what_to_do_and_leaves_its_cells_alone(world: AgentWorld) -> None:
     agent = world.enrolled(ttl_seconds=3.0)
     agent.start()

@@ -39,7 +39,7 @@ async def test_an_agent_gets_the_genome_and_its_word_that_it_keeps_it_is_in_stat
 
     given = await heard(agent, "genome")
     mark, genome = unseal(world.ca, given.sealed)
-    world.mind.passed_seconds += KEPT_WITHIN_SECONDS
+    world.mind.off_seconds += KEPT_WITHIN_SECONDS
     before = await operator.GetStatus(operator_pb2.GetStatusRequest())
     await agent.say(genome_kept=link_pb2.GenomeKept(mark=given.mark))
     await agent.report(sent_at=1.0)

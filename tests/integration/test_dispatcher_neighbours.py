@@ -2,12 +2,20 @@
 
 import asyncio
 
-import grpc
 import pytest
+import structlog
 
 from galactica.scheduler.core.model.requests import Asker, DrainServer
-from galactica.scheduler.core.sight.observations import Answer, Detached, Reported, Testimony
+from galactica.scheduler.core.sight.observations import (
+    Answer,
+    Attached,
+    Detached,
+    Place,
+    Reported,
+    Testimony,
+)
 from galactica.v1 import link_pb2
+from tests.support.dispatcher_world import observed
 from tests.support.link_world import link_world
 from tests.support.memory_mind import MemoryMind
 
@@ -198,13 +206,23 @@ async def test_complete_report_withdraws_what_it_leaves_out(world):
     assert (await report(world, one, complete=True)).withdrawn == ("b",)
 
 
-async def test_address_that_nobody_could_be_reached_at_ends_the_link(world):
+async def test_address_that_nobody_could_be_reached_at_is_told_and_costs_no_session(world):
     agent = await world.agent("a", attached=False)
-    await agent.say(hello=link_pb2.Hello(wire_version=1, watch_address="example.org:80"))
-    assert await agent.ending() == (
-        grpc.StatusCode.INVALID_ARGUMENT,
-        "hello.watch_address: not a numeric ADDRESS:PORT",
-    )
+    with structlog.testing.capture_logs() as logs:
+        await agent.say(hello=link_pb2.Hello(wire_version=1, watch_address="example.org:80"))
+        assert (await agent.hear()).HasField("welcome")
+        await world.mind.until(lambda: observed(world, Attached))
+    reason = "hello.watch_address: not a numeric ADDRESS:PORT"
+    assert [one.place for one in observed(world, Attached)] == [Place("", reason)]
+    assert [one["reason"] for one in logs if one["event"] == "entry_skipped"] == [reason]
+
+
+async def test_testimony_that_cannot_be_read_withdraws_none(world):
+    one, _two = await attached(world, "a"), await attached(world, "b")
+    await neighbours(one, "b")
+    await report(world, one, testimonies=[says("b")])
+    unknown = link_pb2.Testimony(server_id="b", answer=99)
+    assert (await report(world, one, complete=True, testimonies=[unknown])).withdrawn == ()
 
 
 async def test_each_of_a_larger_fleet_watches_three_and_is_watched_by_three(world):

@@ -10,6 +10,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from galactica.scheduler.core.model.requests import Asker, Enrol
 from galactica.scheduler.core.model.spec import RuntimeKind
 from galactica.scheduler.security.ca import new_key_and_csr
+from galactica.scheduler.security.gate import NOW_KEY
 from galactica.scheduler.security.identities import OperatorIdentity, Role
 from galactica.scheduler.security.tokens import parse_token
 from galactica.v1 import cell_pb2, link_pb2, operator_pb2, operator_pb2_grpc
@@ -56,6 +57,28 @@ class TestWaiting:
         call = operator.WaitReady(operator_pb2.WaitReadyRequest(group="web"), timeout=0.2)
 
         assert await call.code() is Code.DEADLINE_EXCEEDED
+
+
+async def test_each_answer_tells_the_schedulers_time(world):
+    operator = await world.operator()
+    world.mind.off_seconds = 3_456_000.0
+    before = world.mind.now()
+    for call in (
+        operator.GetStatus(operator_pb2.GetStatusRequest()),
+        operator.WatchEvents(operator_pb2.WatchEventsRequest(tail=1)),
+    ):
+        told = float(dict(await call.initial_metadata())[NOW_KEY])
+        assert before - 0.001 <= told <= world.mind.now() + 0.001
+
+
+async def test_a_token_tells_people_its_end_by_the_wall_clock(world):
+    operator = await world.operator()
+    before = world.ca.now()
+    world.mind.off_seconds = 3_456_000.0
+    answer = await operator.CreateToken(operator_pb2.CreateTokenRequest(uses=1, ttl_seconds=60))
+    assert before + 60 <= answer.expires_at <= world.ca.now() + 60
+    status = await operator.GetStatus(operator_pb2.GetStatusRequest())
+    assert "times in the journal are 40d ahead of the scheduler's wall clock" in status.notes[0]
 
 
 class TestGroups:

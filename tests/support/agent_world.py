@@ -19,6 +19,7 @@ from rpds import HashTrieMap
 from galactica.agent.link.identity import Identity, store
 from galactica.scheduler.core.model.fleet import Fleet, Phase, Server
 from galactica.scheduler.security.ca import CertificateAuthority, new_key_and_csr
+from galactica.scheduler.security.gate import REFUSAL_KEY
 from galactica.scheduler.security.identities import identity_of
 from galactica.scheduler.security.renewal import NotRenewed, server_to_renew
 from galactica.v1 import cell_pb2, link_pb2, link_pb2_grpc
@@ -107,6 +108,8 @@ class FakeScheduler(link_pb2_grpc.AgentLinkServiceServicer, link_pb2_grpc.Enrolm
         self.enrol_port = 0
         self.members: set[str] = set()
         self.renewed_expired: list[str] = []
+        self.off_seconds = 0.0
+        """So far its clock is ahead when it renews what has expired."""
         self.token = f"gal1.{TOKEN_ID}.c2VjcmV0.{self.ca.digest}"
         self._servers: list[grpc.aio.Server] = []
         self._reserved: list[socket.socket] = []
@@ -190,9 +193,11 @@ class FakeScheduler(link_pb2_grpc.AgentLinkServiceServicer, link_pb2_grpc.Enrolm
         servers = {name: Server(name, 1, Phase.READY) for name in self.members}
         fleet = Fleet(servers=HashTrieMap(servers))
         try:
-            server = server_to_renew(self.ca, fleet, request.certificate_pem, request.csr_pem, time.time())
+            now = time.time() + self.off_seconds
+            server = server_to_renew(self.ca, fleet, request.certificate_pem, request.csr_pem, now)
         except NotRenewed as refusal:
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(refusal))
+            rule = ((REFUSAL_KEY, refusal.rule),) if refusal.rule else ()
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(refusal), rule)
         issued = self.ca.issue_server(request.csr_pem, server, 3_600.0)
         self.renewed_expired.append(server)
         return link_pb2.RenewExpiredResponse(

@@ -30,19 +30,19 @@ class MemoryMind:
     """Implements ``ports.Mind`` and what operators read of a journal. ``outbox`` may be set after it was made."""
 
     def __init__(self, policy: Policy | None = None, *, regrows: bool = False) -> None:
+        self.off_seconds = 0.0
+        """By so much its time is ahead of the wall clock."""
         self.core = Core(Fleet(), policy or Policy(), time.time(), Start(1, "test", "this start", regrows))
         self.outbox: Outbox | None = None
         self.records: list[Record] = []
         self.observed: list[Observation] = []
         self.sent: list[Command] = []
         self.journal_refuses = ""
-        self.passed_seconds = 0.0
-        """Beside the time that really passes."""
         self._news = asyncio.Event()
         self._finish(self.core.turn([], self.now()))
 
     def now(self) -> float:
-        return time.time() + self.passed_seconds
+        return time.time() + self.off_seconds
 
     def fleet(self) -> Fleet:
         return self.core.fleet

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import grpc
 
 from galactica.scheduler.security.ca import CertificateAuthority, new_key_and_csr
+from galactica.scheduler.security.gate import NOW_KEY
 from galactica.scheduler.security.identities import OperatorIdentity, Role, identity_of
 from galactica.scheduler.settings.context import Context, keep_context
 from galactica.v1 import cell_pb2, operator_pb2, operator_pb2_grpc
@@ -33,7 +34,8 @@ class Refusal:
 
 @dataclass
 class Answers:
-    """``refuse``: name of a call to how it is refused. ``ended``: set when the server ends; streams wait for it."""
+    """``refuse``: name of a call to how it is refused. ``ended``: set when the server ends; streams wait for it.
+    ``now``: the scheduler's time; None: it does not tell it, as 0.1."""
 
     status: operator_pb2.GetStatusResponse = field(default_factory=operator_pb2.GetStatusResponse)
     cells: list[operator_pb2.Cell] = field(default_factory=list)
@@ -52,6 +54,7 @@ class Answers:
     refuse: dict[str, Refusal] = field(default_factory=dict)
     asked: list[Any] = field(default_factory=list)
     ended: Event = field(default_factory=Event)
+    now: float | None = None
 
 
 class _Service(operator_pb2_grpc.OperatorServiceServicer):
@@ -61,6 +64,8 @@ class _Service(operator_pb2_grpc.OperatorServiceServicer):
 
     def _take(self, request: Any, context: grpc.ServicerContext, needed: Role = Role.VIEWER) -> None:
         self._answers.asked.append(request)
+        if self._answers.now is not None:
+            context.send_initial_metadata(((NOW_KEY, f"{self._answers.now:.3f}"),))
         call = type(request).__name__.removesuffix("Request")
         if refusal := self._answers.refuse.get(call):
             _refuse(context, refusal)

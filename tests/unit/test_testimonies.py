@@ -162,8 +162,8 @@ def test_neighbours_and_testimonies_survive_the_wire():
     facts = agent_wire.ServerFacts({}, cell_pb2.Capacity(), (), "0.1.0")
     here, nowhere = agent_wire.Place("[::1]:7"), agent_wire.Place("", "no route")
     hello = agent_wire.hello(agent_wire.SendHello(1, (), 0), facts, (ONE,), here).hello
-    assert wire.place(hello) == observations_sight.Place("[::1]:7")
-    assert wire.place(agent_wire.moved(nowhere).moved) == observations_sight.Place("", "no route")
+    assert wire.place(hello).said == observations_sight.Place("[::1]:7")
+    assert wire.place(agent_wire.moved(nowhere).moved).said == observations_sight.Place("", "no route")
     assert wire.watching(hello) == wire.Heard((wire.WatchedServer("one", "10.0.0.1:7", b"1" * 16),))
     assert wire.watch_address(link_pb2.Hello()) == ""
 

@@ -63,6 +63,17 @@ class TestStatus:
             fleet="alpha", healthy=True, position=1, epoch=1
         )
 
+    @pytest.mark.parametrize(
+        ("off_seconds", "where"),
+        [(40 * 86_400.0, "40d behind"), (-3_660.0, "1h 1m ahead of"), (59.0, ""), (-59.0, "")],
+    )
+    def test_a_wall_clock_that_was_set_since_is_told(self, off_seconds, where):
+        world = world_of()
+        shown = status_views.status(view(world), "alpha", wall=world.now + off_seconds)
+        words = "the scheduler's wall clock, which was set since a scheduler started"
+        told = [f"times in the journal are {where} {words}; ages, waits and leases are right"]
+        assert (shown.notes, shown.healthy) == (told if where else [], True)
+
     def test_fleet_that_has_all_it_wants_is_healthy(self):
         world = world_of(service("web", 3), service("api", 1))
         shown = status(world)

@@ -15,6 +15,7 @@ from galactica.scheduler.core.sight.observations import (
     ProbeStatus,
     Reported,
     ServerFacts,
+    Unread,
 )
 from galactica.scheduler.core.sight.vitals import Vitals
 from galactica.scheduler.wire import cell as cell_wire
@@ -145,26 +146,38 @@ def wrong(fields, reason):
             {"endpoints": {"http": "x" * 257}},
             "endpoints[http]: 257 characters is too long; the limit is 256",
         ),
-        wrong(
-            {"autopsy": cell_pb2.Autopsy(lived_seconds=-1)},
-            "autopsy.lived_seconds: invalid value -1; the range is 0 to 1e+15",
-        ),
     ],
 )
-def test_a_wrong_entry_leaves_its_cell_in_doubt_and_the_others_as_they_are(message, reason):
-    doubtful = CellReport("web/1.1", "", CellState.STARTING, doubt=f"the report on it is wrong: {reason}")
-    cells = (CellReport("web/0.1", "", CellState.RUNNING), doubtful)
+def test_a_wrong_entry_is_skipped_and_told_with_its_cell_and_the_others_are_taken(message, reason):
+    unread = (Unread("web/1.1", f"the report on it is wrong: {reason}"),)
+    cells = (CellReport("web/0.1", "", CellState.RUNNING),)
     heard = wire.reported(report(cells=[cell(), message], complete=True), "a", 5.0)
-    assert heard == wire.Heard(Reported("a", "1-1", 1, 5.0, cells, complete=True), (reason,))
+    assert heard == wire.Heard(Reported("a", "1-1", 1, 5.0, cells, complete=True, unread=unread), (reason,))
     hello = wire.attached(link_pb2.Hello(inventory=[cell(), message]), "a", "1-1", 5.0)
-    assert (hello.said.inventory, hello.skipped) == (cells, (reason,))
+    assert (hello.said.inventory, hello.said.unread, hello.skipped) == (cells, unread, (reason,))
+
+
+@pytest.mark.parametrize("seconds", [-1.0, math.nan, math.inf])
+def test_a_wrong_number_about_a_death_is_told_and_leaves_the_death(seconds):
+    dead = cell(
+        state=cell_pb2.CELL_STATE_EXITED,
+        autopsy=cell_pb2.Autopsy(reason="exited with 3", lived_seconds=seconds),
+    )
+    heard = wire.reported(report(cells=[dead]), "a", 5.0)
+    assert heard.said.cells == (
+        CellReport("web/0.1", "", CellState.EXITED, autopsy=Autopsy("exited with 3")),
+    )
+    assert heard.skipped == (
+        f"web/0.1: autopsy.lived_seconds: invalid value {seconds:g}; the range is 0 to 1e+15",
+    )
 
 
 @pytest.mark.parametrize("cell_id", ["", "x" * 201])
-def test_an_entry_that_names_no_cell_is_left_out_and_told(cell_id):
+def test_an_entry_that_names_no_cell_is_skipped_and_told(cell_id):
     heard = wire.reported(report(cells=[cell(cell_id=cell_id), cell()]), "a", 5.0)
     reason = f"cells: an id has {len(cell_id)} characters; it must have 1 to 200"
     assert heard.said.cells == (CellReport("web/0.1", "", CellState.RUNNING),)
+    assert heard.said.unread == (Unread("", f"an entry of the report is wrong: {reason}"),)
     assert heard.skipped == (reason,)
 
 

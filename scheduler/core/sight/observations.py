@@ -50,6 +50,14 @@ class CellReport(Struct, frozen=True):
         return bool(self.doubt) or (self.probe is not None and self.probe.consecutive_failures > 0)
 
 
+class Unread(Struct, frozen=True):
+    """An entry of an agent's report that cannot be read. ``cell``: which it is about; empty: it names none, and may be
+    about any of them."""
+
+    cell: str
+    reason: str
+
+
 class Answer(StrEnum):
     """What a neighbour says of a server."""
 
@@ -86,8 +94,8 @@ class Place(Struct, frozen=True):
 
 
 class Attached(Struct, frozen=True):
-    """A session began. ``inventory`` is everything that the agent has. ``machine`` names its machine; empty if it does
-    not say."""
+    """A session began. ``inventory`` and ``unread`` are everything that the agent has. ``machine`` names its machine;
+    empty if it does not say."""
 
     server: str
     session: str
@@ -96,10 +104,11 @@ class Attached(Struct, frozen=True):
     inventory: tuple[CellReport, ...] = ()
     machine: str = ""
     place: Place = Place()
+    unread: tuple[Unread, ...] = ()
 
 
 class Reported(Struct, frozen=True):
-    """A report or beat. ``complete``: ``cells`` is the whole inventory."""
+    """A report or beat. ``complete``: ``cells`` and ``unread`` are the whole inventory."""
 
     server: str
     session: str
@@ -113,6 +122,7 @@ class Reported(Struct, frozen=True):
     withdrawn: tuple[str, ...] = ()
     """Servers that it watches no more, or knows nothing of any more: what it said of them counts no longer."""
     is_leaving: bool = False
+    unread: tuple[Unread, ...] = ()
 
 
 class Moved(Struct, frozen=True):

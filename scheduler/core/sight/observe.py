@@ -9,6 +9,8 @@ from rpds import HashTrieMap
 from galactica.scheduler.core.model.policy import USUAL_LIMITS, VitalLimits
 from galactica.scheduler.core.sight.observations import (
     Attached,
+    CellReport,
+    CellState,
     Detached,
     Moved,
     Observation,
@@ -23,6 +25,7 @@ from galactica.scheduler.core.sight.observations import (
     ServerUnmade,
     ShellBegun,
     ShellEnded,
+    Unread,
     WillRead,
 )
 from galactica.scheduler.core.sight.state import Going, ProviderSight, Rival, ServerSight, Sight, with_server
@@ -82,6 +85,10 @@ def _with_shells(sight: Sight, cell: str, by: int) -> Sight:
 def _attached(sight: Sight, attached: Attached) -> Observed:
     before = sight.servers.get(attached.server)
     is_same = before is not None and before.machine == attached.machine != ""
+    known = before.reports if before is not None and before.machine == attached.machine else HashTrieMap()
+    reports = _unread(HashTrieMap(), known, attached.unread, is_inventory=True)
+    for report in attached.inventory:
+        reports = reports.insert(report.cell, report)
     seen = ServerSight(
         machine=attached.machine,
         machine_since=before.machine_since if before is not None and is_same else attached.at,
@@ -90,9 +97,10 @@ def _attached(sight: Sight, attached: Attached) -> Observed:
         heard_at=attached.at,
         facts=attached.facts,
         place=attached.place,
-        reports=HashTrieMap((report.cell, report) for report in attached.inventory),
+        reports=reports,
+        is_doubtful=_names_no_cell(attached.unread),
     )
-    cells = tuple(report.cell for report in attached.inventory)
+    cells = _spoken_of(attached)
     sight = replace(with_server(sight, attached.server, seen), wills=sight.wills.discard(attached.server))
     return Observed(sight, attached.server, cells, everything=True, servers=(attached.server,))
 
@@ -107,8 +115,9 @@ def _reported(sight: Sight, reported: Reported, limits: VitalLimits) -> Observed
     ):
         return Observed(sight)
     gap = reported.sequence > seen.sequence + 1
-    is_doubtful = not reported.complete and (gap or seen.is_doubtful)
+    is_doubtful = _names_no_cell(reported.unread) or (not reported.complete and (gap or seen.is_doubtful))
     reports = HashTrieMap() if reported.complete else seen.reports
+    reports = _unread(reports, seen.reports, reported.unread, is_inventory=reported.complete)
     recovered = seen.recovered
     for report in reported.cells:
         before = seen.reports.get(report.cell)
@@ -138,13 +147,41 @@ def _reported(sight: Sight, reported: Reported, limits: VitalLimits) -> Observed
         is_doubtful=is_doubtful,
         is_leaving=reported.is_leaving,
     )
-    cells = tuple(report.cell for report in reported.cells)
+    cells = _spoken_of(reported)
     sight = with_server(sight, reported.server, seen)
     sight = _testified(sight, reported)
     news = [reported.server] if is_news else []
     news += [testimony.server for testimony in reported.testimonies]
     news += reported.withdrawn
     return Observed(sight, reported.server, cells, everything=reported.complete, servers=tuple(news))
+
+
+def _unread(
+    reports: HashTrieMap[str, CellReport],
+    known: HashTrieMap[str, CellReport],
+    unread: tuple[Unread, ...],
+    *,
+    is_inventory: bool,
+) -> HashTrieMap[str, CellReport]:
+    """``reports``, and what the entries are about that cannot be read: it stays as it is ``known``, in doubt. An entry
+    of an inventory that names no cell may be about any of them."""
+    for entry in unread:
+        if entry.cell:
+            before = known.get(entry.cell) or CellReport(entry.cell, "", CellState.STARTING)
+            reports = reports.insert(entry.cell, replace(before, doubt=entry.reason))
+        elif is_inventory:
+            for cell, before in known.items():
+                reports = reports.insert(cell, replace(before, doubt=entry.reason))
+    return reports
+
+
+def _names_no_cell(unread: tuple[Unread, ...]) -> bool:
+    return any(not entry.cell for entry in unread)
+
+
+def _spoken_of(said: Attached | Reported) -> tuple[str, ...]:
+    readable = said.inventory if isinstance(said, Attached) else said.cells
+    return (*(one.cell for one in readable), *(one.cell for one in said.unread if one.cell))
 
 
 def _testified(sight: Sight, reported: Reported) -> Sight:

@@ -57,7 +57,8 @@ class ServerSight(Struct, frozen=True):
     recovered: HashTrieMap[str, float] = HashTrieMap()
     """Cell id to the time when its probe passed again after a failure."""
     is_doubtful: bool = False
-    """A report is missing. The agent must report everything before its reports count as complete."""
+    """A report is missing, or an entry of its inventory names no cell. The agent must report everything before its
+    reports count as complete; until then, that it does not report a cell proves nothing."""
     is_leaving: bool = False
     """Its agent is ending its cells, and then itself."""
     machine: str = ""
@@ -75,7 +76,7 @@ class ServerSight(Struct, frozen=True):
     def has_left(self) -> bool:
         """Whether its agent announced that it leaves, reported each cell gone, and then closed its stream."""
         all_gone = all(report.state is CellState.GONE for report in self.reports.values())
-        return self.is_leaving and not self.is_open and all_gone
+        return self.is_leaving and not self.is_open and not self.is_doubtful and all_gone
 
 
 class Going(Struct, frozen=True):

@@ -36,6 +36,12 @@ class _Case(NamedTuple):
     """Its server is in maintenance."""
 
     @property
+    def is_left_out(self) -> bool:
+        """Its agent, which had accepted it, does not report it, in reports of which something is missing."""
+        is_new = self.cell.phase is Phase.ORDERED
+        return self.report is None and not is_new and self.seen is not None and self.seen.is_doubtful
+
+    @property
     def source(self) -> str:
         return f"agent {self.cell.server}"
 
@@ -106,7 +112,7 @@ def _vanished(case: _Case) -> Verdict | None:
     """The agent answers, but no longer has a cell that it had accepted."""
     if case.silent or case.cell.phase is Phase.ORDERED:
         return None
-    if case.report is not None and case.report.state is not CellState.GONE:
+    if case.is_left_out or (case.report is not None and case.report.state is not CellState.GONE):
         return None
     reason = "its agent no longer has it"
     return Verdict(Health.DEAD, Rule.VANISHED, reason, (_fact(case, reason),))
@@ -199,6 +205,8 @@ def _failures(case: _Case) -> int:
 
 
 def _doubt(case: _Case) -> str:
+    if case.is_left_out:
+        return "its agent does not report it, and part of what its agent reported is missing"
     return (
         f"its agent cannot tell how it is: {case.report.doubt}" if case.report and case.report.doubt else ""
     )
