@@ -40,7 +40,6 @@ from galactica.v1 import cell_pb2, link_pb2
 WINDOW_BYTES = 64 * 1024
 """The window of ``link.proto``; agents use the same."""
 
-WIRE_VERSION = 1
 LABELS_LIMIT = 64
 RUNTIMES_LIMIT = 16
 LARGEST_INTEGER = 2**63 - 1
@@ -80,12 +79,15 @@ class Heard(NamedTuple, Generic[T]):
     skipped: tuple[str, ...] = ()
 
 
-def attached(hello: link_pb2.Hello, server: str, session: str, at: float) -> Heard[Attached]:
-    """Raises WireError. The dispatcher has checked the wire version before."""
+def attached(
+    hello: link_pb2.Hello, server: str, session: str, at: float, wire_version: int = 0
+) -> Heard[Attached]:
+    """``wire_version``: of the session; 0: unknown. Raises WireError."""
     skipped: list[str] = []
     machine = bounded_text("hello.machine", hello.machine, LABEL_CHARACTERS)
     cells = cell_reports(hello.inventory, skipped)
-    said = Attached(server, session, at, _facts(hello, skipped), cells, machine, place(hello))
+    facts = _facts(hello, skipped)
+    said = Attached(server, session, at, facts, cells, machine, place(hello), wire_version)
     return Heard(said, tuple(skipped))
 
 

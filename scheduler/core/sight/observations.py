@@ -96,6 +96,8 @@ class Attached(Struct, frozen=True):
     inventory: tuple[CellReport, ...] = ()
     machine: str = ""
     place: Place = Place()
+    wire_version: int = 0
+    """Of the session; 0: unknown."""
 
 
 class Reported(Struct, frozen=True):

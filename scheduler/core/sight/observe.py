@@ -90,6 +90,7 @@ def _attached(sight: Sight, attached: Attached) -> Observed:
         heard_at=attached.at,
         facts=attached.facts,
         place=attached.place,
+        wire_version=attached.wire_version,
         reports=HashTrieMap((report.cell, report) for report in attached.inventory),
     )
     cells = tuple(report.cell for report in attached.inventory)
