@@ -7,6 +7,7 @@ Exit codes: 0 ended by a signal, 1 refused or failed, 2 wrong usage, 3 cannot re
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -65,6 +66,7 @@ log = logging.getLogger("agent")
 def main() -> Never:
     # The agent's own messages about failed handshakes say more than the log of gRPC's core.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    gc.freeze()  # what is loaded stays, so no collection needs to look at it, and none at the end
     sys.exit(run(sys.argv[1:]))
 
 

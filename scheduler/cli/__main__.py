@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import traceback
@@ -37,6 +38,8 @@ def main() -> None:
             "This is a bug in galactica. Please report it and include the line above.",
         )
         sys.exit(ExitCode.FAILED)
+    finally:
+        gc.freeze()  # all ends now: to look for garbage would take a fifth of a short command's time
 
 
 def _complain(message: str, hint: str) -> None:

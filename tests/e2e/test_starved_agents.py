@@ -33,8 +33,8 @@ def test_agent_without_a_free_descriptor_says_so_and_no_cell_and_no_spec_is_blam
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, usual[1]))
     fleet.done("apply", str(fleet.service("web", 3, **HTTP)))
     fleet.until(lambda: fleet.server("one")["verdict"] == "suspect", "the server is suspect")
-    (evidence,) = fleet.server("one")["evidence"]
-    assert evidence["says"] == "its agent lacks what it needs (EMFILE)"
+    says = [evidence["says"] for evidence in fleet.server("one")["evidence"]]
+    assert "its agent lacks what it needs (EMFILE)" in says
     assert "cpu_fraction" in fleet.server("one")["vitals"]["unread"]
     fleet.hear("one", beats=4)  # probes fail by then, if they count
     assert [cell["verdict"] for cell in fleet.ready("web")] == ["healthy"] * 2

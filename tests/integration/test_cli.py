@@ -81,14 +81,14 @@ def test_servers_as_json_have_the_promised_shape(scheduler: Scheduler):
                 "agent_lacks": "", "unread": [],
             },
             "pool": None, "slot": None, "generation": None, "provider_ref": None,
-            "evidence": [], "neighbours": [], "notes": [],
+            "evidence": [], "neighbours": [], "notes": [], "maintenance_until": None, "watch_address": None,
         },
         {
             "id": "south", "phase": "READY", "verdict": "suspect", "labels": {}, "runtimes": ["process", "docker"],
             "capacity": {"cpu_millis": 4_000, "memory_bytes": 2**33, "disk_bytes": 0}, "used": None,
             "cells": ["web/1.2"], "agent_version": None, "last_beat_at": None, "vitals": None,
             "pool": None, "slot": None, "generation": None, "provider_ref": None,
-            "evidence": [], "neighbours": [], "notes": [],
+            "evidence": [], "neighbours": [], "notes": [], "maintenance_until": None, "watch_address": None,
         },
     ]  # fmt: skip
 

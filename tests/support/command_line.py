@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from galactica.v1 import operator_pb2
+from tests.support.forked import run_command_line
 from tests.support.operator_service import Scheduler
 
 ROOT = Path(__file__).parents[2]
@@ -32,15 +33,7 @@ def run(
     scheduler: Scheduler, *arguments: str, context: Path | None = None, stdin: str = "", **more: str
 ) -> subprocess.CompletedProcess[str]:
     """The program as a process. That it never shows a traceback is checked of every run."""
-    done = subprocess.run(
-        command(*arguments),
-        env=environment(context or scheduler.context_file, **more),
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run_command_line(arguments, environment(context or scheduler.context_file, **more), stdin)
     assert "Traceback" not in done.stderr + done.stdout
     return done
 

@@ -33,6 +33,7 @@ from galactica.scheduler.security.ca import SCHEDULER_NAME
 from galactica.scheduler.views import shapes
 from galactica.v1 import operator_pb2, operator_pb2_grpc
 from tests.support.engine import configured_host, remove_fleet
+from tests.support.forked import run_command_line
 from tests.support.process_cells import remove_all
 from tests.support.processes import OURS, ROOT, Done, Json, Programs, cli_command, free_ports
 
@@ -216,16 +217,8 @@ class Fleet:
 
     def run(self, *words: str, context: Path | None = None, timeout_seconds: float = 60.0) -> Done:
         """``galactica WORDS``."""
-        done = subprocess.run(
-            [*cli_command(), *words],
-            cwd=ROOT,
-            env=self.environment(**({"GALACTICA_CONTEXT": str(context)} if context else {})),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=timeout_seconds,
-        )
+        environment = self.environment(**({"GALACTICA_CONTEXT": str(context)} if context else {}))
+        done = run_command_line(words, environment, seconds=timeout_seconds)
         assert "Traceback" not in done.stderr, done.stderr
         return Done(done.returncode, done.stdout, done.stderr)
 

@@ -4,10 +4,10 @@ import asyncio
 import logging
 import os
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from galactica.agent.clock import now
 from galactica.agent.core.model import Found, Running
 from galactica.agent.runtimes.logs import CellLog, last_lines
 from galactica.agent.runtimes.port import LAST_LINES, RuntimeFailure
@@ -114,7 +114,7 @@ def post_mortem(record: Record, folder: Folder, written: CellLog) -> cell_pb2.Au
     Blocks. Errors are logged; the autopsy is returned all the same. Only of an exclusive cell no death is told while
     something of it runs, since its successor may begin at once: raises RuntimeFailure.
     """
-    cell_id, lived_seconds = record.order.cell_id, max(0.0, time.time() - record.started_at)
+    cell_id, lived_seconds = record.order.cell_id, _lived_seconds(record)
     # Read before the rest is killed, so that this kill is not taken for the cause of death.
     main = process_table.look_at(record.main) if is_of_this_boot(record) else None
     autopsy = _how_it_ended(main) if is_of_this_boot(record) else _with_the_server()
@@ -140,6 +140,13 @@ def post_mortem(record: Record, folder: Folder, written: CellLog) -> cell_pb2.Au
         return autopsy
     end_holders(record)
     return autopsy
+
+
+def _lived_seconds(record: Record) -> float:
+    """0.0 if it is not known: nobody saw when its server went down."""
+    if not is_of_this_boot(record):
+        return 0.0
+    return max(0.0, now() - record.main.start_ticks / os.sysconf("SC_CLK_TCK"))
 
 
 def is_of_this_boot(record: Record) -> bool:

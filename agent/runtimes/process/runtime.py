@@ -54,6 +54,7 @@ from galactica.agent.runtimes.process.leftovers import TRY_AGAIN_SECONDS, Leftov
 from galactica.v1 import cell_pb2, link_pb2
 
 TRIM_EVERY_SECONDS = 1.0
+EXAMINE_AGAIN_SECONDS = 1.0
 STOPPED = "somebody stopped its main process (SIGSTOP)"
 
 log = logging.getLogger(__name__)
@@ -216,17 +217,21 @@ class ProcessRuntime:
         await self._adopt()
         while True:
             self._news.clear()
+            again_seconds = None
             for cell_id, cell in tuple(self._untold.items()):
                 if cell.is_stopping:
                     continue
                 try:
                     autopsy = await cell.examine()
-                except (OSError, RuntimeFailure) as error:  # the next list examines it again
+                except (OSError, RuntimeFailure) as error:
                     log.warning("cell %s has died, and is not examined yet: %s", cell_id, error)
+                    again_seconds = EXAMINE_AGAIN_SECONDS
                     continue
                 if not cell.is_stopping and self._untold.pop(cell_id, None) is cell:
                     yield Exited(cell_id, autopsy)
-            await self._news.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(again_seconds):
+                    await self._news.wait()
 
     async def logs(self, cell_id: str, tail: int, *, follow: bool) -> AsyncIterator[bytes]:
         """Following ends with the cell."""

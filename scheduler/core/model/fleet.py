@@ -378,11 +378,9 @@ def is_there(cell: Cell) -> bool:
 def predecessor_of(state: GroupState, number: int) -> str:
     """The id of the cell that had the slot before; empty if there was none. The cell itself may be gone by now."""
     slot = state.slots.get(number)
-    if slot is not None and slot.cells:
-        return slot.cells[-1].id
     generation = slot.next_generation if slot else state.first_generation
-    if generation <= state.first_generation:
-        return ""
+    if generation <= state.first_generation:  # this journal ordered none; one may have been adopted
+        return slot.cells[-1].id if slot and slot.cells else ""
     return str(CellId(state.group.name, number, generation - 1))
 
 
