@@ -148,7 +148,7 @@ class Link:
         """Tell where neighbours reach this agent now. To an older scheduler only another stream's Hello tells it."""
         attachment = self._attachments.get(number)
         if attachment is not None and attachment.wire_version < wire.FIRST_WITH_MOVED:
-            attachment.close("neighbours reach this agent somewhere else, which this scheduler hears in a Hello")
+            attachment.close("neighbours reach this agent elsewhere, which this scheduler hears in a Hello")
         self.send(number, wire.moved(place))
 
     def close(self, number: int, reason: str) -> None:

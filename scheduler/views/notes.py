@@ -42,8 +42,8 @@ def notes_of(view: View, server: str) -> Iterator[str]:
     yield from _seen_notes(view, server, seen)
     if _is_behind(seen):
         yield (
-            f"its agent is behind: it uses wire version {seen.wire_version}, and this scheduler {WIRE_VERSION}; install "
-            "a newer agent"
+            f"its agent is behind: it uses wire version {seen.wire_version}, and this scheduler {WIRE_VERSION}; "
+            "install a newer agent"
         )
 
 

@@ -71,10 +71,11 @@ class TestAttaching:
         agent = await world.agent("web-1", attached=False)
         await agent.say(hello=link_pb2.Hello(wire_version=version))
 
-        assert await agent.ending() == (
-            Code.FAILED_PRECONDITION,
+        code, words = await agent.ending()
+        assert code is Code.FAILED_PRECONDITION
+        assert words == (
             f"the agent uses wire version {version}, but this scheduler uses 2 and serves 1: "
-            f"install a newer {newer}",
+            f"install a newer {newer}"
         )
         assert world.mind.observed == []
 

@@ -35,7 +35,7 @@ from galactica.v1 import operator_pb2, operator_pb2_grpc
 from tests.support.engine import configured_host, remove_fleet
 from tests.support.forked import run_command_line
 from tests.support.process_cells import remove_all
-from tests.support.processes import OURS, ROOT, Done, Json, Programs, cli_command, free_ports
+from tests.support.processes import OURS, Done, Json, Programs, free_ports
 
 T = TypeVar("T")
 

@@ -24,8 +24,8 @@ def commit_of_last_release() -> str:
         ["git", "cat-file", "-e", f"{commit}^{{commit}}"], cwd=ROOT, check=False, capture_output=True
     )
     assert found.returncode == 0, (
-        f"the last release's commit {commit} ({LAST_FILE}) is not in this checkout. The tests with the last release need "
-        "the whole history: clone with git, not shallow, or run git fetch --unshallow"
+        f"the last release's commit {commit} ({LAST_FILE}) is not in this checkout. The tests with the last release "
+        "need the whole history: clone with git and without --depth, or run git fetch --unshallow"
     )
     return commit
 

@@ -78,6 +78,10 @@ def with_wire_versions(view, **versions):
     return replace(view, sight=sight)
 
 
+BEHIND_BOTH = (
+    "2 agents are behind this scheduler, such as that of server a: install newer ones; "
+    "galactica servers names them"
+)
 BEHIND = "its agent is behind: it uses wire version 1, and this scheduler 2; install a newer agent"
 
 
@@ -85,13 +89,14 @@ BEHIND = "its agent is behind: it uses wire version 1, and this scheduler 2; ins
     ("versions", "says", "behind"),
     [
         ({"a": 2, "b": 0}, [], []),
-        ({"a": 2, "b": 1}, ["the agent of server b is behind this scheduler: install a newer one there"], ["b"]),
+        (
+            {"a": 2, "b": 1},
+            ["the agent of server b is behind this scheduler: install a newer one there"],
+            ["b"],
+        ),
         (
             {"a": 1, "b": 1},
-            [
-                "2 agents are behind this scheduler, such as that of server a: install newer ones; "
-                "galactica servers names them"
-            ],
+            [BEHIND_BOTH],
             ["a", "b"],
         ),
     ],
