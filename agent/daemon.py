@@ -311,7 +311,7 @@ class Daemon:
         session, place = self._state.session, self._place()
         if session is not None and place != self._told_place:
             self._told_place = place
-            self._link.send(session.link, wire.moved(place))
+            self._link.tell_place(session.link, place)
 
     def _reconnect(self) -> None:
         if self._state.session is not None:

@@ -84,6 +84,8 @@ class _Attachment:
     welcomed: asyncio.Event = field(default_factory=asyncio.Event)
     serves_since: float | None = None
     """When it was welcomed, or the stream whose place it took."""
+    wire_version: int = 0
+    """The one that both sides speak; known with the welcome."""
     farewell: asyncio.Future[link_pb2.Farewell] | None = None
     """The answer to our goodbye; None: we did not say it."""
     closing: asyncio.Event = field(default_factory=asyncio.Event)
@@ -142,6 +144,13 @@ class Link:
         attachment.something.set()
         return True
 
+    def tell_place(self, number: int, place: wire.Place) -> None:
+        """Tell where neighbours reach this agent now. To an older scheduler only another stream's Hello tells it."""
+        attachment = self._attachments.get(number)
+        if attachment is not None and attachment.wire_version < wire.FIRST_WITH_MOVED:
+            attachment.close("neighbours reach this agent elsewhere, which this scheduler hears in a Hello")
+        self.send(number, wire.moved(place))
+
     def close(self, number: int, reason: str) -> None:
         if attachment := self._attachments.get(number):
             attachment.close(reason)
@@ -193,6 +202,9 @@ class Link:
             log.warning("no maintenance lease reason='not attached to the scheduler'")
             return
         attachment = welcomed[-1]
+        if attachment.wire_version < wire.FIRST_WITH_GOODBYE:
+            log.warning("no maintenance lease reason='the scheduler is of a version that grants none'")
+            return
         attachment.farewell = asyncio.get_running_loop().create_future()
         goodbye = link_pb2.Goodbye(maintenance_ms=round(1_000 * seconds))
         self.send(attachment.number, link_pb2.AttachRequest(goodbye=goodbye))
@@ -313,6 +325,8 @@ class Link:
                     self.on_genome(attachment.number, response)
                 if response.HasField("echo"):
                     self._measure_clocks(response.echo)
+                if response.HasField("welcome"):
+                    attachment.wire_version = wire.spoken(response.welcome)
                 _take_farewell(attachment, response)
                 if event is not None:
                     await self.deliver(event)

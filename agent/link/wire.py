@@ -25,7 +25,11 @@ from galactica.agent.core.instructions import SendHello, SendReport
 from galactica.agent.core.model import CellReport, Death, Neighbour, ProbeStatus, TestimonyReport
 from galactica.v1 import cell_pb2, link_pb2
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
+OLDEST_WIRE_VERSION = WIRE_VERSION - 1
+"""An agent also speaks with a scheduler of the version before."""
+FIRST_WITH_GOODBYE = 2
+FIRST_WITH_MOVED = 2
 MESSAGE_BYTES = 3 * 1024 * 1024
 """gRPC refuses messages above 4 MiB."""
 LAST_WORDS_BYTES = 8 * 1024
@@ -74,7 +78,8 @@ def hello(
     """``watching``: the servers that this agent watches now. ``genome``: which one it keeps; None: it never does."""
     return link_pb2.AttachRequest(
         hello=link_pb2.Hello(
-            wire_version=WIRE_VERSION,
+            wire_version=OLDEST_WIRE_VERSION,
+            newest_wire_version=WIRE_VERSION,
             agent_version=facts.agent_version,
             labels=facts.labels,
             capacity=facts.capacity,
@@ -97,6 +102,11 @@ def hello(
             ],
         )
     )
+
+
+def spoken(welcome: link_pb2.Welcome) -> int:
+    """The wire version of the session. Schedulers of version 1 do not tell it."""
+    return welcome.wire_version or 1
 
 
 def report(instruction: SendReport, wall_seconds: float) -> link_pb2.AttachRequest:

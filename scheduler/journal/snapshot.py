@@ -37,7 +37,9 @@ from galactica.scheduler.journal.snapshot_format import (
     TokenOnDisk,
 )
 
-VERSION = 1
+VERSION = 2
+"""Above the last release's as soon as there are fields that it does not have. 1: release 0.1."""
+_OLDEST_VERSION = 1
 _MAGIC = b"GALFLEET"
 _VERSION_BYTES = 4
 _HEADER_BYTES = len(_MAGIC) + _VERSION_BYTES
@@ -110,7 +112,7 @@ def _check_header(data: bytes) -> None:
             f"the snapshot has version {version}, but this program reads versions up to {VERSION}: a newer galactica "
             f"wrote it. Use that version or a later one."
         )
-    if version < VERSION:
+    if version < _OLDEST_VERSION:
         raise SnapshotDamaged(f"the snapshot is damaged: version {version} does not exist")
 
 

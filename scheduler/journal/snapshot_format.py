@@ -1,7 +1,8 @@
 """The format of a snapshot on disk: structs of its own, flat and without field names.
 
 So the model can change without changing the format. Fields may be added at a struct's end with a default, but never
-renamed, reordered or removed. Any other change needs a new VERSION in ``snapshot``.
+renamed, reordered or removed: then older versions can be read. An older program refuses a newer VERSION (``snapshot``),
+since it would overlook what it does not know.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from galactica.scheduler.core.model.requests import (
     Refused,
 )
 from galactica.scheduler.core.ports import Mind
-from galactica.scheduler.core.sight.observations import Detached, Moved, Reported, Rivalled
+from galactica.scheduler.core.sight.observations import Attached, Detached, Moved, Reported, Rivalled
 from galactica.scheduler.core.verdicts.evidence import TEMPO_WORTH_TELLING, terms_of
 from galactica.scheduler.link.genomes import Genomes
 from galactica.scheduler.link.session import Ending, LinkLimits, Session
@@ -41,6 +41,7 @@ from galactica.scheduler.security.ca import SERVER_TTL_SECONDS, AuthorityError, 
 from galactica.scheduler.security.gate import Context, InvalidRequest, abort, server_of
 from galactica.scheduler.wire import cell as cell_wire
 from galactica.scheduler.wire import link as wire
+from galactica.scheduler.wire.versions import spoken_with
 from galactica.v1 import link_pb2, link_pb2_grpc
 
 T = TypeVar("T")
@@ -143,22 +144,25 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         server = server_of(context)
         self._check_member(server)
         hello = await self._hello(context)
+        wire_version = spoken_with(hello)
         await self._overtake(server, _checked(lambda: wire.obeyed(hello)))
         if server not in self._mind.fleet().servers:
             await self._mind.ask(RecogniseServer(server), Asker(AskerKind.SCHEDULER))
         session_id = f"{self._epoch}-{next(self._numbers)}"
-        attached, skipped = _checked(lambda: wire.attached(hello, server, session_id, self._mind.now()))
+        now = self._mind.now()
+        attached, skipped = _checked(lambda: wire.attached(hello, server, session_id, now, wire_version))
         watching, not_watched = _checked(lambda: wire.watching(hello))
         instance = _checked(lambda: wire.instance(hello))
         if self._is_second_machine(server, instance):
             await self._turn_away(server, context)
-        session = self._open(server, session_id, hello.beat_at, instance)
+        session = self._open(attached, hello.beat_at, instance)
         session.tell_skipped((*skipped, *not_watched))
         self.genomes.attached(server, hello)
         ending = Ending(grpc.StatusCode.CANCELLED, "the stream broke")
         try:
             await self._mind.observe(attached)
-            log.info("attached", server=server, session=session.id, cells=len(attached.inventory))
+            cells = len(attached.inventory)
+            log.info("attached", server=server, session=session.id, cells=cells, wire_version=wire_version)
             if self._sessions.get(server) is session:
                 self._watch.attached(server, attached.place.address, watching)
             ending = await self._serve(session, context)
@@ -231,18 +235,11 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
             )
         if not isinstance(first, link_pb2.AttachRequest) or not first.HasField("hello"):
             raise InvalidRequest("the first message of a link must be a Hello")
-        version = first.hello.wire_version
-        if version != wire.WIRE_VERSION:
-            older = "agent" if version < wire.WIRE_VERSION else "scheduler"
-            raise Refused(
-                "wire_version",
-                f"the agent uses wire version {version}, but this scheduler uses {wire.WIRE_VERSION}: "
-                f"install a newer {older}",
-            )
         return first.hello
 
-    def _open(self, server: str, session_id: str, beat_at: float, instance: str) -> Session:
+    def _open(self, attached: Attached, beat_at: float, instance: str) -> Session:
         """Open a session; it replaces an older session of the same server."""
+        server, session_id = attached.server, attached.session
         welcome = link_pb2.Welcome(
             session=session_id,
             epoch=self._epoch,
@@ -251,6 +248,7 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
             beat_at=beat_at,
             start=self._start,
             position=self._mind.fleet().position,
+            wire_version=attached.wire_version,
         )
         older = self._sessions.get(server)
         session = Session(

@@ -31,8 +31,8 @@ from galactica.scheduler.views import events as event_views
 from galactica.scheduler.views import groups as group_views
 from galactica.scheduler.views import servers as server_views
 from galactica.scheduler.views import status as status_views
-from galactica.scheduler.wire.link import WIRE_VERSION
 from galactica.scheduler.wire.operator import KINDS
+from galactica.scheduler.wire.versions import WIRE_VERSION
 from galactica.v1 import operator_pb2, operator_pb2_grpc
 
 TAIL_EVENTS_LIMIT = 10_000

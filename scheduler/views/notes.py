@@ -7,8 +7,10 @@ from datetime import UTC, datetime
 
 from galactica.scheduler.core.model.fleet import Maintenance
 from galactica.scheduler.core.ports import View
+from galactica.scheduler.core.sight.state import ServerSight
 from galactica.scheduler.core.verdicts.maintenance import maintenance_of
 from galactica.scheduler.units import format_duration
+from galactica.scheduler.wire.versions import WIRE_VERSION, is_behind
 
 RIVAL_TOLD_SECONDS = 120.0
 """How long a second machine is told after its last attempt. Its agent tries again within a minute."""
@@ -30,18 +32,42 @@ def clock_notes(view: View, wall: float | None) -> Iterator[str]:
 
 
 def notes(view: View) -> Iterator[str]:
-    """Those of all servers, by server."""
+    """Those of all servers, by server. While a fleet is upgraded many agents are behind: one note for all of them."""
+    behind = []
     for server in sorted(view.fleet.servers.keys() | view.sight.servers.keys()):
         lease = lease_of(view, server)
         if lease is not None:
             yield f"server {server} is {maintenance_words(lease)}"
-        yield from notes_of(view, server)
+        seen = view.sight.servers.get(server)
+        if seen is not None:
+            yield from _seen_notes(view, server, seen)
+            behind += [server] * _is_behind(seen)
+    if len(behind) == 1:
+        yield f"the agent of server {behind[0]} is behind this scheduler: install a newer one there"
+    elif behind:
+        yield (
+            f"{len(behind)} agents are behind this scheduler, such as that of server {behind[0]}: install newer ones; "
+            "galactica servers names them"
+        )
 
 
 def notes_of(view: View, server: str) -> Iterator[str]:
     seen = view.sight.servers.get(server)
     if seen is None:
         return
+    yield from _seen_notes(view, server, seen)
+    if _is_behind(seen):
+        yield (
+            f"its agent is behind: it uses wire version {seen.wire_version}, and this scheduler {WIRE_VERSION}; "
+            "install a newer agent"
+        )
+
+
+def _is_behind(seen: ServerSight) -> bool:
+    return seen.is_open and is_behind(seen.wire_version)
+
+
+def _seen_notes(view: View, server: str, seen: ServerSight) -> Iterator[str]:
     if seen.rival is not None and view.now - seen.rival.at < RIVAL_TOLD_SECONDS:
         yield (
             f"a second live machine claims the identity of server {server}, from {seen.rival.address}; it gets no "

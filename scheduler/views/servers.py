@@ -15,6 +15,7 @@ from galactica.scheduler.core.verdicts.servers import server_verdict
 from galactica.scheduler.views.cells import verdict_of, verdict_words
 from galactica.scheduler.views.notes import lease_of, maintenance_words, notes_of
 from galactica.scheduler.wire.cell import vitals_to_proto
+from galactica.scheduler.wire.versions import is_behind
 from galactica.v1 import cell_pb2, operator_pb2
 
 
@@ -61,6 +62,8 @@ def server_row(view: View, server: Server) -> operator_pb2.Server:
     )
     if seen is not None:
         row.watch_address = seen.place.address
+        row.wire_version = seen.wire_version if seen.is_open else 0
+        row.is_behind = is_behind(row.wire_version)
     lease = lease_of(view, server.id)
     if lease is not None:
         row.maintenance_until = lease.until

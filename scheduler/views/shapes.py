@@ -72,6 +72,8 @@ def server(message: operator_pb2.Server) -> Json:
         "notes": list(message.notes),
         "maintenance_until": _time(message, "maintenance_until"),
         "watch_address": message.watch_address or None,
+        "wire_version": message.wire_version or None,
+        "is_behind": message.is_behind,
     }
 
 

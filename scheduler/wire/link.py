@@ -41,7 +41,6 @@ from galactica.v1 import cell_pb2, link_pb2
 WINDOW_BYTES = 64 * 1024
 """The window of ``link.proto``; agents use the same."""
 
-WIRE_VERSION = 1
 LABELS_LIMIT = 64
 RUNTIMES_LIMIT = 16
 LARGEST_INTEGER = 2**63 - 1
@@ -81,14 +80,16 @@ class Heard(NamedTuple, Generic[T]):
     skipped: tuple[str, ...] = ()
 
 
-def attached(hello: link_pb2.Hello, server: str, session: str, at: float) -> Heard[Attached]:
-    """Raises WireError. The dispatcher has checked the wire version before."""
+def attached(
+    hello: link_pb2.Hello, server: str, session: str, at: float, wire_version: int = 0
+) -> Heard[Attached]:
+    """``wire_version``: of the session; 0: unknown. Raises WireError."""
     skipped: list[str] = []
     machine = bounded_text("hello.machine", hello.machine, LABEL_CHARACTERS)
     cells = cell_reports(hello.inventory, skipped)
     where, not_read = place(hello)
     facts = _facts(hello, skipped)
-    said = Attached(server, session, at, facts, cells.read, machine, where, cells.unread)
+    said = Attached(server, session, at, facts, cells.read, machine, where, cells.unread, wire_version)
     return Heard(said, (*skipped, *not_read))
 
 

@@ -162,13 +162,15 @@ def test_server_is_who_its_certificate_says_and_cannot_speak_of_anothers_cells(f
     assert is_alive(int(cell["runtime_id"]))
 
 
-@pytest.mark.parametrize(("version", "who"), [(0, "agent"), (2, "scheduler")])
+@pytest.mark.parametrize(("version", "who"), [(0, "agent"), (3, "scheduler")])
 def test_agent_of_another_wire_version_is_refused_with_both_versions(fleet, authority, version, who):
     fleet.start_agent("old")
     fleet.end_agent("old")
     code, words = attach(server_channel(fleet, authority, "old"), hello(version))
     assert code is grpc.StatusCode.FAILED_PRECONDITION
-    assert words == f"the agent uses wire version {version}, but this scheduler uses 1: install a newer {who}"
+    assert words == (
+        f"the agent uses wire version {version}, but this scheduler uses 2 and serves 1: install a newer {who}"
+    )
 
 
 def test_agent_with_another_servers_identity_is_refused_by_name(fleet):

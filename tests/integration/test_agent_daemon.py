@@ -31,7 +31,8 @@ async def test_agent_enrols_with_its_token_and_says_who_and_how_large_it_is(worl
     session = await world.scheduler.until_sessions(1)
     assert session.server == "host1"
     hello = session.hello
-    assert (hello.wire_version, dict(hello.labels), list(hello.runtimes)) == (1, {"zone": "a"}, [1])
+    assert (hello.wire_version, hello.newest_wire_version) == (1, 2)
+    assert (dict(hello.labels), list(hello.runtimes)) == ({"zone": "a"}, [1])
     assert hello.capacity.memory_bytes == psutil.virtual_memory().total
     assert hello.capacity.cpu_millis == 1_000 * (os.cpu_count() or 1)
     await until(lambda: any(one.HasField("vitals") for one in session.reports), "vitals")

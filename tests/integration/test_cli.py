@@ -82,6 +82,7 @@ def test_servers_as_json_have_the_promised_shape(scheduler: Scheduler):
             },
             "pool": None, "slot": None, "generation": None, "provider_ref": None,
             "evidence": [], "neighbours": [], "notes": [], "maintenance_until": None, "watch_address": None,
+            "wire_version": None, "is_behind": False,
         },
         {
             "id": "south", "phase": "READY", "verdict": "suspect", "labels": {}, "runtimes": ["process", "docker"],
@@ -89,6 +90,7 @@ def test_servers_as_json_have_the_promised_shape(scheduler: Scheduler):
             "cells": ["web/1.2"], "agent_version": None, "last_beat_at": None, "vitals": None,
             "pool": None, "slot": None, "generation": None, "provider_ref": None,
             "evidence": [], "neighbours": [], "notes": [], "maintenance_until": None, "watch_address": None,
+            "wire_version": None, "is_behind": False,
         },
     ]  # fmt: skip
 

@@ -47,6 +47,7 @@ class TestAttaching:
             fleet="alpha",
             start="this start",
             position=agent.welcome.position,
+            wire_version=1,
         )
         assert agent.welcome.position > 0
         (attached,) = observed(world, Attached)
@@ -61,17 +62,20 @@ class TestAttaching:
                     "web/0.1", "", CellState.RUNNING, "42", {"http": "127.0.0.1:8080"}, ProbeStatus(True)
                 ),
             ),
+            wire_version=1,
         )
         assert "ServerJoined" in kinds(world.mind.records)
 
-    @pytest.mark.parametrize(("version", "newer"), [(0, "agent"), (2, "scheduler")])
+    @pytest.mark.parametrize(("version", "newer"), [(0, "agent"), (3, "scheduler")])
     async def test_agent_of_another_wire_version_is_told_both_versions(self, world, version, newer):
         agent = await world.agent("web-1", attached=False)
         await agent.say(hello=link_pb2.Hello(wire_version=version))
 
-        assert await agent.ending() == (
-            Code.FAILED_PRECONDITION,
-            f"the agent uses wire version {version}, but this scheduler uses 1: install a newer {newer}",
+        code, words = await agent.ending()
+        assert code is Code.FAILED_PRECONDITION
+        assert words == (
+            f"the agent uses wire version {version}, but this scheduler uses 2 and serves 1: "
+            f"install a newer {newer}"
         )
         assert world.mind.observed == []
 

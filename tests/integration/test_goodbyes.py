@@ -98,6 +98,18 @@ async def test_an_agent_that_gets_no_lease_says_why_and_ends_all_the_same(world)
     assert "no maintenance lease reason='the disk is full'" in said
 
 
+@pytest.mark.parametrize("version", [0, 1])
+async def test_a_scheduler_that_does_not_know_goodbyes_is_told_none(world, version):
+    world.scheduler.wire_version = version
+    agent = world.agent()
+    agent.start()
+    session = await world.scheduler.until_sessions(1)
+    code, said = await agent.ended()
+    assert (code, session.goodbyes) == (0, [])
+    assert "no maintenance lease reason='the scheduler is of a version that grants none'" in said
+    assert len(world.scheduler.sessions) == 1
+
+
 async def test_an_agent_whose_scheduler_is_away_ends_without_a_lease(world):
     agent = world.agent()
     agent.start()

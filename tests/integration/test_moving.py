@@ -5,14 +5,20 @@ import contextlib
 
 import pytest
 
+from galactica.agent.core.events import Connected, Welcomed
+from galactica.agent.core.instructions import SendHello
+from galactica.agent.link import wire
+from galactica.agent.link.identity import Identity
+from galactica.agent.link.session import Link
 from galactica.agent.neighbours.moving import Mover
 from galactica.agent.neighbours.watch import NeighbourWatch, listen, split_address
 from galactica.scheduler.core.sight.observations import Moved
-from galactica.v1 import link_pb2
-from tests.support.agent_world import until
+from galactica.v1 import cell_pb2, link_pb2
+from tests.support.agent_world import agent_world, until
 from tests.support.dispatcher_world import observed
 from tests.support.link_world import link_world
 
+HERE = wire.Place("127.0.0.1:7")
 NOT_HERE = "192.0.2.1"
 """An address that no machine has (RFC 5737)."""
 
@@ -84,6 +90,52 @@ async def test_an_agent_without_an_address_says_why_and_looks_again():
         assert (one.watch.address, one.moves) == ("", [("", "Cannot assign requested address")])
         one.now("127.0.0.1")
         await until(lambda: one.moves[-1] == ("127.0.0.1", ""), "it is there now")
+
+
+# The link between them.
+
+
+@contextlib.asynccontextmanager
+async def link_to(world):
+    """An agent's link, welcomed, that says Hello from HERE and does nothing else."""
+    directory = world.data / "identity"
+    world.scheduler.identity(directory, "host1")
+    taken = []
+
+    async def take(event):
+        taken.append(type(event))
+        if isinstance(event, Connected):
+            facts = wire.ServerFacts({}, cell_pb2.Capacity(), (), "test")
+            link.send(event.link, wire.hello(SendHello(event.link, (), 0), facts, (), HERE))
+
+    identity = Identity.load(directory)
+    link = Link(world.scheduler.address, "", directory, identity, take)
+    running = asyncio.create_task(link.run())
+    await until(lambda: Welcomed in taken, "it is welcomed")
+    yield link
+    running.cancel()
+    await asyncio.wait({running})
+
+
+async def test_a_move_is_told_in_the_session(tmp_path):
+    async with agent_world(tmp_path) as world, link_to(world) as link:
+        session = await world.scheduler.until_sessions(1)
+        link.tell_place(1, HERE)
+        await until(lambda: session.moves, "it is told")
+        assert (session.moves, session.is_over) == ([link_pb2.Moved(watch_address=HERE.address)], False)
+
+
+@pytest.mark.parametrize("version", [0, 1])
+async def test_a_scheduler_that_does_not_know_moves_gets_a_new_hello(tmp_path, version):
+    async with agent_world(tmp_path) as world:
+        world.scheduler.wire_version = version
+        async with link_to(world) as link:
+            await world.scheduler.until_sessions(1)
+            link.tell_place(1, HERE)
+            await world.scheduler.until_sessions(2)
+            first, second = world.scheduler.sessions
+            assert (first.moves, first.is_over) == ([], True)
+            assert second.hello.watch_address == HERE.address
 
 
 # The scheduler's end.

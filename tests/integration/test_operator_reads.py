@@ -274,7 +274,7 @@ class TestHandingOut:
         joe = operator_pb2_grpc.OperatorServiceStub(await world.channel(key, answer.certificate_pem))
         version = await joe.GetVersion(operator_pb2.GetVersionRequest())
         assert version == operator_pb2.GetVersionResponse(
-            version="0.1.0", wire_version=1, fleet="alpha", fleet_id=world.ca.fleet_id
+            version="0.1.0", wire_version=2, fleet="alpha", fleet_id=world.ca.fleet_id
         )
         _, details, _ = await refusal(joe.CreateToken(operator_pb2.CreateTokenRequest()))
         assert details.startswith(f"operator joe has the role {OperatorIdentity('joe', Role.VIEWER).role}")

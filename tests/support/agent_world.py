@@ -103,6 +103,8 @@ class FakeScheduler(link_pb2_grpc.AgentLinkServiceServicer, link_pb2_grpc.Enrolm
         self.answers_echo = True
         self.farewell: link_pb2.Farewell | None = link_pb2.Farewell(maintenance_ms=60_000)
         """The answer to a goodbye; None: none."""
+        self.wire_version = 2
+        """The one that it speaks with agents; 0: it is too old to tell."""
         self.refusal: tuple[grpc.StatusCode, str] | None = None
         self.port = 0
         self.enrol_port = 0
@@ -239,6 +241,7 @@ class FakeScheduler(link_pb2_grpc.AgentLinkServiceServicer, link_pb2_grpc.Enrolm
                 beat_at=first.hello.beat_at,
                 start=self.start_name,
                 position=self.position,
+                wire_version=self.wire_version,
             )
         )
         self.sessions.append(session)

@@ -46,10 +46,6 @@ def commit_all(root: Path, message: str) -> str:
     return done(root, "git", "rev-parse", "HEAD").strip()
 
 
-def is_a_checkout() -> bool:
-    return (ROOT / ".git").exists()
-
-
 def clone_into(directory: Path) -> Path:
     """The clone's root."""
     root = directory / "clone"

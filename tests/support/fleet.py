@@ -35,7 +35,7 @@ from galactica.v1 import operator_pb2, operator_pb2_grpc
 from tests.support.engine import configured_host, remove_fleet
 from tests.support.forked import run_command_line
 from tests.support.process_cells import remove_all
-from tests.support.processes import ROOT, Done, Json, agent_command, cli_command, free_ports
+from tests.support.processes import OURS, Done, Json, Programs, free_ports
 
 T = TypeVar("T")
 
@@ -59,6 +59,8 @@ class Fleet:
     agents: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     errors_to: int | None = None
     """The descriptor that is standard error of what is begun next. None: its log file."""
+    programs: Programs = OURS
+    """What is begun next is of them. The command line is always ours."""
     _data: Path | None = None
     _ports: tuple[int, int] = field(default_factory=free_ports)
     _channel: grpc.Channel | None = None
@@ -99,7 +101,7 @@ class Fleet:
         words = ["scheduler", "--data", str(self.data), "--fleet", self.name]
         words += ["--listen", self.address, "--enrol-listen", self.enrol_address]
         words += ["--regrow"] if regrow else []
-        self.scheduler = self.spawn("scheduler", [*cli_command(), *words], **environment)
+        self.scheduler = self.spawn("scheduler", [*self.programs.cli, *words], **environment)
         self.until(self.answers, "the scheduler answers")
 
     def answers(self) -> bool:
@@ -148,7 +150,7 @@ class Fleet:
         self.agents[name] = self.spawn(name, command, **environment)
 
     def agent_words(self, name: str, data: str) -> list[str]:
-        words = [*agent_command(), "--scheduler", self.address, "--enrol", self.enrol_address]
+        words = [*self.programs.agent, "--scheduler", self.address, "--enrol", self.enrol_address]
         return [*words, "--id", name, "--data", str(self.directory / data)]
 
     def start_agent(self, name: str, *words: str, runtime: str = "process", **environment: str) -> None:
@@ -200,8 +202,8 @@ class Fleet:
         with (self.directory / f"{name}.log").open("ab") as log:
             return subprocess.Popen(
                 command,
-                cwd=ROOT,
-                env=self.environment(**environment),
+                cwd=self.programs.tree,
+                env=self.environment(**self.programs.environment, **environment),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log if self.errors_to is None else self.errors_to,
@@ -387,12 +389,12 @@ class Fleet:
 
 @contextlib.contextmanager
 def a_fleet(
-    *agents: str, data: Path | None = None, host: str = "127.0.0.1", name: str = ""
+    *agents: str, data: Path | None = None, host: str = "127.0.0.1", name: str = "", programs: Programs = OURS
 ) -> Iterator[Fleet]:
     """A scheduler and agents of these names, ready; all of it ends with the block. ``host``: an address of this
     machine, on which the scheduler listens."""
     directory = Path(tempfile.mkdtemp(prefix="galactica-fleet-"))
-    fleet = Fleet(directory, **({"name": name} if name else {}), host=host)
+    fleet = Fleet(directory, **({"name": name} if name else {}), host=host, programs=programs)
     try:
         fleet.start_scheduler(data)
         fleet.start_agents(agents)

@@ -10,7 +10,8 @@ import signal
 import socket
 import sys
 import urllib.request
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +50,27 @@ def free_ports() -> tuple[int, int]:
             return port, port + 1
 
 
+@dataclass(frozen=True, slots=True)
+class Programs:
+    """The product's programs as one tree has them. ``environment``: what they need in theirs."""
+
+    tree: Path
+    agent: tuple[str, ...]
+    cli: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+OURS = Programs(
+    ROOT, (sys.executable, "-m", "galactica.agent"), (sys.executable, "-m", "galactica.scheduler.cli")
+)
+
+
 def cli_command() -> list[str]:
-    return [sys.executable, "-m", "galactica.scheduler.cli"]
+    return [*OURS.cli]
 
 
 def agent_command() -> list[str]:
-    return [sys.executable, "-m", "galactica.agent"]
+    return [*OURS.agent]
 
 
 def pids(cells: list[Json]) -> dict[str, int]:

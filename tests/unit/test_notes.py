@@ -69,3 +69,48 @@ def test_a_second_machine_is_told_for_a_while(view):
 
 def test_a_second_machine_of_a_server_that_was_never_seen_is_not_remembered(view):
     assert observe(view.sight, Rivalled("stranger", "192.0.2.7:1", view.now)).sight is view.sight
+
+
+def with_wire_versions(view, **versions):
+    sight = view.sight
+    for server, version in versions.items():
+        sight = with_server(sight, server, replace(sight.servers[server], wire_version=version))
+    return replace(view, sight=sight)
+
+
+BEHIND_BOTH = (
+    "2 agents are behind this scheduler, such as that of server a: install newer ones; "
+    "galactica servers names them"
+)
+BEHIND = "its agent is behind: it uses wire version 1, and this scheduler 2; install a newer agent"
+
+
+@pytest.mark.parametrize(
+    ("versions", "says", "behind"),
+    [
+        ({"a": 2, "b": 0}, [], []),
+        (
+            {"a": 2, "b": 1},
+            ["the agent of server b is behind this scheduler: install a newer one there"],
+            ["b"],
+        ),
+        (
+            {"a": 1, "b": 1},
+            [BEHIND_BOTH],
+            ["a", "b"],
+        ),
+    ],
+)
+def test_servers_names_agents_that_are_behind_and_status_has_one_line_for_all(view, versions, says, behind):
+    view = with_wire_versions(view, **versions)
+    assert told(view) == (says, {name: [BEHIND] if name in behind else [] for name in ("a", "b")})
+    rows = {row.id: (row.wire_version, row.is_behind) for row in servers.servers(view)}
+    assert rows == {name: (version, name in behind) for name, version in versions.items()}
+
+
+def test_an_agent_that_is_away_is_not_behind(view):
+    view = with_wire_versions(view, a=1)
+    away = replace(view.sight.servers["a"], closed_at=view.now)
+    view = replace(view, sight=with_server(view.sight, "a", away))
+    row = next(row for row in servers.servers(view) if row.id == "a")
+    assert (row.wire_version, row.is_behind, list(row.notes)) == (0, False, [])

@@ -16,7 +16,8 @@ from google.protobuf import descriptor_pb2
 from deploy.release.changelog import UNRELEASED, sections
 from deploy.release.contract import breaking_changes, write_image
 from deploy.release.tree import IMAGE_FILE, Tree
-from tests.support.clone import ROOT, is_a_checkout
+from tests.support.clone import ROOT
+from tests.support.last_release import commit_of_last_release
 
 TREE = Tree(ROOT)
 MAKE_LINT = re.compile(r"(?m)^\t@\$\(BIN\)/buf breaking --against (\S+)$")
@@ -35,22 +36,10 @@ def files_of(image):
     return {file.name: file for file in described.file}
 
 
-def is_in_history(commit):
-    return (
-        subprocess.run(["git", "cat-file", "-e", f"{commit}^{{commit}}"], cwd=ROOT, check=False).returncode
-        == 0
-    )
-
-
 @pytest.fixture
 def commit():
-    """The last release's; only where there is a history that could have it."""
-    commit = TREE.last_release().commit
-    if not is_a_checkout():
-        pytest.skip("not in a git checkout: there is no history to look into")
-    if not is_in_history(commit) and TREE.git("rev-parse", "--is-shallow-repository").strip() == "true":
-        pytest.skip("a shallow clone: git fetch --unshallow")
-    return commit
+    """The last release's."""
+    return commit_of_last_release()
 
 
 def test_the_last_release_is_a_commit_of_this_history(commit):

@@ -3,6 +3,7 @@
 import pytest
 from msgspec.structs import replace
 
+from galactica.scheduler.core.model.events import SCHEMA_VERSION
 from galactica.scheduler.core.model.policy import Policy
 from galactica.scheduler.core.model.requests import Asker, CondemnCell, DeleteGroup, DrainServer, OpenShell
 from galactica.scheduler.views import cells as views
@@ -311,7 +312,7 @@ class TestEvents:
             cell="web/0.1",
             group="web",
             cause="report:a",
-            schema=1,
+            schema=SCHEMA_VERSION,
             details_json='{"endpoints": {"http": "127.0.0.1:8080"}, "runtime_id": "pid"}',
         )
 

@@ -305,7 +305,13 @@ Global___AttachResponse: _TypeAlias = AttachResponse  # noqa: Y015
 
 @_typing.final
 class Hello(_message.Message):
-    """The agent's server and everything on it."""
+    """The agent's server and everything on it.
+
+    A wire version names the messages that a program knows. Fields may be added without a new one, since each has a
+    meaning where it is absent. Neither side sends a message that the session's wire version does not have:
+    1: as in release 0.1.
+    2: adds Goodbye, Moved and Farewell, and what is about genomes.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -345,7 +351,9 @@ class Hello(_message.Message):
     POSITION_FIELD_NUMBER: _builtins.int
     WATCH_TROUBLE_FIELD_NUMBER: _builtins.int
     GENOME_FIELD_NUMBER: _builtins.int
+    NEWEST_WIRE_VERSION_FIELD_NUMBER: _builtins.int
     wire_version: _builtins.int
+    """The oldest wire version that the agent speaks: schedulers of wire version 1 accept no other."""
     agent_version: _builtins.str
     epoch: _builtins.int
     """The highest epoch of a scheduler that this agent has obeyed; 0: none."""
@@ -370,6 +378,8 @@ class Hello(_message.Message):
     """The newest position of its journal of which that scheduler told; 0: unknown."""
     watch_trouble: _builtins.str
     """Why neighbours cannot reach this agent although it wants to take part in the watch; else empty."""
+    newest_wire_version: _builtins.int
+    """The newest wire version that the agent speaks. 0: only wire_version."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
@@ -409,10 +419,11 @@ class Hello(_message.Message):
         position: _builtins.int = ...,
         watch_trouble: _builtins.str = ...,
         genome: Global___GenomeMark | None = ...,
+        newest_wire_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "genome", b"genome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "beat_at", b"beat_at", "capacity", b"capacity", "epoch", b"epoch", "genome", b"genome", "instance", b"instance", "inventory", b"inventory", "labels", b"labels", "machine", b"machine", "position", b"position", "runtimes", b"runtimes", "start", b"start", "watch_address", b"watch_address", "watch_trouble", b"watch_trouble", "watching", b"watching", "wire_version", b"wire_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "beat_at", b"beat_at", "capacity", b"capacity", "epoch", b"epoch", "genome", b"genome", "instance", b"instance", "inventory", b"inventory", "labels", b"labels", "machine", b"machine", "newest_wire_version", b"newest_wire_version", "position", b"position", "runtimes", b"runtimes", "start", b"start", "watch_address", b"watch_address", "watch_trouble", b"watch_trouble", "watching", b"watching", "wire_version", b"wire_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -618,6 +629,7 @@ class Welcome(_message.Message):
     BEAT_AT_FIELD_NUMBER: _builtins.int
     START_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
+    WIRE_VERSION_FIELD_NUMBER: _builtins.int
     session: _builtins.str
     epoch: _builtins.int
     """Grows with every start of a scheduler. An agent never obeys a lower epoch than before."""
@@ -630,6 +642,8 @@ class Welcome(_message.Message):
     """
     position: _builtins.int
     """Of the newest record in the journal."""
+    wire_version: _builtins.int
+    """The session's wire version: the newest that both sides speak. 0: 1."""
     @_builtins.property
     def tempo(self) -> Global___Tempo: ...
     def __init__(
@@ -642,10 +656,11 @@ class Welcome(_message.Message):
         beat_at: _builtins.float = ...,
         start: _builtins.str = ...,
         position: _builtins.int = ...,
+        wire_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["tempo", b"tempo"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["beat_at", b"beat_at", "epoch", b"epoch", "fleet", b"fleet", "position", b"position", "session", b"session", "start", b"start", "tempo", b"tempo"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beat_at", b"beat_at", "epoch", b"epoch", "fleet", b"fleet", "position", b"position", "session", b"session", "start", b"start", "tempo", b"tempo", "wire_version", b"wire_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

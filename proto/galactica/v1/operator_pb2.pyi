@@ -685,6 +685,8 @@ class Server(_message.Message):
     NOTES_FIELD_NUMBER: _builtins.int
     MAINTENANCE_UNTIL_FIELD_NUMBER: _builtins.int
     WATCH_ADDRESS_FIELD_NUMBER: _builtins.int
+    WIRE_VERSION_FIELD_NUMBER: _builtins.int
+    IS_BEHIND_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     phase: _builtins.str
     verdict: _builtins.str
@@ -701,6 +703,10 @@ class Server(_message.Message):
     """Until then it is in maintenance: its agent ended in order, and its cells live on. Absent: it is not."""
     watch_address: _builtins.str
     """Where neighbours reach its agent; empty: nowhere."""
+    wire_version: _builtins.int
+    """The wire version of its agent's session; 0: its agent is not attached."""
+    is_behind: _builtins.bool
+    """That wire version is the one before the scheduler's: a newer agent has to be installed."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
@@ -747,10 +753,12 @@ class Server(_message.Message):
         notes: _abc.Iterable[_builtins.str] | None = ...,
         maintenance_until: _builtins.float | None = ...,
         watch_address: _builtins.str = ...,
+        wire_version: _builtins.int = ...,
+        is_behind: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_last_beat_at", b"_last_beat_at", "_maintenance_until", b"_maintenance_until", "capacity", b"capacity", "last_beat_at", b"last_beat_at", "maintenance_until", b"maintenance_until", "used", b"used", "vitals", b"vitals"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_beat_at", b"_last_beat_at", "_maintenance_until", b"_maintenance_until", "agent_version", b"agent_version", "capacity", b"capacity", "cells", b"cells", "evidence", b"evidence", "generation", b"generation", "id", b"id", "labels", b"labels", "last_beat_at", b"last_beat_at", "maintenance_until", b"maintenance_until", "neighbours", b"neighbours", "notes", b"notes", "phase", b"phase", "pool", b"pool", "provider_ref", b"provider_ref", "reason", b"reason", "runtimes", b"runtimes", "slot", b"slot", "used", b"used", "verdict", b"verdict", "vitals", b"vitals", "watch_address", b"watch_address"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_beat_at", b"_last_beat_at", "_maintenance_until", b"_maintenance_until", "agent_version", b"agent_version", "capacity", b"capacity", "cells", b"cells", "evidence", b"evidence", "generation", b"generation", "id", b"id", "is_behind", b"is_behind", "labels", b"labels", "last_beat_at", b"last_beat_at", "maintenance_until", b"maintenance_until", "neighbours", b"neighbours", "notes", b"notes", "phase", b"phase", "pool", b"pool", "provider_ref", b"provider_ref", "reason", b"reason", "runtimes", b"runtimes", "slot", b"slot", "used", b"used", "verdict", b"verdict", "vitals", b"vitals", "watch_address", b"watch_address", "wire_version", b"wire_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__last_beat_at: _TypeAlias = _typing.Literal["last_beat_at"]  # noqa: Y015
     _WhichOneofArgType__last_beat_at: _TypeAlias = _typing.Literal["_last_beat_at", b"_last_beat_at"]  # noqa: Y015

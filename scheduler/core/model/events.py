@@ -1,7 +1,8 @@
 """Facts: what the journal holds. Each is past tense, and none is ever changed.
 
 ``Record`` is a fact with its place, time and cause. An event's ``tag`` is its name on disk; fields may be
-added with a default, never renamed or removed, so that every schema ever written can be read.
+added with a default, never renamed or removed, so that every schema ever written can be read. A program refuses records
+of a newer schema than its own, since it would overlook what it does not know.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from galactica.scheduler.core.model.genome import Genome
 from galactica.scheduler.core.model.spec import Group, Resources, RuntimeKind
 from galactica.scheduler.core.model.verdict import Autopsy, Evidence, Health
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Above the last release's as soon as there are events or fields that it does not have. 1: release 0.1."""
 
 
 class Event(Struct, frozen=True, omit_defaults=True, tag=True):

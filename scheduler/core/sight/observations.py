@@ -105,6 +105,8 @@ class Attached(Struct, frozen=True):
     machine: str = ""
     place: Place = Place()
     unread: tuple[Unread, ...] = ()
+    wire_version: int = 0
+    """Of the session; 0: unknown."""
 
 
 class Reported(Struct, frozen=True):

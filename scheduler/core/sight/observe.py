@@ -97,6 +97,7 @@ def _attached(sight: Sight, attached: Attached) -> Observed:
         heard_at=attached.at,
         facts=attached.facts,
         place=attached.place,
+        wire_version=attached.wire_version,
         reports=reports,
         is_doubtful=_names_no_cell(attached.unread),
     )

@@ -65,6 +65,8 @@ class ServerSight(Struct, frozen=True):
     """The machine on which its agent runs; empty if that is unknown."""
     machine_since: float = 0.0
     """Since when only this machine has been heard as the server. Another one may still run what was ordered before."""
+    wire_version: int = 0
+    """Of the session; 0: unknown."""
     rival: Rival | None = None
     """A second machine that claims to be this server. It was turned away."""
 
