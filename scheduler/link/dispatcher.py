@@ -19,7 +19,6 @@ from msgspec.structs import replace
 
 from galactica.scheduler.core.epochs import is_strange
 from galactica.scheduler.core.model.commands import Command
-from galactica.scheduler.core.model.fleet import Phase
 from galactica.scheduler.core.model.policy import Tempo
 from galactica.scheduler.core.model.requests import (
     Asker,
@@ -34,6 +33,7 @@ from galactica.scheduler.core.ports import Mind
 from galactica.scheduler.core.sight.observations import Attached, Detached, Moved, Reported, Rivalled
 from galactica.scheduler.core.verdicts.evidence import TEMPO_WORTH_TELLING, terms_of
 from galactica.scheduler.link.genomes import Genomes
+from galactica.scheduler.link.members import check_may_attach, check_may_renew, is_member
 from galactica.scheduler.link.session import Ending, LinkLimits, Session
 from galactica.scheduler.link.shells import ShellStream
 from galactica.scheduler.link.watch import Watch
@@ -77,7 +77,9 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         self._sessions: dict[str, Session] = {}
         self._numbers = itertools.count(1)
         secret = ca.secret_for("neighbours")
-        self._watch = Watch(epoch, secret, self._is_member, self._tell_neighbours)
+        self._watch = Watch(
+            epoch, secret, lambda server: is_member(mind.fleet(), server), self._tell_neighbours
+        )
         self.genomes = Genomes(mind, ca, self._pass_on)
 
     # --- for the controller and the operators' side ---------------------------------------------------------------
@@ -126,8 +128,7 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         self, request: link_pb2.RenewCertificateRequest, context: Any
     ) -> link_pb2.RenewCertificateResponse:
         server = server_of(context)
-        self._check_member(server)
-        self._check_not_drained(server)
+        check_may_renew(self._mind.fleet(), server)
         try:
             issued = self._ca.issue_server(request.csr_pem, server, SERVER_TTL_SECONDS)
         except CsrError as error:
@@ -142,7 +143,7 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
 
     async def _converse(self, context: Context) -> None:
         server = server_of(context)
-        self._check_member(server)
+        check_may_attach(self._mind.fleet(), server)
         hello = await self._hello(context)
         wire_version = spoken_with(hello)
         await self._overtake(server, _checked(lambda: wire.obeyed(hello)))
@@ -208,20 +209,6 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
             "its own (--id, with a new token)",
             "second_machine",
         )
-
-    def _check_member(self, server: str) -> None:
-        """A drained server may attach: it gets no cells, but cells that it still runs have to be removed. And so may
-        everybody who has a certificate of our CA, while this scheduler is being grown anew."""
-        fleet = self._mind.fleet()
-        if server not in fleet.servers and fleet.regrowth is None:
-            raise Refused(
-                "unknown_server", f"server {server} is not in this fleet: enrol it again with a new token"
-            )
-
-    def _check_not_drained(self, server: str) -> None:
-        record = self._mind.fleet().servers.get(server)
-        if record is not None and record.phase is Phase.DECOMMISSIONED and record.is_drained:
-            raise Refused("drained", f"server {server} was drained: enrol it again with a new token")
 
     async def _hello(self, context: Context) -> link_pb2.Hello:
         try:
@@ -365,10 +352,6 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         if not report.testimonies and not heard.withdrawn:
             return report
         return replace(report, testimonies=heard.testimonies, withdrawn=heard.withdrawn)
-
-    def _is_member(self, server: str) -> bool:
-        record = self._mind.fleet().servers.get(server)
-        return record is not None and record.phase is not Phase.DECOMMISSIONED
 
     def _tell_neighbours(self, server: str, neighbours: link_pb2.Neighbours) -> None:
         self._pass_on(server, link_pb2.AttachResponse(neighbours=neighbours))
