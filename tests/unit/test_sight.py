@@ -13,15 +13,8 @@ from galactica.scheduler.core.sight.observations import (
     CellState,
     Detached,
     Observation,
-    ProviderListed,
-    ProviderServer,
-    ProviderSilent,
-    ProviderState,
     Reported,
     ServerFacts,
-    ServerMade,
-    ServerNotMade,
-    ServerUnmade,
     WillRead,
 )
 from galactica.scheduler.core.sight.observations import (
@@ -29,8 +22,6 @@ from galactica.scheduler.core.sight.observations import (
 )
 from galactica.scheduler.core.sight.observe import Observed, observe
 from galactica.scheduler.core.sight.state import (
-    Going,
-    ProviderSight,
     ServerSight,
     Sight,
     Told,
@@ -38,9 +29,7 @@ from galactica.scheduler.core.sight.state import (
     doubt,
     forget,
     forget_place,
-    forget_server,
     tell,
-    tell_provider,
 )
 
 FACTS = ServerFacts({"zone": "a"}, Resources(4_000), 9, (RuntimeKind.PROCESS,), "0.1")
@@ -260,122 +249,6 @@ def test_a_last_will_is_news_and_an_attachment_revokes_it() -> None:
     assert observe(read.sight, ATTACHED).sight.wills == HashTrieMap()
 
 
-MADE = ProviderServer("rack/0.1", "ref-1", ProviderState.RUNNING)
-OTHER = ProviderServer("rack/1.1", "ref-2", ProviderState.RUNNING)
-KNOWN = ProviderSight(HashTrieMap({"rack/0.1": MADE}), listed_at=50.0)
-
-
-def provided(known: ProviderSight) -> Sight:
-    return Sight(providers=HashTrieMap({"p": known}))
-
-
-TROUBLE = "an entry of its list cannot be read: no state"
-
-
-def unreadable(cell: str) -> ProviderServer:
-    return ProviderServer(cell, "", ProviderState.UNREADABLE, "no state")
-
-
-@pytest.mark.parametrize(
-    ("said", "after", "made"),
-    [
-        pytest.param(
-            ServerMade("p", "rack/1.1", "ref-2", 60.0),
-            {"servers": KNOWN.servers.insert("rack/1.1", OTHER)},
-            ("rack/1.1",),
-            id="took an order",
-        ),
-        pytest.param(
-            ServerNotMade("p", "rack/1.1", "no quota", 60.0),
-            {"refused": HashTrieMap({"rack/1.1": "no quota"})},
-            ("rack/1.1",),
-            id="refused an order",
-        ),
-        pytest.param(
-            ServerUnmade("p", "rack/0.1", 60.0),
-            {"going": HashTrieMap({"rack/0.1": Going(60.0)})},
-            ("rack/0.1",),
-            id="took a delete, which proves nothing",
-        ),
-        pytest.param(
-            ServerUnmade("p", "rack/0.1", 60.0, is_gone=True),
-            {
-                "servers": HashTrieMap(
-                    {"rack/0.1": ProviderServer("rack/0.1", "", ProviderState.GONE, "deleted")}
-                )
-            },
-            ("rack/0.1",),
-            id="deleted one",
-        ),
-        pytest.param(ProviderSilent("p", "no route", 60.0), {"trouble": "no route"}, (), id="is silent"),
-        pytest.param(
-            ProviderListed("p", (MADE, OTHER), 60.0, 61.0),
-            {"servers": HashTrieMap({"rack/0.1": MADE, "rack/1.1": OTHER}), "listed_at": 60.0},
-            ("rack/1.1",),
-            id="lists one more",
-        ),
-        pytest.param(
-            ProviderListed("p", (OTHER,), 60.0, 61.0),
-            {"servers": HashTrieMap({"rack/1.1": OTHER}), "listed_at": 60.0},
-            ("rack/1.1", "rack/0.1"),
-            id="lists another",
-        ),
-        pytest.param(
-            ProviderListed("p", (unreadable("rack/0.1"), OTHER), 60.0, 61.0),
-            {
-                "servers": HashTrieMap({"rack/0.1": MADE, "rack/1.1": OTHER}),
-                "listed_at": 60.0,
-                "trouble": TROUBLE,
-            },
-            ("rack/1.1",),
-            id="an entry that cannot be read leaves its server as it is known",
-        ),
-        pytest.param(
-            ProviderListed("p", (unreadable("rack/1.1"),), 60.0, 61.0),
-            {
-                "servers": HashTrieMap(
-                    {"rack/1.1": ProviderServer("rack/1.1", "", ProviderState.PENDING, "no state")}
-                ),
-                "listed_at": 60.0,
-                "trouble": TROUBLE,
-            },
-            ("rack/1.1", "rack/0.1"),
-            id="an entry that cannot be read shows that there is a server, and others are missing",
-        ),
-        pytest.param(
-            ProviderListed("p", (unreadable(""), OTHER), 60.0, 61.0),
-            {"servers": HashTrieMap({"rack/0.1": MADE, "rack/1.1": OTHER}), "trouble": TROUBLE},
-            ("rack/1.1",),
-            id="an entry that names no server may be about any: no absence counts",
-        ),
-        pytest.param(
-            ProviderListed("p", (), 60.0, 61.0),
-            {"listed_at": 60.0, "was_empty": True},
-            (),
-            id="an empty list proves no death",
-        ),
-    ],
-)
-def test_a_provider_says_what_it_has(said: Observation, after: dict, made: tuple[str, ...]) -> None:
-    expected = Observed(provided(replace(KNOWN, **after)), provider="p", made=made)
-    assert observe(provided(KNOWN), said) == expected
-
-
-def test_a_provider_that_answers_again_is_in_trouble_no_more() -> None:
-    sight = provided(replace(KNOWN, trouble="no route"))
-    assert observe(sight, ProviderListed("p", (MADE,), 60.0, 61.0)).sight == provided(
-        replace(KNOWN, listed_at=60.0)
-    )
-
-
-def test_a_server_cell_that_is_forgotten_leaves_nothing_behind() -> None:
-    told = tell_provider(provided(KNOWN), "p", "rack/0.1", Verb.ORDER, 60.0)
-    assert told == provided(replace(KNOWN, told=HashTrieMap({"rack/0.1": Told(Verb.ORDER, 60.0)})))
-    told = replace(told, about=HashTrieMap({"rack/0.1": HashTrieMap({"a": SILENT})}))
-    assert forget_server(told, "p", "rack/0.1") == provided(ProviderSight(listed_at=50.0))
-    assert forget_server(told, "q", "rack/0.1") is told
-
-
 def test_a_server_that_is_gone_for_good_is_forgotten_with_all_that_it_said_and_others_said_of_it() -> None:
     said = HashTrieMap({"b": HashTrieMap({"a": SILENT, "c": SILENT}), "c": HashTrieMap({"a": SILENT})})
     sight = replace(
@@ -387,46 +260,6 @@ def test_a_server_that_is_gone_for_good_is_forgotten_with_all_that_it_said_and_o
         about=HashTrieMap({"b": HashTrieMap({"c": SILENT})}), wills=HashTrieMap({"b": 2.0})
     )
     assert forget_place(sight_of(BASE), "a") == Sight()
-
-
-GONE = ProviderServer("rack/0.1", "", ProviderState.GONE, "deleted")
-DOUBTFUL = replace(GONE, is_doubtful=True)
-
-
-@pytest.mark.parametrize(
-    ("lists", "word"),
-    [
-        pytest.param([((OTHER,), 60.0)], GONE, id="another is listed, and it is not"),
-        pytest.param([((OTHER,), 59.0)], None, id="a list that was asked for before the delete was taken"),
-        pytest.param([((MADE, OTHER), 60.0)], MADE, id="it is listed"),
-        pytest.param([((MADE,), 60.0), ((OTHER,), 70.0)], GONE, id="it is listed, and later it is not"),
-        pytest.param([((unreadable("rack/0.1"), OTHER), 60.0)], MADE, id="its entry cannot be read"),
-        pytest.param([((unreadable(""), OTHER), 60.0)], MADE, id="an entry names no server"),
-        pytest.param([((unreadable("rack/1.1"),), 60.0)], GONE, id="another's entry cannot be read"),
-        pytest.param([((), 60.0)], MADE, id="one empty list"),
-        pytest.param([((), 60.0), ((), 70.0)], DOUBTFUL, id="two empty lists"),
-        pytest.param(
-            [((), 59.0), ((), 70.0)], MADE, id="two empty lists, one from before the delete was taken"
-        ),
-        pytest.param([((), 40.0), ((), 60.0), ((), 70.0)], DOUBTFUL, id="two more after many empty lists"),
-        pytest.param([((), 60.0), ((OTHER,), 65.0), ((), 70.0)], GONE, id="two empty lists, not in a row"),
-    ],
-)
-def test_a_delete_that_was_taken_is_proven_by_a_later_list_alone(
-    lists: list[tuple[tuple[ProviderServer, ...], float]], word: ProviderServer | None
-) -> None:
-    sight = provided(replace(KNOWN, servers=HashTrieMap({"rack/0.1": MADE})))
-    sight = observe(sight, ServerUnmade("p", "rack/0.1", 60.0)).sight
-    for servers, asked_at in lists:
-        sight = observe(sight, ProviderListed("p", servers, asked_at, asked_at)).sight
-    assert sight.providers["p"].servers.get("rack/0.1") == word
-
-
-def test_what_was_taken_first_counts_when_a_delete_is_taken_again() -> None:
-    sight = provided(KNOWN)
-    for at in (60.0, 90.0):
-        sight = observe(sight, ServerUnmade("p", "rack/0.1", at)).sight
-    assert sight.providers["p"].going["rack/0.1"] == Going(60.0, times=2)
 
 
 def test_a_doubt_that_ends_counts_like_a_probe_that_passes_again() -> None:
