@@ -1,76 +1,25 @@
 """Probes against real servers on loopback: what passes, what does not, and how soon that is known."""
 
 import asyncio
-import contextlib
-import errno
-import resource
 import socket
-from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator
 
 import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from galactica.agent.health.probes import Prober
-from galactica.agent.runtimes.port import NotBegun, RuntimeFailure, RuntimeUnavailable
-from galactica.agent.starved import Lacks
-from galactica.v1 import cell_pb2, link_pb2
+from galactica.agent.runtimes.port import RuntimeFailure
+from galactica.v1 import cell_pb2
 from tests.support.agent_world import until
-
-Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-
-
-class Probing:
-    """A prober at work, and what it said of each cell."""
-
-    def __init__(self) -> None:
-        self.outcomes: dict[str, list[str]] = defaultdict(list)
-        self.executed: list[tuple[str, tuple[str, ...]]] = []
-        self.exit: tuple[int, str] | Exception = (0, "")
-        self.may_begin, self.may_end = asyncio.Event(), asyncio.Event()
-        self.may_begin.set()
-        self.may_end.set()
-        self.lacks = Lacks()
-        self.prober = Prober(
-            self._execute, lambda cell_id, error: self.outcomes[cell_id].append(error), self.lacks
-        )
-
-    async def _execute(
-        self,
-        kind: int,
-        cell_id: str,
-        command: Sequence[str],
-        timeout_seconds: float,
-        begun: Callable[[], None],
-    ) -> tuple[int, str]:
-        self.executed.append((cell_id, tuple(command)))
-        await self.may_begin.wait()
-        begun()
-        await self.may_end.wait()
-        if isinstance(self.exit, Exception):
-            raise self.exit
-        return self.exit
-
-    def start(
-        self,
-        port: int,
-        cell_id: str = "web/1.1",
-        every_ms: int = 100,
-        direct: int | None = None,
-        **kind: object,
-    ) -> None:
-        probe = cell_pb2.Health(every_ms=every_ms, timeout_ms=200, sick_after=3, **kind)  # type: ignore[arg-type]
-        order = link_pb2.Order(cell_id=cell_id, spec=cell_pb2.Spec(health=probe))
-        own = {"http": f"127.0.0.1:{direct}"} if direct else {}
-        self.prober.start(order, {"http": f"127.0.0.1:{port}"}, own)
-
-    async def next_outcome(self, cell_id: str = "web/1.1") -> str:
-        """The outcome of an attempt that began after this call, or nearly so."""
-        count = len(self.outcomes[cell_id])
-        await until(lambda: len(self.outcomes[cell_id]) > count + 1, "an outcome")
-        return self.outcomes[cell_id][-1]
+from tests.support.probing import (
+    OK,
+    Probing,
+    Serve,
+    answering,
+    http,
+    server,
+    silent,
+)
 
 
 @pytest.fixture
@@ -80,48 +29,6 @@ async def probing() -> AsyncIterator[Probing]:
         task = tasks.create_task(probing.prober.run())
         yield probing
         task.cancel()
-
-
-@contextlib.asynccontextmanager
-async def server(serve: Serve) -> AsyncIterator[int]:
-    async def serve_and_close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            await serve(reader, writer)
-        writer.close()
-
-    listening = await asyncio.start_server(serve_and_close, "127.0.0.1", 0)
-    try:
-        yield listening.sockets[0].getsockname()[1]
-    finally:
-        listening.close()
-
-
-def answering(answer: bytes) -> Serve:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(answer)
-        await writer.drain()
-
-    return serve
-
-
-@contextlib.contextmanager
-def no_free_descriptor() -> Iterator[None]:
-    """For this process, which is the agent's too."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    await reader.read()
-
-
-def http(path: str = "/") -> dict[str, object]:
-    return {"http": cell_pb2.HttpProbe(port="http", path=path)}
 
 
 @pytest.mark.parametrize(
@@ -361,77 +268,3 @@ async def test_exec_probe_that_waits_for_its_turn_has_no_outcome_yet_and_then_it
     probing.may_end.clear()
     probing.may_begin.set()
     assert await probing.next_outcome() == "no answer within 200 ms"
-
-
-@pytest.mark.parametrize(
-    "failure",
-    [
-        NotBegun("no lane"),
-        RuntimeUnavailable("the engine is away"),
-        OSError(errno.EMFILE, "no descriptor"),
-        MemoryError(),
-    ],
-)
-async def test_exec_probe_that_could_not_begin_says_nothing_about_its_cell(
-    probing: Probing, failure: Exception
-) -> None:
-    probing.exit = failure
-    probing.start(1, exec=cell_pb2.ExecProbe(command=["check"]))
-    await until(lambda: len(probing.executed) >= 3, "three attempts")
-    assert probing.outcomes["web/1.1"] == []
-    probing.exit = (0, "")
-    assert await probing.next_outcome() == ""
-
-
-@pytest.mark.parametrize("kind", ["http", "tcp"])
-async def test_probe_without_a_free_descriptor_says_nothing_about_its_cell(
-    probing: Probing, kind: str
-) -> None:
-    probe = {"http": cell_pb2.HttpProbe(port="http"), "tcp": cell_pb2.TcpProbe(port="http")}[kind]
-    async with server(answering(OK)) as port:
-        with no_free_descriptor():
-            probing.start(port, **{kind: probe})
-            lack = await until(probing.lacks.take, "a lack")
-        assert lack == "EMFILE"
-        assert await probing.next_outcome() == ""
-        assert set(probing.outcomes["web/1.1"]) == {""}
-
-
-async def test_grpc_probe_without_a_free_descriptor_says_nothing_about_its_cell(probing: Probing) -> None:
-    servicer = health.HealthServicer()
-    servicer.set("", health_pb2.HealthCheckResponse.SERVING)
-    real = grpc.aio.server()
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, real)
-    port = real.add_insecure_port("127.0.0.1:0")
-    await real.start()
-    try:
-        with no_free_descriptor():
-            probing.start(port, grpc=cell_pb2.GrpcProbe(port="http"))
-            assert await until(probing.lacks.take, "a lack") == "EMFILE"
-        assert await probing.next_outcome() == ""
-        assert set(probing.outcomes["web/1.1"]) == {""}
-    finally:
-        await real.stop(None)
-
-
-async def test_kept_connection_that_ends_while_there_is_no_descriptor_says_nothing_about_its_cell(
-    probing: Probing,
-) -> None:
-    """The next one is opened where an answer is collected: an error there ends neither the probe nor all of them."""
-    ends = asyncio.Event()
-
-    async def keep(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while not ends.is_set():
-            await reader.readuntil(b"\r\n\r\n")
-            if not ends.is_set():
-                writer.write(b"HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok")
-
-    async with server(keep) as port:
-        probing.start(port, **http())
-        assert await probing.next_outcome() == ""
-        with no_free_descriptor():
-            ends.set()
-            assert await until(probing.lacks.take, "a lack") == "EMFILE"
-        ends.clear()
-        assert await probing.next_outcome() == ""
-        assert set(probing.outcomes["web/1.1"]) == {""}
