@@ -95,3 +95,40 @@ def test_durations_do_not_care_for_a_wall_clock_that_jumps(fleet: Fleet, wall: W
         kill(victim)
         fleet.until(lambda at=position: len(fleet.events("CellReady", after=at)) == 1, "it is replaced")  # type: ignore[misc]
         assert fleet.events("ServerCondemned", after=position) == []
+
+
+def test_agents_that_enrolled_while_the_schedulers_clock_was_weeks_ahead_get_in_later(
+    fleet: Fleet, wall: Wall
+) -> None:
+    wall.set("+40d")
+    fleet.start_scheduler(**wall.environment)
+    fleet.start_agents(["a"])
+    cells = pids(fleet.apply("web", 2))
+    fleet.kill_scheduler()
+    wall.set("+0s")
+    fleet.start_scheduler(**wall.environment)
+    fleet.until(lambda: fleet.is_attached("a"), "the agent is back")
+    assert pids(fleet.until_ready("web", 2)) == cells
+    assert any("39d" in note or "40d" in note for note in fleet.status()["notes"])
+    (cell, *_) = fleet.cells("web")
+    for command in (
+        ["status"],
+        ["events"],
+        ["cells"],
+        ["servers"],
+        ["why", cell["id"]],
+        ["why", "service/web"],
+    ):
+        shown = [line for line in fleet.done(*command).splitlines() if "times in the journal" not in line]
+        assert not any("39d" in line or "40d" in line for line in shown), shown
+
+
+def test_an_agent_outlasts_a_scheduler_that_begins_weeks_ahead(fleet: Fleet, wall: Wall) -> None:
+    fleet.start_scheduler()
+    fleet.start_agents(["a"])
+    fleet.kill_scheduler()
+    wall.set("+40d")
+    fleet.start_scheduler(**wall.environment)
+    fleet.until(lambda: "so one of the clocks is wrong" in fleet.log("a"), "the agent is turned away")
+    wall.set("+0s")
+    fleet.until(lambda: fleet.is_attached("a"), "the agent is back")

@@ -171,3 +171,46 @@ async def test_a_cancelled_start_leaves_nothing(engine, busybox_image, client):
 async def test_ping_tells_the_round_trip(engine):
     async with a_runtime(engine) as runtime:
         assert 0 < await runtime.ping() < 2
+
+
+@pytest.mark.parametrize(
+    ("labels", "why"),
+    [
+        ({"galactica.cell": "w" * 201}, "galactica.cell has 201 characters; the limit is 200"),
+        ({"galactica.cell": "web/1.1", "galactica.digest": "d" * 201}, "galactica.digest has 201 characters"),
+        ({"galactica.cell": ""}, "it has no label galactica.cell"),
+    ],
+    ids=["a long id", "a long digest", "no id"],
+)
+async def test_a_container_whose_labels_name_no_cell_is_skipped_and_told_once(
+    engine, busybox_image, client, caplog, labels, why
+):
+    fleet, cell = new_fleet(), order("web/0.1", busybox_image, *SLEEPER)
+    async with a_runtime(engine, fleet=fleet) as runtime:
+        running = await runtime.start(cell, ignore_progress)
+        ours = {"galactica.fleet": fleet, "galactica.server": SERVER, "galactica.fleet-id": id_of(fleet)}
+        strange = client.create_container(busybox_image, list(SLEEPER), labels={**ours, **labels})["Id"]
+        client.start(strange)
+        for _ in range(2):
+            assert await runtime.list() == (Found(cell, running),)
+            assert [one.cell_id for one in await runtime.living()] == ["web/0.1"]
+        told = [record.getMessage() for record in caplog.records if "container skipped" in record.message]
+        assert len(told) == 1
+        assert why in told[0]
+
+
+async def test_a_container_whose_spec_cannot_be_read_hides_no_other(engine, busybox_image, client):
+    fleet, cell = new_fleet(), order("web/0.1", busybox_image, *SLEEPER)
+    async with a_runtime(engine, fleet=fleet) as runtime:
+        running = await runtime.start(cell, ignore_progress)
+        labels = {
+            "galactica.fleet": fleet,
+            "galactica.server": SERVER,
+            "galactica.fleet-id": id_of(fleet),
+            "galactica.cell": "web/1.1",
+            "galactica.order": "not what a scheduler wrote",
+        }
+        client.start(client.create_container(busybox_image, list(SLEEPER), labels=labels)["Id"])
+        found = {one.order.cell_id: one.running for one in await runtime.list()}
+        assert found["web/0.1"] == running
+        assert found["web/1.1"] is not None
