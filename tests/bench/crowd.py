@@ -15,6 +15,7 @@ from pathlib import Path
 import grpc
 
 from galactica.scheduler.security.ca import SCHEDULER_NAME, new_key_and_csr
+from galactica.scheduler.wire.versions import OLDEST_WIRE_VERSION, WIRE_VERSION
 from galactica.v1 import cell_pb2, link_pb2, link_pb2_grpc
 
 AT_ONCE = 16
@@ -45,7 +46,8 @@ async def _attach(scheduler, ca, enrol, token, name, door):
         channel = grpc.aio.secure_channel(scheduler, credentials, options=_OPTIONS)
         call = link_pb2_grpc.AgentLinkServiceStub(channel).Attach()
         hello = link_pb2.Hello(
-            wire_version=1,
+            wire_version=OLDEST_WIRE_VERSION,
+            newest_wire_version=WIRE_VERSION,
             agent_version="0.1.0",
             runtimes=[cell_pb2.RUNTIME_KIND_PROCESS],
             capacity=cell_pb2.Capacity(cpu_millis=8_000, memory_bytes=2**34, disk_bytes=2**36),

@@ -19,6 +19,7 @@ from galactica.scheduler.core.sight.observations import (
 from galactica.scheduler.core.sight.vitals import Vitals
 from galactica.scheduler.link.session import SKIPPED_TOLD
 from galactica.scheduler.security.ca import new_key_and_csr
+from galactica.scheduler.views.servers import servers
 from galactica.v1 import cell_pb2, link_pb2, link_pb2_grpc
 from tests.support.dispatcher_world import Code, limited, observed
 from tests.support.link_world import link_world, running
@@ -47,7 +48,7 @@ class TestAttaching:
             fleet="alpha",
             start="this start",
             position=agent.welcome.position,
-            wire_version=1,
+            wire_version=2,
         )
         assert agent.welcome.position > 0
         (attached,) = observed(world, Attached)
@@ -62,9 +63,16 @@ class TestAttaching:
                     "web/0.1", "", CellState.RUNNING, "42", {"http": "127.0.0.1:8080"}, ProbeStatus(True)
                 ),
             ),
-            wire_version=1,
+            wire_version=2,
         )
         assert "ServerJoined" in kinds(world.mind.records)
+
+    async def test_agent_of_the_wire_version_before_is_served_and_known_to_be_behind(self, world):
+        agent = await world.agent("web-1", attached=False)
+        welcome = await agent.attach(newest_wire_version=0)
+        assert welcome.wire_version == 1
+        (row,) = servers(world.mind.view())
+        assert (row.wire_version, row.is_behind) == (1, True)
 
     @pytest.mark.parametrize(("version", "newer"), [(0, "agent"), (3, "scheduler")])
     async def test_agent_of_another_wire_version_is_told_both_versions(self, world, version, newer):

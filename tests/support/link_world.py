@@ -16,6 +16,7 @@ from galactica.scheduler.operators.api import OperatorApi
 from galactica.scheduler.security.ca import SCHEDULER_NAME, CertificateAuthority, new_key_and_csr
 from galactica.scheduler.security.identities import Role
 from galactica.scheduler.serve.listeners import make_server
+from galactica.scheduler.wire.versions import OLDEST_WIRE_VERSION, WIRE_VERSION
 from galactica.v1 import cell_pb2, link_pb2, link_pb2_grpc, operator_pb2_grpc
 from tests.support.memory_mind import MemoryMind
 
@@ -76,7 +77,8 @@ class PlayedAgent:
 
     async def attach(self, **hello: object) -> link_pb2.Welcome:
         fields: dict[str, object] = {
-            "wire_version": 1,
+            "wire_version": OLDEST_WIRE_VERSION,
+            "newest_wire_version": WIRE_VERSION,
             "agent_version": "0.1.0",
             "runtimes": [cell_pb2.RUNTIME_KIND_PROCESS],
             "capacity": cell_pb2.Capacity(cpu_millis=8_000, memory_bytes=2**34, disk_bytes=2**36),
