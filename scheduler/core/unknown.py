@@ -19,6 +19,8 @@ up half of those of a slot at most."""
 LOST_WITH_A_JOURNAL = 1_000
 """So many generations of each slot are left out when this journal proves to be older than its fleet: it may have lost
 orders of cells on servers that are not heard yet."""
+EPOCHS_TOLD_APART = 100_000
+"""An epoch above this one gives its cells no generations of its own: an agent that makes epochs up uses up no more."""
 RANGES_KEPT = 32
 """How many ranges of skipped generations a slot remembers. The two oldest become one: what is between them counts as
 never ordered too, and is left alone."""
@@ -77,20 +79,31 @@ def found(fleet: Fleet, server: str, cell_id: str) -> Fleet:
     return _without_generation(fleet, parsed)
 
 
-def overtaken(fleet: Fleet) -> Fleet:
+def first_above(epoch: int) -> int:
+    """The generations that a scheduler of this epoch gives out are above this one, if its journal is older than its
+    fleet. One backup may come back several times: what was ordered after it came back before must not be ordered by the
+    same ids again, and each time has an epoch of its own."""
+    return LOST_WITH_A_JOURNAL * min(epoch, EPOCHS_TOLD_APART)
+
+
+def overtaken(fleet: Fleet, above: int) -> Fleet:
     """Leave out the generations that a newer journal may have given out, of all groups, whether this one knows them or
-    not."""
+    not. None of the next ones is ``above`` or below it."""
+
+    def next_after(unused: int) -> int:
+        return max(unused + LOST_WITH_A_JOURNAL, above + 1)
+
     for name, known in fleet.groups.items():
         for number, slot in known.slots.items():
-            newest = slot.next_generation + LOST_WITH_A_JOURNAL - 1
+            newest = next_after(slot.next_generation) - 1
             fleet = _without_generation(fleet, CellId(name, number, newest))
-        first, after = known.first_generation, known.first_generation + LOST_WITH_A_JOURNAL
+        first, after = known.first_generation, next_after(known.first_generation)
         fleet = _skip(fleet, name, (*(fleet.skipped.get(name) or ()), (first, after)))
         state = replace(fleet.groups[name], first_generation=after)
         fleet = replace(fleet, groups=fleet.groups.insert(name, state))
     for name, unused in fleet.generations.items():
-        fleet = _without_generation(fleet, CellId(name, 0, unused + LOST_WITH_A_JOURNAL - 1))
-    return replace(fleet, least_generation=fleet.least_generation + LOST_WITH_A_JOURNAL)
+        fleet = _without_generation(fleet, CellId(name, 0, next_after(unused) - 1))
+    return replace(fleet, least_generation=next_after(fleet.least_generation))
 
 
 def with_least_generation(fleet: Fleet, least: int) -> Fleet:

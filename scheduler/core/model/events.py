@@ -99,6 +99,8 @@ class EpochClaimed(Event, frozen=True):
     epoch: int
     server: str
     start: str = ""
+    above: int = 0
+    """The next generations of all slots are above this one too."""
 
 
 class RegrowthBegan(Event, frozen=True):
