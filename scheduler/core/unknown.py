@@ -27,6 +27,10 @@ never ordered too, and is left alone."""
 UNKNOWN_KEPT = 10_000
 """How many slots with such cells are remembered. More are held too, as long as their agents report them."""
 
+SHOWN_BY_ONE_SERVER = 1_000
+"""So many of them are remembered of one server. One that shows more has an agent that makes ids up, or no part in this
+fleet: what it shows beyond is left alone as well, and holds no slot."""
+
 
 def slot_of(cell_id: str) -> str:
     """The slot that a cell id names; the whole text where it is no id."""
@@ -208,11 +212,41 @@ def forgotten_on(fleet: Fleet, server: str) -> Fleet:
     """All that were on a server that is gone."""
     for cell in unknown_on(fleet, server):
         fleet = forgotten(fleet, server, cell)
-    return fleet
+    return enrolled(fleet, server)
+
+
+def decided(fleet: Fleet, server: str, cell_id: str) -> Fleet:
+    """An operator took it in, or removed it."""
+    if not is_unknown(fleet, server, cell_id):
+        return fleet
+    left = min(fleet.shown.get(server) or 1, SHOWN_BY_ONE_SERVER) - 1
+    shown = fleet.shown.insert(server, left) if left else fleet.shown.discard(server)
+    return forgotten(replace(fleet, shown=shown), server, cell_id)
+
+
+def shows_too_many(fleet: Fleet, server: str) -> bool:
+    """Whether no more of its cells are remembered. Then nothing on it counts as decommissioned either: ids that were
+    never remembered cannot be told from those that this journal gave out."""
+    return (fleet.shown.get(server) or 0) >= SHOWN_BY_ONE_SERVER
+
+
+def is_told_too_many(fleet: Fleet, server: str) -> bool:
+    return (fleet.shown.get(server) or 0) > SHOWN_BY_ONE_SERVER
+
+
+def enrolled(fleet: Fleet, server: str) -> Fleet:
+    """What enrols anew begins anew."""
+    return replace(fleet, shown=fleet.shown.discard(server))
 
 
 def cell_found(fleet: Fleet, _: e.Record, event: e.UnknownCellFound) -> Fleet:
+    count = (fleet.shown.get(event.server) or 0) + 1
+    fleet = replace(fleet, shown=fleet.shown.insert(event.server, count))
     return found(fleet, event.server, event.cell)
+
+
+def too_many(fleet: Fleet, _: e.Record, event: e.UnknownCellsTooMany) -> Fleet:
+    return replace(fleet, shown=fleet.shown.insert(event.server, event.limit + 1))
 
 
 def cell_condemned(fleet: Fleet, _: e.Record, event: e.UnknownCellCondemned) -> Fleet:
@@ -220,7 +254,9 @@ def cell_condemned(fleet: Fleet, _: e.Record, event: e.UnknownCellCondemned) -> 
 
 
 def orphan_removed(fleet: Fleet, _: e.Record, event: e.OrphanRemoved) -> Fleet:
-    fleet = forgotten(fleet, event.server, event.cell)
+    if event.is_gone and not is_unwanted(fleet, event.server, event.cell):
+        return forgotten(fleet, event.server, event.cell)
+    fleet = decided(fleet, event.server, event.cell)
     return fleet if event.is_gone else owned(fleet, event.cell)
 
 

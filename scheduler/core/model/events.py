@@ -137,6 +137,13 @@ class UnknownCellFound(Event, frozen=True):
     server: str
 
 
+class UnknownCellsTooMany(Event, frozen=True):
+    """A server has shown so many of them that no more are remembered. It is told once, until an operator decides."""
+
+    server: str
+    limit: int
+
+
 class UnknownCellCondemned(Event, frozen=True):
     """An operator decided that an unknown cell of an exclusive slot goes. The slot waits until its agent says that it
     is gone."""
@@ -297,6 +304,7 @@ AnyEvent = (
     | GenomePlanted
     | RegrowthEnded
     | UnknownCellFound
+    | UnknownCellsTooMany
     | CellAdopted
     | UnknownCellCondemned
     | OrphanRemoved

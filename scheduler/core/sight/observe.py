@@ -25,7 +25,15 @@ from galactica.scheduler.core.sight.observations import (
     ShellEnded,
     WillRead,
 )
-from galactica.scheduler.core.sight.state import Going, ProviderSight, Rival, ServerSight, Sight, with_server
+from galactica.scheduler.core.sight.state import (
+    REPORTS_LIMIT,
+    Going,
+    ProviderSight,
+    Rival,
+    ServerSight,
+    Sight,
+    with_server,
+)
 from galactica.scheduler.core.sight.vitals import ailments
 
 SILENCE_WORTH_A_LOOK_SECONDS = 2.0
@@ -111,6 +119,8 @@ def _reported(sight: Sight, reported: Reported, limits: VitalLimits) -> Observed
     reports = HashTrieMap() if reported.complete else seen.reports
     recovered = seen.recovered
     for report in reported.cells:
+        if len(reports) >= REPORTS_LIMIT and report.cell not in reports:
+            continue
         before = seen.reports.get(report.cell)
         if before is not None and before.is_failing and not report.is_failing:
             recovered = recovered.insert(report.cell, reported.at)
