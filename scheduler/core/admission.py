@@ -44,6 +44,7 @@ from galactica.scheduler.core.model.spec import Group, digest_of
 from galactica.scheduler.core.model.verdict import Health
 from galactica.scheduler.core.reconcile.draft import Draft
 from galactica.scheduler.core.reconcile.leftovers import adopt_cell, shows
+from galactica.scheduler.core.unknown import first_above
 
 MAX_GROUPS = 10_000
 MAX_CELLS = 1_000_000
@@ -232,7 +233,8 @@ def _claim_epoch(draft: Draft, request: ClaimEpoch, _: Asker) -> Admitted:
             f"{fleet.epoch} and believes at most {EPOCH_LEAP_LIMIT} more. Enrol that server again",
         )
     if obeyed.epoch > fleet.epoch or is_strange(fleet, obeyed):
-        draft.emit(e.EpochClaimed(max(obeyed.epoch, fleet.epoch) + 1, request.server, obeyed.start))
+        epoch = max(obeyed.epoch, fleet.epoch) + 1
+        draft.emit(e.EpochClaimed(epoch, request.server, obeyed.start, first_above(epoch)))
     return Admitted(Accepted(draft.fleet.position))
 
 

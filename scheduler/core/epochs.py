@@ -26,7 +26,7 @@ def started(fleet: Fleet, record: e.Record, event: e.SchedulerStarted) -> Fleet:
 def claimed(fleet: Fleet, record: e.Record, event: e.EpochClaimed) -> Fleet:
     """The scheduler that runs has this epoch from here on."""
     now = fleet.starts.get(fleet.epoch)
-    after = _with(overtaken(fleet), event.epoch, Start(now.name if now else "", record.position))
+    after = _with(overtaken(fleet, event.above), event.epoch, Start(now.name if now else "", record.position))
     strange = (*fleet.strange_starts, event.start)[-STARTS_KEPT:] if event.start else fleet.strange_starts
     return replace(after, strange_starts=strange, overtaken_at=record.at)
 

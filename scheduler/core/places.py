@@ -37,6 +37,7 @@ def _server(fleet: Fleet, server_id: str, record: e.Record, *phases: Phase) -> S
 
 
 def server_enrolled(fleet: Fleet, record: e.Record, event: e.ServerEnrolled) -> Fleet:
+    fleet = unknown.enrolled(fleet, event.server)
     token = fleet.tokens.get(event.token)
     if token is not None:
         tokens = fleet.tokens.insert(token.id, replace(token, uses_left=token.uses_left - 1))

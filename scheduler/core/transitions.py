@@ -142,7 +142,7 @@ def _cell_ordered(fleet: Fleet, record: e.Record, event: e.CellOrdered) -> Fleet
 def _cell_adopted(fleet: Fleet, record: e.Record, event: e.CellAdopted) -> Fleet:
     if not unknown.is_unknown(fleet, event.server, event.cell):
         raise IllegalTransition(f"{event.cell} on {event.server} is not one that nobody ordered")
-    fleet = unknown.owned(unknown.forgotten(fleet, event.server, event.cell), event.cell)
+    fleet = unknown.owned(unknown.decided(fleet, event.server, event.cell), event.cell)
     return _placed(fleet, record, event, "")
 
 
@@ -277,6 +277,7 @@ _APPLY: dict[type[e.Event], Callable[[Fleet, e.Record, Any], Fleet]] = {
     e.GenomePlanted: planting.planted,
     e.RegrowthEnded: planting.ended,
     e.UnknownCellFound: unknown.cell_found,
+    e.UnknownCellsTooMany: unknown.too_many,
     e.CellAdopted: _cell_adopted,
     e.UnknownCellCondemned: unknown.cell_condemned,
     e.OrphanRemoved: unknown.orphan_removed,

@@ -19,11 +19,17 @@ up half of those of a slot at most."""
 LOST_WITH_A_JOURNAL = 1_000
 """So many generations of each slot are left out when this journal proves to be older than its fleet: it may have lost
 orders of cells on servers that are not heard yet."""
+EPOCHS_TOLD_APART = 100_000
+"""An epoch above this one gives its cells no generations of its own: an agent that makes epochs up uses up no more."""
 RANGES_KEPT = 32
 """How many ranges of skipped generations a slot remembers. The two oldest become one: what is between them counts as
 never ordered too, and is left alone."""
 UNKNOWN_KEPT = 10_000
 """How many slots with such cells are remembered. More are held too, as long as their agents report them."""
+
+SHOWN_BY_ONE_SERVER = 1_000
+"""So many of them are remembered of one server. One that shows more has an agent that makes ids up, or no part in this
+fleet: what it shows beyond is left alone as well, and holds no slot."""
 
 
 def slot_of(cell_id: str) -> str:
@@ -77,20 +83,31 @@ def found(fleet: Fleet, server: str, cell_id: str) -> Fleet:
     return _without_generation(fleet, parsed)
 
 
-def overtaken(fleet: Fleet) -> Fleet:
+def first_above(epoch: int) -> int:
+    """The generations that a scheduler of this epoch gives out are above this one, if its journal is older than its
+    fleet. One backup may come back several times: what was ordered after it came back before must not be ordered by the
+    same ids again, and each time has an epoch of its own."""
+    return LOST_WITH_A_JOURNAL * min(epoch, EPOCHS_TOLD_APART)
+
+
+def overtaken(fleet: Fleet, above: int) -> Fleet:
     """Leave out the generations that a newer journal may have given out, of all groups, whether this one knows them or
-    not."""
+    not. None of the next ones is ``above`` or below it."""
+
+    def next_after(unused: int) -> int:
+        return max(unused + LOST_WITH_A_JOURNAL, above + 1)
+
     for name, known in fleet.groups.items():
         for number, slot in known.slots.items():
-            newest = slot.next_generation + LOST_WITH_A_JOURNAL - 1
+            newest = next_after(slot.next_generation) - 1
             fleet = _without_generation(fleet, CellId(name, number, newest))
-        first, after = known.first_generation, known.first_generation + LOST_WITH_A_JOURNAL
+        first, after = known.first_generation, next_after(known.first_generation)
         fleet = _skip(fleet, name, (*(fleet.skipped.get(name) or ()), (first, after)))
         state = replace(fleet.groups[name], first_generation=after)
         fleet = replace(fleet, groups=fleet.groups.insert(name, state))
     for name, unused in fleet.generations.items():
-        fleet = _without_generation(fleet, CellId(name, 0, unused + LOST_WITH_A_JOURNAL - 1))
-    return replace(fleet, least_generation=fleet.least_generation + LOST_WITH_A_JOURNAL)
+        fleet = _without_generation(fleet, CellId(name, 0, next_after(unused) - 1))
+    return replace(fleet, least_generation=next_after(fleet.least_generation))
 
 
 def with_least_generation(fleet: Fleet, least: int) -> Fleet:
@@ -195,11 +212,41 @@ def forgotten_on(fleet: Fleet, server: str) -> Fleet:
     """All that were on a server that is gone."""
     for cell in unknown_on(fleet, server):
         fleet = forgotten(fleet, server, cell)
-    return fleet
+    return enrolled(fleet, server)
+
+
+def decided(fleet: Fleet, server: str, cell_id: str) -> Fleet:
+    """An operator took it in, or removed it."""
+    if not is_unknown(fleet, server, cell_id):
+        return fleet
+    left = min(fleet.shown.get(server) or 1, SHOWN_BY_ONE_SERVER) - 1
+    shown = fleet.shown.insert(server, left) if left else fleet.shown.discard(server)
+    return forgotten(replace(fleet, shown=shown), server, cell_id)
+
+
+def shows_too_many(fleet: Fleet, server: str) -> bool:
+    """Whether no more of its cells are remembered. Then nothing on it counts as decommissioned either: ids that were
+    never remembered cannot be told from those that this journal gave out."""
+    return (fleet.shown.get(server) or 0) >= SHOWN_BY_ONE_SERVER
+
+
+def is_told_too_many(fleet: Fleet, server: str) -> bool:
+    return (fleet.shown.get(server) or 0) > SHOWN_BY_ONE_SERVER
+
+
+def enrolled(fleet: Fleet, server: str) -> Fleet:
+    """What enrols anew begins anew."""
+    return replace(fleet, shown=fleet.shown.discard(server))
 
 
 def cell_found(fleet: Fleet, _: e.Record, event: e.UnknownCellFound) -> Fleet:
+    count = (fleet.shown.get(event.server) or 0) + 1
+    fleet = replace(fleet, shown=fleet.shown.insert(event.server, count))
     return found(fleet, event.server, event.cell)
+
+
+def too_many(fleet: Fleet, _: e.Record, event: e.UnknownCellsTooMany) -> Fleet:
+    return replace(fleet, shown=fleet.shown.insert(event.server, event.limit + 1))
 
 
 def cell_condemned(fleet: Fleet, _: e.Record, event: e.UnknownCellCondemned) -> Fleet:
@@ -207,7 +254,9 @@ def cell_condemned(fleet: Fleet, _: e.Record, event: e.UnknownCellCondemned) -> 
 
 
 def orphan_removed(fleet: Fleet, _: e.Record, event: e.OrphanRemoved) -> Fleet:
-    fleet = forgotten(fleet, event.server, event.cell)
+    if event.is_gone and not is_unwanted(fleet, event.server, event.cell):
+        return forgotten(fleet, event.server, event.cell)
+    fleet = decided(fleet, event.server, event.cell)
     return fleet if event.is_gone else owned(fleet, event.cell)
 
 

@@ -86,6 +86,7 @@ def encode(fleet: Fleet) -> bytes:
         unwanted=tuple(one.cell for one in fleet.unwanted if one not in too),
         unknown_too=tuple((one.cell, one.server) for one in too),
         unwanted_too=tuple((one.cell, one.server) for one in fleet.unwanted if one in too),
+        shown=dict(fleet.shown.items()),
     )
     body = zlib.compress(write(disk), _COMPRESSION_LEVEL)
     return _MAGIC + VERSION.to_bytes(_VERSION_BYTES, "big") + body
@@ -249,6 +250,7 @@ def _fleet_from_disk(disk: FleetOnDisk) -> Fleet:
         released=HashTrieMap(disk.released),
         silences=HashTrieMap(disk.silences),
         unknown=_unknown_from_disk(disk),
+        shown=HashTrieMap(disk.shown),
         overtaken_at=disk.overtaken_at,
         skipped=HashTrieMap(disk.skipped),
         regrown_at=disk.regrown_at,

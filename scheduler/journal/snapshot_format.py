@@ -149,3 +149,4 @@ class FleetOnDisk(Struct, frozen=True, array_like=True):
     """``unknown`` has one server for each cell; these are cells with the other servers that show them."""
     unwanted_too: tuple[tuple[str, str], ...] = ()
     """Of ``unknown_too``, what an operator condemned. ``unwanted`` has those of ``unknown``."""
+    shown: dict[str, int] = {}

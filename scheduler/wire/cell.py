@@ -30,10 +30,11 @@ from galactica.scheduler.core.sight.observations import (
     ProbeStatus,
     Unread,
 )
+from galactica.scheduler.core.sight.state import REPORTS_LIMIT
 from galactica.scheduler.core.sight.vitals import Vitals
 from galactica.v1 import cell_pb2
 
-CELLS_LIMIT = 10_000
+CELLS_LIMIT = REPORTS_LIMIT
 """Limit for the cells in one message."""
 ID_CHARACTERS = 200
 """Longer than this scheduler's own ids, because orphans may have other ids."""

@@ -2,6 +2,7 @@
 
 import pytest
 
+from galactica.scheduler.core.admission import EPOCH_LEAP_LIMIT
 from galactica.scheduler.core.epochs import STARTS_KEPT, is_strange
 from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.events import Record
@@ -9,7 +10,7 @@ from galactica.scheduler.core.model.fleet import CellId, Fleet, Phase
 from galactica.scheduler.core.model.requests import Asker, AskerKind, ClaimEpoch, DeleteGroup, Obeyed
 from galactica.scheduler.core.reconcile.leftovers import was_ordered
 from galactica.scheduler.core.transitions import apply
-from tests.support.world import World, service
+from tests.support.world import World, service, spec
 
 SELF = Asker(AskerKind.SCHEDULER)
 
@@ -79,19 +80,68 @@ def test_ids_that_a_lost_journal_may_have_given_out_are_not_given_out_again() ->
     world.ask(ClaimEpoch(Obeyed(world.core.fleet.epoch + 1), "a"), SELF)
     world.apply(service("web", 2), service("old", 1), service("new", 1))
     world.advance(60)
-    assert world.phases("web") == {"web/0.1": Phase.READY, "web/1.1001": Phase.READY}
-    assert world.phases("old") == {"old/0.1002": Phase.READY}
-    assert world.phases("new") == {"new/0.1001": Phase.READY}
+    assert world.phases("web") == {"web/0.1": Phase.READY, "web/1.3001": Phase.READY}
+    assert world.phases("old") == {"old/0.3001": Phase.READY}
+    assert world.phases("new") == {"new/0.3001": Phase.READY}
     fleet = world.core.fleet
     for name, slot, generation, ours in [
         ("web", 0, 1, True),
         ("web", 0, 2, False),
-        ("web", 0, 1_000, False),
+        ("web", 0, 3_000, False),
         ("web", 1, 1, False),
-        ("web", 1, 1_001, True),
+        ("web", 1, 3_000, False),
+        ("web", 1, 3_001, True),
         ("old", 0, 1, True),
         ("old", 0, 2, False),
         ("new", 0, 1, False),
-        ("new", 0, 1_001, True),
+        ("new", 0, 3_001, True),
     ]:
         assert was_ordered(fleet, str(CellId(name, slot, generation))) is ours, (name, slot, generation)
+
+
+def test_a_backup_that_comes_back_again_gives_out_no_id_of_the_time_before() -> None:
+    """Its first return gave ids out, and was lost itself. Its agents know the epoch that it had."""
+    backup = World()
+    backup.join("a")
+    given: set[str] = set()
+    for obeyed in (7, 8):
+        world = backup.crash()
+        world.attach("a")
+        world.ask(ClaimEpoch(Obeyed(obeyed), "a"), SELF)
+        world.apply(service("web", 2))
+        world.until(lambda world=world: len(world.phases("web")) == 2, 60.0)  # type: ignore[misc]
+        assert not given & world.phases("web").keys()
+        given |= world.phases("web").keys()
+
+
+def test_an_epoch_that_is_made_up_uses_up_few_generations() -> None:
+    world = World()
+    world.join("a")
+    world.ask(ClaimEpoch(Obeyed(EPOCH_LEAP_LIMIT), "a"), SELF)
+    world.apply(service("web", 1))
+    assert world.phases("web") == {"web/0.100000001": Phase.READY}
+
+
+def test_an_older_journals_claim_leaves_out_what_it_left_out_then() -> None:
+    fleet = apply(TWO_STARTS, Record(5, 1.0, "test", e.EpochClaimed(9, "a")))
+    assert fleet.least_generation == 1_001
+
+
+@pytest.mark.parametrize("has_known", [True, False])
+def test_an_exclusive_cell_waits_for_what_a_copy_of_a_machine_may_hide(has_known: bool) -> None:
+    """Every server was heard, but as ``a`` a machine with a copy of its disk: the one that runs a cell of the slot was
+    turned away, and ends it when its lease is over."""
+    before = World()
+    before.join("a", "b")
+    if has_known:
+        before.apply(service("db", 1, spec(exclusive=True)))
+    world = before.crash()
+    world.ask(ClaimEpoch(Obeyed(7), "a"), SELF)
+    world.attach("a")
+    world.attach("b")
+    world.apply(service("db", 1, spec(exclusive=True)))
+    claimed_at = world.now
+    world.advance(world.policy.lease_seconds)
+    assert [cell for cell in world.phases("db") if cell.endswith("001")] == []
+    world.until(lambda: world.phases("db") == {"db/0.8001": Phase.READY}, 60.0)
+    assert world.now >= claimed_at + world.policy.lease_seconds + world.policy.fence_margin_seconds

@@ -121,6 +121,7 @@ FULL = Fleet(
     least_generation=1_001,
     starts=HashTrieMap({11: Start("eleventh", 9_000_000), 12: Start("", 10_000_000)}),
     strange_starts=("lost",),
+    shown=HashTrieMap({"server-1": 4}),
     unwanted=HashTrieSet([UnknownCell("web/7.3", "server-2"), UnknownCell("web/8.4", "server-1")]),
     skipped=HashTrieMap({"web": ((1, 4),), "web/7": ((2, 3), (5, 9))}),
     at=1_763_900_010.000001,
@@ -220,7 +221,7 @@ def test_a_snapshot_from_before_two_servers_could_show_one_id_is_read() -> None:
     """It ends before the fields that were added since."""
     header, body = encode(FULL)[:12], encode(FULL)[12:]
     fields = msgspec.msgpack.decode(zlib.decompress(body))
-    added = 2
+    added = 3
     fleet = decode(header + zlib.compress(msgspec.msgpack.encode(fields[:-added])))
     assert fleet.unknown["web/7"] == HashTrieSet([UnknownCell("web/7.3", "server-1")])
     assert fleet.unwanted == HashTrieSet([UnknownCell("web/8.4", "server-1")])

@@ -221,7 +221,7 @@ def test_it_waits_for_a_server_that_stays_away_for_a_bounded_time_only() -> None
     world.ask(ClaimEpoch(Obeyed(7), "a"), SELF)
     world.attach("a")
     world.apply(service("web", 1))
-    world.until(lambda: world.phases() == {"web/0.1001": Phase.READY}, world.policy.overtaken_seconds)
+    world.until(lambda: world.phases() == {"web/0.8001": Phase.READY}, world.policy.overtaken_seconds)
 
 
 def test_a_fleet_that_no_agent_answers_is_not_healthy() -> None:

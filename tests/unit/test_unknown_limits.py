@@ -6,10 +6,11 @@ from msgspec.structs import replace
 from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.commands import Decommission
 from galactica.scheduler.core.model.fleet import Phase
-from galactica.scheduler.core.model.requests import CondemnUnknown, DrainServer
+from galactica.scheduler.core.model.requests import CondemnUnknown, CreateToken, DrainServer, Enrol
 from galactica.scheduler.core.model.spec import Group
-from galactica.scheduler.core.unknown import RANGES_KEPT
-from tests.support.world import World, gone, running, service, spec
+from galactica.scheduler.core.sight.state import REPORTS_LIMIT
+from galactica.scheduler.core.unknown import RANGES_KEPT, SHOWN_BY_ONE_SERVER
+from tests.support.world import SECRET, World, gone, running, service, spec
 
 
 @pytest.mark.parametrize("claimed", ["web/0.999999999", "web/0.500000001"])
@@ -155,3 +156,79 @@ def test_an_exclusive_slot_stays_held_by_a_cell_that_nothing_proves_ended() -> N
     assert (world.phases("db"), "unknown_cell" in world.held()) == ({}, True)
     world.ask(CondemnUnknown())
     assert world.phases("db") == {"db/0.5": Phase.READY}
+
+
+def showing(world: World, first: int, count: int, slot: str = "made-up-{}/0.1") -> None:
+    world.report("a", *(running(slot.format(number)) for number in range(first, first + count)))
+
+
+def test_an_agent_that_makes_cells_up_fills_neither_memory_nor_journal() -> None:
+    world = restored(0)
+    showing(world, 0, SHOWN_BY_ONE_SERVER + 20)
+    for first in range(5_000, 5_050, 10):
+        showing(world, first, 10)
+    fleet = world.core.fleet
+    assert sum(map(len, fleet.unknown.values())) == SHOWN_BY_ONE_SERVER
+    assert len(world.events(e.UnknownCellFound)) == SHOWN_BY_ONE_SERVER
+    assert len(world.events(e.UnknownCellsTooMany)) == 1
+    assert len(fleet.generations) <= SHOWN_BY_ONE_SERVER
+    assert "server a has shown more than 1000 cells that this journal never ordered" in "".join(
+        hold.reason for hold in world.core.view(world.now).holds
+    )
+
+
+def test_one_that_lets_a_cell_come_and_go_is_believed_so_often_and_no_more() -> None:
+    world = restored(0)
+    for _ in range(SHOWN_BY_ONE_SERVER + 10):
+        world.report("a", running("web/0.9"))
+        world.report("a", gone("web/0.9"))
+    assert len(world.events(e.UnknownCellFound)) == SHOWN_BY_ONE_SERVER
+    assert len(world.events(e.UnknownCellsTooMany)) == 1
+
+
+def test_what_such_a_server_shows_beyond_is_never_taken_for_decommissioned() -> None:
+    """Its id was not left out, so this journal gives it out some day, and knows later that it went."""
+    world = restored(0)
+    showing(world, 10, SHOWN_BY_ONE_SERVER, "web/{}.7")
+    world.report("a", running("web/0.1"))
+    world.apply(service("web", 1))
+    world.apply(service("web", 0))
+    world.sent.clear()
+    world.detach("a")
+    world.attach("a", running("web/0.1"))
+    assert removed(world) == []
+
+
+def test_the_cells_of_another_server_are_remembered_as_ever() -> None:
+    world = restored(0)
+    showing(world, 10, SHOWN_BY_ONE_SERVER + 1, "web/{}.7")
+    world.report("b", running("web/0.9"))
+    world.apply(service("web", 1))
+    assert world.phases("web") == {}
+
+
+def test_more_are_remembered_when_an_operator_has_decided() -> None:
+    world = restored(0)
+    showing(world, 10, SHOWN_BY_ONE_SERVER + 1, "web/{}.7")
+    assert world.ask(CondemnUnknown(("web/10.7",))).cells == 1
+    world.report("a", running("web/0.9"))
+    assert "web/0" in world.core.fleet.unknown
+
+
+def test_a_server_that_enrols_anew_begins_anew() -> None:
+    world = restored(0)
+    showing(world, 10, SHOWN_BY_ONE_SERVER + 1, "web/{}.7")
+    world.detach("a")
+    world.advance(60)
+    assert world.core.fleet.servers["a"].phase is Phase.DECOMMISSIONED
+    world.ask(CreateToken("again", SECRET, 1, world.now + 3600))
+    world.ask(Enrol("again", SECRET, "a"))
+    world.attach("a", running("web/0.9"))
+    assert set(world.core.fleet.unknown) == {"web/0"}
+
+
+def test_the_reports_that_are_kept_of_one_server_are_bounded() -> None:
+    world = restored(0)
+    showing(world, 0, REPORTS_LIMIT)
+    showing(world, REPORTS_LIMIT, 10)
+    assert len(world.core.sight.servers["a"].reports) == REPORTS_LIMIT

@@ -101,6 +101,8 @@ class EpochClaimed(Event, frozen=True):
     epoch: int
     server: str
     start: str = ""
+    above: int = 0
+    """The next generations of all slots are above this one too."""
 
 
 class RegrowthBegan(Event, frozen=True):
@@ -135,6 +137,13 @@ class UnknownCellFound(Event, frozen=True):
 
     cell: str
     server: str
+
+
+class UnknownCellsTooMany(Event, frozen=True):
+    """A server has shown so many of them that no more are remembered. It is told once, until an operator decides."""
+
+    server: str
+    limit: int
 
 
 class UnknownCellCondemned(Event, frozen=True):
@@ -297,6 +306,7 @@ AnyEvent = (
     | GenomePlanted
     | RegrowthEnded
     | UnknownCellFound
+    | UnknownCellsTooMany
     | CellAdopted
     | UnknownCellCondemned
     | OrphanRemoved

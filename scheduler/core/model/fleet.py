@@ -340,6 +340,9 @@ class Fleet(Struct, frozen=True):
     """Slot ("web/0") to the cells of it that agents run and this journal never ordered."""
     unwanted: HashTrieSet[UnknownCell] = HashTrieSet()
     """Those of them that an operator condemned, and that are not gone yet."""
+    shown: HashTrieMap[str, int] = HashTrieMap()
+    """Server to the number of such cells that it has shown since it enrolled, those left out on which an operator
+    decided. One that comes, goes and comes again counts each time."""
     skipped: HashTrieMap[str, tuple[tuple[int, int], ...]] = HashTrieMap()
     """Slot, or group for the slots that have none of their own, to the ranges of generations that were left out because
     an agent had them: the first of each, and the one after its last. This journal never gave them out."""

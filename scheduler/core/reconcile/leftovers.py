@@ -12,10 +12,13 @@ from galactica.scheduler.core.model.rules import HoldRule, Rule
 from galactica.scheduler.core.reconcile.draft import Draft, resend, resend_to_provider
 from galactica.scheduler.core.sight.observations import CellState, ProviderState
 from galactica.scheduler.core.unknown import (
+    SHOWN_BY_ONE_SERVER,
     UNKNOWN_KEPT,
     is_place,
+    is_told_too_many,
     is_unknown,
     is_unwanted,
+    shows_too_many,
     slot_of,
     was_skipped,
 )
@@ -44,7 +47,9 @@ def look_orphan(draft: Draft, key: OrphanKey) -> None:
 
 
 def _is_strange(fleet: Fleet, key: OrphanKey) -> bool:
-    return is_unknown(fleet, key.server, key.cell) or not was_ordered(fleet, key.cell)
+    if is_unknown(fleet, key.server, key.cell) or not was_ordered(fleet, key.cell):
+        return True
+    return shows_too_many(fleet, key.server)
 
 
 def _is_gone(draft: Draft, key: OrphanKey) -> None:
@@ -71,14 +76,29 @@ def _look_at_place(draft: Draft, server_id: str) -> None:
 def _leave_alone(draft: Draft, key: OrphanKey) -> None:
     if not is_place(draft.fleet, key.server):
         return  # it goes, with all that is on it
-    if not is_unknown(draft.fleet, key.server, key.cell) and len(draft.fleet.unknown) < UNKNOWN_KEPT:
-        draft.emit(e.UnknownCellFound(key.cell, key.server))
+    if not is_unknown(draft.fleet, key.server, key.cell):
+        if shows_too_many(draft.fleet, key.server):
+            _tell_too_many(draft, key)
+            return
+        if len(draft.fleet.unknown) < UNKNOWN_KEPT:
+            draft.emit(e.UnknownCellFound(key.cell, key.server))
     if _is_adopted(draft, key):
         return
     reason = (
         f"server {key.server} runs {key.cell}, which this journal never ordered there, so it is left alone"
     )
     way_out = "take it in with galactica adopt, or remove it with galactica condemn --unknown"
+    draft.hold(key, HoldRule.UNKNOWN_CELL, f"{reason}; {way_out}")
+
+
+def _tell_too_many(draft: Draft, key: OrphanKey) -> None:
+    if not is_told_too_many(draft.fleet, key.server):
+        draft.emit(e.UnknownCellsTooMany(key.server, SHOWN_BY_ONE_SERVER))
+    reason = (
+        f"server {key.server} has shown more than {SHOWN_BY_ONE_SERVER} cells that this journal never ordered; the "
+        "others are left alone and hold no slot"
+    )
+    way_out = "adopt its cells or condemn them as unknown; if its agent makes them up, replace the server"
     draft.hold(key, HoldRule.UNKNOWN_CELL, f"{reason}; {way_out}")
 
 

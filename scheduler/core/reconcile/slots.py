@@ -200,10 +200,10 @@ def _held(draft: Draft, state: GroupState, number: int, slot: Slot) -> Held | No
         if unknown in draft.fleet.unwanted:
             way_out = "was condemned and has not ended yet"
         return Held(HoldRule.UNKNOWN_CELL, f"server {unknown.server} runs {unknown.cell}, which {way_out}")
-    if state.group.spec.exclusive and not slot.cells:
+    if state.group.spec.exclusive:
         at = lost_ones_ended_at(draft.fleet, state, draft.policy)
         if at is not None and draft.now < at:
-            reason = "the lost journal may have ordered a cell of this slot that no agent shows, and two must never run"
+            reason = "a lost journal may have ordered a cell of this slot that no agent shows, and two must never run"
             return Held(HoldRule.EXCLUSIVE, f"{reason} at once; by then its agent has ended it", at)
     if state.group.spec.exclusive and slot.cells:
         return carrier_of(state.group).held_by_rival(draft, state, slot.cells[-1])

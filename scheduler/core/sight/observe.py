@@ -28,7 +28,15 @@ from galactica.scheduler.core.sight.observations import (
     Unread,
     WillRead,
 )
-from galactica.scheduler.core.sight.state import Going, ProviderSight, Rival, ServerSight, Sight, with_server
+from galactica.scheduler.core.sight.state import (
+    REPORTS_LIMIT,
+    Going,
+    ProviderSight,
+    Rival,
+    ServerSight,
+    Sight,
+    with_server,
+)
 from galactica.scheduler.core.sight.vitals import ailments
 
 SILENCE_WORTH_A_LOOK_SECONDS = 2.0
@@ -121,6 +129,8 @@ def _reported(sight: Sight, reported: Reported, limits: VitalLimits) -> Observed
     reports = _unread(reports, seen.reports, reported.unread, is_inventory=reported.complete)
     recovered = seen.recovered
     for report in reported.cells:
+        if len(reports) >= REPORTS_LIMIT and report.cell not in reports:
+            continue
         before = seen.reports.get(report.cell)
         if before is not None and before.is_failing and not report.is_failing:
             recovered = recovered.insert(report.cell, reported.at)

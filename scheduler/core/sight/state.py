@@ -22,6 +22,10 @@ from galactica.scheduler.core.sight.observations import (
 )
 from galactica.scheduler.core.sight.vitals import Ailment, Vitals
 
+REPORTS_LIMIT = 10_000
+"""So many cells are known of one server at most. No agent may show more at once, and one that shows other cells with
+each report gets no more memory."""
+
 
 class Told(Struct, frozen=True):
     """The newest command that was sent about a cell in this session."""

@@ -20,17 +20,19 @@ LEASE_BEATS_LEAST = 2.0
 
 
 def lost_ones_ended_at(fleet: Fleet, state: GroupState, policy: Policy) -> float | None:
-    """When the group's exclusive cells that a lost journal ordered, and that no agent shows, have ended for sure. None
-    if no journal was lost.
+    """When the group's exclusive cells that a lost journal ordered, or a newer one than this, and that no agent shows,
+    have ended for sure. None if there was no such journal.
 
-    Their agents heard a scheduler last before this one began to be grown anew."""
-    if fleet.regrown_at is None:
+    Their agents heard a scheduler last before this one began to be grown anew, or went above the newer one. That every
+    server was heard since proves nothing: one may be a copy, and the machine that has the cell was turned away."""
+    begins = [at for at in (fleet.regrown_at, fleet.overtaken_at) if at is not None]
+    if not begins:
         return None
     tempo = policy.tempo(len(fleet.servers))
     lease = max(longest_lease_seconds(fleet, policy), LEASE_BEATS_LEAST * tempo.beat_seconds)
     grace = max(one.spec.stop.grace_seconds for one in state.revisions)
     patience = (lease * (1 + TEMPO_WORTH_TELLING) + grace) * (1 + CLOCK_RATE)
-    return fleet.regrown_at + patience + tempo.beat_seconds + policy.fence_margin_seconds
+    return max(begins) + patience + tempo.beat_seconds + policy.fence_margin_seconds
 
 
 def longest_lease_seconds(fleet: Fleet, policy: Policy) -> float:
