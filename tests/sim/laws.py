@@ -306,7 +306,8 @@ class Laws:
 
     def _proven_before_the_kill(self, record: Record, event: e.CellDraining, life: _Life) -> None:
         """A cell that served and may still run is ended only behind a proven successor, or while an elder still serves
-        in its place, or where none is wanted. A sick one may go first, and says why."""
+        in its place, or where none is wanted. A sick one may go first, and says why. A machine that its provider has,
+        but does not list after its delete was taken, is taken for gone."""
         parsed = parse_cell_id(event.cell)
         assert parsed is not None
         replicas, _ = self.wanted.get(parsed.group, (0, ""))
@@ -318,6 +319,7 @@ class Laws:
             or parsed.group in self.exclusive
             or event.cell in self.known_dead
             or life.server in self.liars
+            or (life.server == "" and self.lists_lied)
         ):
             return
         slot = self.slots[parsed.group, parsed.slot]

@@ -231,8 +231,10 @@ class Simulation:
     def _testimony(self, watcher: Host, now: float) -> tuple[Testimony, ...]:
         """What the watcher finds when it pings three others."""
         names = sorted(self.all_names - {watcher.name})
-        if self.has_lost_journal:  # the new scheduler names none whose machines are gone
-            names = [name for name in names if name in self.hosts]
+        if self.has_lost_journal and self.scheduler is not None:
+            # The new scheduler names none whose machines are gone, but those that it has let in before.
+            known = self.scheduler.controller.fleet().servers
+            names = [name for name in names if name in self.hosts or name in known]
         start = sum(map(ord, watcher.name)) % len(names) if names else 0
         watched = (names[start:] + names[:start])[:3]
         return tuple(self.pings.testimony(watcher, name, self.hosts.get(name), now) for name in watched)

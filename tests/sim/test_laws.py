@@ -155,6 +155,26 @@ def test_a_machine_is_not_decommissioned_while_its_provider_has_it() -> None:
         laws.durable(records)
 
 
+@pytest.mark.parametrize("lists_lied", [False, True])
+def test_a_machine_ends_before_its_successor_only_where_its_provider_lied_that_it_is_gone(
+    lists_lied: bool,
+) -> None:
+    laws = Laws(standing={"rack/0.1"}, lists_lied=lists_lied)
+    events: list[e.AnyEvent] = [
+        e.GroupApplied(RACK, "d", 1),
+        e.CellOrdered("rack/0.1", "d", 1, ""),
+        e.CellReady("rack/0.1"),
+        outdated("rack/0.1"),
+    ]
+    laws.durable([Record(number, 0.0, "test", event) for number, event in enumerate(events, start=1)])
+    ending = Record(5, 0.0, "test", e.CellDraining("rack/0.1"))
+    if lists_lied:
+        laws.durable([ending])
+    else:
+        with pytest.raises(LawBroken, match="ended before its replacement was proven"):
+            laws.durable([ending])
+
+
 def test_times_in_the_journal_never_go_back() -> None:
     laws = Laws()
     laws.durable([Record(1, 5.0, "test", e.SchedulerStarted(1, "sim"))])

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 
 NOT_YET = {
-    "journal_lost": "where pools change meanwhile, one or two of a hundred histories do not converge",
     "journal_restored_unnoticed": "an id that only unheard servers know is given out again: nobody shows that it was",
 }
 """Troubles that the product does not stand yet, and what they wait for. ``SIM_ALSO=name,...`` lets them happen."""
