@@ -86,6 +86,8 @@ class Laws:
     unheard: set[str] = field(default_factory=set)
     """Hosts that had cells before the journal was restored, and that no scheduler has heard since. Nobody else knows
     which ids they had."""
+    unknowing: set[str] = field(default_factory=set)
+    """Ids that were given out again while only unheard hosts knew of them."""
     used: set[str] = field(default_factory=set)
     """Ids of the cells of journals that were lost."""
     recognised: set[str] = field(default_factory=set)
@@ -141,7 +143,8 @@ class Laws:
         may one that takes a copy of the host for it."""
         may_be_again = self.was_restored or host in self.liars
         before = self.started.get(cell, host)
-        if cell in self.started and not (may_be_again and before == host) and before not in self.unheard:
+        is_excused = (may_be_again and before == host) or before in self.unheard or cell in self.unknowing
+        if cell in self.started and not is_excused:
             raise LawBroken(f"{cell} was made on {host}, and before on {self.started[cell]}")
         self.started[cell] = host
         if (cell, host) not in self.ordered:
@@ -265,6 +268,8 @@ class Laws:
             self._require(self.lives[other].rank >= least, record, f"{other} still holds the slot")
         self.lives[event.cell] = _Life(event.server, event.digest)
         self.ordered.add((event.cell, event.server))
+        if not self._is_history and self.started.get(event.cell) in self.unheard:
+            self.unknowing.add(event.cell)
         self.slots[parsed.group, parsed.slot].append(event.cell)
 
     def _moved(self, record: Record, event: e.Event) -> None:

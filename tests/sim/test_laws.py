@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.events import Record
 from galactica.scheduler.core.model.policy import Policy
-from galactica.scheduler.core.model.spec import Group, GroupKind, RuntimeKind, ServerBody, Spec
+from galactica.scheduler.core.model.spec import Group, GroupKind, Resources, RuntimeKind, ServerBody, Spec
 from galactica.scheduler.core.model.verdict import Health
 from galactica.scheduler.core.sight.observations import CellReport, CellState
 from tests.sim.absences import Absences
@@ -180,6 +180,22 @@ def test_times_in_the_journal_never_go_back() -> None:
     laws.durable([Record(1, 5.0, "test", e.SchedulerStarted(1, "sim"))])
     with pytest.raises(LawBroken, match="time goes back"):
         laws.durable([Record(2, 4.0, "test", e.SchedulerStarted(2, "sim"))])
+
+
+def test_an_id_that_nobody_heard_knew_may_be_given_again_and_one_that_was_heard_may_not() -> None:
+    for is_heard in (False, True):
+        laws = Laws(wanted={"web": (1, "d")})
+        laws.started["web/0.1"] = "h0"
+        laws.unheard.add("h0")
+        if is_heard:
+            laws.heard("h0", (), complete=True)
+        laws.durable([Record(1, 5.0, "look", e.CellOrdered("web/0.1", "d", 1, "h1", Resources()))])
+        laws.heard("h0", (), complete=True)  # too late for the order
+        if is_heard:
+            with pytest.raises(LawBroken, match="was made on h1, and before on h0"):
+                laws.started_on("h1", "web/0.1")
+        else:
+            laws.started_on("h1", "web/0.1")
 
 
 # --- whole histories in which a rule is broken on purpose ----------------------------------------------------------
