@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from galactica.agent.neighbours.watch import listen, split_address
+from galactica.agent.starved import lack_of
 
 if TYPE_CHECKING:
     from galactica.agent.neighbours.watch import NeighbourWatch
@@ -47,6 +48,8 @@ class Mover:
         self._moved = moved
         self._left = left
         self._news = asyncio.Event()
+        self._is_unsure = False
+        """The last look showed nothing: this agent lacked what it needs to look."""
         self.trouble = ""
         """Why neighbours cannot reach this agent; empty if they can."""
 
@@ -69,7 +72,8 @@ class Mover:
                 news.close()
 
     async def _until_news(self, *, is_deaf: bool) -> None:
-        pause = WITHOUT_SECONDS if not self._watch.address else DEAF_SECONDS if is_deaf else None
+        is_without = self._is_unsure or not self._watch.address
+        pause = WITHOUT_SECONDS if is_without else DEAF_SECONDS if is_deaf else None
         try:
             async with asyncio.timeout(pause):
                 await self._news.wait()
@@ -81,14 +85,16 @@ class Mover:
     async def _look(self) -> None:
         before = self._watch.address
         had = split_address(before)[0] if before else ""
-        has_it = bool(had) and is_own(had)
+        self._is_unsure = False
         try:
+            has_it = bool(had) and is_own(had)
             host, port = await asyncio.to_thread(self._place)
             if host != had or not has_it:
                 self._watch.move(listen(host, port))
             self.trouble = ""
         except OSError as error:
-            if has_it:  # what failed may be the way to the scheduler
+            self._is_unsure = bool(lack_of(error))  # that says nothing about addresses
+            if self._is_unsure or has_it:  # what failed may be the way to the scheduler
                 return
             self._lose(error.strerror or str(error))
         address = self._watch.address
@@ -116,10 +122,12 @@ class Mover:
 
 
 def is_own(host: str) -> bool:
-    """Whether this machine has the address now."""
+    """Whether this machine has the address now. Raises OSError where that cannot be seen."""
     try:
         listen(host, 0).close()
-    except OSError:
+    except OSError as error:
+        if lack_of(error):
+            raise
         return False
     return True
 

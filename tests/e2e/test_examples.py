@@ -12,8 +12,8 @@ import pytest
 from galactica.scheduler.core.model.spec import GroupKind, RuntimeKind
 from galactica.scheduler.manifest.loading import load
 from tests.support.docker_cells import client_of, remove_fleet
-from tests.support.fleet import ROOT, a_fleet
-from tests.support.processes import answer_of
+from tests.support.fleet import a_fleet
+from tests.support.processes import ROOT, answer_of
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 LABELS = {"earth": {"zone": "a"}, "mars": {"zone": "b"}}

@@ -219,7 +219,7 @@ def test_the_person_keeps_the_shell_while_the_successor_serves_already(fleet):
     with a_terminal(fleet, cell) as terminal:
         terminal.until_raw()
         fleet.until(lambda: fleet.cell(cell)["phase"] == "DRAINING", "its successor is proven")
-        assert fleet.status()["healthy"]
+        fleet.until(lambda: fleet.status()["healthy"], "the service is whole without it")
         assert fleet.cell(cell)["endpoints"] == {}
         terminal.type(b"echo sti''ll here\r")
         terminal.until(b"still here")

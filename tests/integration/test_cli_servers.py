@@ -58,6 +58,8 @@ def test_servers_as_json_tell_pool_evidence_and_neighbours(scheduler: Scheduler)
         "notes": [],
         "maintenance_until": None,
         "watch_address": None,
+        "wire_version": None,
+        "is_behind": False,
     }
 
 

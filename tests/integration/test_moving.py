@@ -10,13 +10,14 @@ from galactica.agent.core.instructions import SendHello
 from galactica.agent.link import wire
 from galactica.agent.link.identity import Identity
 from galactica.agent.link.session import Link
-from galactica.agent.neighbours.moving import Mover
+from galactica.agent.neighbours.moving import Mover, is_own
 from galactica.agent.neighbours.watch import NeighbourWatch, listen, split_address
 from galactica.scheduler.core.sight.observations import Moved
 from galactica.v1 import cell_pb2, link_pb2
 from tests.support.agent_world import agent_world, until
 from tests.support.dispatcher_world import observed
 from tests.support.link_world import link_world
+from tests.support.probing import no_free_descriptor
 
 HERE = wire.Place("127.0.0.1:7")
 NOT_HERE = "192.0.2.1"
@@ -82,6 +83,11 @@ async def test_a_way_to_the_scheduler_that_is_lost_moves_nobody():
         await until(lambda: one.moves, "it looked")
         assert one.moves == [("127.0.0.2", "")]
         assert one.watch.address != before
+
+
+async def test_an_agent_without_a_free_descriptor_does_not_take_its_address_for_lost():
+    with no_free_descriptor(), pytest.raises(OSError, match="Too many open files"):
+        is_own("127.0.0.1")
 
 
 async def test_an_agent_without_an_address_says_why_and_looks_again():
@@ -165,9 +171,11 @@ async def test_neighbours_are_told_the_new_address_in_the_same_session(tmp_path)
 
 
 @pytest.mark.parametrize("address", ["nowhere", "0.0.0.0:1", "host:7"])
-async def test_a_place_that_is_none_ends_the_session_that_says_it(tmp_path, address):
+async def test_a_place_that_is_none_is_told_and_costs_no_session(tmp_path, address):
     async with link_world(tmp_path) as world:
         agent = await world.agent("a", watch_address="10.0.0.1:7")
         await agent.say(moved=link_pb2.Moved(watch_address=address))
-        _, words = await agent.ending()
-        assert words.startswith("moved.watch_address: ")
+        await agent.report(sent_at=1.0)
+        while not (await agent.hear()).HasField("echo"):
+            pass
+        assert world.mind.core.sight.servers["a"].place.address == ""
