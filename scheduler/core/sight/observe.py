@@ -44,6 +44,9 @@ from galactica.scheduler.core.sight.vitals import ailments
 SILENCE_WORTH_A_LOOK_SECONDS = 2.0
 """A report that ends a silence this long makes its server news again."""
 
+LISTED_TOLD = 3
+"""So many of the entries about one server are told."""
+
 USUAL_MISSED_SECONDS = MISSED_BEATS * 1.0
 """Of a fleet so small that its agents beat once a second."""
 
@@ -275,8 +278,9 @@ def _listed(sight: Sight, listed: ProviderListed) -> Observed:
     """A list replaces what is known. A server whose delete was taken before the list was asked for, and that is not on
     it, is gone. What an entry that cannot be read speaks of stays as it is known."""
     before = sight.providers.get(listed.provider) or ProviderSight()
-    unreadable = [server for server in listed.servers if server.state is ProviderState.UNREADABLE]
-    readable = [server for server in listed.servers if server.state is not ProviderState.UNREADABLE]
+    entries = _one_of_each(listed.servers)
+    unreadable = [server for server in entries if server.state is ProviderState.UNREADABLE]
+    readable = [server for server in entries if server.state is not ProviderState.UNREADABLE]
     # One that names no server may be about any of them: then no absence proves anything.
     is_whole = all(server.cell for server in unreadable)
     servers = HashTrieMap((server.cell, server) for server in readable)
@@ -302,6 +306,25 @@ def _listed(sight: Sight, listed: ProviderListed) -> Observed:
     missing = [c for c in before.servers if c not in servers]
     sight = replace(sight, providers=sight.providers.insert(listed.provider, now))
     return Observed(sight, provider=listed.provider, made=(*changed, *missing))
+
+
+def _one_of_each(listed: tuple[ProviderServer, ...]) -> list[ProviderServer]:
+    """One entry for each cell. Entries that contradict each other cannot be read: none of them proves anything. A cell
+    is gone where all that is listed of it is gone."""
+    of_cells: dict[str, list[ProviderServer]] = {}
+    for server in listed:
+        of_cells.setdefault(server.cell, []).append(server)
+    entries = of_cells.pop("", [])
+    for cell, about in of_cells.items():
+        if all(one == about[0] or one.state is about[0].state is ProviderState.GONE for one in about):
+            entries.append(about[0])
+            continue
+        says = ", ".join(
+            sorted({f"{one.state.value} ({one.ref or one.reason})" for one in about})[:LISTED_TOLD]
+        )
+        reason = f"{cell} is in the list {len(about)} times: {says}"
+        entries.append(ProviderServer(cell, "", ProviderState.UNREADABLE, reason))
+    return entries
 
 
 def _left_list(before: ProviderSight, listed: ProviderListed, cell: str, taken_at: float) -> bool:
