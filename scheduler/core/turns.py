@@ -118,7 +118,8 @@ class Core:
     def take(self, observation: Observation) -> None:
         """Fold one observation into the sight and note what to look at."""
         passed_by = self._passed_by(observation)
-        observed = observe(self.sight, observation, self.policy.vitals)
+        tempo = self.policy.tempo(len(self.fleet.servers))
+        observed = observe(self.sight, observation, self.policy.vitals, tempo.missed_seconds)
         self.sight = observed.sight
         cause = f"report:{observed.server}" if observed.server else f"provider:{observed.provider}"
         for server_id in observed.servers:
@@ -134,6 +135,10 @@ class Core:
                 self._agenda.add(OrphanKey(observed.server, cell_id), cause)
         for cell_id in observed.cells:
             self._agenda.add(self._key_of(observed.server, cell_id), cause)
+        for cell_id in observed.awaited:
+            cell = self.fleet.cell(cell_id)
+            if cell is not None:
+                self._agenda.add(SlotKey(cell.group, cell.slot), cause)
         for cell_id in observed.made:
             self._agenda.add(self._key_of_made(observed.provider, cell_id), cause)
 

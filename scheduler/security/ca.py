@@ -22,7 +22,6 @@ import secrets
 import stat
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -42,10 +41,13 @@ from galactica.scheduler.security.identities import (
     ServerIdentity,
     uri_of,
 )
+from galactica.scheduler.security.parts import key_usage, name_of
+from galactica.scheduler.security.times import doubt_of, moment, words
 from galactica.scheduler.settings.fleet_id import fleet_id_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from datetime import datetime
 
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 
@@ -82,6 +84,10 @@ class CsrError(AuthorityError):
     """The certificate request is malformed, its signature is invalid or its key is too weak."""
 
 
+class ClockError(Exception):
+    """The wall clock cannot be right, so nothing that lasts is made by it. All that was made before stays valid."""
+
+
 class Issued(Struct, frozen=True):
     certificate_pem: bytes
     expires_at: float
@@ -109,7 +115,8 @@ class CertificateAuthority:
         """The CA of ``fleet`` in ``directory``; a new one if there is none. Blocks on the disk.
 
         Raises AuthorityError: the key can be read by others or does not belong to its certificate, the CA has
-        expired or is another fleet's, the file is damaged or the directory cannot be written."""
+        expired or is another fleet's, the file is damaged or the directory cannot be written. Raises ClockError: there
+        is none, and the clock is wrong."""
         path = directory / AUTHORITY_FILE
         try:
             if not path.exists():
@@ -136,6 +143,7 @@ class CertificateAuthority:
     def check(self, csr_pem: bytes) -> None:
         """Raises the same errors as issuing a certificate for this request, but issues nothing."""
         public_key_of(csr_pem)
+        _check_clock(self.now())
         self._validity(1.0)
 
     def has_issued(self, certificate: x509.Certificate) -> bool:
@@ -147,13 +155,13 @@ class CertificateAuthority:
         return True
 
     def issue_server(self, csr_pem: bytes, server_id: str, ttl_seconds: float = SERVER_TTL_SECONDS) -> Issued:
-        """A client certificate for ``server_id``. Raises CsrError, AuthorityError."""
+        """A client certificate for ``server_id``. Raises CsrError, AuthorityError, ClockError."""
         if SERVER_ID.fullmatch(server_id) is None:
             raise AuthorityError("cannot issue a certificate: invalid server id")
         return self._issue_client(csr_pem, "server", uri_of(ServerIdentity(server_id)), ttl_seconds)
 
     def issue_operator(self, csr_pem: bytes, name: str, role: Role, ttl_seconds: float) -> Issued:
-        """A client certificate for an operator. Raises CsrError, AuthorityError."""
+        """A client certificate for an operator. Raises CsrError, AuthorityError, ClockError."""
         if OPERATOR_NAME.fullmatch(name) is None:
             raise AuthorityError(
                 "invalid operator name: use 1 to 64 letters, digits and - . _ @ +; "
@@ -164,8 +172,8 @@ class CertificateAuthority:
     def issue_scheduler(self, hosts: Iterable[str] = ()) -> tuple[bytes, bytes]:
         """A new key and certificate (PEM) for the scheduler's own ports, valid as long as the CA.
 
-        Each start makes a new one and its key stays in memory, so it may live long. ``hosts``: names and addresses
-        that clients may verify, besides SCHEDULER_NAME and those of localhost."""
+        Each start makes a new one and its key stays in memory, so it may live long, and it does not need the right
+        time. ``hosts``: names and addresses that clients may verify, besides SCHEDULER_NAME and those of localhost."""
         key = ec.generate_private_key(ec.SECP256R1())
         names = dict.fromkeys([SCHEDULER_NAME, "localhost", "127.0.0.1", "::1", *hosts])
         certificate = self._issue(
@@ -178,6 +186,7 @@ class CertificateAuthority:
         return _key_pem(key), certificate.certificate_pem
 
     def _issue_client(self, csr_pem: bytes, kind: str, uri: str, ttl_seconds: float) -> Issued:
+        _check_clock(self.now())
         names = [x509.UniformResourceIdentifier(uri)]
         return self._issue(public_key_of(csr_pem), kind, names, ExtendedKeyUsageOID.CLIENT_AUTH, ttl_seconds)
 
@@ -192,14 +201,14 @@ class CertificateAuthority:
         not_before, not_after = self._validity(ttl_seconds)
         certificate = (
             x509.CertificateBuilder()
-            .subject_name(_name(_fleet_of(self._certificate), kind))
+            .subject_name(name_of(_fleet_of(self._certificate), kind))
             .issuer_name(self._certificate.subject)
             .public_key(public_key)
             .serial_number(x509.random_serial_number())
             .not_valid_before(not_before)
             .not_valid_after(not_after)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_key_usage(is_ca=False), critical=True)
+            .add_extension(key_usage(is_ca=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage([usage]), critical=True)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
@@ -214,9 +223,9 @@ class CertificateAuthority:
         now = self.now()
         if now >= self.expires_at:
             raise AuthorityError(
-                f"the CA expired at {_text(self.expires_at)} and can no longer issue certificates"
+                f"the CA expired at {words(self.expires_at)} and can no longer issue certificates"
             )
-        return _moment(_BEGIN), _moment(min(now + ttl_seconds, self.expires_at))
+        return moment(_BEGIN), moment(min(now + ttl_seconds, self.expires_at))
 
 
 def new_key_and_csr() -> tuple[bytes, bytes]:
@@ -259,6 +268,7 @@ def _create(path: Path, fleet: str, now: float) -> None:
     """Make the CA. If two processes try at once, the first CA stays, because a link never replaces a file."""
     if _FLEET_NAME.fullmatch(fleet) is None:
         raise AuthorityError("invalid fleet name: use 1 to 64 printable characters")
+    _check_clock(now)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.parent.chmod(0o700)
     key = ec.generate_private_key(ec.SECP256R1())
@@ -280,7 +290,7 @@ def _create(path: Path, fleet: str, now: float) -> None:
 
 def _self_signed(key: ec.EllipticCurvePrivateKey, fleet: str, now: float) -> x509.Certificate:
     fleet_id = x509.NameAttribute(NameOID.SERIAL_NUMBER, secrets.token_hex(_FLEET_ID_BYTES))
-    name = x509.Name([*_name(fleet, "Galactica CA"), fleet_id])
+    name = x509.Name([*name_of(fleet, "Galactica CA"), fleet_id])
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
     return (
         x509.CertificateBuilder()
@@ -288,10 +298,10 @@ def _self_signed(key: ec.EllipticCurvePrivateKey, fleet: str, now: float) -> x50
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(_moment(_BEGIN))
-        .not_valid_after(_moment(now + _CA_TTL_SECONDS))
+        .not_valid_before(moment(_BEGIN))
+        .not_valid_after(moment(now + _CA_TTL_SECONDS))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_key_usage(is_ca=True), critical=True)
+        .add_extension(key_usage(is_ca=True), critical=True)
         .add_extension(identifier, critical=False)
         .sign(key, hashes.SHA256())
     )
@@ -327,7 +337,7 @@ def _check(
             f"the private key in {path} does not belong to the certificate there; restore the file from a backup"
         )
     if now >= certificate.not_valid_after_utc.timestamp():
-        ended = _text(certificate.not_valid_after_utc.timestamp())
+        ended = words(certificate.not_valid_after_utc.timestamp())
         raise AuthorityError(
             f"the CA in {path} expired at {ended}; move the file away to make a new CA, "
             "then enrol every agent again"
@@ -339,18 +349,14 @@ def _check(
         )
 
 
+def _check_clock(now: float) -> None:
+    if doubt := doubt_of(now):
+        raise ClockError(f"{doubt}. Set the clock, then start again")
+
+
 def _fleet_of(certificate: x509.Certificate) -> str:
     names = certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
     return str(names[0].value) if names else ""
-
-
-def _name(fleet: str, common_name: str) -> x509.Name:
-    return x509.Name(
-        [
-            x509.NameAttribute(NameOID.ORGANIZATION_NAME, fleet),
-            x509.NameAttribute(NameOID.COMMON_NAME, common_name),
-        ]
-    )
 
 
 def _general_name(host: str) -> x509.GeneralName:
@@ -364,32 +370,10 @@ def _general_name(host: str) -> x509.GeneralName:
         raise AuthorityError(f"invalid host '{host}': use an IP address or a host name") from error
 
 
-def _key_usage(*, is_ca: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not is_ca,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=is_ca,
-        crl_sign=is_ca,
-        encipher_only=False,
-        decipher_only=False,
-    )
-
-
 def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-
-
-def _moment(at: float) -> datetime:
-    return datetime.fromtimestamp(int(at), UTC)
-
-
-def _text(at: float) -> str:
-    return _moment(at).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def _sync_directory(directory: Path) -> None:

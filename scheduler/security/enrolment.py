@@ -16,7 +16,7 @@ import structlog
 from galactica.scheduler.core.model import requests
 from galactica.scheduler.core.model.fleet import SERVER_ID
 from galactica.scheduler.core.model.requests import Asker
-from galactica.scheduler.security.ca import AuthorityError, CertificateAuthority, CsrError
+from galactica.scheduler.security.ca import AuthorityError, CertificateAuthority, ClockError, CsrError
 from galactica.scheduler.security.gate import abort
 from galactica.scheduler.security.renewal import NotRenewed, server_to_renew
 from galactica.scheduler.security.tokens import ParsedToken, TokenError, parse_token
@@ -102,6 +102,8 @@ class EnrolmentService(link_pb2_grpc.EnrolmentServiceServicer):
             issued = self._ca.issue_server(request.csr_pem, server_id, self._server_ttl_seconds)
         except NotRenewed as refusal:
             await self._turn_away(refusal.server, "", str(refusal), context, refusal.rule)
+        except ClockError as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         except AuthorityError as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         _log.info("expired certificate renewed", server=server_id, expires_at=issued.expires_at)
@@ -142,6 +144,8 @@ class EnrolmentService(link_pb2_grpc.EnrolmentServiceServicer):
             self._ca.check(request.csr_pem)
         except CsrError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except ClockError as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         except AuthorityError as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
 

@@ -17,6 +17,7 @@ import structlog
 from galactica.scheduler.core.model.requests import Asker, AskerKind, JournalRefuses, RecordRefusal, Refused
 from galactica.scheduler.core.ports import Mind
 from galactica.scheduler.journal.port import JournalCorrupt, JournalError
+from galactica.scheduler.security.ca import ClockError
 from galactica.scheduler.security.identities import (
     IdentityError,
     OperatorIdentity,
@@ -175,6 +176,8 @@ async def _translated(inner: Behaviour, request: Any, context: Context, method: 
         raise
     except InvalidRequest as wrong:
         await abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(wrong), "invalid")
+    except ClockError as error:
+        await abort(context, grpc.StatusCode.UNAVAILABLE, str(error), "clock")
     except JournalRefuses as refusal:
         await abort(context, grpc.StatusCode.UNAVAILABLE, str(refusal), refusal.rule)
     except Refused as refusal:

@@ -35,6 +35,7 @@ from galactica.scheduler.security.ca import (
     SERVER_TTL_SECONDS,
     AuthorityError,
     CertificateAuthority,
+    ClockError,
     new_key_and_csr,
 )
 from galactica.scheduler.security.enrolment import EnrolmentService
@@ -42,7 +43,7 @@ from galactica.scheduler.security.identities import Role
 from galactica.scheduler.serve.clock import SteadyClock
 from galactica.scheduler.serve.listeners import enrolment_credentials, make_enrolment_server, make_server
 from galactica.scheduler.settings.broker import BusOptions
-from galactica.scheduler.settings.context import Context, Kept, keep_context
+from galactica.scheduler.settings.context import Context, Kept, keep_context, kept_before
 from galactica.scheduler.settings.errors import CommandFailed, ExitCode
 from galactica.scheduler.settings.options import Address
 
@@ -113,7 +114,7 @@ class Scheduler:
             ca = CertificateAuthority.open_or_create(setup.data / "ca", setup.fleet)
             scheduler = cls(setup, journal, ca, has_old_authority=is_old)
             await scheduler._bind()
-        except AuthorityError as error:
+        except (AuthorityError, ClockError) as error:
             await journal.close()
             raise CommandFailed(str(error)) from error
         except JournalError as error:
@@ -185,7 +186,11 @@ class Scheduler:
 
     async def _keep_admin_context(self) -> None:
         key, csr = new_key_and_csr()
-        issued = self.ca.issue_operator(csr, ADMIN, Role.ADMIN, ADMIN_TTL_SECONDS)
+        try:
+            issued = self.ca.issue_operator(csr, ADMIN, Role.ADMIN, ADMIN_TTL_SECONDS)
+        except ClockError as error:
+            self.kept = await self._kept_before(error)
+            return
         context = Context(
             scheduler=self.address,
             ca_pem=self.ca.certificate_pem.decode(),
@@ -210,6 +215,15 @@ class Scheduler:
             ) from error
         if self.kept.aside is not None:
             log.warning("context_file_damaged", file=str(self._setup.context), moved_to=str(self.kept.aside))
+
+    async def _kept_before(self, error: ClockError) -> Kept:
+        """The admin's context of an earlier start, which is better than one that nobody accepts. Raises CommandFailed:
+        there is none."""
+        kept = await asyncio.to_thread(kept_before, self._setup.context, self.ca.fleet_id)
+        if kept is None:
+            raise CommandFailed(str(error)) from error
+        log.warning("admin_certificate_not_renewed", reason=str(error))
+        return kept
 
     async def end(self) -> None:
         """Close the ports; agents keep their cells."""

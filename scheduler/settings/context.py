@@ -211,6 +211,15 @@ def keep_context(path: Path, context: Context) -> Kept:
     return Kept(name, contexts, aside)
 
 
+def kept_before(path: Path, fleet_id: str) -> Kept | None:
+    """Where the context of that fleet is already; None where it is not. Raises CommandFailed."""
+    if not path.exists():
+        return None
+    contexts = read_contexts(path)
+    name = contexts.named(fleet_id)
+    return None if name is None else Kept(name, contexts)
+
+
 def use_context(path: Path, wanted: str) -> str:
     """Make another context the current one; its name. Raises CommandFailed, OSError."""
     with _locked(path):

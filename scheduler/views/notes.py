@@ -1,4 +1,4 @@
-"""What an operator should know of a server and what is no verdict on it: one sentence each. Pure."""
+"""What an operator should know of servers and providers and what is no verdict: one sentence each. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 
 from galactica.scheduler.core.model.fleet import Maintenance
 from galactica.scheduler.core.ports import View
-from galactica.scheduler.core.sight.state import ServerSight
+from galactica.scheduler.core.sight.observations import ProviderState
+from galactica.scheduler.core.sight.state import ProviderSight, ServerSight
 from galactica.scheduler.core.verdicts.maintenance import maintenance_of
 from galactica.scheduler.units import format_duration
 from galactica.scheduler.wire.versions import WIRE_VERSION, is_behind
@@ -18,6 +19,10 @@ RIVAL_TOLD_SECONDS = 120.0
 
 CLOCK_TOLD_SECONDS = 60.0
 """By so much the scheduler's time has to differ from the wall clock to be told."""
+
+
+DELETES_NAMED = 3
+"""So many servers that a provider deletes are named."""
 
 
 def clock_notes(view: View, wall: float | None) -> Iterator[str]:
@@ -49,6 +54,31 @@ def notes(view: View) -> Iterator[str]:
             f"{len(behind)} agents are behind this scheduler, such as that of server {behind[0]}: install newer ones; "
             "galactica servers names them"
         )
+
+
+def deleting_notes(view: View) -> Iterator[str]:
+    """One for each provider that has yet to end servers whose delete it took: the oldest first, a few by name."""
+    for name, provider in sorted(view.sight.providers.items()):
+        since = deletes_under_way(provider)
+        if not since:
+            continue
+        oldest = sorted(since, key=lambda cell: (since[cell], cell))
+        named = ", ".join(oldest[:DELETES_NAMED])
+        more = f" and {len(oldest) - DELETES_NAMED} more" if len(oldest) > DELETES_NAMED else ""
+        servers = "1 server" if len(oldest) == 1 else f"{len(oldest)} servers"
+        first = "" if len(oldest) == 1 else "the first one "
+        age = format_duration(max(0.0, view.now - since[oldest[0]]))
+        yield f"provider {name} is deleting {servers}: {named}{more}; {first}asked {age} ago"
+
+
+def deletes_under_way(provider: ProviderSight) -> dict[str, float]:
+    """The servers whose delete the provider took and that are not gone by its word, and since when."""
+    words = provider.servers
+    return {
+        cell: going.since
+        for cell, going in provider.going.items()
+        if (word := words.get(cell)) is None or word.state is not ProviderState.GONE
+    }
 
 
 def notes_of(view: View, server: str) -> Iterator[str]:

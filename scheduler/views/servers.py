@@ -13,7 +13,7 @@ from galactica.scheduler.core.sight.observations import ProviderState
 from galactica.scheduler.core.verdicts.evidence import witnesses_of
 from galactica.scheduler.core.verdicts.servers import server_verdict
 from galactica.scheduler.views.cells import verdict_of, verdict_words
-from galactica.scheduler.views.notes import lease_of, maintenance_words, notes_of
+from galactica.scheduler.views.notes import deletes_under_way, lease_of, maintenance_words, notes_of
 from galactica.scheduler.wire.cell import vitals_to_proto
 from galactica.scheduler.wire.versions import is_behind
 from galactica.v1 import cell_pb2, operator_pb2
@@ -148,7 +148,7 @@ def _provider_row(view: View, name: str) -> operator_pb2.Provider:
     return operator_pb2.Provider(
         name=name,
         servers=len(provider.servers) - len(gone),
-        deleting=len(set(provider.going) - gone),
+        deleting=len(deletes_under_way(provider)),
         trouble=provider.trouble,
         listed_at=provider.listed_at or None,
     )

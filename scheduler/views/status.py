@@ -14,7 +14,7 @@ from galactica.scheduler.core.reconcile.servers import regrowth_hold
 from galactica.scheduler.core.sight.observations import CellState
 from galactica.scheduler.views.cells import cells_of_group, verdict_of
 from galactica.scheduler.views.genome import Spread, genome_notes, genome_row
-from galactica.scheduler.views.notes import clock_notes, lease_of, notes
+from galactica.scheduler.views.notes import clock_notes, deleting_notes, lease_of, notes
 from galactica.v1 import operator_pb2
 
 _ILL = (Health.SICK, Health.DEAD)
@@ -34,7 +34,12 @@ def status(
         position=view.fleet.position,
         epoch=view.fleet.epoch,
         storms=map(_storm_row, view.storms),
-        notes=[*clock_notes(view, wall), *notes(view), *genome_notes(genome or Spread())],
+        notes=[
+            *clock_notes(view, wall),
+            *notes(view),
+            *deleting_notes(view),
+            *genome_notes(genome or Spread()),
+        ],
         genome=genome_row(genome or Spread()),
     )
 

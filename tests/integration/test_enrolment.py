@@ -95,6 +95,16 @@ class TestEnrolling:
         assert sorted(facts) == ["enrolment", "expires_at", "fleet", "issued_at", "scheduler", "server_id"]
         assert 3_590 < facts["expires_at"] - facts["issued_at"] <= 3_600
 
+    async def test_clock_that_cannot_be_right_costs_no_token_and_the_agent_may_try_again(self, house):
+        token = house.book.create_token(house.ca)
+        house.ca.now = lambda: 31_536_000.0
+
+        with pytest.raises(grpc.aio.AioRpcError, match="shows 1971-01-01") as refusal:
+            await house.enrol(token, "web-1")
+
+        assert refusal.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert house.book.asked == []
+
     async def test_token_is_spent_in_the_name_of_the_server_and_only_its_hash_goes_to_the_core(self, house):
         token = house.book.create_token(house.ca)
 

@@ -129,6 +129,17 @@ class TestWhoGetsOne:
 
         assert facts_of(answer.certificate_pem)[0] == ServerIdentity("web-1")
 
+    async def test_nobody_while_the_schedulers_clock_cannot_be_right_and_the_agent_may_try_again(self, house):
+        pair = house.ended(60.0)
+        right, house.ca.now = house.ca.now, lambda: 31_536_000.0
+
+        code, details = await house.refused(*pair)
+
+        assert code is grpc.StatusCode.UNAVAILABLE
+        assert "shows 1971-01-01" in details
+        house.ca.now = right
+        assert (await house.renew(*pair)).certificate_pem
+
     async def test_same_request_may_come_again(self, house):
         pair = house.ended(60.0)
 

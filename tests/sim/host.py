@@ -27,6 +27,7 @@ class Body:
     order: link_pb2.Order
     ended: cell_pb2.Autopsy | None = None
     ill_until: float = 0.0
+    began_at: float = 0.0
 
 
 LIVES = {"dies": (0.2, 0.2), "young": (0.5, 4.5)}
@@ -143,7 +144,10 @@ class Host:
         if body is None or body.ended is not None:
             return
         self.on_death(cell_id)
-        body.ended = cell_pb2.Autopsy(reason=f"exited with {code}", exit_code=code, lived_seconds=1.0)
+        lived_seconds = self.now - body.began_at
+        body.ended = cell_pb2.Autopsy(
+            reason=f"exited with {code}", exit_code=code, lived_seconds=lived_seconds
+        )
         if self.agent is not None:
             ended = body.ended
             self.agent.hear(lambda now: m.Died(cell_id, ended, now))
@@ -346,7 +350,7 @@ class Agent:
         else:
             if cell_id not in host.bodies:
                 host.on_start(host.name, order)
-                host.bodies[cell_id] = Body(order)
+                host.bodies[cell_id] = Body(order, began_at=host.now)
                 if order.spec.command[-1] in LIVES:
                     seconds = host.random.uniform(*LIVES[order.spec.command[-1]])
                     asyncio.get_running_loop().call_later(seconds, host.kill_cell, cell_id, 1)

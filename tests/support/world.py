@@ -289,7 +289,7 @@ def starting(cell: str) -> CellReport:
 
 
 def exited(cell: str, code: int = 1) -> CellReport:
-    autopsy = Autopsy(f"exited with {code}", exit_code=code, lived_seconds=1.0)
+    autopsy = Autopsy(f"exited with {code}", exit_code=code)
     return CellReport(cell, "", CellState.EXITED, "pid", {}, None, autopsy)
 
 

@@ -12,6 +12,7 @@ from galactica.scheduler.security.ca import (
     AUTHORITY_FILE,
     AuthorityError,
     CertificateAuthority,
+    ClockError,
     CsrError,
     new_key_and_csr,
 )
@@ -22,6 +23,7 @@ from galactica.scheduler.security.identities import (
     ServerIdentity,
     identity_of,
 )
+from galactica.scheduler.security.times import EARLIEST
 
 NOW = 1_800_000_000.0
 YEAR = 365 * 86_400.0
@@ -351,3 +353,46 @@ class TestWho:
             "server:a",
             "operator:ann",
         ]
+
+
+class TestClockThatCannotBeRight:
+    """A machine whose clock has no battery: 1970, 1971 or 2000 when it starts."""
+
+    WRONG = (1.0, 31_536_000.0, 946_684_800.0, EARLIEST - 1.0)
+
+    @pytest.mark.parametrize("now", WRONG)
+    def test_no_ca_is_made_by_it(self, tmp_path, now):
+        with pytest.raises(
+            ClockError, match=r"shows \d{4}-.*cannot be right.*Set the clock, then start again"
+        ):
+            CertificateAuthority.open_or_create(tmp_path / "ca", "alpha", lambda: now)
+
+        assert not (tmp_path / "ca").exists()
+
+    @pytest.mark.parametrize("now", WRONG)
+    def test_a_ca_is_opened_and_stays_as_it_is_but_issues_nothing_that_lasts(self, tmp_path, ca, now):
+        path = tmp_path / "ca" / AUTHORITY_FILE
+        before = path.read_bytes()
+
+        again = CertificateAuthority.open_or_create(tmp_path / "ca", "alpha", lambda: now)
+
+        assert (again.digest, path.read_bytes()) == (ca.digest, before)
+        _, csr = new_key_and_csr()
+        for issue in (
+            lambda: again.check(csr),
+            lambda: again.issue_server(csr, "a"),
+            lambda: again.issue_operator(csr, "ann", Role.ADMIN, YEAR),
+        ):
+            with pytest.raises(ClockError, match="cannot be right"):
+                issue()
+
+    def test_the_schedulers_own_certificate_ends_with_the_ca_whatever_the_clock_shows(self, tmp_path, ca):
+        again = CertificateAuthority.open_or_create(tmp_path / "ca", "alpha", lambda: 1.0)
+        _, certificate = again.issue_scheduler()
+
+        ends = x509.load_pem_x509_certificate(certificate).not_valid_after_utc.timestamp()
+        assert ends == again.expires_at
+
+    def test_from_the_release_on_a_clock_may_be_right(self, tmp_path):
+        ca = CertificateAuthority.open_or_create(tmp_path / "ca", "alpha", lambda: EARLIEST)
+        ca.check(new_key_and_csr()[1])

@@ -14,10 +14,12 @@ from galactica.scheduler.security.ca import CertificateAuthority
 from galactica.scheduler.settings.context import (
     Context,
     Contexts,
+    Kept,
     context_path,
     create_context,
     forget_context,
     keep_context,
+    kept_before,
     read_context,
     read_contexts,
     use_context,
@@ -63,6 +65,15 @@ def test_another_fleets_start_adds_its_context_and_loses_no_key(tmp_path: Path):
     assert read_context(path) == OTHER_DEMO
     assert [read_context(path, name) for name in ("demo", "prod", "c" * 16)] == [DEMO, PROD, OTHER_DEMO]
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_the_context_of_a_fleet_that_is_there_already_is_found_by_the_fleets_id(tmp_path: Path):
+    path = tmp_path / "context.json"
+    assert kept_before(path, DEMO.fleet_id) is None
+    keep_context(path, DEMO)
+    keep_context(path, PROD)
+    assert kept_before(path, DEMO.fleet_id) == Kept("demo", read_contexts(path))
+    assert kept_before(path, "e" * 16) is None
 
 
 def test_starts_at_the_same_moment_lose_no_context(tmp_path: Path):

@@ -9,6 +9,7 @@ from galactica.scheduler.core.model.commands import DecommissionServer
 from galactica.scheduler.core.model.fleet import Phase
 from galactica.scheduler.core.model.policy import Policy
 from galactica.scheduler.views.servers import providers
+from galactica.scheduler.views.status import status
 from tests.support.world import World, pool, service, spec
 
 FIRST, LIMIT = Policy().provider_resend_seconds, Policy().provider_resend_limit_seconds
@@ -42,6 +43,29 @@ def test_a_server_stays_until_the_list_leaves_it_out() -> None:
     assert list(world.phases("rack")) == ["rack/0.1"]
     (row,) = providers(world.core.view(world.now))
     assert (row.servers, row.deleting) == (1, 0)
+
+
+def test_status_tells_what_providers_are_deleting_and_for_how_long() -> None:
+    world = rack()
+    world.apply(pool("rack", 1))
+    world.advance(40)
+    world.lists(*TWO)
+    page = status(world.core.view(world.now), "demo")
+    assert page.healthy
+    assert list(page.notes) == ["provider local is deleting 1 server: rack/1.1; asked 40s ago"]
+    world.lists("rack/0.1")
+    assert list(status(world.core.view(world.now), "demo").notes) == []
+
+
+def test_status_names_a_few_of_many_servers_that_are_deleted_in_one_note() -> None:
+    world = rack(12)
+    world.apply(pool("rack", 11))
+    world.advance(20)
+    world.apply(pool("rack", 2))
+    world.advance(10)
+    (note,) = status(world.core.view(world.now), "demo").notes
+    assert note.startswith("provider local is deleting 10 servers: rack/11.1, rack/")
+    assert note.endswith(" and 7 more; the first one asked 30s ago")
 
 
 def test_a_server_is_gone_where_the_list_says_so() -> None:

@@ -7,6 +7,8 @@ from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.fleet import Phase
 from galactica.scheduler.core.model.policy import Policy
 from galactica.scheduler.core.model.requests import CondemnCell, DrainServer
+from galactica.scheduler.core.model.verdict import Autopsy
+from galactica.scheduler.core.sight.observations import CellReport
 from tests.support.reconcile_world import CONDEMNED, ORDERED, READY, server_of, three_ready
 from tests.support.world import PROOF_SECONDS, World, exited, gone, pool, running, service, spec
 
@@ -148,3 +150,158 @@ def test_a_pools_server_goes_when_its_successor_is_proven() -> None:
     world.advance(0.5)
     assert world.phases("rack")["rack/1.1"] is CONDEMNED
     assert [event.cell for event in world.events(e.CellDecommissioned)] == ["rack/0.1"]
+
+
+# --- while nobody listens ------------------------------------------------------------------------------------------
+
+STALL_SECONDS = 7.0
+
+
+def successor_ready() -> World:
+    """web/0.1 was condemned and serves on; its successor has just become READY."""
+    world = three_ready()
+    world.obedient = False
+    world.ask(CondemnCell("web/0.1"))
+    booted(world, "web/0.2")
+    return world
+
+
+def stall(world: World, seconds: float = STALL_SECONDS) -> None:
+    """The scheduler itself stands still: nothing is read, and no turn is run."""
+    world.now += seconds
+
+
+def died(cell: str, lived_seconds: float) -> CellReport:
+    return replace(exited(cell), autopsy=Autopsy("exited with 0", lived_seconds=lived_seconds))
+
+
+def test_time_in_which_the_scheduler_stalled_proves_nothing() -> None:
+    world = successor_ready()
+    server = server_of(world, "web/0.2")
+    stall(world)
+    world.settle()
+    assert world.phases()["web/0.1"] is CONDEMNED
+    world.report(server)  # sent before the cell died, and read after the stall
+    assert world.phases()["web/0.1"] is CONDEMNED
+    world.report(server, died("web/0.2", 1.5))
+    assert world.phases()["web/0.1"] is CONDEMNED
+    assert world.cell("web/0.2").condemned_by == "exited"
+
+
+def test_a_cell_that_stays_well_after_a_stall_is_proven_from_there_on() -> None:
+    world = successor_ready()
+    stall(world)
+    world.advance(PROOF_SECONDS)
+    assert world.phases()["web/0.1"] is CONDEMNED
+    world.advance(0.5)
+    assert world.phases()["web/0.1"] is Phase.DRAINING
+
+
+def test_a_cell_is_proven_when_its_server_is_heard_after_that_time_and_not_before() -> None:
+    world = successor_ready()
+    server = server_of(world, "web/0.2")
+    world.advance(PROOF_SECONDS - 0.5)
+    world.advance(1.5, beating=False)
+    assert world.phases()["web/0.1"] is CONDEMNED
+    world.report(server)
+    world.advance(world.policy.beat_seconds, beating=False)
+    assert world.phases()["web/0.1"] is Phase.DRAINING
+
+
+def test_what_a_server_says_first_after_a_silence_may_be_old_and_proves_nothing() -> None:
+    """Its agent or the network stood still, with the stream open."""
+    world = successor_ready()
+    server = server_of(world, "web/0.2")
+    others = [name for name in ("a", "b", "c") if name != server]
+    world.advance(2)
+    for _ in range(int(PROOF_SECONDS) - 1):
+        world.now += 1.0
+        world.beat(*others)
+    world.report(server)
+    world.advance(world.policy.beat_seconds)
+    assert world.phases()["web/0.1"] is CONDEMNED
+    world.report(server, died("web/0.2", 1.5))
+    assert world.phases()["web/0.1"] is CONDEMNED
+
+
+@pytest.mark.parametrize("servers", [1, 4_000])
+def test_beats_that_are_as_far_apart_as_they_should_be_are_no_silence(servers: int) -> None:
+    """The more servers, the longer between two beats."""
+    beat_seconds = Policy().tempo(servers).beat_seconds
+    policy = Policy(beat_seconds=beat_seconds, lease_seconds=5 * beat_seconds)
+    world = World(obedient=False, policy=policy)
+    world.join("a", "b")
+    world.apply(service("web", 1))
+    booted(world, "web/0.1")
+    world.ask(CondemnCell("web/0.1"))
+    booted(world, "web/0.2")
+    ready_at = world.now
+    while world.now < ready_at + PROOF_SECONDS + beat_seconds:
+        world.advance(beat_seconds, beating=False)
+        world.beat()
+    assert world.phases()["web/0.1"] is Phase.DRAINING
+
+
+def test_no_healthy_cell_goes_for_a_revision_of_which_nothing_was_heard_for_long_enough() -> None:
+    world = three_ready()
+    world.obedient = False
+    world.report(server_of(world, "web/0.1"), exited("web/0.1"))
+    world.apply(service("web", 3, spec("2")))
+    booted(world, "web/0.3")
+    stall(world)
+    world.beat()
+    assert world.phases()["web/1.1"] is READY
+    assert "has yet to stay well for 5 s" in held_because(world, "unproven")
+    world.advance(PROOF_SECONDS - 0.5)
+    assert world.phases()["web/1.1"] is READY
+    world.advance(0.5)
+    assert world.phases()["web/1.1"] is CONDEMNED
+
+
+@pytest.mark.parametrize(
+    ("lived_seconds", "is_young"),
+    [
+        pytest.param(1.5, True, id="it died a moment after it was READY, and that was read late"),
+        pytest.param(6.0, False, id="it lived for long enough, though nobody listened"),
+        pytest.param(0.0, True, id="how long it lived is not known, and it was heard well only once"),
+    ],
+)
+def test_a_death_that_is_read_late_is_young_by_how_long_the_cell_lived(
+    lived_seconds: float, is_young: bool
+) -> None:
+    world = successor_ready()
+    server = server_of(world, "web/0.2")
+    stall(world)
+    world.report(server, died("web/0.2", lived_seconds))
+    (condemned,) = (event for event in world.events(e.CellCondemned) if event.cell == "web/0.2")
+    assert (condemned.backoff is not None) is is_young
+
+
+def test_a_slow_boot_does_not_make_a_death_that_is_read_late_any_older() -> None:
+    world = three_ready()
+    world.obedient = False
+    world.ask(CondemnCell("web/0.1"))
+    world.advance(20)
+    booted(world, "web/0.2")
+    stall(world)
+    world.report(server_of(world, "web/0.2"), died("web/0.2", 21.5))
+    assert world.core.fleet.groups["web"].backoff.early_deaths == 1
+
+
+def test_a_cell_that_vanishes_during_a_stall_is_young_if_it_was_never_heard_for_long_enough() -> None:
+    world = successor_ready()
+    server = server_of(world, "web/0.2")
+    stall(world)
+    world.report(server, gone("web/0.2"))
+    assert world.core.fleet.groups["web"].backoff.early_deaths == 1
+
+
+def test_a_cell_whose_probe_fails_before_it_is_proven_dies_young_however_long_it_is_watched() -> None:
+    world = successor_ready()
+    server = server_of(world, "web/0.2")
+    world.advance(1)
+    for failures in range(1, 4):
+        world.report(server, running("web/0.2", failures=failures))
+        world.advance(PROOF_SECONDS)
+    assert world.cell("web/0.2").condemned_by == "probe_failed"
+    assert world.core.fleet.groups["web"].backoff.early_deaths == 1

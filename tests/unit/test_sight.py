@@ -29,6 +29,7 @@ from galactica.scheduler.core.sight.state import (
     doubt,
     forget,
     forget_place,
+    listen,
     tell,
 )
 
@@ -94,7 +95,12 @@ def test_since_when_a_machine_alone_is_heard_counts_from_the_first_of_its_sessio
         pytest.param(
             BASE,
             report(1, 101.0, ONE_DEAD),
-            {"heard_at": 101.0, "sequence": 1, "reports": HashTrieMap({"web/0.1": ONE_DEAD, "web/1.1": TWO})},
+            {
+                "heard_at": 101.0,
+                "sequence": 1,
+                "reports": HashTrieMap({"web/0.1": ONE_DEAD, "web/1.1": TWO}),
+                "well_until": HashTrieMap({"web/0.1": 100.0}),
+            },
             {"cells": ("web/0.1",)},
             id="a change of one cell",
         ),
@@ -268,3 +274,44 @@ def test_a_doubt_that_ends_counts_like_a_probe_that_passes_again() -> None:
     sight = observe(sight_of(BASE), report(1, 101.0, in_doubt)).sight
     sight = observe(sight, report(2, 102.0, well)).sight
     assert sight.servers["a"].recovered == HashTrieMap({"web/0.1": 102.0})
+
+
+@pytest.mark.parametrize(
+    ("reports", "well_until"),
+    [
+        pytest.param([report(1, 101.0)], {}, id="a beat"),
+        pytest.param([report(1, 101.0), report(2, 102.0, ONE_DEAD)], {"web/0.1": 101.0}, id="a death"),
+        pytest.param(
+            [report(1, 101.0, ONE_DEAD), report(2, 102.0, ONE_DEAD)], {"web/0.1": 100.0}, id="told again"
+        ),
+        pytest.param([report(1, 101.0, TWO, complete=True)], {"web/0.1": 100.0}, id="it is there no more"),
+        pytest.param(
+            [report(1, 101.0, replace(ONE, doubt="no answer")), report(2, 102.0, ONE)],
+            {},
+            id="in doubt for a while",
+        ),
+    ],
+)
+def test_it_is_known_when_a_cell_was_last_heard_well(reports, well_until) -> None:
+    sight = sight_of(replace(BASE, machine="m"))
+    for one in reports:
+        sight = observe(sight, one).sight
+    assert dict(sight.servers["a"].well_until.items()) == well_until
+    attached = replace(ATTACHED, machine="m", inventory=(ONE, TWO))
+    assert not observe(sight, attached).sight.servers["a"].well_until
+
+
+def test_the_first_word_after_missed_beats_begins_what_is_heard_anew() -> None:
+    sight = sight_of(BASE)
+    for sequence, (at, heard_since) in enumerate([(102.5, 0.0), (105.1, 105.1), (106.0, 105.1)], 1):
+        sight = observe(sight, report(sequence, at)).sight
+        assert sight.servers["a"].heard_since == heard_since
+
+
+def test_a_cell_that_waits_for_a_servers_next_word_is_news_by_it_once() -> None:
+    sight = listen(sight_of(BASE), "a", "web/1.1")
+    heard = observe(sight, report(1, 101.0))
+    assert heard.awaited == ("web/1.1",)
+    assert observe(heard.sight, report(2, 102.0)).awaited == ()
+    assert observe(sight, ATTACHED).awaited == ("web/1.1",)
+    assert listen(sight, "unknown", "web/1.1") is sight

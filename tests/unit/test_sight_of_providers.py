@@ -184,3 +184,46 @@ def test_what_was_taken_first_counts_when_a_delete_is_taken_again() -> None:
     for at in (60.0, 90.0):
         sight = observe(sight, ServerUnmade("p", "rack/0.1", at)).sight
     assert sight.providers["p"].going["rack/0.1"] == Going(60.0, times=2)
+
+
+ATTEMPT = replace(GONE, ref="old-attempt", reason="terminated")
+ANOTHER = replace(MADE, ref="ref-9")
+
+
+def twice(says: str) -> str:
+    return f"an entry of its list cannot be read: rack/0.1 is in the list 2 times: {says}"
+
+
+@pytest.mark.parametrize(
+    ("entries", "word", "trouble"),
+    [
+        pytest.param(
+            (MADE, ATTEMPT), MADE, twice("gone (old-attempt), running (ref-1)"), id="running, then gone"
+        ),
+        pytest.param(
+            (ATTEMPT, MADE), MADE, twice("gone (old-attempt), running (ref-1)"), id="gone, then running"
+        ),
+        pytest.param((MADE, ANOTHER), MADE, twice("running (ref-1), running (ref-9)"), id="two servers"),
+        pytest.param(
+            (ATTEMPT, unreadable("rack/0.1")),
+            MADE,
+            twice("gone (old-attempt), unreadable (no state)"),
+            id="gone, and one that cannot be read",
+        ),
+        pytest.param((MADE, MADE), MADE, "", id="the same twice"),
+        pytest.param((GONE, ATTEMPT), GONE, "", id="gone, whatever it was called"),
+    ],
+)
+def test_a_list_that_contradicts_itself_about_a_server_proves_nothing_of_it(
+    entries: tuple[ProviderServer, ...], word: ProviderServer, trouble: str
+) -> None:
+    said = ProviderListed("p", (*entries, OTHER), 60.0, 61.0)
+    servers = HashTrieMap({"rack/0.1": word, "rack/1.1": OTHER})
+    expected = replace(KNOWN, servers=servers, listed_at=60.0, trouble=trouble)
+    assert observe(provided(KNOWN), said).sight == provided(expected)
+
+
+def test_a_delete_that_was_taken_is_not_proven_by_a_list_that_contradicts_itself() -> None:
+    sight = observe(provided(KNOWN), ServerUnmade("p", "rack/0.1", 55.0)).sight
+    sight = observe(sight, ProviderListed("p", (MADE, ATTEMPT), 60.0, 61.0)).sight
+    assert sight.providers["p"].servers["rack/0.1"] == MADE

@@ -46,10 +46,12 @@ def may_condemn_server(state: GroupState, now: float) -> Allowed | Held:
     return Allowed(f"surge: {used} of {replace.surge} servers being replaced")
 
 
-def may_condemn_due_server(state: GroupState, now: float, policy: Policy) -> Allowed | Held:
+def may_condemn_due_server(
+    state: GroupState, now: float, policy: Policy, trusted_since: float = 0.0
+) -> Allowed | Held:
     """The same for a healthy server that is only outdated or old: not while too many servers are missing, or while the
     revision that takes its place is not proven."""
-    unproven = unproven_hold(state, now, policy)
+    unproven = unproven_hold(state, now, policy, trusted_since)
     if unproven is not None:
         return unproven
     missing, limit = missing_servers(state), state.group.replace.unavailable

@@ -41,17 +41,18 @@ def may_surge(state: GroupState, policy: Policy) -> Allowed | Held:
     )
 
 
-def unproven_hold(state: GroupState, now: float, policy: Policy) -> Held | None:
+def unproven_hold(state: GroupState, now: float, policy: Policy, trusted_since: float = 0.0) -> Held | None:
     """What the group's revision has yet to prove before one more healthy cell makes room for it; None if nothing.
 
-    A cell of it became READY a moment ago, or one died young a moment ago."""
+    A cell of it became READY a moment ago, or one died young a moment ago. ``trusted_since``: a scheduler that could
+    not hear before this time knows of no death before it either."""
     backoff = state.backoff
     if backoff.digest == state.digest and backoff.early_deaths:
         until = backoff.last_at + policy.young_death_seconds
         if now < until:
             reason = f"a cell of revision {state.revision} died young less than {policy.young_death_seconds:g} s ago"
             return Held(HoldRule.UNPROVEN, reason, until)
-    until = state.newest_ready_at + state.group.healthy_for_seconds
+    until = max(state.newest_ready_at, trusted_since) + state.group.healthy_for_seconds
     if state.newest_ready_at and policy.waits_for_proof and now < until:
         reason = (
             f"the newest cell of revision {state.revision} has yet to stay well for "
@@ -71,10 +72,12 @@ def may_go_before(state: GroupState) -> Allowed | Held:
     return Allowed("it goes first: no other cell is missing")
 
 
-def may_condemn_outdated(state: GroupState, now: float, policy: Policy) -> Allowed | Held:
+def may_condemn_outdated(
+    state: GroupState, now: float, policy: Policy, trusted_since: float = 0.0
+) -> Allowed | Held:
     """May one more READY cell be condemned because it is outdated or old? Slot by slot, and only while no other cell is
     missing and the revision that takes its place is proven."""
-    unproven = unproven_hold(state, now, policy)
+    unproven = unproven_hold(state, now, policy, trusted_since)
     if unproven is not None:
         return unproven
     limit = policy.outdated_surge

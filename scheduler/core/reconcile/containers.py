@@ -64,7 +64,7 @@ class ByAgent:
         return may_condemn_drained(state, draft.policy)
 
     def may_condemn_due(self, draft: Draft, state: GroupState) -> Allowed | Held:
-        return may_condemn_outdated(state, draft.now, draft.policy)
+        return may_condemn_outdated(state, draft.now, draft.policy, draft.sight.trusted_since)
 
     def condemned(self, draft: Draft, cell: Cell, verdict: Verdict) -> None:
         if cell.server:

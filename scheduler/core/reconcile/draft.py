@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from galactica.scheduler.core.model.commands import Command, ProviderCommand, Verb
 from galactica.scheduler.core.model.events import AnyEvent, Record
-from galactica.scheduler.core.model.fleet import Fleet, parse_cell_id
+from galactica.scheduler.core.model.fleet import Cell, Fleet, parse_cell_id
 from galactica.scheduler.core.model.keys import Hold, Key, SlotKey, Storm
 from galactica.scheduler.core.model.policy import Policy, growing_pause
 from galactica.scheduler.core.placement import Placer
@@ -19,10 +19,12 @@ from galactica.scheduler.core.sight.state import (
     forget,
     forget_place,
     forget_server,
+    listen,
     tell,
     tell_provider,
 )
 from galactica.scheduler.core.transitions import apply
+from galactica.scheduler.core.verdicts.proof import server_that_speaks_for
 from galactica.scheduler.core.verdicts.storm import storm_of
 
 
@@ -94,6 +96,10 @@ class Draft:
         if pool not in self._storms:
             self._storms[pool] = storm_of(self.fleet, self.sight, pool, self.now, self.policy)
         return self._storms[pool]
+
+    def listen(self, cell: Cell) -> None:
+        """Look at the cell's slot when its server is heard next. Most beats are no news otherwise."""
+        self.sight = listen(self.sight, server_that_speaks_for(cell), cell.id)
 
     def doubt(self, server: str) -> None:
         self.sight = doubt(self.sight, server)

@@ -85,7 +85,7 @@ class ByProvider:
         return may_condemn_server(state, draft.now)
 
     def may_condemn_due(self, draft: Draft, state: GroupState) -> Allowed | Held:
-        return may_condemn_due_server(state, draft.now, draft.policy)
+        return may_condemn_due_server(state, draft.now, draft.policy, draft.sight.trusted_since)
 
     def condemned(self, draft: Draft, cell: Cell, verdict: Verdict) -> None:
         server = draft.fleet.servers.get(cell.id)

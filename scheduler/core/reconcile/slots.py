@@ -33,7 +33,7 @@ from galactica.scheduler.core.unknown import in_slot, unknown_on
 from galactica.scheduler.core.verdicts.blame import blame_spec
 from galactica.scheduler.core.verdicts.due import Doom, Urgency, doom_of, next_doom_at, shell_keeps
 from galactica.scheduler.core.verdicts.fence import lost_ones_ended_at
-from galactica.scheduler.core.verdicts.proof import proven_at
+from galactica.scheduler.core.verdicts.proof import proven_at, served_seconds, was_heard
 
 
 def look_slot(draft: Draft, key: SlotKey) -> None:
@@ -101,10 +101,11 @@ def _condemn_by_health(draft: Draft, key: SlotKey, state: GroupState, cell: Cell
         reason = f"{cell.id} must be replaced ({verdict.reason}): {budget.reason}"
         draft.hold(key, budget.rule, reason, budget.next_look_at)
         return
-    served = 0.0 if cell.ready_at is None else draft.now - cell.ready_at
+    report = draft.sight.report_of(cell.server, cell.id)
+    autopsy = report.autopsy if report else None
+    served = served_seconds(cell, draft.sight, autopsy, draft.now)
     young = served < max(draft.policy.early_seconds, state.group.healthy_for_seconds)
     early = young and cell.digest == state.digest and verdict.rule not in NOT_ITS_OWN
-    report = draft.sight.report_of(cell.server, cell.id)
     draft.emit(
         e.CellCondemned(
             cell=cell.id,
@@ -113,7 +114,7 @@ def _condemn_by_health(draft: Draft, key: SlotKey, state: GroupState, cell: Cell
             reason=verdict.reason,
             evidence=verdict.evidence,
             budget=budget.budget,
-            autopsy=report.autopsy if report else None,
+            autopsy=autopsy,
             backoff=next_backoff(state, cell.digest, draft.now, draft.policy) if early else None,
         )
     )
@@ -288,11 +289,15 @@ def _has_elder(draft: Draft, key: SlotKey, cell: Cell) -> bool:
 
 
 def _is_proven(draft: Draft, key: SlotKey, state: GroupState, cell: Cell) -> bool:
-    at = proven_at(state, cell, draft.sight, draft.policy)
+    tempo = draft.policy.tempo(len(draft.fleet.servers))
+    at = proven_at(state, cell, draft.sight, draft.policy, tempo)
     if at is None:
         return False
     if draft.now < at:
         draft.look(key, at)
+        return False
+    if not was_heard(cell, draft.sight, at, draft.policy):
+        draft.listen(cell)
         return False
     return carrier_of(cell).is_well(draft, state, cell)
 

@@ -49,6 +49,10 @@ class CellReport(Struct, frozen=True):
         """Whether it shows less than a cell that is well."""
         return bool(self.doubt) or (self.probe is not None and self.probe.consecutive_failures > 0)
 
+    @property
+    def shows_well(self) -> bool:
+        return self.state is CellState.RUNNING and not self.is_failing
+
 
 class Unread(Struct, frozen=True):
     """An entry of an agent's report that cannot be read. ``cell``: which it is about; empty: it names none, and may be

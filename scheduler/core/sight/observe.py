@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from msgspec import Struct
 from msgspec.structs import replace
-from rpds import HashTrieMap
+from rpds import HashTrieMap, HashTrieSet
 
-from galactica.scheduler.core.model.policy import USUAL_LIMITS, VitalLimits
+from galactica.scheduler.core.model.policy import MISSED_BEATS, USUAL_LIMITS, VitalLimits
 from galactica.scheduler.core.sight.observations import (
     Attached,
     CellReport,
@@ -42,30 +44,44 @@ from galactica.scheduler.core.sight.vitals import ailments
 SILENCE_WORTH_A_LOOK_SECONDS = 2.0
 """A report that ends a silence this long makes its server news again."""
 
+LISTED_TOLD = 3
+"""So many of the entries about one server are told."""
+
+USUAL_MISSED_SECONDS = MISSED_BEATS * 1.0
+"""Of a fleet so small that its agents beat once a second."""
+
 
 class Observed(Struct, frozen=True):
     """What an observation brought: the new sight, and what is news by it.
 
     ``cells``: cells that the server ``server`` reports on; ``everything``: its whole inventory came, so that each of
-    its cells is news. ``servers``: servers that are news themselves. ``made``: server cells that a provider spoke of.
+    its cells is news. ``awaited``: cells that waited for its word. ``servers``: servers that are news themselves.
+    ``made``: server cells that a provider spoke of.
     """
 
     sight: Sight
     server: str = ""
     cells: tuple[str, ...] = ()
     everything: bool = False
+    awaited: tuple[str, ...] = ()
     servers: tuple[str, ...] = ()
     provider: str = ""
     made: tuple[str, ...] = ()
 
 
-def observe(sight: Sight, observation: Observation, limits: VitalLimits = USUAL_LIMITS) -> Observed:
-    """Fold one observation in. Stale sessions and repeated sequence numbers change nothing."""
+def observe(
+    sight: Sight,
+    observation: Observation,
+    limits: VitalLimits = USUAL_LIMITS,
+    missed_seconds: float = USUAL_MISSED_SECONDS,
+) -> Observed:
+    """Fold one observation in. Stale sessions and repeated sequence numbers change nothing. ``missed_seconds``: after a
+    longer silence beats are missing."""
     match observation:
         case Attached():
             return _attached(sight, observation)
         case Reported():
-            return _reported(sight, observation, limits)
+            return _reported(sight, observation, limits, missed_seconds)
         case Moved():
             return Observed(_moved(sight, observation))
         case Detached():
@@ -95,6 +111,7 @@ def _attached(sight: Sight, attached: Attached) -> Observed:
     is_same = before is not None and before.machine == attached.machine != ""
     known = before.reports if before is not None and before.machine == attached.machine else HashTrieMap()
     reports = _unread(HashTrieMap(), known, attached.unread, is_inventory=True)
+    cells = _spoken_of(attached)
     for report in attached.inventory:
         reports = reports.insert(report.cell, report)
     seen = ServerSight(
@@ -107,14 +124,23 @@ def _attached(sight: Sight, attached: Attached) -> Observed:
         place=attached.place,
         wire_version=attached.wire_version,
         reports=reports,
+        well_until=_well_until(before, reports, (*before.reports, *cells))
+        if before and is_same
+        else HashTrieMap(),
         is_doubtful=_names_no_cell(attached.unread),
     )
-    cells = _spoken_of(attached)
     sight = replace(with_server(sight, attached.server, seen), wills=sight.wills.discard(attached.server))
-    return Observed(sight, attached.server, cells, everything=True, servers=(attached.server,))
+    return Observed(
+        sight,
+        attached.server,
+        cells,
+        everything=True,
+        awaited=tuple(sorted(before.listened_for)) if before else (),
+        servers=(attached.server,),
+    )
 
 
-def _reported(sight: Sight, reported: Reported, limits: VitalLimits) -> Observed:
+def _reported(sight: Sight, reported: Reported, limits: VitalLimits, missed_seconds: float) -> Observed:
     seen = sight.servers.get(reported.server)
     if (
         seen is None
@@ -147,6 +173,7 @@ def _reported(sight: Sight, reported: Reported, limits: VitalLimits) -> Observed
         or ailing != seen.ailing
         or (reported.vitals is not None and not seen.vitals)
     )
+    cells, awaited = _spoken_of(reported), tuple(sorted(seen.listened_for))
     seen = replace(
         seen,
         heard_at=reported.at,
@@ -155,16 +182,33 @@ def _reported(sight: Sight, reported: Reported, limits: VitalLimits) -> Observed
         ailing=ailing,
         reports=reports,
         recovered=recovered,
+        well_until=_well_until(seen, reports, (*seen.reports, *cells) if reported.complete else cells),
+        heard_since=reported.at if reported.at - seen.heard_at > missed_seconds else seen.heard_since,
         is_doubtful=is_doubtful,
         is_leaving=reported.is_leaving,
+        listened_for=HashTrieSet(),
     )
-    cells = _spoken_of(reported)
     sight = with_server(sight, reported.server, seen)
     sight = _testified(sight, reported)
     news = [reported.server] if is_news else []
     news += [testimony.server for testimony in reported.testimonies]
     news += reported.withdrawn
-    return Observed(sight, reported.server, cells, everything=reported.complete, servers=tuple(news))
+    return Observed(sight, reported.server, cells, reported.complete, awaited, tuple(news))
+
+
+def _well_until(
+    before: ServerSight, reports: HashTrieMap[str, CellReport], cells: Iterable[str]
+) -> HashTrieMap[str, float]:
+    """Note of these cells when they were last heard well, where they no longer are: at the last word before this
+    one."""
+    well_until = before.well_until
+    for cell in cells:
+        was, now = before.reports.get(cell), reports.get(cell)
+        if now is not None and now.shows_well:
+            well_until = well_until.discard(cell)
+        elif was is not None and was.shows_well and len(well_until) < REPORTS_LIMIT:
+            well_until = well_until.insert(cell, before.heard_at)
+    return well_until
 
 
 def _unread(
@@ -234,8 +278,9 @@ def _listed(sight: Sight, listed: ProviderListed) -> Observed:
     """A list replaces what is known. A server whose delete was taken before the list was asked for, and that is not on
     it, is gone. What an entry that cannot be read speaks of stays as it is known."""
     before = sight.providers.get(listed.provider) or ProviderSight()
-    unreadable = [server for server in listed.servers if server.state is ProviderState.UNREADABLE]
-    readable = [server for server in listed.servers if server.state is not ProviderState.UNREADABLE]
+    entries = _one_of_each(listed.servers)
+    unreadable = [server for server in entries if server.state is ProviderState.UNREADABLE]
+    readable = [server for server in entries if server.state is not ProviderState.UNREADABLE]
     # One that names no server may be about any of them: then no absence proves anything.
     is_whole = all(server.cell for server in unreadable)
     servers = HashTrieMap((server.cell, server) for server in readable)
@@ -261,6 +306,25 @@ def _listed(sight: Sight, listed: ProviderListed) -> Observed:
     missing = [c for c in before.servers if c not in servers]
     sight = replace(sight, providers=sight.providers.insert(listed.provider, now))
     return Observed(sight, provider=listed.provider, made=(*changed, *missing))
+
+
+def _one_of_each(listed: tuple[ProviderServer, ...]) -> list[ProviderServer]:
+    """One entry for each cell. Entries that contradict each other cannot be read: none of them proves anything. A cell
+    is gone where all that is listed of it is gone."""
+    of_cells: dict[str, list[ProviderServer]] = {}
+    for server in listed:
+        of_cells.setdefault(server.cell, []).append(server)
+    entries = of_cells.pop("", [])
+    for cell, about in of_cells.items():
+        if all(one == about[0] or one.state is about[0].state is ProviderState.GONE for one in about):
+            entries.append(about[0])
+            continue
+        says = ", ".join(
+            sorted({f"{one.state.value} ({one.ref or one.reason})" for one in about})[:LISTED_TOLD]
+        )
+        reason = f"{cell} is in the list {len(about)} times: {says}"
+        entries.append(ProviderServer(cell, "", ProviderState.UNREADABLE, reason))
+    return entries
 
 
 def _left_list(before: ProviderSight, listed: ProviderListed, cell: str, taken_at: float) -> bool:

@@ -60,6 +60,13 @@ class ServerSight(Struct, frozen=True):
     """Cell id to the newest command about it. The empty id stands for the whole server."""
     recovered: HashTrieMap[str, float] = HashTrieMap()
     """Cell id to the time when its probe passed again after a failure."""
+    well_until: HashTrieMap[str, float] = HashTrieMap()
+    """Cell id to the time when it was last heard well. Only cells whose newest report shows less."""
+    heard_since: float = 0.0
+    """When the session was heard again after beats were missing. What its agent sent meanwhile is read then, and is
+    old."""
+    listened_for: HashTrieSet[str] = HashTrieSet()
+    """Cells that wait for its next word, whatever that is."""
     is_doubtful: bool = False
     """A report is missing, or an entry of its inventory names no cell. The agent must report everything before its
     reports count as complete; until then, that it does not report a cell proves nothing."""
@@ -185,6 +192,14 @@ def forget_place(sight: Sight, server: str) -> Sight:
     return replace(sight, about=about, wills=sight.wills.discard(server))
 
 
+def listen(sight: Sight, server: str, cell: str) -> Sight:
+    """The server's next word is news of that cell."""
+    seen = sight.servers.get(server)
+    if seen is None:
+        return sight
+    return with_server(sight, server, replace(seen, listened_for=seen.listened_for.insert(cell)))
+
+
 def doubt(sight: Sight, server: str) -> Sight:
     """This server's reports may be outdated, so its agent has to report everything."""
     seen = sight.servers.get(server)
@@ -196,12 +211,14 @@ def forget(sight: Sight, server: str, cell: str) -> Sight:
     seen = sight.servers.get(server)
     if seen is None or (cell not in seen.reports and cell not in seen.told):
         return sight
-    reports, told, recovered = (
-        seen.reports.discard(cell),
-        seen.told.discard(cell),
-        seen.recovered.discard(cell),
+    seen = replace(
+        seen,
+        reports=seen.reports.discard(cell),
+        told=seen.told.discard(cell),
+        recovered=seen.recovered.discard(cell),
+        well_until=seen.well_until.discard(cell),
     )
-    return with_server(sight, server, replace(seen, reports=reports, told=told, recovered=recovered))
+    return with_server(sight, server, seen)
 
 
 def with_server(sight: Sight, server: str, seen: ServerSight) -> Sight:
