@@ -20,6 +20,7 @@ from galactica.scheduler.core.model.spec import Resources, RuntimeKind, Spec, Sp
 from galactica.scheduler.core.sight.state import Sight
 from galactica.scheduler.core.tallies import with_cell
 from galactica.scheduler.core.verdicts.blame import is_suspect
+from galactica.scheduler.core.verdicts.machines import is_known
 from galactica.scheduler.units import format_bytes
 
 Rank = tuple[bool, int, float, int, str]
@@ -202,6 +203,8 @@ class Placer:
         seen = self._sight.servers.get(server.id)
         if seen is None or not self._sight.hears(server.id, self._now, self._tempo):
             return "is silent"
+        if not is_known(server, seen):
+            return "has another machine in its place"
         if seen.is_leaving:
             return "is leaving"
         if spec.runtime not in server.runtimes:

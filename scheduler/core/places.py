@@ -67,9 +67,15 @@ def server_joined(fleet: Fleet, record: e.Record, event: e.ServerJoined) -> Flee
         joined_at=record.at,
         pool=before.pool,
         last_position=record.position,
+        machine=event.machine,
         **server_facts(event),
     )
     return put_server(fleet, joined)
+
+
+def machine_recognised(fleet: Fleet, record: e.Record, event: e.MachineRecognised) -> Fleet:
+    before = _server(fleet, event.server, record, Phase.READY, Phase.CONDEMNED)
+    return put_server(fleet, replace(before, machine=event.machine, last_position=record.position))
 
 
 def server_changed(fleet: Fleet, record: e.Record, event: e.ServerChanged) -> Fleet:

@@ -283,6 +283,7 @@ _APPLY: dict[type[e.Event], Callable[[Fleet, e.Record, Any], Fleet]] = {
     e.OrphanRemoved: unknown.orphan_removed,
     e.ServerEnrolled: places.server_enrolled,
     e.ServerJoined: places.server_joined,
+    e.MachineRecognised: places.machine_recognised,
     e.ServerChanged: places.server_changed,
     e.ServerCondemned: places.server_condemned,
     e.MaintenanceBegan: places.maintenance_began,

@@ -34,6 +34,7 @@ from galactica.scheduler.core.sight.observations import Attached, Detached, Move
 from galactica.scheduler.core.verdicts.evidence import TEMPO_WORTH_TELLING, terms_of
 from galactica.scheduler.link.genomes import Genomes
 from galactica.scheduler.link.members import check_may_attach, check_may_renew, is_member
+from galactica.scheduler.link.rivals import Claimant, is_ousted, is_second, words_for
 from galactica.scheduler.link.session import Ending, LinkLimits, Session
 from galactica.scheduler.link.shells import ShellStream
 from galactica.scheduler.link.watch import Watch
@@ -153,15 +154,18 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         now = self._mind.now()
         attached, skipped = _checked(lambda: wire.attached(hello, server, session_id, now, wire_version))
         watching, not_watched = _checked(lambda: wire.watching(hello))
-        instance = _checked(lambda: wire.instance(hello))
-        if self._is_second_machine(server, instance):
+        newcomer = Claimant(_checked(lambda: wire.instance(hello)), attached.machine, context.peer())
+        if self._is_second_machine(server, newcomer):
             await self._turn_away(server, context)
-        session = self._open(attached, hello.beat_at, instance)
+        ousted = self._oust(server, newcomer)
+        session = self._open(attached, hello.beat_at, newcomer)
         session.tell_skipped((*skipped, *not_watched))
         self.genomes.attached(server, hello)
         ending = Ending(grpc.StatusCode.CANCELLED, "the stream broke")
         try:
             await self._mind.observe(attached)
+            if ousted is not None:
+                await self._tell_rival(server, ousted.address)
             cells = len(attached.inventory)
             log.info("attached", server=server, session=session.id, cells=cells, wire_version=wire_version)
             if self._sessions.get(server) is session:
@@ -184,31 +188,30 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         self._epoch = max(self._epoch, self._mind.fleet().epoch)
         log.warning("overtaken", server=server, its_epoch=obeyed.epoch, epoch=self._epoch)
 
-    def _is_second_machine(self, server: str, instance: str) -> bool:
-        """Whether another instance of this server lives: its stream is open and no beat of it is missing.
-
-        An instance whose stream broke may be anywhere, so the newcomer is taken for the server. The same instance may
-        always come back, also while its old stream seems open."""
+    def _is_second_machine(self, server: str, newcomer: Claimant) -> bool:
+        """An instance whose stream broke may be anywhere, so the newcomer is taken for the server."""
         session = self._sessions.get(server)
-        if session is None or session.ended.done() or session.instance == instance:
+        if session is None or session.ended.done():
             return False
-        view = self._mind.view()
-        tempo = terms_of(view.fleet, view.fleet.servers[server], self._policy).tempo
-        heard_at = max(session.heard_at, view.sight.trusted_since)
-        return not tempo.has_missed(heard_at, view.now)
+        return is_second(self._mind.view(), server, newcomer, session.holder, session.heard_at)
+
+    def _oust(self, server: str, newcomer: Claimant) -> Claimant | None:
+        """End the session of another machine than the server's own, if the newcomer is that. Answers whose it was."""
+        session = self._sessions.get(server)
+        if session is None or session.ended.done():
+            return None
+        if not is_ousted(self._mind.view(), server, newcomer, session.holder):
+            return None
+        session.end(grpc.StatusCode.ALREADY_EXISTS, words_for(server))
+        return session.holder
 
     async def _turn_away(self, server: str, context: Context) -> Never:
-        address = context.peer()
+        await self._tell_rival(server, context.peer())
+        await abort(context, grpc.StatusCode.ALREADY_EXISTS, words_for(server), "second_machine")
+
+    async def _tell_rival(self, server: str, address: str) -> None:
         log.warning("second_machine", server=server, peer=address)
         await self._mind.observe(Rivalled(server, address, self._mind.now()))
-        await abort(
-            context,
-            grpc.StatusCode.ALREADY_EXISTS,
-            f"another live machine is attached as server {server}: two machines have its identity, as after a disk was "
-            "copied. If this one is the copy, stop its agent, remove its data directory, and enrol it under an id of "
-            "its own (--id, with a new token)",
-            "second_machine",
-        )
 
     async def _hello(self, context: Context) -> link_pb2.Hello:
         try:
@@ -224,7 +227,7 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
             raise InvalidRequest("the first message of a link must be a Hello")
         return first.hello
 
-    def _open(self, attached: Attached, beat_at: float, instance: str) -> Session:
+    def _open(self, attached: Attached, beat_at: float, holder: Claimant) -> Session:
         """Open a session; it replaces an older session of the same server."""
         server, session_id = attached.server, attached.session
         welcome = link_pb2.Welcome(
@@ -238,9 +241,7 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
             wire_version=attached.wire_version,
         )
         older = self._sessions.get(server)
-        session = Session(
-            server, session_id, welcome, self._limits, instance=instance, heard_at=self._mind.now()
-        )
+        session = Session(server, session_id, welcome, self._limits, holder=holder, heard_at=self._mind.now())
         self._sessions[server] = session
         if older is not None:
             older.end(grpc.StatusCode.ABORTED, f"session {session_id} of the same server replaced this one")

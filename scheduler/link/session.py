@@ -16,6 +16,7 @@ import structlog
 from msgspec import Struct
 
 from galactica.scheduler.core.model.requests import Refused
+from galactica.scheduler.link.rivals import Claimant
 from galactica.scheduler.link.shells import SHELLS_LIMIT, ShellStream
 from galactica.v1 import link_pb2
 
@@ -94,8 +95,8 @@ class LogStream:
 
 
 class Session:
-    """One agent's session. ``ended`` is done when the session must be closed. ``instance``: the run of the agent, as
-    its Hello names it. ``heard_at``: the scheduler's time when the agent was heard last."""
+    """One agent's session. ``ended`` is done when the session must be closed. ``holder``: who has it. ``heard_at``: the
+    scheduler's time when the agent was heard last."""
 
     def __init__(
         self,
@@ -104,13 +105,13 @@ class Session:
         welcome: link_pb2.Welcome,
         limits: LinkLimits,
         *,
-        instance: str,
+        holder: Claimant,
         heard_at: float,
     ) -> None:
         self._limits = limits
         self.server = server
         self.id = session_id
-        self.instance = instance
+        self.holder = holder
         self.heard_at = heard_at
         self.tempo = welcome.tempo
         """The newest tempo that was sent to the agent."""

@@ -89,7 +89,10 @@ def attached(
     cells = cell_reports(hello.inventory, skipped)
     where, not_read = place(hello)
     facts = _facts(hello, skipped)
-    said = Attached(server, session, at, facts, cells.read, machine, where, cells.unread, wire_version)
+    booted_at = at - hello.beat_at if hello.beat_at > 0 else None
+    said = Attached(
+        server, session, at, facts, cells.read, machine, where, cells.unread, wire_version, booted_at
+    )
     return Heard(said, (*skipped, *not_read))
 
 

@@ -35,6 +35,23 @@ def test_copy_that_follows_a_machine_that_froze_gets_no_exclusive_cell_before_th
         fleet.kill_agent("host1")
 
 
+def test_a_copy_that_is_first_after_a_restart_of_the_scheduler_ends_no_cell_and_yields_to_the_first_machine():
+    with a_fleet("host1") as fleet:
+        before = fleet.apply("web", 2)
+        position = fleet.position()
+        fleet.agents["host1"].send_signal(signal.SIGSTOP)
+        fleet.kill_scheduler()
+        fleet.start_scheduler()
+        begin_copy(fleet)
+        fleet.until(lambda: "event=attached" in fleet.log("copy"), "the copy is attached")
+        fleet.agents["host1"].send_signal(signal.SIGCONT)
+        fleet.until(lambda: "another live machine" in fleet.log("copy"), "the copy is turned away")
+        fleet.hear("host1", 3)
+        assert pids(fleet.until_ready("web", 2)) == pids(before)
+        assert all(map(is_alive, pids(before).values()))
+        assert fleet.events("CellCondemned", "ServerCondemned", "MachineRecognised", after=position) == []
+
+
 def test_the_first_machine_keeps_its_session_and_its_cells_and_the_copy_is_told_and_may_follow_it():
     with a_fleet("host1") as fleet:
         before = fleet.apply("web", 2)

@@ -19,11 +19,11 @@ async def world(tmp_path):
         yield world
 
 
-async def refusal_of(world: LinkWorld, instance: str) -> tuple[Code, str]:
+async def refusal_of(world: LinkWorld, instance: str, machine: str = "") -> tuple[Code, str]:
     """What a newcomer with the identity of web-1 is told."""
     newcomer = await world.agent("web-1", attached=False)
     with pytest.raises(grpc.aio.AioRpcError) as refusal:
-        await newcomer.attach(instance=instance)
+        await newcomer.attach(instance=instance, machine=machine)
     return refusal.value.code(), refusal.value.details()
 
 
@@ -104,3 +104,30 @@ async def test_another_instance_takes_over_from_one_whose_beats_are_missing(tmp_
 
 async def test_an_instance_that_is_too_long_is_the_agents_fault(world):
     assert (await refusal_of(world, "x" * 10_000))[0] is Code.INVALID_ARGUMENT
+
+
+async def test_the_machine_that_the_journal_knows_takes_the_session_from_its_copy_which_is_told(world):
+    first = await world.agent("web-1", instance="a/1", machine="boot-a/1")
+    await first.call.done_writing()
+    await first.ending()
+    copy = await world.agent("web-1", instance="b/2", machine="boot-b/2")
+
+    back = await world.agent("web-1", instance="a/3", machine="boot-a/1")
+
+    code, words = await copy.ending()
+    assert code is Code.ALREADY_EXISTS
+    assert "another live machine is attached as server web-1" in words
+    assert await is_served(back)
+    await world.mind.until(lambda: observed(world, Rivalled))
+    (note,) = notes(world.mind.view())
+    assert "a second live machine claims the identity of server web-1" in note
+    assert (await refusal_of(world, "b/4", machine="boot-b/2"))[0] is Code.ALREADY_EXISTS
+
+
+async def test_of_two_machines_that_the_journal_does_not_know_the_first_keeps_the_session(world):
+    first = await world.agent("web-1", machine="boot-a/1")
+    await first.call.done_writing()
+    await first.ending()
+    copy = await world.agent("web-1", instance="b/2", machine="boot-b/2")
+    assert (await refusal_of(world, "c/3", machine="boot-c/3"))[0] is Code.ALREADY_EXISTS
+    assert await is_served(copy)

@@ -134,14 +134,17 @@ class World:
         labels: dict[str, str] | None = None,
         memory_bytes: int = 0,
         machine: str = "the first",
+        booted_at: float | None = None,
     ) -> None:
+        """``machine``: on which its agent runs; ``booted_at``: since when."""
         self._sessions += 1
         facts = ServerFacts(
             labels=labels or {},
             capacity=Resources(memory_bytes=memory_bytes),
             runtimes=(RuntimeKind.PROCESS, RuntimeKind.DOCKER),
         )
-        self.core.take(Attached(name, f"s{self._sessions}", self.now, facts, inventory, machine))
+        session = f"s{self._sessions}"
+        self.core.take(Attached(name, session, self.now, facts, inventory, machine, booted_at=booted_at))
         self.settle()
 
     def detach(self, name: str) -> None:

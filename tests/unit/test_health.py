@@ -35,6 +35,9 @@ LOST = Server(
 )
 OPEN = ServerSight("s1", attached_at=900.0, heard_at=HEARD_AT)
 CLOSED = ServerSight("s1", attached_at=900.0, heard_at=HEARD_AT, closed_at=999.5)
+ITSELF = replace(UP, machine="boot-a/1")
+ANOTHER = replace(OPEN, machine="boot-b/2")
+"""Has the session of the server ITSELF."""
 
 
 @dataclass
@@ -81,6 +84,11 @@ SILENT = Verdict(
     "no heartbeat from its server a",
     (Evidence("scheduler", "no heartbeat from its server a", NOW),),
 )
+_NO_PROOF = (
+    "another machine is attached as its server a: what that one says of it is no proof before the first one's lease is "
+    "over"
+)
+OTHER_MACHINE = Verdict(Health.SUSPECT, "other_machine", _NO_PROOF, (Evidence("scheduler", _NO_PROOF, NOW),))
 SERVER_LOST = Verdict(
     Health.DEAD,
     "server_lost",
@@ -250,6 +258,19 @@ CELL_TABLE: dict[str, tuple[Case, Verdict]] = {
         Case(Phase.READY, shown(probe=ProbeStatus(True, 3), doubt="no layer")),
         FAILED_3,
     ),
+    "another machine is attached and does not show it": (
+        Case(Phase.READY, None, ITSELF, ANOTHER),
+        OTHER_MACHINE,
+    ),
+    "another machine is attached and shows it": (
+        Case(Phase.READY, probed(0), ITSELF, ANOTHER),
+        OTHER_MACHINE,
+    ),
+    "its own machine is attached": (
+        Case(Phase.READY, probed(0), ITSELF, replace(OPEN, machine=ITSELF.machine)),
+        RUNNING,
+    ),
+    "any machine where none is known": (Case(Phase.READY, None, UP, ANOTHER), VANISHED),
     "stream closed": (Case(Phase.READY, probed(0), seen=CLOSED), SILENT),
     "no session at all": (Case(Phase.READY, seen=None), SILENT),
     "no session at all while it boots": (Case(Phase.BOOTING, seen=None), SILENT),
@@ -267,6 +288,16 @@ def test_each_rule_on_cells_says_what_it_saw(story: str) -> None:
 
 PAIRS_OF_CELL_RULES: dict[str, Case] = {
     "server_lost before exited": Case(Phase.READY, shown(CellState.EXITED), LOST),
+    "server_lost before other_machine": Case(Phase.READY, None, replace(LOST, machine="boot-a/1"), ANOTHER),
+    "other_machine before fenced": Case(
+        Phase.READY, shown(CellState.EXITED, autopsy=Autopsy("its lease ended", fenced=True)), ITSELF, ANOTHER
+    ),
+    "other_machine before exited": Case(Phase.READY, shown(CellState.EXITED), ITSELF, ANOTHER),
+    "other_machine before start_failed": Case(Phase.ORDERED, shown(CellState.FAILED), ITSELF, ANOTHER),
+    "other_machine before vanished": Case(Phase.READY, None, ITSELF, ANOTHER),
+    "other_machine before boot_timeout": Case(report=shown(), server=ITSELF, seen=ANOTHER, now=DEADLINE),
+    "other_machine before probe_failed": Case(Phase.READY, probed(3), ITSELF, ANOTHER),
+    "other_machine before doubtful": Case(Phase.READY, shown(doubt="no layer"), ITSELF, ANOTHER),
     "server_lost before vanished": Case(Phase.READY, None, LOST),
     "server_lost before boot_timeout": Case(report=shown(), server=LOST, now=DEADLINE),
     "server_lost before probe_failed": Case(Phase.READY, probed(3), LOST),
@@ -301,6 +332,7 @@ def test_the_tables_cover_every_rule_on_cells() -> None:
     told = {expected.rule for _, expected in CELL_TABLE.values()}
     ruled = {"server_lost", "fenced", "exited", "start_failed", "vanished", "boot_timeout", "probe_failed"}
     assert told == ruled | {
+        "other_machine",
         "server_silent",
         "server_ailing",
         "doubtful",

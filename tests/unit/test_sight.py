@@ -70,11 +70,25 @@ def test_a_new_session_starts_from_nothing_that_the_old_one_showed_or_was_told()
     )
     again = Attached("a", "s2", 110.0, FACTS, (TWO,))
     fresh = ServerSight(
-        "s2", 110.0, 110.0, facts=FACTS, reports=HashTrieMap({"web/1.1": TWO}), machine_since=110.0
+        "s2",
+        110.0,
+        110.0,
+        facts=FACTS,
+        reports=HashTrieMap({"web/1.1": TWO}),
+        machine_since=110.0,
+        elsewhere_heard_at=100.0,
     )
     assert observe(old, again) == Observed(
         sight_of(fresh), "a", ("web/1.1",), everything=True, servers=("a",)
     )
+
+
+def test_when_another_machine_was_heard_last_is_remembered_in_all_sessions_of_this_one() -> None:
+    sight = observe(Sight(), replace(ATTACHED, machine="one")).sight
+    sight = observe(sight, report(1, 104.0)).sight
+    for number, (machine, elsewhere_heard_at) in enumerate([("two", 104.0), ("two", 104.0), ("one", 111.0)]):
+        sight = observe(sight, Attached("a", f"t{number}", 110.0 + number, FACTS, (), machine)).sight
+        assert sight.servers["a"].elsewhere_heard_at == elsewhere_heard_at
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,15 @@ CONDEMNED_SERVER = replace(
         ),
         ((ENROLLED, JOINED, DRAIN, BURY, ENROLLED), Server("a", 1, Phase.ORDERED, last_position=5)),
         ((ENROLLED, JOINED, ENROLLED), JOINED_SERVER),
+        ((ENROLLED, replace(JOINED, machine="m")), replace(JOINED_SERVER, machine="m")),
+        (
+            (ENROLLED, JOINED, e.MachineRecognised("a", "m")),
+            replace(JOINED_SERVER, machine="m", last_position=3),
+        ),
+        (
+            (ENROLLED, replace(JOINED, machine="m"), DRAIN, BURY, ENROLLED),
+            Server("a", 1, Phase.ORDERED, last_position=5),
+        ),
     ],
 )
 def test_a_servers_life_is_whole_values(history: Iterable[AnyEvent], server: Server) -> None:
@@ -180,6 +189,7 @@ def test_a_servers_life_is_whole_values(history: Iterable[AnyEvent], server: Ser
         ((ENROLLED, JOINED), replace(JOINED, generation=2), "cannot follow: server a is READY"),
         ((ENROLLED,), replace(JOINED, generation=2), "server a is of generation 0"),
         ((ENROLLED, JOINED, LOSE, BURY), JOINED, "server a is of generation 1"),
+        ((ENROLLED,), e.MachineRecognised("a", "m"), "cannot follow: server a is ORDERED"),
         ((ENROLLED,), CHANGE, "cannot follow: server a is ORDERED"),
         ((ENROLLED, JOINED, DRAIN), CHANGE, "cannot follow: server a is CONDEMNED"),
         ((ENROLLED,), LOSE, "cannot follow: server a is ORDERED"),

@@ -107,6 +107,10 @@ class TestWhatIsTaken:
             Attached("a", "1-1", 5.0, facts, (CellReport("web/0.1", "", CellState.RUNNING),))
         )
 
+    def test_when_its_machine_booted_is_told_by_our_clock(self):
+        assert wire.attached(link_pb2.Hello(beat_at=3.0), "a", "1-1", 5.0).said.booted_at == 2.0
+        assert wire.attached(link_pb2.Hello(), "a", "1-1", 5.0).said.booted_at is None
+
     def test_facts_do_not_depend_on_the_order_in_which_they_were_said(self):
         kinds = [cell_pb2.RUNTIME_KIND_DOCKER, cell_pb2.RUNTIME_KIND_PROCESS]
         there, back = (

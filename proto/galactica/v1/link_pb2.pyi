@@ -369,8 +369,9 @@ class Hello(_message.Message):
     Empty: an agent that does not tell it.
     """
     machine: _builtins.str
-    """Names the machine: its boot, and the place of the agent's data directory on it. What another machine says proves
-    nothing about cells that this one may still run. Empty: an agent that does not tell it.
+    """Names the machine, as BOOT/PLACE: its boot, and the place of the agent's data directory on it. What another machine
+    says proves nothing about cells that this one may still run, and another boot of the same place is a reboot. Empty:
+    an agent that does not tell it.
     """
     start: _builtins.str
     """Which start of a scheduler had that epoch (Welcome.start). Empty: unknown."""

@@ -191,6 +191,16 @@ class ServerJoined(Event, frozen=True):
     disk_bytes: int = 0
     runtimes: tuple[RuntimeKind, ...] = ()
     agent_version: str = ""
+    machine: str = ""
+    """On which its agent runs; empty if that is unknown."""
+
+
+class MachineRecognised(Event, frozen=True):
+    """From here on this machine is the server, and what another one says of its cells proves nothing at first. Empty:
+    its agent does not name its machine."""
+
+    server: str
+    machine: str
 
 
 class ServerChanged(Event, frozen=True):
@@ -312,6 +322,7 @@ AnyEvent = (
     | OrphanRemoved
     | ServerEnrolled
     | ServerJoined
+    | MachineRecognised
     | ServerChanged
     | ServerCondemned
     | MaintenanceBegan

@@ -1,9 +1,7 @@
 """The fleet: everything that was decided, as immutable values.
 
 ``Fleet`` is the fold of the journal's events (``transitions.apply``). What is only *observed* at the moment is in
-``sight``. Maps are persistent (``rpds.HashTrieMap``), so that a new fleet shares all but the changed path with the one
-before it.
-
+``sight``. Maps are persistent (``rpds.HashTrieMap``): a new fleet shares all but the changed path with the last one.
 Times are Unix seconds as floats on a clock that never goes back.
 """
 
@@ -261,6 +259,8 @@ class Server(Struct, frozen=True):
     last_position: int = 0
     maintenance: Maintenance | None = None
     """The lease that was recorded and not ended yet."""
+    machine: str = ""
+    """The one that it is; empty: whichever attaches."""
 
     @property
     def takes_cells(self) -> bool:

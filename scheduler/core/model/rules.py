@@ -13,6 +13,7 @@ class Rule(StrEnum):
 
     # containers
     SERVER_LOST = "server_lost"
+    OTHER_MACHINE = "other_machine"
     FENCED = "fenced"
     EXITED = "exited"
     START_FAILED = "start_failed"
@@ -85,6 +86,7 @@ class HoldRule(StrEnum):
     UNKNOWN_SERVER = "unknown_server"
     UNKNOWN_CELL = "unknown_cell"
     LISTENING = "listening"
+    OTHER_MACHINE = "other_machine"
     REGROWING = "regrowing"
     NOBODY_ATTACHED = "nobody_attached"
     JOURNAL = "journal"

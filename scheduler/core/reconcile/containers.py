@@ -25,6 +25,7 @@ from galactica.scheduler.core.sight.observations import CellState, ProviderState
 from galactica.scheduler.core.verdicts.cells import cell_verdict, is_serving
 from galactica.scheduler.core.verdicts.evidence import made_by
 from galactica.scheduler.core.verdicts.fence import ended_at, ended_elsewhere_at
+from galactica.scheduler.core.verdicts.machines import is_other_machine
 from galactica.scheduler.core.verdicts.maintenance import maintenance_of
 
 
@@ -107,7 +108,7 @@ class ByAgent:
 
     def advance(self, draft: Draft, key: SlotKey, state: GroupState, cell: Cell) -> None:
         report = draft.sight.report_of(cell.server, cell.id)
-        if cell.phase is Phase.READY or report is None:
+        if cell.phase is Phase.READY or report is None or _is_other_machine(draft, cell):
             return
         if is_serving(cell, state.spec_for(cell), draft.sight):
             draft.emit(e.CellReady(cell.id, report.endpoints, report.runtime_id))
@@ -133,6 +134,8 @@ class ByAgent:
         return "fenced"
 
     def end(self, draft: Draft, key: SlotKey, cell: Cell) -> str:
+        if _is_other_machine(draft, cell):
+            return ""
         report = draft.sight.report_of(cell.server, cell.id)
         if report is not None and report.state is CellState.GONE:
             return "" if self._may_run_elsewhere(draft, key, cell) else "agent"
@@ -140,7 +143,10 @@ class ByAgent:
         return ""
 
     def _may_run_elsewhere(self, draft: Draft, key: SlotKey, cell: Cell) -> bool:
-        """Whether another machine that was its server may still run it, of which two must never run."""
+        """Whether another machine, that is or was its server, may still run it. Of an exclusive one two must never
+        run."""
+        if _is_other_machine(draft, cell):
+            return True
         at = _ended_elsewhere_at(draft, draft.fleet.groups[cell.group], cell)
         if at is None or draft.now >= at:
             return False
@@ -172,6 +178,12 @@ def _ended_with_lease(draft: Draft, cell: Cell, fenced_at: float | None) -> Verd
         return Verdict(Health.SUSPECT, Rule.MAINTENANCE, reason, (fact,), fenced_at)
     reason = f"{reason}, and the lease of exclusive cells there is over: the watchdog has ended it"
     return Verdict(Health.DEAD, Rule.LEASE_OVER, reason, (fact,))
+
+
+def _is_other_machine(draft: Draft, cell: Cell) -> bool:
+    """Whether a machine has the place of its server that may know nothing of it. Its slot is looked at again as soon as
+    the server's own machine is back, or that one is the server."""
+    return is_other_machine(draft.fleet.servers.get(cell.server), draft.sight)
 
 
 def _ended_elsewhere_at(draft: Draft, state: GroupState, cell: Cell) -> float | None:

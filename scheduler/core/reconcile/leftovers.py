@@ -22,6 +22,7 @@ from galactica.scheduler.core.unknown import (
     slot_of,
     was_skipped,
 )
+from galactica.scheduler.core.verdicts.machines import is_other_machine
 
 
 def look_orphan(draft: Draft, key: OrphanKey) -> None:
@@ -57,6 +58,8 @@ def _is_gone(draft: Draft, key: OrphanKey) -> None:
     draft.forget(key.server, key.cell)
     seen = draft.sight.servers.get(key.server)
     is_told = seen is not None and seen.is_open and not seen.is_doubtful
+    if is_other_machine(draft.fleet.servers.get(key.server), draft.sight):
+        return  # it may never have had it
     if is_told and is_unknown(draft.fleet, key.server, key.cell):
         reason = "its agent says that it is gone"
         draft.emit(e.OrphanRemoved(key.cell, key.server, reason, is_gone=True))

@@ -26,6 +26,7 @@ from galactica.scheduler.core.reconcile.draft import Draft, resend
 from galactica.scheduler.core.sight.state import Sight
 from galactica.scheduler.core.unknown import unknown_on
 from galactica.scheduler.core.verdicts.fence import ended_at
+from galactica.scheduler.core.verdicts.machines import known_from
 from galactica.scheduler.core.verdicts.maintenance import is_back, maintenance_of
 from galactica.scheduler.core.verdicts.servers import server_verdict
 from galactica.scheduler.core.verdicts.storm import is_released
@@ -42,7 +43,7 @@ def look_server(draft: Draft, key: ServerKey) -> None:
         case Phase.ORDERED | Phase.DECOMMISSIONED:
             _admit(draft, server, key)
         case _:
-            _judge(draft, server, key)
+            _judge(draft, _with_machine(draft, server, key), key)
     seen = draft.sight.servers.get(server.id)
     if seen is not None and seen.is_doubtful:
         resend(draft, key, Resync(server.id))
@@ -60,6 +61,28 @@ def _without_ended_maintenance(draft: Draft, server: Server, key: ServerKey) -> 
     draft.emit(e.MaintenanceEnded(server.id, reason))
     draft.servers_with_room.add(server.id)
     draft.dirty(own_slot(server, draft.cause))
+    return draft.fleet.servers[server.id]
+
+
+def _with_machine(draft: Draft, server: Server, key: ServerKey) -> Server:
+    """The server, after it is recorded which machine it is from here on: it was not known, or the known one has not
+    come back within its lease."""
+    seen = draft.sight.servers.get(server.id)
+    if seen is None or not seen.is_open or seen.machine == server.machine or server.is_lost:
+        return server
+    if server.machine:
+        at = known_from(draft.fleet, server, seen, draft.sight, draft.policy)
+        if draft.now < at:
+            reason = f"another machine than before is attached as server {server.id}: what it says of the cells there"
+            draft.hold(
+                key, HoldRule.OTHER_MACHINE, f"{reason} is no proof for another {at - draft.now:.1f} s", at
+            )
+            return server
+    record = draft.emit(e.MachineRecognised(server.id, seen.machine))
+    cause = f"event:{record.position}"
+    draft.servers_with_room.add(server.id)
+    draft.dirty(cells_of(server, cause))
+    draft.dirty({OrphanKey(server.id, cell): cause for cell in unknown_on(draft.fleet, server.id)})
     return draft.fleet.servers[server.id]
 
 
@@ -85,7 +108,9 @@ def _admit(draft: Draft, server: Server, key: ServerKey) -> None:
     if ailing and server.phase is Phase.DECOMMISSIONED:  # it was drained for this, and still has it
         draft.hold(key, ailing[0].rule, f"{server.id} cannot join again yet: {ailing[0].says}")
         return
-    draft.emit(e.ServerJoined(server.id, server.generation + 1, **server_facts(seen.facts)))
+    draft.emit(
+        e.ServerJoined(server.id, server.generation + 1, **server_facts(seen.facts), machine=seen.machine)
+    )
     draft.servers_with_room.add(server.id)
     if seen.sequence:  # the session is older than the joining, so its reports may be outdated
         draft.doubt(server.id)

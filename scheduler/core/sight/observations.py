@@ -111,6 +111,8 @@ class Attached(Struct, frozen=True):
     unread: tuple[Unread, ...] = ()
     wire_version: int = 0
     """Of the session; 0: unknown."""
+    booted_at: float | None = None
+    """When its machine booted, by the scheduler's clock; None: unknown."""
 
 
 class Reported(Struct, frozen=True):

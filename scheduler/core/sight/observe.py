@@ -109,6 +109,9 @@ def _with_shells(sight: Sight, cell: str, by: int) -> Sight:
 def _attached(sight: Sight, attached: Attached) -> Observed:
     before = sight.servers.get(attached.server)
     is_same = before is not None and before.machine == attached.machine != ""
+    elsewhere_heard_at = 0.0
+    if before is not None:
+        elsewhere_heard_at = before.elsewhere_heard_at if is_same else before.heard_at
     known = before.reports if before is not None and before.machine == attached.machine else HashTrieMap()
     reports = _unread(HashTrieMap(), known, attached.unread, is_inventory=True)
     cells = _spoken_of(attached)
@@ -117,6 +120,8 @@ def _attached(sight: Sight, attached: Attached) -> Observed:
     seen = ServerSight(
         machine=attached.machine,
         machine_since=before.machine_since if before is not None and is_same else attached.at,
+        elsewhere_heard_at=elsewhere_heard_at,
+        booted_at=attached.booted_at,
         session=attached.session,
         attached_at=attached.at,
         heard_at=attached.at,

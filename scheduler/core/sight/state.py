@@ -76,6 +76,10 @@ class ServerSight(Struct, frozen=True):
     """The machine on which its agent runs; empty if that is unknown."""
     machine_since: float = 0.0
     """Since when only this machine has been heard as the server. Another one may still run what was ordered before."""
+    elsewhere_heard_at: float = 0.0
+    """When another machine was heard last as the server; 0: never since the scheduler started."""
+    booted_at: float | None = None
+    """When the machine booted; None: unknown."""
     wire_version: int = 0
     """Of the session; 0: unknown."""
     rival: Rival | None = None

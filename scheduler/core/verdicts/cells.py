@@ -17,6 +17,7 @@ from galactica.scheduler.core.model.verdict import Evidence, Health, Verdict
 from galactica.scheduler.core.sight.observations import CellReport, CellState
 from galactica.scheduler.core.sight.state import ServerSight, Sight
 from galactica.scheduler.core.sight.vitals import Ailment
+from galactica.scheduler.core.verdicts.machines import is_known
 from galactica.scheduler.core.verdicts.maintenance import maintenance_of
 
 
@@ -73,6 +74,17 @@ def _server_lost(case: _Case) -> Verdict | None:
     at = case.now if server is None or server.condemned_at is None else server.condemned_at
     fact = Evidence(f"server {case.cell.server}", says, at)
     return Verdict(Health.DEAD, Rule.SERVER_LOST, f"its server {case.cell.server} is lost", (fact,))
+
+
+def _other_machine(case: _Case) -> Verdict | None:
+    """Its place is taken by a machine that may know nothing of it: neither a death nor a proof that it is well."""
+    if case.server is None or case.seen is None or is_known(case.server, case.seen):
+        return None
+    reason = (
+        f"another machine is attached as its server {case.cell.server}: what that one says of it is no proof before "
+        "the first one's lease is over"
+    )
+    return Verdict(Health.SUSPECT, Rule.OTHER_MACHINE, reason, (Evidence("scheduler", reason, case.now),))
 
 
 def _fenced(case: _Case) -> Verdict | None:
@@ -184,6 +196,7 @@ def _booting(case: _Case) -> Verdict | None:
 
 CELL_RULES: tuple[Callable[[_Case], Verdict | None], ...] = (
     _server_lost,
+    _other_machine,
     _fenced,
     _ended,
     _vanished,

@@ -12,6 +12,7 @@ from galactica.scheduler.core.model.policy import Policy
 from galactica.scheduler.core.model.rules import Rule
 from galactica.scheduler.core.model.verdict import Evidence, Health
 from galactica.scheduler.core.sight.state import Sight
+from galactica.scheduler.core.verdicts.machines import is_other_machine
 
 AGE_JITTER = 0.1
 """Cells of one wave do not all come of age at the same moment."""
@@ -61,7 +62,7 @@ def doom_of(
         return Doom(
             Rule.TOUCHED, A_SHELL_WAS_OPENED, Urgency.HIGH, cause, (shell_fact(cell.dies_at, policy),)
         )
-    facts = touched_facts(cell, sight, now)
+    facts = () if is_other_machine(server, sight) else touched_facts(cell, sight, now)
     if facts and state.group.replace_touched:
         return Doom(Rule.TOUCHED, touched_words(facts), Urgency.HIGH, evidence=facts)
     due_at = due_of(state, cell)

@@ -28,6 +28,7 @@ from galactica.scheduler.core.verdicts.evidence import (
     trusted_since_of,
     witnesses_of,
 )
+from galactica.scheduler.core.verdicts.machines import is_known
 from galactica.scheduler.core.verdicts.maintenance import goodbye_fact, maintenance_of, silence_of
 from galactica.scheduler.core.verdicts.vitals import vitals_verdict
 
@@ -148,8 +149,8 @@ def _provider_gone(case: _Case) -> Verdict | None:
 
 
 def _left(case: _Case) -> Verdict | None:
-    """This is not silence: the agent announced it."""
-    if case.seen is None or not case.seen.has_left:
+    """This is not silence: the agent announced it. That of another machine announces nothing for this one."""
+    if case.seen is None or not case.seen.has_left or not is_known(case.server, case.seen):
         return None
     return Verdict(Health.DEAD, Rule.LEFT, "its agent ended its cells and left, as announced", case.facts())
 
