@@ -111,7 +111,8 @@ def _attached(sight: Sight, attached: Attached) -> Observed:
     is_same = before is not None and before.machine == attached.machine != ""
     elsewhere_heard_at = 0.0
     if before is not None:
-        elsewhere_heard_at = before.elsewhere_heard_at if is_same else before.heard_at
+        is_elsewhere = not is_same and before.session != attached.session
+        elsewhere_heard_at = before.heard_at if is_elsewhere else before.elsewhere_heard_at
     known = before.reports if before is not None and before.machine == attached.machine else HashTrieMap()
     reports = _unread(HashTrieMap(), known, attached.unread, is_inventory=True)
     cells = _spoken_of(attached)
