@@ -39,6 +39,7 @@ from galactica.scheduler.core.sight.observations import (
     ServerFacts,
     Testimony,
 )
+from galactica.scheduler.core.verdicts.machines import has_better_claim
 from galactica.scheduler.wire.cell import vitals_from_proto
 from galactica.v1 import cell_pb2, link_pb2
 from tests.sim.clock import VirtualClock
@@ -114,7 +115,8 @@ class Links:
                 return
             self._end(known)
         elif known is not None:
-            if self._lives(known):
+            server = fleet.servers[host.name]
+            if self._lives(known) and not has_better_claim(server, host.machine, known.host.machine):
                 self.network.to_host(host.name, _hang_up, host, link)
                 return
             self._close(known)

@@ -189,11 +189,14 @@ class Troubles:
         await self.scheduler_crash()
 
     async def two_of_one_identity(self) -> None:
-        """A machine is cloned with its data directory, and switched off again after a while."""
+        """A machine is cloned with its data directory, and switched off again after a while. The scheduler may end
+        meanwhile: then the clone may be the first to attach to the next one."""
         host = self._host()
         if host.name not in self.world.clones:
             self.world.clone(host)
             self._later(lambda: self.world.switch_off_clone(host.name), 2.0, 30.0)
+            if self.world.random.random() < 0.3:
+                await self.scheduler_crash()
 
     async def wall_clock_of_a_host_steps(self) -> None:
         """By so little that nobody has to mind, or by much and only for a moment."""

@@ -163,6 +163,7 @@ FULL = Fleet(
                 id="server-1",
                 generation=3,
                 phase=Phase.CONDEMNED,
+                machine="boot/disk",
                 labels={"zone": "a"},
                 capacity=Resources(8_000, 32 << 30, 4_096),
                 disk_bytes=1 << 40,
