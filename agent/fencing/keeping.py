@@ -24,48 +24,53 @@ LOOK_EVERY_SECONDS = 0.5
 log = logging.getLogger(__name__)
 
 
-class Kept(NamedTuple):
-    """``owner``: a unique name of the agent process that stored this."""
+OVER = "over"
 
-    fence_at: float
+
+class Kept(NamedTuple):
+    """``fence_at``: None: there are no exclusive cells. ``owner``: a unique name of the agent process that stored
+    this."""
+
+    fence_at: float | None
     owner: str
 
 
 class FenceFile:
-    """One short line: the host's boot id, fence_at (the agent's clock), owner."""
+    """One short line: the host's boot id, fence_at (the agent's clock) or "over", owner. The file is never removed: a
+    missing one says nothing."""
 
     def __init__(self, data: Path) -> None:
         self._path = data / "fence"
         self._boot = BOOT_ID.read_text("ascii").strip()
         self._seldom = Seldom()
 
-    def read(self, otherwise: Kept | None = None) -> Kept | None:
-        """None if nothing is stored, or only from before the host's boot, which no lease outlives. ``otherwise`` if it
-        cannot be told what is stored."""
+    def read(self) -> Kept | None:
+        """None if it cannot be told what is stored, if nothing is, or only from before the host's boot, which no lease
+        outlives."""
         try:
             boot, fence_at, owner = self._path.read_text("ascii").split()
-            return Kept(float(fence_at), owner) if boot == self._boot else None
+            if boot != self._boot:
+                return None
+            return Kept(None if fence_at == OVER else float(fence_at), owner)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
             if self._seldom.is_time(str(error)):
                 log.warning("end of the lease not read path=%s reason=%r", self._path, str(error))
-            return otherwise
+            return None
 
     def write(self, kept: Kept) -> None:
         # Once a second. Not synced: after a crash of the host no cell is alive. In place: a rename would make some
         # file systems write to the disk at once. The line's length never changes, so that one write replaces it.
-        line = f"{self._boot} {kept.fence_at:020.3f} {kept.owner}\n"
+        fence_at = f"{OVER:>20}" if kept.fence_at is None else f"{kept.fence_at:020.3f}"
+        line = f"{self._boot} {fence_at} {kept.owner}\n"
         with self._path.open("r+" if self._path.exists() else "w", encoding="ascii") as file:
             file.write(line)
-
-    def clear(self) -> None:
-        self._path.unlink(missing_ok=True)
 
 
 @dataclass(slots=True)
 class FenceKeeper:
-    """``command`` starts a watchdog; the owner's name is appended to it."""
+    """``command`` starts a watchdog; the owner's name and the end of the lease are appended to it."""
 
     file: FenceFile
     command: Sequence[str]
@@ -77,7 +82,7 @@ class FenceKeeper:
     def known(self) -> float:
         """The end of the lease that this or an earlier agent process stored."""
         kept = self.file.read()
-        return kept.fence_at if kept else -math.inf
+        return -math.inf if kept is None or kept.fence_at is None else kept.fence_at
 
     def remember(self, fence_at: float | None) -> None:
         """None: there are no exclusive cells."""
@@ -91,12 +96,17 @@ class FenceKeeper:
     def _keep(self) -> None:
         """An error is only logged: a reader then finds an earlier end of the lease, and ends the cells sooner."""
         try:
-            if self._fence_at is None:
-                self.file.clear()
-            else:
-                self.file.write(Kept(max(self._fence_at, 0.0), self.owner))
+            self.file.write(self._kept())
         except OSError as error:
             log.warning("end of the lease not stored reason=%r", str(error))
+
+    def _kept(self) -> Kept:
+        return Kept(None if self._fence_at is None else max(self._fence_at, 0.0), self.owner)
+
+    def _lease(self) -> tuple[str, ...]:
+        """What a watchdog goes by until it has read the file."""
+        fence_at = self._kept().fence_at
+        return () if fence_at is None else ("--fence-at", str(fence_at))
 
     async def ready(self) -> None:
         """Wait until a watchdog watches. Raises RuntimeUnavailable if it does not start in time."""
@@ -122,7 +132,7 @@ class FenceKeeper:
     async def _watch(self) -> None:
         # Not asyncio's subprocess: its transport kills the process when it is closed.
         watchdog = subprocess.Popen(  # noqa: ASYNC220 - our own module; begins at once
-            [*self.command, "--owner", self.owner],
+            [*self.command, "--owner", self.owner, *self._lease()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,

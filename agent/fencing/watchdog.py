@@ -6,7 +6,9 @@ may live (``keeping``), and the watchdog watches that file. After that time a ce
 working agent ends it. The watchdog kills the cells that are left after the grace.
 
 The agent starts the watchdog with its first exclusive cell. The watchdog outlives the agent: it ends when the cells
-have ended, or when a later agent has taken them over with its own watchdog.
+have ended, or when the file says that there are none, or that a later agent has taken them over with its own watchdog.
+A file that is missing or unreadable says nothing: the watchdog goes on with what it knew last, at first with the lease
+that it was started with.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from galactica.agent import clock
 from galactica.agent.core.cells import stop_of
-from galactica.agent.fencing.keeping import FenceFile
+from galactica.agent.fencing.keeping import FenceFile, Kept
 from galactica.agent.log import log_to_stderr
 from galactica.agent.runtimes.port import RuntimeFailure
 from galactica.v1 import cell_pb2
@@ -48,6 +50,7 @@ def main() -> None:
     )
     for name in ("--data", "--fleet", "--fleet-id", "--server", "--host", "--owner"):
         parser.add_argument(name, required=True)
+    parser.add_argument("--fence-at", type=float)
     parser.add_argument("--runtime", action="append", type=int, default=[])
     arguments = parser.parse_args()
     log_to_stderr("INFO")
@@ -56,7 +59,7 @@ def main() -> None:
     def runtimes() -> list[Runtime]:
         return [_runtime(kind, data, arguments) for kind in arguments.runtime]
 
-    asyncio.run(_guard(FenceFile(data), arguments.owner, runtimes))
+    asyncio.run(_guard(FenceFile(data), Kept(arguments.fence_at, arguments.owner), runtimes))
 
 
 def _runtime(kind: int, data: Path, given: argparse.Namespace) -> Runtime:
@@ -71,22 +74,38 @@ def _runtime(kind: int, data: Path, given: argparse.Namespace) -> Runtime:
     return ProcessRuntime(data / "cells", fleet, fleet_id, given.host)
 
 
-async def _guard(file: FenceFile, owner: str, runtimes: Callable[[], Sequence[Runtime]]) -> None:
+class Watched:
+    """What the watchdog goes by: the newest of what it was started with and what it has read since."""
+
+    def __init__(self, file: FenceFile, started_with: Kept) -> None:
+        self._file = file
+        self._owner = started_with.owner
+        earlier = file.read()
+        self._earlier_owner = earlier.owner if earlier and earlier.owner != self._owner else None
+        self._kept = started_with
+
+    def fence_at(self) -> float | None:
+        """None: there is nothing to watch."""
+        read = self._file.read()
+        # The line of an earlier agent says nothing of ours, which may have ended before it could write its own.
+        if read is not None and read.owner != self._earlier_owner:
+            self._kept = read
+        return self._kept.fence_at if self._kept.owner == self._owner else None
+
+
+async def _guard(file: FenceFile, started_with: Kept, runtimes: Callable[[], Sequence[Runtime]]) -> None:
+    watched = Watched(file, started_with)  # before the agent writes its line, which waits for READY_LINE
     for runtime in runtimes():  # a missing library shows now, not in an emergency
         await runtime.close()
     is_orphaned = asyncio.Event()
     asyncio.get_running_loop().add_reader(sys.stdin.fileno(), _notice_end, is_orphaned)
     with contextlib.suppress(BrokenPipeError):  # the agent is dead already: the watchdog goes on
         os.write(sys.stdout.fileno(), READY_LINE)
-    kept = None
     while True:
-        kept = file.read(
-            otherwise=kept
-        )  # what cannot be read ends neither the watch nor the lease that is known
-        is_ours = kept is not None and kept.owner == owner
-        is_over = not is_ours
-        if kept is not None and is_ours and clock.now() >= kept.fence_at:
-            is_over = await _end(runtimes, kept.fence_at) == 0
+        fence_at = watched.fence_at()
+        is_over = fence_at is None
+        if fence_at is not None and clock.now() >= fence_at:
+            is_over = await _end(runtimes, fence_at) == 0
         if is_over and is_orphaned.is_set():
             return
         await asyncio.sleep(LOOK_EVERY_SECONDS)

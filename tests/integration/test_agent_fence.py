@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from galactica.agent.fencing.keeping import FenceFile
 from galactica.v1 import cell_pb2
 from tests.support.agent_world import DEADLINE_SECONDS, AgentWorld, agent_world, pid_of, until
 from tests.support.orders import CELL, decommission, order
@@ -144,6 +146,36 @@ async def test_the_watchdog_goes_on_by_the_lease_that_it_knows_where_it_cannot_r
     process.wait()
     (world.data / "fence").write_text("spoilt")
     await ended(pid)
+
+
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL], ids=["frozen", "killed"])
+@pytest.mark.parametrize("lost", ["fence", ""], ids=["file", "all data"])
+async def test_a_lease_that_is_missing_is_not_over_but_the_last_that_is_known(
+    world: AgentWorld, number: signal.Signals, lost: str
+) -> None:
+    process = world.enrolled().start()
+    pid = await exclusive(world)
+    await until((world.data / "fence").exists, "the lease is stored")
+    process.send_signal(number)
+    if lost:
+        (world.data / lost).unlink()
+    else:
+        shutil.rmtree(world.data)
+    await ended(pid)
+    process.kill()
+
+
+async def test_the_end_of_the_last_exclusive_cell_is_said_in_the_file_and_ends_the_watch(
+    world: AgentWorld,
+) -> None:
+    process = world.enrolled().start()
+    await exclusive(world)
+    world.scheduler.session.instruct(decommission(CELL))
+    await world.scheduler.session.until_state(CELL, GONE)
+    file = FenceFile(world.data)
+    await until(lambda: (kept := file.read()) is not None and kept.fence_at is None, "the file says so")
+    assert watchdogs(world)
+    process.kill()  # and the watchdog ends, as after each test
 
 
 async def test_cells_that_are_not_exclusive_are_nobodys_to_end(world: AgentWorld) -> None:

@@ -3,6 +3,7 @@
 import json
 import marshal
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +15,12 @@ import pytest
 
 from galactica.agent.core.model import Found
 from galactica.agent.runtimes.process import limits as process_limits
+from galactica.agent.runtimes.process.launch import Folder
 from galactica.agent.runtimes.process.runtime import ProcessRuntime
 from galactica.v1 import cell_pb2, link_pb2
 from tests.support.process_cells import (
     DEADLINE_SECONDS,
+    FLEET_ID,
     HOME,
     LIMITERS,
     REPOSITORY,
@@ -232,6 +235,125 @@ async def test_corrupt_record_is_set_aside_and_its_processes_are_ended(tmp_path,
             assert (aside / "record").read_bytes() == content
             await until(lambda: not is_alive(int(running.runtime_id)) and not is_alive(keeper))
             assert (await successor.start(order(SLEEP), quiet)).runtime_id != running.runtime_id
+
+
+LOSSES = {
+    "record": lambda cells: (cells / HOME / "web%2F0.1" / "record").unlink(),
+    "folder": lambda cells: shutil.rmtree(cells / HOME / "web%2F0.1"),
+    "all folders": shutil.rmtree,
+}
+
+
+@pytest.mark.parametrize("lose", LOSSES.values(), ids=LOSSES)
+async def test_cell_without_a_record_is_ended_before_the_first_list(tmp_path, limiter, lose, caplog):
+    cells, pids = tmp_path / "cells", tmp_path / "pids"
+    script = f"env -i setsid sh -c 'echo $$ > {pids}; exec sleep 300' & exec sleep 300"
+    async with agent_on(cells, limiter=limiter) as runtime:
+        running = await runtime.start(shell(script), quiet)
+        await until(lambda: pids.exists() and pids.read_text().endswith("\n"))
+        main = int(running.runtime_id)
+        keeper = keeper_of(main)
+        tree = [main, keeper, keeper_of(keeper), int(pids.read_text())]
+        await runtime.close()
+        lose(cells)
+        async with agent_on(cells, limiter=limiter) as successor:
+            assert (await successor.list(), left_in(cells)) == ([], [])
+            assert [pid for pid in tree if is_alive(pid)] == []
+            assert "cell web/0.1 runs without a record" in caplog.text
+        assert limiter.existing(Folder(cells / HOME / "web%2F0.1").group_name) == ()
+
+
+async def test_cell_that_only_its_control_groups_tell_is_ended_too(tmp_path, caplog):
+    limiter, cells = limiter_or_skip("control groups"), tmp_path / "cells"
+    async with agent_on(cells, limiter=limiter) as runtime:
+        running = await runtime.start(order(("env", "-i", "sleep", "300")), quiet)
+        main = int(running.runtime_id)
+        keeper = keeper_of(main)
+        await until(lambda: psutil.Process(main).name() == "sleep")
+        await runtime.close()
+        shutil.rmtree(cells)
+        for pid in (keeper_of(keeper), keeper):
+            os.kill(pid, signal.SIGKILL)
+        await until(lambda: not is_alive(keeper))
+        async with agent_on(cells, limiter=limiter) as successor:
+            assert await successor.list() == []
+            assert not is_alive(main)
+            assert "of a cell without a record: they are ended" in caplog.text
+
+
+async def test_cells_with_a_record_outlive_the_search_for_those_without(tmp_path, limiter):
+    async with agent_on(tmp_path, limiter=limiter) as runtime:
+        cell, lost = order(SLEEP), order(SLEEP, "web/1.1")
+        running = await runtime.start(cell, quiet)
+        await runtime.start(lost, quiet)
+        await runtime.close()
+        shutil.rmtree(tmp_path / HOME / "web%2F1.1")
+        async with agent_on(tmp_path, limiter=limiter) as successor:
+            assert await successor.list() == [Found(cell, running)]
+            assert is_alive(int(running.runtime_id))
+
+
+async def test_cell_whose_record_cannot_be_read_may_live_and_be_exclusive(tmp_path):
+    async with agent_on(tmp_path) as runtime:
+        running = await runtime.start(order(SLEEP), quiet)
+        await runtime.close()
+        record = tmp_path / HOME / "web%2F0.1" / "record"
+        record.rename(tmp_path / "kept")
+        record.mkdir()
+        successor = ProcessRuntime(tmp_path, "test", FLEET_ID)
+        (living,) = await successor.living()
+        assert (living.cell_id, living.spec.exclusive) == ("web/0.1", True)
+        assert is_alive(int(running.runtime_id))
+        await successor.close()
+        record.rmdir()
+        (tmp_path / "kept").rename(record)
+
+
+POWERLESS_AGENT = """
+import asyncio, sys
+from pathlib import Path
+from galactica.agent.runtimes.port import RuntimeUnavailable
+from galactica.agent.runtimes.process.runtime import ProcessRuntime
+
+async def main():
+    runtime = ProcessRuntime(Path(sys.argv[1]), "test", sys.argv[2])
+    for _ in range(2):
+        try:
+            print(await runtime.list(), flush=True)
+        except RuntimeUnavailable as error:
+            print(error, flush=True)
+            print([one.cell_id for one in await runtime.living()], flush=True)
+            sys.stdin.readline()
+    await runtime.close()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.root
+async def test_no_list_is_told_while_a_cell_without_a_record_cannot_be_ended(tmp_path):
+    if os.geteuid() != 0 or shutil.which("setpriv") is None:
+        pytest.skip("this needs root and setpriv")
+    command = [
+        *("setpriv", "--bounding-set", "-kill"),
+        *(sys.executable, "-c", POWERLESS_AGENT, str(tmp_path), FLEET_ID),
+    ]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path])}
+    async with agent_on(tmp_path) as runtime:
+        other_user = ("setpriv", "--reuid", "65534", "--clear-groups", *SLEEP)
+        running = await runtime.start(order(other_user), quiet)
+        main = int(running.runtime_id)
+        await until(lambda: psutil.Process(main).name() == "sleep")
+        await runtime.close()
+        shutil.rmtree(tmp_path / HOME)
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        ) as agent:
+            assert "cells without a record do not end" in agent.stdout.readline()
+            assert agent.stdout.readline() == "['web/0.1']\n"
+            assert is_alive(main)
+            os.kill(main, signal.SIGKILL)
+            assert agent.communicate("go on\n", timeout=60)[0] == "[]\n"
 
 
 async def test_folder_of_a_start_that_never_happened_is_removed(tmp_path):

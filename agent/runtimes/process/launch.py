@@ -53,7 +53,16 @@ class Folder:
     @property
     def group_name(self) -> str:
         """A name that is unique on this machine: all its agents may create control groups in one place."""
-        return f"galactica-{hashlib.sha256(os.fsencode(self.path)).hexdigest()[:16]}"
+        return f"{group_prefix(self.path.parent)}{_digest(self.path)}"
+
+
+def group_prefix(home: Path) -> str:
+    """How the names of the control groups of all cells in this folder begin."""
+    return f"galactica-{_digest(home)}-"
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
 
 
 def folder_name(text: str) -> str:

@@ -61,8 +61,19 @@ class Limiter:
 
     def existing(self, name: str) -> tuple[Path, ...]:
         """The existing groups of that name."""
-        parents = [*self.separate.values(), *([self.unified] if self.unified else [])]
-        return tuple(parent / name for parent in parents if (parent / name).exists())
+        return tuple(parent / name for parent in self._parents() if (parent / name).exists())
+
+    def names(self, prefix: str) -> set[str]:
+        """The names of the existing groups that begin with that. Raises OSError."""
+        return {
+            path.name
+            for parent in self._parents()
+            for path in parent.iterdir()
+            if path.name.startswith(prefix)
+        }
+
+    def _parents(self) -> Sequence[Path]:
+        return [*self.separate.values(), *([self.unified] if self.unified else [])]
 
     def holds_memory(self) -> bool:
         return "memory" in self.separate or "memory" in self.controllers

@@ -69,6 +69,12 @@ def marker_of(scratch: Path) -> bytes:
     return b"CELL_DIRECTORY=" + os.fsencode(scratch)
 
 
+def scratch_in(entry: bytes) -> Path | None:
+    """The directory of the cell that this environment entry marks a process of: its own, its keeper or its reaper."""
+    name, _, value = entry.partition(b"=")
+    return Path(os.fsdecode(value)) if name in {b"CELL_DIRECTORY", b"KEEPER_OF"} else None
+
+
 def keeper_environment(scratch: Path) -> dict[str, str]:
     """Identifies the keeper's cell. A different entry than the cell's own: the keeper must outlive the cell's
     processes, which are found and killed by theirs."""

@@ -94,13 +94,17 @@ class ProcessRuntime:
         self._claiming = asyncio.Lock()
         self._has_adopted = False
         self._unread: dict[str, str] = {}
+        self._unended: dict[str, str] = {}
         self._jobs: set[asyncio.Task[object]] = set()
         self._tidying: asyncio.Task[None] | None = None
         self.foreign = 0
 
     async def list(self) -> Sequence[Found]:
-        """All cells; a dead one has its autopsy."""
+        """All cells; a dead one has its autopsy. Raises RuntimeUnavailable while something runs without a record and
+        does not end: no list may leave it out."""
         await self._adopt()
+        if self._unended:
+            raise RuntimeUnavailable(f"cells without a record do not end: {self._unended}")
         doubts = await self._doubts()
         own = {self._home, self._former_home}
         self.foreign = await asyncio.to_thread(process_adoption.cells_of_others, self._directory, own)
@@ -114,7 +118,10 @@ class ProcessRuntime:
         await self._adopt()
         doubts = await self._doubts()
         cells = self._cells.values()
-        return [cell.record.order for cell in cells if cell.record.autopsy is None or cell.id in doubts]
+        return [
+            *(cell.record.order for cell in cells if cell.record.autopsy is None or cell.id in doubts),
+            *map(process_adoption.unknown_order, (*self._unread, *self._unended)),
+        ]
 
     async def _doubts(self) -> dict[str, str]:
         """Observe every cell, and examine every dead one. Returns why that failed, by cell: one cell never hides the
@@ -287,18 +294,19 @@ class ProcessRuntime:
 
     async def _adopt(self) -> None:
         """Once: take over the cells of an earlier agent. A cell whose record cannot be read now is read again at each
-        call: its processes are left alone."""
+        call: its processes are left alone. What has no record and could not be ended is tried again at each call."""
         async with self._adopting:
-            if self._has_adopted and not self._unread:
+            if self._has_adopted and not self._unread and not self._unended:
                 return
-            found, self._unread = await asyncio.to_thread(
+            left = await asyncio.to_thread(
                 process_adoption.scan,
                 (self._former_home, self._home),
                 self._limiter,
                 self._leftovers,
-                set(self._unread) if self._has_adopted else None,
+                {*self._unread, *self._unended} if self._has_adopted else None,
             )
-            for folder, record in found:
+            self._unread, self._unended = left.unread, left.unended
+            for folder, record in left.found:
                 self._claims.update(dict.fromkeys(record.ports.values(), record.order.cell_id))
                 self._take_in(Cell(folder, record, self._log_limit_bytes))
             if not self._has_adopted:
@@ -310,6 +318,10 @@ class ProcessRuntime:
         """Raises RuntimeUnavailable if the cell's processes are unknown."""
         if cell_id in self._unread:
             raise RuntimeUnavailable(f"cannot read the record of cell {cell_id}: {self._unread[cell_id]}")
+        if cell_id in self._unended:
+            raise RuntimeUnavailable(
+                f"{cell_id} runs without a record and does not end: {self._unended[cell_id]}"
+            )
 
     async def _claim(self, order: link_pb2.Order) -> dict[str, int]:
         """Claim ports for the cell; it keeps them until it dies."""

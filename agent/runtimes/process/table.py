@@ -173,10 +173,9 @@ def all_living() -> set[int]:
     return {pid for pid, _ in _living()}
 
 
-def kill_marked(marker: bytes) -> None:
-    """Kill every process whose environment has that entry. Blocks, and raises RuntimeFailure, like
-    ``kill_until_none``."""
-    kill_until_none(lambda: {pid for pid, _ in _living() if has_entry(pid, marker)})
+def bearers(marker: bytes) -> set[Process]:
+    """All living processes whose environment has that entry."""
+    return {Process(pid, stat.start_ticks) for pid, stat in _living() if has_entry(pid, marker)}
 
 
 def kill_until_none(find: Callable[[], AbstractSet[int]]) -> None:
@@ -232,8 +231,12 @@ def _living() -> Iterator[tuple[int, Stat]]:
 
 def has_entry(pid: int, entry: bytes) -> bool:
     """Whether that process's environment has the entry."""
+    return entry in entries(pid)
+
+
+def entries(pid: int) -> list[bytes]:
+    """That process's environment."""
     try:
-        environment = Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:  # gone already, or of another user and so not of this cell
-        return False
-    return entry in environment.split(b"\0")
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:  # gone already, or of another user and so not of a cell of this agent
+        return []
