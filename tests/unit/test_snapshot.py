@@ -179,7 +179,6 @@ FULL = Fleet(
                 deaths=(DEATH,),
                 ports=HashTrieMap({443: 1}),
                 maintenance=Maintenance("12-7", 7.5, 307.5),
-                machine="boot/place",
                 last_position=76,
             ),
             "server-2": Server("server-2", 0, Phase.ORDERED),
