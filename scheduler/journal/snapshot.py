@@ -223,6 +223,7 @@ def _server_to_disk(server: Server) -> ServerOnDisk:
         deaths=server.deaths,
         ports=dict(server.ports.items()),
         maintenance=server.maintenance,
+        machine=server.machine,
     )
 
 
@@ -351,6 +352,7 @@ def _server_from_disk(server: ServerOnDisk) -> Server:
         cells=HashTrieSet(server.cells),
         ports=HashTrieMap(server.ports),
         maintenance=server.maintenance,
+        machine=server.machine,
         pool=server.pool,
         deaths=server.deaths,
         last_position=server.last_position,

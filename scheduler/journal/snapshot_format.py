@@ -110,6 +110,7 @@ class ServerOnDisk(Struct, frozen=True, array_like=True):
     deaths: tuple[Death, ...] = ()
     ports: dict[int, int] = {}
     maintenance: Maintenance | None = None
+    machine: str = ""
 
 
 class TokenOnDisk(Struct, frozen=True, array_like=True):
