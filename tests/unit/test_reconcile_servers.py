@@ -255,3 +255,20 @@ def test_a_touched_cell_is_only_reported_where_its_group_says_so() -> None:
     world.apply(replace(service(), replace_touched=False))
     world.report("a", replace(running("web/0.1"), touched=("file /etc/motd was changed",)))
     assert world.phases() == {"web/0.1": READY}
+
+
+def test_what_a_drained_server_still_runs_is_removed_when_it_is_heard_again_after_it_was_lost() -> None:
+    """Its agent was frozen, and its stream is the one from before: nothing is reported anew."""
+    world = World()
+    world.join("a")
+    world.apply(service("web", 1))
+    world.advance(10)
+    world.ask(DrainServer("a"))
+    world.join("b")
+    for _ in range(20):
+        world.now += 0.5
+        world.beat("b")
+        world.settle()
+    assert world.core.fleet.servers["a"].phase is Phase.DECOMMISSIONED
+    world.beat("a")
+    assert [(one.cell, one.server) for one in world.events(e.OrphanRemoved)] == [("web/0.1", "a")]

@@ -96,7 +96,11 @@ def _forget_stranger(draft: Draft, server_id: str) -> None:
 def _admit(draft: Draft, server: Server, key: ServerKey) -> None:
     """An enrolled server joins when its agent attaches. A lost server of no pool may join again, without cells."""
     seen = draft.sight.servers.get(server.id)
-    if seen is None or not seen.is_open or not _may_join(draft, server):
+    if seen is None or not seen.is_open:
+        return
+    if not _may_join(draft, server):
+        # Heard again after it was lost while it was drained: what it still runs is nobody's.
+        draft.dirty({OrphanKey(server.id, cell): f"report:{server.id}" for cell in seen.reports})
         return
     tempo = draft.policy.tempo(len(draft.fleet.servers))
     if tempo.is_silent(
