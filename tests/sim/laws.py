@@ -81,7 +81,7 @@ class Laws:
     words: Words = field(default_factory=Words)
     maintenance: Absences = field(default_factory=Absences)
     given_up: set[str] = field(default_factory=set)
-    """Cells that this journal never ordered, and that an operator condemned."""
+    """Cells that an operator condemned, or that this journal never ordered and that are on their way out."""
     was_restored: bool = False
     unheard: set[str] = field(default_factory=set)
     """Hosts that had cells before the journal was restored, and that no scheduler has heard since. Nobody else knows
@@ -228,6 +228,8 @@ class Laws:
                 | e.CellDraining()
                 | e.CellDecommissioned()
             ):
+                if isinstance(event, e.CellCondemned) and record.cause.startswith("operator"):
+                    self.given_up.add(event.cell)  # whoever shows it later, it is to go
                 self._moved(record, event)
 
     def _planted(self, record: Record, event: e.GenomePlanted) -> None:
