@@ -16,7 +16,7 @@ import pytest
 from galactica import __version__
 from tests.support.debian import Machine, Root, command, until
 from tests.support.engine import HELLO_1
-from tests.support.fleet import ROOT
+from tests.support.processes import ROOT
 
 pytestmark = [pytest.mark.root, pytest.mark.xdist_group("packages"), pytest.mark.timeout(600)]
 

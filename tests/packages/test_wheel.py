@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from galactica import __version__
-from tests.support.fleet import ROOT, WAIT_SECONDS, Done, Fleet
-from tests.support.processes import is_alive, pids
+from tests.support.fleet import WAIT_SECONDS, Fleet
+from tests.support.processes import ROOT, Done, is_alive, pids
 
 pytestmark = [pytest.mark.xdist_group("wheel"), pytest.mark.timeout(300)]
 
