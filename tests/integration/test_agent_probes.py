@@ -15,6 +15,7 @@ from tests.support.probing import (
     OK,
     Probing,
     Serve,
+    a_prober,
     answering,
     http,
     server,
@@ -24,11 +25,8 @@ from tests.support.probing import (
 
 @pytest.fixture
 async def probing() -> AsyncIterator[Probing]:
-    probing = Probing()
-    async with asyncio.TaskGroup() as tasks:
-        task = tasks.create_task(probing.prober.run())
+    async with a_prober() as probing:
         yield probing
-        task.cancel()
 
 
 @pytest.mark.parametrize(

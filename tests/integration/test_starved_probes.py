@@ -14,6 +14,7 @@ from tests.support.agent_world import until
 from tests.support.probing import (
     OK,
     Probing,
+    a_prober,
     answering,
     http,
     no_free_descriptor,
@@ -23,11 +24,8 @@ from tests.support.probing import (
 
 @pytest.fixture
 async def probing() -> AsyncIterator[Probing]:
-    probing = Probing()
-    async with asyncio.TaskGroup() as tasks:
-        task = tasks.create_task(probing.prober.run())
+    async with a_prober() as probing:
         yield probing
-        task.cancel()
 
 
 @pytest.mark.parametrize(

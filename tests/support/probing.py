@@ -67,6 +67,16 @@ class Probing:
 
 
 @contextlib.asynccontextmanager
+async def a_prober() -> AsyncIterator[Probing]:
+    """It runs until the block ends."""
+    probing = Probing()
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(probing.prober.run())
+        yield probing
+        task.cancel()
+
+
+@contextlib.asynccontextmanager
 async def server(serve: Serve) -> AsyncIterator[int]:
     async def serve_and_close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
