@@ -7,14 +7,13 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 import pytest
 
 from galactica.agent.core.model import Found
-from galactica.agent.runtimes.process import limits as process_limits
 from galactica.agent.runtimes.process.launch import Folder
 from galactica.agent.runtimes.process.runtime import ProcessRuntime
 from galactica.v1 import cell_pb2, link_pb2
@@ -38,17 +37,6 @@ from tests.support.process_cells import (
     without_time,
 )
 from tests.support.processes import is_alive
-
-
-@pytest.fixture(params=LIMITERS)
-def limiter(request) -> process_limits.Limiter:
-    return limiter_or_skip(request.param)
-
-
-@pytest.fixture
-async def runtime(tmp_path, limiter) -> AsyncIterator[ProcessRuntime]:
-    async with agent_on(tmp_path / "cells", limiter=limiter) as it:
-        yield it
 
 
 async def test_kill_from_outside_is_told_at_once_and_truly(runtime):

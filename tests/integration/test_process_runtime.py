@@ -7,26 +7,22 @@ import signal
 import socket
 import stat
 import urllib.request
-from collections.abc import AsyncIterator
 
 import psutil
 import pytest
 
 from galactica.agent.core.model import Found
 from galactica.agent.runtimes.port import RuntimeFailure, StartFailed
-from galactica.agent.runtimes.process import limits as process_limits
 from galactica.agent.runtimes.process.launch import Folder
 from galactica.agent.runtimes.process.runtime import ProcessRuntime
 from tests.support.process_cells import (
     DEADLINE_SECONDS,
     HOME,
-    LIMITERS,
     SERVER,
     SLEEP,
     agent_on,
     keeper_of,
     left_in,
-    limiter_or_skip,
     next_death,
     order,
     quiet,
@@ -35,17 +31,6 @@ from tests.support.process_cells import (
     until,
 )
 from tests.support.processes import is_alive
-
-
-@pytest.fixture(params=LIMITERS)
-def limiter(request) -> process_limits.Limiter:
-    return limiter_or_skip(request.param)
-
-
-@pytest.fixture
-async def runtime(tmp_path, limiter) -> AsyncIterator[ProcessRuntime]:
-    async with agent_on(tmp_path / "cells", limiter=limiter) as it:
-        yield it
 
 
 def answers(endpoint: str) -> bool:

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import textwrap
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -13,13 +13,11 @@ import pytest
 
 from galactica.agent.runtimes.process import groups as process_groups
 from galactica.agent.runtimes.process import limits as process_limits
-from galactica.agent.runtimes.process.runtime import ProcessRuntime
 from tests.support.process_cells import (
     LIMITERS,
     SLEEP,
     agent_on,
     keeper_of,
-    limiter_or_skip,
     next_death,
     order,
     quiet,
@@ -64,17 +62,6 @@ pid."""
 
 def escape(pid_file: Path, then: str):
     return order((sys.executable, "-c", textwrap.dedent(ESCAPE), str(pid_file), then))
-
-
-@pytest.fixture(params=LIMITERS)
-def limiter(request) -> process_limits.Limiter:
-    return limiter_or_skip(request.param)
-
-
-@pytest.fixture
-async def runtime(tmp_path, limiter) -> AsyncIterator[ProcessRuntime]:
-    async with agent_on(tmp_path / "cells", limiter=limiter) as it:
-        yield it
 
 
 async def written(path: Path) -> int:
