@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from tests.support.fleet import WAIT_SECONDS, Fleet
-from tests.support.processes import cli_command, is_alive, kill, pids
+from tests.support.processes import below, cli_command, is_alive, kill, pids
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_the_docker_runtime_without_an_engine_is_told_in_the_terminal_and_can_be
 
 def test_the_private_keys_that_up_makes_are_for_its_owner_alone(fleet):
     up(fleet)
-    keys = [path for path in fleet.directory.rglob("*") if path.is_file() and b"PRIVATE KEY" in _head(path)]
+    keys = [path for path in below(fleet.directory) if path.is_file() and b"PRIVATE KEY" in _head(path)]
     assert {path.name for path in keys} >= {"context.json"}
     assert len(keys) >= 3, "the CA's, the agent's, the operator's"
     assert {oct(path.stat().st_mode & 0o777) for path in keys} == {"0o600"}

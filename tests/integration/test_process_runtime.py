@@ -30,7 +30,7 @@ from tests.support.process_cells import (
     shell,
     until,
 )
-from tests.support.processes import is_alive
+from tests.support.processes import below, is_alive
 
 
 def answers(endpoint: str) -> bool:
@@ -297,7 +297,7 @@ async def test_stopped_process_is_asked_to_end_too(runtime, tmp_path):
     said = tmp_path / "said"
     script = f"trap 'echo bye > {said}; exit' TERM; echo ready; while :; do sleep 0.05; done"
     running = await runtime.start(shell(script), quiet)
-    await until(lambda: "ready" in "".join(path.read_text() for path in tmp_path.rglob("log")))
+    await until(lambda: any("ready" in path.read_text() for path in below(tmp_path) if path.name == "log"))
     os.kill(int(running.runtime_id), signal.SIGSTOP)
     await until(lambda: psutil.Process(int(running.runtime_id)).status() == psutil.STATUS_STOPPED)
     await runtime.stop("web/0.1", "SIGTERM", 30)

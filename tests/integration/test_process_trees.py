@@ -24,7 +24,7 @@ from tests.support.process_cells import (
     shell,
     until,
 )
-from tests.support.processes import is_alive
+from tests.support.processes import below, is_alive
 
 UNIFIED = next(
     (
@@ -146,8 +146,7 @@ async def test_process_whose_first_thread_has_ended_is_no_corpse(runtime, tmp_pa
 
 def groups_below(parents: list[Path]) -> list[Path]:
     tops = [top for parent in parents for top in parent.glob("galactica-*")]
-    # Not glob: it fails where one of another test's cell goes meanwhile.
-    return [Path(path) for top in tops for path, _, _ in os.walk(top)]
+    return [group for top in tops for group in (top, *below(top)) if group.is_dir()]
 
 
 @pytest.mark.root

@@ -26,6 +26,8 @@ import docker.errors
 import psutil
 import requests.exceptions
 
+from tests.support.processes import below
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -142,9 +144,10 @@ class OwnEngine:
                 process.kill()
         psutil.wait_procs(ours, _STOP_SECONDS)
         for container in (self.directory / "data" / "containers").glob("*"):
-            for group in Path("/sys/fs/cgroup").rglob(f"*{container.name}*/"):
-                with contextlib.suppress(OSError):
-                    group.rmdir()
+            for group in below(Path("/sys/fs/cgroup")):
+                if container.name in group.name:
+                    with contextlib.suppress(OSError):  # a file, or not empty
+                        group.rmdir()
 
     def _mounts(self) -> list[str]:
         """Mount points below our directory, the innermost first."""

@@ -35,7 +35,7 @@ from galactica.v1 import operator_pb2, operator_pb2_grpc
 from tests.support.engine import configured_host, remove_fleet
 from tests.support.forked import run_command_line
 from tests.support.process_cells import remove_all
-from tests.support.processes import OURS, Done, Json, Programs, free_ports
+from tests.support.processes import OURS, Done, Json, Programs, below, free_ports
 
 T = TypeVar("T")
 
@@ -333,7 +333,7 @@ class Fleet:
         return getattr(self._stub(), call)(request, timeout=timeout_seconds, wait_for_ready=True)
 
     def _story(self) -> str:
-        logs = sorted((*self.directory.glob("*.log"), *self.directory.glob("lab/**/*.log")))
+        logs = sorted(path for path in below(self.directory) if path.suffix == ".log")
         names = [str(log.relative_to(self.directory)) for log in logs]
         told = [f"--- {name}\n{self.log(name.removesuffix('.log'))}" for name in names]
         with contextlib.suppress(grpc.RpcError, OSError):
@@ -351,7 +351,7 @@ class Fleet:
             if begun is not None:
                 begun.kill()
                 begun.wait()
-        for home in self.directory.glob("**/cells/*@*"):
+        for home in [path for path in below(self.directory) if path.parent.name == "cells" and "@" in path.name]:
             name, _, fleet_id = home.name.partition("@")
             with contextlib.suppress(Exception):  # what it cannot remove is killed below
                 asyncio.run(remove_all(ProcessRuntime(home.parent, name, fleet_id)))

@@ -15,6 +15,7 @@ from galactica.agent.runtimes.port import Exited
 from galactica.agent.runtimes.process import limits as process_limits
 from galactica.agent.runtimes.process.runtime import ProcessRuntime
 from galactica.v1 import cell_pb2, link_pb2
+from tests.support.processes import below
 
 REPOSITORY = Path(__file__).parents[2]
 DEADLINE_SECONDS = 20.0
@@ -68,7 +69,7 @@ async def settled(runtime: ProcessRuntime) -> Sequence[Found]:
 
 
 def left_in(directory: Path) -> list[Path]:
-    return sorted(path for path in directory.rglob("*") if path.parent != directory)
+    return sorted(path for path in below(directory) if path.parent != directory)
 
 
 FLEET_ID = "0123456789abcdef"

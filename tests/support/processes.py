@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,13 @@ class Done:
     @property
     def json(self) -> Any:
         return json.loads(self.out)
+
+
+def below(directory: Path) -> Iterator[Path]:
+    """Everything in this directory, also while others make and remove it: ``rglob`` fails there. Follows no links."""
+    for place, directories, files in os.walk(directory):
+        for name in (*directories, *files):
+            yield Path(place, name)
 
 
 def free_ports() -> tuple[int, int]:
