@@ -12,6 +12,8 @@ from tests.support.fleet import Fleet
 from tests.support.processes import kill, pids
 
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
+FIFTY_YEARS_AGO = "-18250d"
+"""As after a start without a battery."""
 
 pytestmark = pytest.mark.xdist_group("e2e-clocks")
 
@@ -132,3 +134,36 @@ def test_an_agent_outlasts_a_scheduler_that_begins_weeks_ahead(fleet: Fleet, wal
     fleet.until(lambda: "so one of the clocks is wrong" in fleet.log("a"), "the agent is turned away")
     wall.set("+0s")
     fleet.until(lambda: fleet.is_attached("a"), "the agent is back")
+
+
+def test_a_first_start_with_a_clock_that_cannot_be_right_makes_nothing_that_lasts(
+    fleet: Fleet, wall: Wall
+) -> None:
+    wall.set(FIFTY_YEARS_AGO)
+    with pytest.raises(AssertionError, match="which cannot be right.*Set the clock, then start again"):
+        fleet.start_scheduler(**wall.environment)
+    assert not (fleet.data / "ca").exists()
+    assert not fleet.context.exists()
+    wall.set("+0s")
+    fleet.start_scheduler(**wall.environment)
+    fleet.start_agents(["a"])
+
+
+def test_a_fleet_whose_scheduler_begins_with_a_clock_that_cannot_be_right_goes_on_with_what_it_has(
+    fleet: Fleet, wall: Wall
+) -> None:
+    fleet.start_scheduler()
+    fleet.start_agents(["a"])
+    cells = pids(fleet.apply("web", 2))
+    context = fleet.context.read_bytes()
+    fleet.kill_scheduler()
+    wall.set(FIFTY_YEARS_AGO)
+    fleet.start_scheduler(**wall.environment)
+    fleet.until(lambda: fleet.is_attached("a"), "the agent is back")
+    assert fleet.context.read_bytes() == context
+    refused = fleet.run(
+        "operator", "create", "ann", "--role", "viewer", "--file", str(fleet.directory / "ann")
+    )
+    assert "cannot be right" in refused.err
+    wall.set("+0s")
+    assert pids(fleet.until_ready("web", 2)) == cells

@@ -45,6 +45,7 @@ from galactica.v1 import cell_pb2, link_pb2
 from tests.sim.clock import VirtualClock
 from tests.sim.host import Host
 from tests.sim.network import Network
+from tests.sim.stall import Standstill
 
 
 class Heard(Protocol):
@@ -74,6 +75,7 @@ class Links:
     heard: Heard
     clock: VirtualClock
     controller: Controller | None = None
+    standstill: Standstill = field(default_factory=Standstill)
     sessions: dict[str, _Session] = field(default_factory=dict)
     inbox: asyncio.Queue[Observation] = field(default_factory=asyncio.Queue)
     opened: int = 0
@@ -83,6 +85,7 @@ class Links:
         """Hand what arrived to the controller, in order."""
         while True:
             observation = await self.inbox.get()
+            await self.standstill.over()
             if self.controller is not None:
                 await self.controller.observe(observation)
 
@@ -91,6 +94,7 @@ class Links:
         for session in list(self.sessions.values()):
             self._close(session)
         self.controller = None
+        self.standstill.end()
 
     def clock_ahead_seconds(self) -> float:
         return self.clock.ahead_seconds
@@ -98,6 +102,9 @@ class Links:
     # --- from hosts -------------------------------------------------------------------------------------------------
 
     def hello(self, host: Host, link: int, hello: instructions_core.SendHello) -> None:
+        self.standstill.read(self._hello, host, link, hello)
+
+    def _hello(self, host: Host, link: int, hello: instructions_core.SendHello) -> None:
         if self.controller is None:
             self.network.to_host(host.name, _hang_up, host, link)
             return
@@ -160,9 +167,12 @@ class Links:
             if host.name not in self.controller.fleet().servers:
                 await self.controller.ask(RecogniseServer(host.name), Asker(AskerKind.SCHEDULER))
             self.epoch = max(self.epoch, self.controller.fleet().epoch)
-            self.hello(host, link, hello)
+            self._hello(host, link, hello)
 
     def report(self, host: Host, link: int, report: instructions_core.SendReport) -> None:
+        self.standstill.read(self._report, host, link, report)
+
+    def _report(self, host: Host, link: int, report: instructions_core.SendReport) -> None:
         session = self.sessions.get(host.name)
         if self.controller is None or session is None or session.link != link or session.id != report.session:
             return
@@ -183,6 +193,9 @@ class Links:
             )
 
     def goodbye(self, host: Host, link: int, seconds: float) -> None:
+        self.standstill.read(self._goodbye, host, link, seconds)
+
+    def _goodbye(self, host: Host, link: int, seconds: float) -> None:
         session = self.sessions.get(host.name)
         if self.controller is None or session is None or session.host is not host or session.link != link:
             return
@@ -199,6 +212,9 @@ class Links:
         task.add_done_callback(self._working.discard)
 
     def hung_up(self, host: Host, link: int) -> None:
+        self.standstill.read(self._hung_up, host, link)
+
+    def _hung_up(self, host: Host, link: int) -> None:
         session = self.sessions.get(host.name)
         if session is not None and session.host is host and session.link == link:
             self._end(session)

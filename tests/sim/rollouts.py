@@ -9,6 +9,7 @@ from galactica.scheduler.core.model.events import Record
 from galactica.scheduler.core.model.fleet import parse_cell_id
 from galactica.scheduler.core.model.rules import OWN_DEATHS, Rule
 from galactica.scheduler.core.model.verdict import Health
+from tests.sim.host import LIVES
 
 Move = e.CellReady | e.CellCondemned | e.CellDraining
 
@@ -24,6 +25,8 @@ class Rollout:
 
     digest: str
     healthy_for: float
+    dies_young: bool = False
+    """No cell of it lives long enough to be proven, whatever anybody sees of that."""
     replicas: int = 0
     ready_at: dict[str, float] = field(default_factory=dict)
     """Its cells that are READY, and since when."""
@@ -60,7 +63,8 @@ class Rollouts:
     def _applied(self, event: e.GroupApplied) -> None:
         known = self.current.get(event.group.name)
         if known is None or known.digest != event.digest:
-            known = Rollout(event.digest, event.group.healthy_for_seconds)
+            dies_young = bool(set(event.group.spec.command) & LIVES.keys())
+            known = Rollout(event.digest, event.group.healthy_for_seconds, dies_young)
             self.current[event.group.name] = known
         known.replicas = event.group.replicas
 
@@ -69,7 +73,8 @@ class Rollouts:
         rollout = self.current.get(cell.group) if cell else None
         if cell is None or rollout is None or cell.slot >= rollout.replicas:
             return ""
-        if any(record.at >= since + rollout.healthy_for for since in rollout.ready_at.values()):
+        long_ago = record.at - rollout.healthy_for
+        if not rollout.dies_young and any(since <= long_ago for since in rollout.ready_at.values()):
             rollout.is_proven = True
         if isinstance(event, e.CellReady):
             self.served.add(event.cell)
@@ -93,7 +98,9 @@ class Rollouts:
             rollout.ready_at[event.cell] = record.at
         elif isinstance(event, e.CellCondemned):
             since = rollout.ready_at.pop(event.cell, record.at)
-            if event.rule in OWN_DEATHS and record.at < since + rollout.healthy_for:
+            lived = event.autopsy.lived_seconds if event.autopsy else 0.0
+            served = min(record.at - since, lived or record.at - since)  # it may have been read late
+            if event.rule in OWN_DEATHS and served < rollout.healthy_for:
                 rollout.died_young_at = record.at
 
     def _of_an_old(self, record: Record, event: Move, rollout: Rollout) -> str:

@@ -12,7 +12,7 @@ from random import Random
 
 from galactica.scheduler.controller import Controller, load
 from galactica.scheduler.core.genome import nothing_wanted
-from galactica.scheduler.core.model.events import Record
+from galactica.scheduler.core.model.events import CellReady, Record
 from galactica.scheduler.core.model.policy import Policy
 from galactica.scheduler.core.model.requests import (
     ApplyGroups,
@@ -38,6 +38,7 @@ from tests.sim.pings import Pings
 from tests.sim.provider import SimProvider
 from tests.sim.regrown import Genomes
 from tests.sim.rivals import Rivals
+from tests.sim.stall import SleepyController
 from tests.sim.troubles import Troubles
 from tests.sim.wanted import pool, service
 
@@ -98,6 +99,8 @@ class Simulation:
         self.settled = 0
         """Position of the journal when trouble begins."""
         self.has_lost_journal = False
+        self.stalls_left = 0
+        """So often it is to stand still when the next cell becomes READY."""
         self.wall_step = 0.0
         """By how much the wall clock of the scheduler's machine is wrong. The next scheduler there begins with it."""
 
@@ -138,6 +141,9 @@ class Simulation:
         for record in records:
             self.trace.update(repr(record).encode())
         self.laws.durable(records)
+        if self.stalls_left and any(isinstance(record.event, CellReady) for record in records):
+            self.stalls_left -= 1
+            self._chore(Troubles(self).scheduler_stalls())
 
     def start_scheduler(self) -> None:
         journal = SimJournal(self.disk)
@@ -146,7 +152,7 @@ class Simulation:
         name = f"began at {asyncio.get_running_loop().time()}"
         start = Start(epoch, "sim", name, regrows=self.has_lost_journal and nothing_wanted(fleet))
         self.clock = clock.VirtualClock(self.wall_step, fleet.at)
-        controller = Controller(journal, fleet, self.clock, start, self.policy)
+        controller = SleepyController(journal, fleet, self.clock, start, self.policy)
         links = Links(
             self.network,
             epoch,
@@ -157,6 +163,7 @@ class Simulation:
             self.clock,
             controller,
         )
+        controller.standstill = links.standstill
         for host in self.machines():
             host.port = links
 

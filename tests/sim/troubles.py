@@ -233,6 +233,18 @@ class Troubles:
         self.world.start_scheduler()
         self.world.nothing_acknowledged_is_lost()
 
+    async def scheduler_stalls(self) -> None:
+        """For less than anybody notices, or for longer than a cell takes to be proven."""
+        if self.world.scheduler is not None:
+            standstill = self.world.scheduler.links.standstill
+            standstill.begin()
+            self._later(standstill.end, 0.5, 9.0)
+
+    async def scheduler_stalls_during_rollout(self) -> None:
+        """At the worst times: whenever a cell becomes READY while a service gets a revision whose cells die young."""
+        self.world.stalls_left = self.world.random.randint(3, 12)
+        await self.revision_dies_young()
+
     async def disk_full(self) -> None:
         self.world.disk.is_full = True
         self._later(lambda: setattr(self.world.disk, "is_full", False), 0.2, 6.0)

@@ -5,15 +5,16 @@ from msgspec.structs import replace
 from rpds import HashTrieMap
 
 from galactica.scheduler.core.model import events as e
-from galactica.scheduler.core.model.commands import DecommissionServer
+from galactica.scheduler.core.model.commands import Decommission, DecommissionServer
 from galactica.scheduler.core.model.fleet import Fleet, Phase, Server
 from galactica.scheduler.core.model.policy import Policy
+from galactica.scheduler.core.model.rules import Rule
 from galactica.scheduler.core.model.spec import Group, Stop
 from galactica.scheduler.core.model.verdict import Autopsy, Health
 from galactica.scheduler.core.sight.observations import Answer, CellReport
 from galactica.scheduler.core.transitions import apply
 from galactica.scheduler.core.verdicts.fence import ended_at
-from tests.support.world import World, exited, pool, running, service, spec
+from tests.support.world import World, exited, gone, pool, running, service, spec
 from tests.unit.test_pools import condemned, rack, silence
 
 READY = Phase.READY
@@ -140,6 +141,33 @@ def test_what_another_machine_says_of_the_cell_proves_nothing_before_the_first_o
         f"{HOLDER} may still run, and two must never run at once: another machine was "
     )
     world.advance(1.0)
+    assert world.phases("db") == {"db/0.2": READY}
+
+
+def test_another_machine_that_lives_on_as_a_lost_server_does_not_keep_the_first_ones_cell_alive() -> None:
+    world, holder = joined(db())
+    silence(world, holder, 10.0)
+    assert condemned(world) == [(holder, "lease_expired")]
+    at = another_machine(world, holder)
+    world.advance(at - world.now - 0.5)
+    assert "db/0.2" not in world.phases("db")
+    world.advance(1.0)
+    assert world.phases("db") == {"db/0.2": READY}
+    assert [event.proof for event in world.events(e.CellDecommissioned)] == ["fenced"]
+
+
+def test_cell_that_another_machine_shows_on_a_lost_server_is_ended_there_first() -> None:
+    world, holder = joined(db())
+    silence(world, holder, 10.0)
+    world.sent.clear()
+    world.obedient = False
+    at = another_machine(world, holder, running(HOLDER))
+    world.advance(at - world.now + 30.0)
+    assert "db/0.2" not in world.phases("db")
+    assert Decommission(holder, HOLDER, Rule.SERVER_LOST) in world.sent
+    world.obedient = True
+    world.report(holder, gone(HOLDER))
+    world.advance(30.0)
     assert world.phases("db") == {"db/0.2": READY}
 
 

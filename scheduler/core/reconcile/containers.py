@@ -134,9 +134,9 @@ class ByAgent:
         return "fenced"
 
     def end(self, draft: Draft, key: SlotKey, cell: Cell) -> str:
-        if _is_other_machine(draft, cell):
-            return ""
         report = draft.sight.report_of(cell.server, cell.id)
+        if report is None and _is_other_machine(draft, cell):
+            return ""
         if report is not None and report.state is CellState.GONE:
             return "" if self._may_run_elsewhere(draft, key, cell) else "agent"
         resend(draft, key, Decommission(cell.server, cell.id, cell.condemned_by))
@@ -204,4 +204,4 @@ def _fenced_at(draft: Draft, state: GroupState, cell: Cell) -> float | None:
         return None
     if not server.is_lost and maintenance_of(server, draft.sight, draft.now) is None:
         return None
-    return ended_at(draft.fleet, server, spec, draft.sight, draft.policy)
+    return ended_at(draft.fleet, server, spec, draft.sight, draft.policy, cell.id)

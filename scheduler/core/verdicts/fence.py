@@ -10,8 +10,10 @@ from __future__ import annotations
 from galactica.scheduler.core.model.fleet import Cell, Fleet, GroupState, Server
 from galactica.scheduler.core.model.policy import Policy
 from galactica.scheduler.core.model.spec import Spec
-from galactica.scheduler.core.sight.state import Sight
+from galactica.scheduler.core.sight.observations import CellState
+from galactica.scheduler.core.sight.state import ServerSight, Sight
 from galactica.scheduler.core.verdicts.evidence import TEMPO_WORTH_TELLING, terms_of
+from galactica.scheduler.core.verdicts.machines import is_known
 
 CLOCK_RATE = 0.002
 """How much two clocks may differ in speed. NTP tolerates a drift of 500 ppm (RFC 5905); this is four times as much."""
@@ -41,13 +43,26 @@ def longest_lease_seconds(fleet: Fleet, policy: Policy) -> float:
     return max(policy.tempo(len(fleet.servers)).lease_seconds, max(leases, default=0.0))
 
 
-def ended_at(fleet: Fleet, server: Server, spec: Spec, sight: Sight, policy: Policy) -> float:
-    """When a cell of that spec on that server has ended for sure, if the server stays silent until then.
+def ended_at(
+    fleet: Fleet, server: Server, spec: Spec, sight: Sight, policy: Policy, cell_id: str | None = None
+) -> float:
+    """When a cell of that spec on that server has ended for sure, if the server stays silent until then. ``cell_id``:
+    one that the server's own machine has; another machine that is heard since, and does not show it, keeps it from
+    nothing.
 
     A scheduler that has just started does not know when the server was last heard. It assumes its own start."""
     seen = sight.servers.get(server.id)
-    heard_at = max(seen.heard_at if seen else 0.0, sight.trusted_since)
-    return _ended_after(heard_at, fleet, server, spec, policy)
+    heard_at = 0.0
+    if seen is not None:
+        heard_at = seen.heard_at
+        if cell_id is not None and not is_known(server, seen) and not _shows(seen, cell_id):
+            heard_at = seen.machine_since
+    return _ended_after(max(heard_at, sight.trusted_since), fleet, server, spec, policy)
+
+
+def _shows(seen: ServerSight, cell_id: str) -> bool:
+    report = seen.reports.get(cell_id)
+    return report is not None and report.state is not CellState.GONE
 
 
 def ended_elsewhere_at(
