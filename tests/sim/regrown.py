@@ -119,9 +119,10 @@ async def settle(world: Simulation) -> None:
             await world.enrol(
                 name
             )  # it was lost before, and came back when certificates alone did not count any more
-    strangers = [one.id for one in view.fleet.servers.values() if "/" in one.id and not one.pool]
-    for storm in view.storms:
-        if (
-            strangers
-        ):  # servers of a pool that no genome knew: their machines were deleted, and are known to be gone
+    if view.fleet.regrown_at is None:
+        return
+    # Servers of a pool that the genome did not know, or knew although they are gone since: an operator sees that.
+    machines = world.provider.machines
+    if any("/" in one.id and (not one.pool or one.id not in machines) for one in view.fleet.servers.values()):
+        for storm in view.storms:
             await world.ask(ReleaseStorm(storm.id))
