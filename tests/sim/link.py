@@ -158,16 +158,17 @@ class Links:
     async def _overtake(self, host: Host, link: int, hello: instructions_core.SendHello) -> None:
         """Go above the epoch that the agent has obeyed, durably, before it is told anything. And let it in where this
         scheduler is being grown anew."""
-        if self.controller is None:
+        controller = self.controller
+        if controller is None:
             return
         with suppress(Refused):
             obeyed = Obeyed(hello.epoch, hello.start, hello.position)
-            if hello.epoch > self.epoch or is_strange(self.controller.fleet(), obeyed):
-                await self.controller.ask(ClaimEpoch(obeyed, host.name), Asker(AskerKind.SCHEDULER))
-            if host.name not in self.controller.fleet().servers:
-                await self.controller.ask(RecogniseServer(host.name), Asker(AskerKind.SCHEDULER))
-            self.epoch = max(self.epoch, self.controller.fleet().epoch)
-            self._hello(host, link, hello)
+            if hello.epoch > self.epoch or is_strange(controller.fleet(), obeyed):
+                await controller.ask(ClaimEpoch(obeyed, host.name), Asker(AskerKind.SCHEDULER))
+            if host.name not in controller.fleet().servers:
+                await controller.ask(RecogniseServer(host.name), Asker(AskerKind.SCHEDULER))
+            self.epoch = max(self.epoch, controller.fleet().epoch)
+            self._hello(host, link, hello)  # hangs up where the scheduler has ended meanwhile
 
     def report(self, host: Host, link: int, report: instructions_core.SendReport) -> None:
         self.standstill.read(self._report, host, link, report)

@@ -222,7 +222,7 @@ class Simulation:
     async def _boot_machine(self, name: str) -> None:
         """It boots and enrols; where the scheduler is away it tries again, as an agent does."""
         await asyncio.sleep(self.random.uniform(0.1, 2.0))
-        while name in self.provider.machines and name not in self.hosts:
+        while name in self.running_machines() and name not in self.hosts:
             if not await self.add_host(name):
                 await asyncio.sleep(1.0)
         self.booting.discard(name)
@@ -256,8 +256,8 @@ class Simulation:
     async def add_host(self, name: str) -> bool:
         if not await self.enrol(name) or self.scheduler is None:
             return False
-        if "/" in name and name not in self.provider.machines:
-            return False  # deleted meanwhile
+        if "/" in name and name not in self.running_machines():
+            return False  # deleted or destroyed meanwhile
         scheduler = self.scheduler
         self.all_names.add(name)
         host = self._machine(name, scheduler.links)
