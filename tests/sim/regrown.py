@@ -87,8 +87,9 @@ class Genomes:
         (mark, genome), server = max(told, key=lambda one: (one[0][0], one[1]))
         with suppress(Refused):
             await controller.ask(PlantGenome(genome, mark, server), Asker(AskerKind.SCHEDULER))
-            for group in genome.groups:
-                self._world.acknowledged.setdefault(group.group.name, group.group)
+            acknowledged = self._world.acknowledged
+            for group in genome.groups:  # it takes the place of none that was applied meanwhile
+                acknowledged[group.group.name] = acknowledged.get(group.group.name) or group.group
 
 
 async def until_grown(world: Simulation) -> None:
