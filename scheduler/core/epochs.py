@@ -40,6 +40,16 @@ def _with(fleet: Fleet, epoch: int, start: Start) -> Fleet:
     return replace(fleet, epoch=epoch, starts=starts)
 
 
+def is_overtaken(fleet: Fleet, obeyed: Obeyed, epoch: int, start: str) -> bool:
+    """Whether the scheduler of that epoch and start has to claim a higher epoch before it may tell the agent anything:
+    otherwise the agent would forget what it knows, and ids that it knows of would be given out again.
+
+    While the journal cannot record this start, as on a full disk, another scheduler may have had its epoch too."""
+    if fleet.epoch < obeyed.epoch <= epoch:
+        return obeyed.start != start
+    return obeyed.epoch > epoch or is_strange(fleet, obeyed)
+
+
 def is_strange(fleet: Fleet, obeyed: Obeyed) -> bool:
     """Whether this journal knows that epoch, and of another start, or ends before what the agent knows of it."""
     ours = fleet.starts.get(obeyed.epoch)

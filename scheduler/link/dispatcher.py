@@ -17,7 +17,7 @@ import grpc
 import structlog
 from msgspec.structs import replace
 
-from galactica.scheduler.core.epochs import is_strange
+from galactica.scheduler.core.epochs import is_overtaken
 from galactica.scheduler.core.model.commands import Command
 from galactica.scheduler.core.model.policy import Tempo
 from galactica.scheduler.core.model.requests import (
@@ -180,8 +180,11 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
     async def _overtake(self, server: str, obeyed: Obeyed) -> None:
         """Go above the epoch that the agent has obeyed of a scheduler that this journal does not know, durably, before
         it is told anything. Raises Refused."""
-        if obeyed.epoch <= self._epoch:
-            if not is_strange(self._mind.fleet(), obeyed) or self._strange[server] >= STRANGE_STARTS_LIMIT:
+        fleet = self._mind.fleet()
+        if not is_overtaken(fleet, obeyed, self._epoch, self._start):
+            return
+        if obeyed.epoch <= fleet.epoch:
+            if self._strange[server] >= STRANGE_STARTS_LIMIT:
                 return
             self._strange[server] += 1
         await self._mind.ask(ClaimEpoch(obeyed, server), Asker(AskerKind.SCHEDULER))

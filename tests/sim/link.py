@@ -15,7 +15,7 @@ from galactica.agent.core import events as m
 from galactica.agent.core import instructions as instructions_core
 from galactica.agent.core import model as model_core
 from galactica.scheduler.controller import Controller
-from galactica.scheduler.core.epochs import is_strange
+from galactica.scheduler.core.epochs import is_overtaken
 from galactica.scheduler.core.model.commands import Command, Decommission, Order
 from galactica.scheduler.core.model.requests import (
     Asker,
@@ -113,7 +113,7 @@ class Links:
         if not is_known and fleet.regrowth is None:
             return
         obeyed = Obeyed(hello.epoch, hello.start, hello.position)
-        if not is_known or hello.epoch > self.epoch or is_strange(self.controller.fleet(), obeyed):
+        if not is_known or is_overtaken(fleet, obeyed, self.epoch, self.start):
             self._do(self._overtake(host, link, hello))
             return
         known = self.sessions.get(host.name)
@@ -163,7 +163,7 @@ class Links:
             return
         with suppress(Refused):
             obeyed = Obeyed(hello.epoch, hello.start, hello.position)
-            if hello.epoch > self.epoch or is_strange(controller.fleet(), obeyed):
+            if is_overtaken(controller.fleet(), obeyed, self.epoch, self.start):
                 await controller.ask(ClaimEpoch(obeyed, host.name), Asker(AskerKind.SCHEDULER))
             if host.name not in controller.fleet().servers:
                 await controller.ask(RecogniseServer(host.name), Asker(AskerKind.SCHEDULER))

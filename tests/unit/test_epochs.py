@@ -3,7 +3,7 @@
 import pytest
 
 from galactica.scheduler.core.admission import EPOCH_LEAP_LIMIT
-from galactica.scheduler.core.epochs import STARTS_KEPT, is_strange
+from galactica.scheduler.core.epochs import STARTS_KEPT, is_overtaken, is_strange
 from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.events import Record
 from galactica.scheduler.core.model.fleet import CellId, Fleet, Phase
@@ -50,6 +50,24 @@ TWO_STARTS = journal(
 )
 def test_what_the_journal_does_not_know_of_a_scheduler_is_strange(obeyed: Obeyed, strange: bool) -> None:
     assert is_strange(TWO_STARTS, obeyed) is strange
+
+
+@pytest.mark.parametrize(
+    ("obeyed", "overtaken"),
+    [
+        (Obeyed(2, "second", 4), False),
+        (Obeyed(2, "another"), True),
+        (Obeyed(3, "third"), False),
+        (Obeyed(3, "another"), True),
+        (Obeyed(3, ""), True),
+        (Obeyed(4, "third"), True),
+    ],
+    ids=str,
+)
+def test_start_that_the_journal_could_not_record_yet_is_told_from_another_of_its_epoch(
+    obeyed: Obeyed, overtaken: bool
+) -> None:
+    assert is_overtaken(TWO_STARTS, obeyed, 3, "third") is overtaken
 
 
 def test_a_strange_start_is_overtaken_once() -> None:

@@ -5,7 +5,7 @@ from msgspec.structs import replace
 
 from galactica.scheduler.core.model.commands import Decommission
 from galactica.scheduler.core.model.fleet import Phase, UnknownCell
-from galactica.scheduler.core.model.requests import AdoptCells, CondemnUnknown, Refused
+from galactica.scheduler.core.model.requests import AdoptCells, CondemnCell, CondemnUnknown, Refused
 from galactica.scheduler.core.model.spec import digest_of
 from galactica.scheduler.core.sight.observations import CellReport
 from galactica.scheduler.journal import snapshot
@@ -94,6 +94,26 @@ def test_which_is_adopted_is_not_guessed() -> None:
     assert world.cell("db/0.4").server == "b"
     assert (removed(world), holders(world)) == ([], [UnknownCell("db/0.4", "a")])
     assert world.held() == {"unknown_cell"}, "that of server a is still shown"
+
+
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_id_of_a_cell_that_was_adopted_is_adopted_no_second_time(is_gone: bool) -> None:
+    world = two_of_one_id()
+    world.ask(AdoptCells(("db/0.4",), "b"))
+    world.obedient = is_gone
+    world.ask(CondemnCell("db/0.4"))
+    world.advance(1)
+    assert [cell.phase for cell in world.core.fleet.groups["db"].slots[0].cells] == (
+        [] if is_gone else [Phase.DRAINING]
+    )
+    with pytest.raises(
+        Refused, match="its id is that of another cell, which server b has or had; remove it with"
+    ):
+        world.ask(AdoptCells(("db/0.4",)))
+    world.obedient = True
+    world.ask(CondemnUnknown(("db/0.4",)))
+    world.advance(5)
+    assert world.phases("db") == {"db/0.5": Phase.READY}
 
 
 def test_what_one_of_them_says_of_a_condemned_one_ends_only_its_own() -> None:

@@ -155,6 +155,11 @@ def adopt_cell(draft: Draft, cell: str, server: str) -> str:
     if place is None or place.phase not in (Phase.READY, Phase.CONDEMNED):
         return f"its server {server} was drained; remove it with galactica condemn --unknown"
     slot = state.slots.get(parsed.slot)
+    known = (*(slot.cells if slot else ()), *draft.fleet.graves.values())
+    namesake = next((one for one in known if one.id == cell), None)
+    if namesake is not None:
+        way_out = f"remove it with galactica condemn --unknown {cell} --on {server}"
+        return f"its id is that of another cell, which server {namesake.server} has or had; {way_out}"
     wanted = slot.wanted_cell if slot else None
     if wanted is not None:
         return f"its slot has {wanted.id} by now; condemn one of them"
