@@ -18,6 +18,7 @@ import structlog
 from msgspec.structs import replace
 
 from galactica.scheduler.core.epochs import is_overtaken
+from galactica.scheduler.core.membership import is_member
 from galactica.scheduler.core.model.commands import Command
 from galactica.scheduler.core.model.policy import Tempo
 from galactica.scheduler.core.model.requests import (
@@ -33,7 +34,7 @@ from galactica.scheduler.core.ports import Mind
 from galactica.scheduler.core.sight.observations import Attached, Detached, Moved, Reported, Rivalled
 from galactica.scheduler.core.verdicts.evidence import TEMPO_WORTH_TELLING, terms_of
 from galactica.scheduler.link.genomes import Genomes
-from galactica.scheduler.link.members import check_may_attach, check_may_renew, is_member
+from galactica.scheduler.link.members import check_may_attach, check_may_renew
 from galactica.scheduler.link.rivals import Claimant, is_ousted, is_second, words_for
 from galactica.scheduler.link.session import Ending, LinkLimits, Session
 from galactica.scheduler.link.shells import ShellStream
