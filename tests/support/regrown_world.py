@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from galactica.scheduler.core.genome import GenomeReader
+from galactica.scheduler.core.model import events as e
+from galactica.scheduler.core.model.commands import Decommission, Order
 from galactica.scheduler.core.model.fleet import Phase
 from galactica.scheduler.core.model.genome import Genome, GenomeMark
 from galactica.scheduler.core.model.requests import Asker, AskerKind, PlantGenome, RecogniseServer
 from galactica.scheduler.core.sight.observations import CellReport, CellState
-from tests.support.world import World, running
+from tests.support.world import World, running, service
 
 SELF = Asker(AskerKind.SCHEDULER)
 
@@ -52,3 +54,27 @@ def remains_of(world: World) -> Remains:
 def report_of(cell: str, digest: str, state: CellState = CellState.RUNNING) -> CellReport:
     said = running(cell)
     return CellReport(cell, digest, state, said.runtime_id, said.endpoints, said.probe)
+
+
+def fleet_of_two(replicas: int = 4) -> World:
+    world = World()
+    world.join("a", "b")
+    world.apply(service("web", replicas))
+    world.advance(10)
+    return world
+
+
+def planted(remains: Remains, *servers: str) -> World:
+    world = remains.regrown()
+    remains.attach(world, *servers)
+    remains.plant(world)
+    return world
+
+
+def harm(world: World) -> list[e.AnyEvent]:
+    kinds = (e.CellCondemned, e.ServerCondemned, e.OrphanRemoved, e.CellOrdered)
+    return [record.event for record in world.records if isinstance(record.event, kinds)]
+
+
+def told(world: World) -> list[str]:
+    return [one.cell for one in world.sent if isinstance(one, Decommission | Order)]

@@ -1,58 +1,37 @@
-"""A scheduler that lost all but its CA: it listens, plants the genome, takes in what runs, and harms nothing."""
+"""A scheduler that lost all but its CA: it plants the genome, takes in what runs, and harms nothing."""
 
 import pytest
 
 from galactica.scheduler.core.genome import GENERATIONS_RESERVED
 from galactica.scheduler.core.model import events as e
-from galactica.scheduler.core.model.commands import Decommission, Order
 from galactica.scheduler.core.model.fleet import Phase
 from galactica.scheduler.core.model.genome import Genome, GenomeMark
 from galactica.scheduler.core.model.requests import (
     AdoptCells,
-    ApplyGroups,
     CondemnCell,
     CondemnUnknown,
-    CreateToken,
     DeleteGroup,
     DrainServer,
     EndRegrowth,
     PlantGenome,
-    RecogniseServer,
     Refused,
 )
 from galactica.scheduler.core.model.spec import digest_of
 from galactica.scheduler.core.sight.observations import CellState
 from galactica.scheduler.views.events import event_row
 from galactica.scheduler.views.status import status
-from tests.support.regrown_world import SELF, Remains, remains_of, report_of
-from tests.support.world import ANN, SECRET, World, pool, service, spec
+from tests.support.regrown_world import (
+    fleet_of_two,
+    harm,
+    planted,
+    remains_of,
+    report_of,
+    told,
+)
+from tests.support.world import ANN, World, pool, service, spec
 
 READY = Phase.READY
 LEASE = World().policy.lease_seconds
-
-
-def fleet_of_two(replicas: int = 4) -> World:
-    world = World()
-    world.join("a", "b")
-    world.apply(service("web", replicas))
-    world.advance(10)
-    return world
-
-
-def planted(remains: Remains, *servers: str) -> World:
-    world = remains.regrown()
-    remains.attach(world, *servers)
-    remains.plant(world)
-    return world
-
-
-def harm(world: World) -> list[e.AnyEvent]:
-    kinds = (e.CellCondemned, e.ServerCondemned, e.OrphanRemoved, e.CellOrdered)
-    return [record.event for record in world.records if isinstance(record.event, kinds)]
-
-
-def told(world: World) -> list[str]:
-    return [one.cell for one in world.sent if isinstance(one, Decommission | Order)]
 
 
 def generation_of(cell: str) -> int:
@@ -62,70 +41,6 @@ def generation_of(cell: str) -> int:
 def is_fresh(cell: str, slot: str) -> bool:
     """Whether it is far above all ids that the lost journal may have given out."""
     return cell.rpartition(".")[0] == slot and generation_of(cell) >= 2 * GENERATIONS_RESERVED
-
-
-# --- listening ----------------------------------------------------------------------------------------------------
-
-
-def test_without_a_genome_it_orders_nothing_and_says_so() -> None:
-    remains = remains_of(fleet_of_two())
-    world = remains.regrown()
-    remains.attach(world, "a", "b")
-    world.advance(300)
-    page = status(world.core.view(world.now), "f")
-    assert (harm(world), told(world)) == ([], [])
-    assert not page.healthy
-    assert (
-        "orders nothing until it knows what the fleet wants"
-        in {h.rule: h.reason for h in page.held}["regrowing"]
-    )
-    assert {server.phase for server in world.core.fleet.servers.values()} == {READY}
-
-
-@pytest.mark.parametrize(
-    "asked", [ApplyGroups((service(),)), CreateToken("t", SECRET, 1, 2e9), DrainServer("a")]
-)
-def test_while_it_listens_nobody_can_change_what_the_fleet_wants(asked) -> None:
-    remains = remains_of(fleet_of_two())
-    world = remains.regrown()
-    remains.attach(world, "a")
-    with pytest.raises(Refused, match="does not know yet what the fleet wants"):
-        world.ask(asked)
-
-
-def test_a_server_that_falls_silent_while_it_listens_is_not_condemned() -> None:
-    remains = remains_of(fleet_of_two())
-    world = remains.regrown()
-    remains.attach(world, "a", "b")
-    world.detach("b")
-    world.advance(60)
-    assert harm(world) == []
-    assert world.held() >= {"regrowing"}
-
-
-def test_a_scheduler_with_a_journal_recognises_nobody_by_the_certificate_alone() -> None:
-    with pytest.raises(Refused, match="enrol it again with a new token"):
-        fleet_of_two().ask(RecogniseServer("c"), SELF)
-
-
-def test_a_start_in_the_middle_goes_on_with_it() -> None:
-    remains = remains_of(fleet_of_two())
-    world = remains.regrown()
-    remains.attach(world, "a")
-    world = world.crash()
-    assert world.core.fleet.regrowth is not None
-    remains.attach(world, "a", "b")
-    remains.plant(world)
-    world = world.crash()
-    world.advance(60)
-    assert harm(world) == []
-    remains.attach(world, "a", "b")
-    world.advance(LEASE + 1)
-    assert world.core.fleet.regrowth is None
-    assert len(world.phases()) == 4
-
-
-# --- the genome is planted ----------------------------------------------------------------------------------------
 
 
 def test_what_runs_is_taken_in_as_it_is_and_nothing_is_harmed() -> None:
