@@ -8,10 +8,9 @@ import subprocess
 import sys
 import time
 
-import psutil
 import pytest
 
-from tests.support.processes import ROOT, cli_command
+from tests.support.processes import ROOT, cli_command, naming
 
 pytestmark = pytest.mark.xdist_group("e2e-demo")
 
@@ -57,16 +56,8 @@ def play(tmp_path):
 
 
 def left_running(directory):
-    found = []
-    for process in psutil.process_iter():
-        try:
-            words = [*process.cmdline(), *process.environ().values()]
-        except psutil.Error:
-            continue
-        # The demo itself has the directory in TMPDIR; what it begins lives below it.
-        if any(f"{directory}/galactica-demo-" in word for word in words):
-            found.append(process)
-    return found
+    """The demo itself has the directory in TMPDIR; what it begins lives below it."""
+    return naming(f"{directory}/galactica-demo-")
 
 
 def told_by(demo):

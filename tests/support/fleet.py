@@ -35,7 +35,7 @@ from galactica.v1 import operator_pb2, operator_pb2_grpc
 from tests.support.engine import configured_host, remove_fleet
 from tests.support.forked import run_command_line
 from tests.support.process_cells import remove_all
-from tests.support.processes import OURS, Done, Json, Programs, below, free_ports
+from tests.support.processes import OURS, Done, Json, Programs, below, free_ports, kill_all_naming, naming
 
 T = TypeVar("T")
 
@@ -357,36 +357,16 @@ class Fleet:
             name, _, fleet_id = home.name.partition("@")
             with contextlib.suppress(Exception):  # what it cannot remove is killed below
                 asyncio.run(remove_all(ProcessRuntime(home.parent, name, fleet_id)))
-        self._kill_what_is_left()
+        kill_all_naming(str(self.directory), WAIT_SECONDS)
         for engine in self._engines:
             # One that has ended has taken its containers along.
             with contextlib.suppress(docker.errors.DockerException, requests.exceptions.RequestException):
                 remove_fleet(engine, self.name)
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    def _kill_what_is_left(self) -> None:
-        """Until nothing is: agents that the scheduler's own provider began live in sessions of their own and outlive
-        it, and one that is just being begun is seen by the next look."""
-        for _ in range(100):
-            left = self.left_running()
-            if not left:
-                return
-            for process in left:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
-            psutil.wait_procs(left, WAIT_SECONDS / 100)
-        raise AssertionError(f"processes that do not end on SIGKILL: {left}")
-
     def left_running(self) -> list[psutil.Process]:
         """Living processes that name this fleet's directory in their command or environment."""
-        needle = str(self.directory)
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                named = [*process.cmdline(), *process.environ().values()]
-                if process.pid != os.getpid() and any(needle in text for text in named):
-                    found.append(process)
-        return found
+        return naming(str(self.directory))
 
 
 @contextlib.contextmanager

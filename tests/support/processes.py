@@ -93,6 +93,31 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+def naming(text: str) -> list[psutil.Process]:
+    """Living processes, but for this one, that have it in their command or environment, such as a directory."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            named = [*process.cmdline(), *process.environ().values()]
+            if process.pid != os.getpid() and any(text in word for word in named):
+                found.append(process)
+    return found
+
+
+def kill_all_naming(text: str, seconds: float) -> None:
+    """Until nothing is left: agents that the scheduler's own provider began live in sessions of their own and outlive
+    it, and one that is just being begun is seen by the next look."""
+    for _ in range(100):
+        left = naming(text)
+        if not left:
+            return
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, seconds / 100)
+    raise AssertionError(f"processes that do not end on SIGKILL: {left}")
+
+
 def kill(cell: Json) -> None:
     os.kill(int(cell["runtime_id"]), signal.SIGKILL)
 
