@@ -17,7 +17,7 @@ from galactica.scheduler.core.model.events import Record
 from galactica.scheduler.core.model.fleet import CellKind, parse_cell_id
 from galactica.scheduler.core.model.requests import Refused
 from galactica.scheduler.core.ports import Mind
-from galactica.scheduler.core.preview import Preview, preview
+from galactica.scheduler.core.preview import preview
 from galactica.scheduler.operators import shell as operator_shell
 from galactica.scheduler.operators.checks import check_providers, check_range, groups_of
 from galactica.scheduler.operators.regrow import GenomeKeeping, regrow
@@ -29,6 +29,7 @@ from galactica.scheduler.views import cells as cell_views
 from galactica.scheduler.views import certificates
 from galactica.scheduler.views import events as event_views
 from galactica.scheduler.views import groups as group_views
+from galactica.scheduler.views import plans as plan_views
 from galactica.scheduler.views import servers as server_views
 from galactica.scheduler.views import status as status_views
 from galactica.scheduler.wire.operator import KINDS
@@ -217,7 +218,7 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
     ) -> operator_pb2.PlanGroupsResponse:
         groups = groups_of(request.groups)
         check_providers(groups, self._providers())
-        return _plan(await asyncio.to_thread(preview, self._mind.view(), groups))
+        return plan_views.plan(await asyncio.to_thread(preview, self._mind.view(), groups))
 
     async def WaitReady(
         self, request: operator_pb2.WaitReadyRequest, context: Context
@@ -270,7 +271,7 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
         names = {group.name for group in groups}
         held = [hold for hold in status_views.holds(self._mind.view()) if hold.group in names]
         return operator_pb2.ApplyGroupsResponse(
-            changes=map(_change, accepted.changes), position=accepted.position, held=held
+            changes=map(plan_views.change_row, accepted.changes), position=accepted.position, held=held
         )
 
     async def DeleteGroup(
@@ -372,30 +373,3 @@ async def _write_events(context: Context, records: Sequence[Record]) -> None:
     for start in range(0, len(records), EVENTS_BATCH):
         rows = map(event_views.event_row, records[start : start + EVENTS_BATCH])
         await context.write(operator_pb2.WatchEventsResponse(events=rows))
-
-
-def _change(change: requests.GroupChange) -> operator_pb2.GroupChange:
-    return operator_pb2.GroupChange(
-        group=change.group,
-        change=change.change,
-        revision=change.revision,
-        digest=change.digest,
-        differences=change.differences,
-    )
-
-
-def _plan(planned: Preview) -> operator_pb2.PlanGroupsResponse:
-    return operator_pb2.PlanGroupsResponse(
-        changes=map(_change, planned.changes),
-        births=(
-            operator_pb2.Birth(cell_id=birth.cell, server=birth.server, replaces=birth.replaces)
-            for birth in planned.births
-        ),
-        deaths=(
-            operator_pb2.Death(cell_id=death.cell, server=death.server, rule=death.rule)
-            for death in planned.deaths
-        ),
-        held=status_views.hold_rows(planned.held),
-        more_births=planned.more_births,
-        more_deaths=planned.more_deaths,
-    )
