@@ -8,19 +8,9 @@ from msgspec.structs import replace
 from rpds import HashTrieMap
 
 from galactica.scheduler.core.model.events import IllegalTransition
-from galactica.scheduler.core.model.fleet import (
-    Cell,
-    CellKind,
-    Fleet,
-    GroupState,
-    Phase,
-    Server,
-    Slot,
-    Tally,
-    is_there,
-    still_waits,
-)
+from galactica.scheduler.core.model.fleet import Cell, CellKind, Fleet, GroupState, Phase, Server, Slot, Tally
 from galactica.scheduler.core.model.spec import Resources
+from galactica.scheduler.core.model.succession import is_there, still_waits
 
 _K = TypeVar("_K", str, int)
 

@@ -30,10 +30,10 @@ from galactica.scheduler.core.model.fleet import (
     Slot,
     Token,
     parse_cell_id,
-    was_lost,
 )
 from galactica.scheduler.core.model.rules import OWN_DEATHS
 from galactica.scheduler.core.model.spec import GroupKind, fixed_ports
+from galactica.scheduler.core.model.succession import was_lost
 from galactica.scheduler.core.places import name_of
 from galactica.scheduler.core.tallies import placed, put_group, put_server, put_slot, recount, story_of
 

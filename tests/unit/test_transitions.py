@@ -9,18 +9,9 @@ from rpds import HashTrieMap, HashTrieSet
 
 from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.events import AnyEvent, IllegalTransition
-from galactica.scheduler.core.model.fleet import (
-    GRAVES_KEPT,
-    Backoff,
-    Cell,
-    Death,
-    Fleet,
-    Phase,
-    Slot,
-    Tally,
-    still_waits,
-)
+from galactica.scheduler.core.model.fleet import GRAVES_KEPT, Backoff, Cell, Death, Fleet, Phase, Slot, Tally
 from galactica.scheduler.core.model.spec import Resources
+from galactica.scheduler.core.model.succession import still_waits
 from galactica.scheduler.core.model.verdict import Health
 from galactica.scheduler.core.transitions import CELL_MOVES
 from tests.property.laws import recount

@@ -10,9 +10,10 @@ A dead server needs no surge, because it is already gone. Nothing here counts ce
 from __future__ import annotations
 
 from galactica.scheduler.core.budgets.services import Allowed, Held, unproven_hold
-from galactica.scheduler.core.model.fleet import GroupState, Slot, is_there
+from galactica.scheduler.core.model.fleet import GroupState, Slot
 from galactica.scheduler.core.model.policy import Policy
 from galactica.scheduler.core.model.rules import HoldRule
+from galactica.scheduler.core.model.succession import is_there
 
 
 def may_order_beside(state: GroupState, slot: Slot) -> Allowed | Held:

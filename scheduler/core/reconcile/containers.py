@@ -14,9 +14,10 @@ from galactica.scheduler.core.budgets.services import (
 )
 from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.commands import Decommission, Order
-from galactica.scheduler.core.model.fleet import Cell, GroupState, Phase, Slot, still_waits
+from galactica.scheduler.core.model.fleet import Cell, GroupState, Phase, Slot
 from galactica.scheduler.core.model.keys import ServerKey, SlotKey
 from galactica.scheduler.core.model.rules import HoldRule, Rule
+from galactica.scheduler.core.model.succession import still_waits
 from galactica.scheduler.core.model.verdict import Evidence, Health, Verdict
 from galactica.scheduler.core.placement import Unplaceable
 from galactica.scheduler.core.reconcile.draft import Draft, resend

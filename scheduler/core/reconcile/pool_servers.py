@@ -17,17 +17,10 @@ from galactica.scheduler.core.budgets.pools import (
 from galactica.scheduler.core.budgets.services import Allowed, Held
 from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.commands import DecommissionServer, OrderServer
-from galactica.scheduler.core.model.fleet import (
-    Cell,
-    GroupState,
-    Phase,
-    Server,
-    Slot,
-    predecessor_of,
-    was_lost,
-)
+from galactica.scheduler.core.model.fleet import Cell, GroupState, Phase, Server, Slot
 from galactica.scheduler.core.model.keys import ServerKey, SlotKey, cells_of
 from galactica.scheduler.core.model.rules import HoldRule, Rule
+from galactica.scheduler.core.model.succession import predecessor_of, was_lost
 from galactica.scheduler.core.model.verdict import Health, Verdict
 from galactica.scheduler.core.placement import Unplaceable
 from galactica.scheduler.core.reconcile.draft import Draft, resend_to_provider

@@ -7,19 +7,11 @@ from __future__ import annotations
 
 from galactica.scheduler.core.budgets.services import Allowed, Held, backoff_hold, next_backoff
 from galactica.scheduler.core.model import events as e
-from galactica.scheduler.core.model.fleet import (
-    Cell,
-    CellId,
-    GroupState,
-    Phase,
-    Slot,
-    Tally,
-    predecessor_of,
-    still_waits,
-)
+from galactica.scheduler.core.model.fleet import Cell, CellId, GroupState, Phase, Slot, Tally
 from galactica.scheduler.core.model.keys import SlotKey
 from galactica.scheduler.core.model.rules import NOT_ITS_OWN, SILENCE_RULES, HoldRule
 from galactica.scheduler.core.model.spec import GroupKind
+from galactica.scheduler.core.model.succession import predecessor_of, still_waits
 from galactica.scheduler.core.model.verdict import Health, Verdict
 from galactica.scheduler.core.placement import Unplaceable
 from galactica.scheduler.core.reconcile.carriers import carrier_of
