@@ -17,6 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from galactica.agent.clock import boot_id
+from galactica.agent.files import replace_file
 from galactica.agent.link.identity import Identity
 from galactica.agent.link.pauses import Pauses
 from galactica.agent.neighbours.moving import is_own
@@ -46,7 +48,6 @@ if TYPE_CHECKING:
     from galactica.agent.runtimes.port import Runtime
 
 ENGINE_SECONDS = 3.0
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 INSTANCE_BYTES = 8
 
 log = logging.getLogger("agent")
@@ -209,7 +210,7 @@ def machine(data: Path) -> str:
 
 def _boot() -> str:
     try:
-        return BOOT_ID.read_text("ascii").strip()
+        return boot_id()
     except OSError:
         return ""
 
@@ -321,19 +322,7 @@ def store_obeyed(data: Path, epoch: int, start: str) -> None:
     if epoch < stored or (epoch, start) == (stored, stored_start):
         return
     try:
-        _replace(data / "start", f"{epoch} {start}\n")
-        _replace(data / "epoch", f"{epoch}\n")
+        replace_file(data / "start", f"{epoch} {start}\n".encode("ascii"))
+        replace_file(data / "epoch", f"{epoch}\n".encode("ascii"))
     except OSError as error:
         log.error("epoch not stored epoch=%d reason=%r", epoch, str(error))  # noqa: TRY400 - for people
-
-
-def _replace(path: Path, text: str) -> None:
-    """Raises OSError."""
-    whole = path.with_name(f"{path.name}.new")
-    try:
-        whole.write_text(text, "ascii")
-        whole.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            whole.unlink(missing_ok=True)
-        raise

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from galactica.agent.clock import boot_id
 from galactica.agent.runtimes.port import RuntimeUnavailable
 from galactica.agent.seldom import Seldom
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 READY_SECONDS = 10.0
 LOOK_EVERY_SECONDS = 0.5
 
@@ -41,7 +41,7 @@ class FenceFile:
 
     def __init__(self, data: Path) -> None:
         self._path = data / "fence"
-        self._boot = BOOT_ID.read_text("ascii").strip()
+        self._boot = boot_id()
         self._seldom = Seldom()
 
     def read(self) -> Kept | None:

@@ -7,13 +7,12 @@ does, the daemon lives on: what cannot be kept is told to the scheduler, which g
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
 from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
 
+from galactica.agent.files import replace_secret_file
 from galactica.v1 import link_pb2
 
 if TYPE_CHECKING:
@@ -63,33 +62,13 @@ class GenomeKeeper:
         if _age(genome.mark) <= _age(self._mark):
             return ""
         try:
-            self._write(genome.SerializeToString())
+            replace_secret_file(self._path, genome.SerializeToString())
         except OSError as error:
             log.warning("genome not kept reason=%r", str(error))
             return f"its disk does not take it: {error.strerror or error}"
         self._mark = genome.mark
         log.info("genome kept epoch=%d position=%d", genome.mark.epoch, genome.mark.position)
         return ""
-
-    def _write(self, data: bytes) -> None:
-        """Whole or not at all, and on the disk when this returns."""
-        whole = self._path.with_name(f"{self._path.name}.new")
-        try:
-            descriptor = os.open(whole, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            whole.replace(self._path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                whole.unlink(missing_ok=True)
-            raise
-        directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
 
     def _read(self) -> link_pb2.Genome:
         """What is kept; an empty one if there is none, or none of this fleet that can be read."""

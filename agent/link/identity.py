@@ -16,13 +16,14 @@ import os
 import re
 import ssl
 import stat
-import tempfile
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import grpc
+
+from galactica.agent.files import replace_secret_file
 
 SCHEDULER_NAME = "scheduler.galactica"
 """The name in every scheduler's certificate, independent of its address."""
@@ -145,11 +146,11 @@ def store(directory: Path, identity: Identity) -> None:
     (directory / _IDENTITY).unlink(
         missing_ok=True
     )  # after a crash from here on there is no identity, never a mixed one
-    _write(directory / _KEY, identity.key_pem)
-    _write(directory / _CSR, identity.csr_pem)
-    _write(directory / _CA, identity.ca_pem)
-    _write(directory / _CERTIFICATE, identity.certificate_pem)
-    _write(directory / _IDENTITY, _facts(identity))
+    replace_secret_file(directory / _KEY, identity.key_pem)
+    replace_secret_file(directory / _CSR, identity.csr_pem)
+    replace_secret_file(directory / _CA, identity.ca_pem)
+    replace_secret_file(directory / _CERTIFICATE, identity.certificate_pem)
+    replace_secret_file(directory / _IDENTITY, _facts(identity))
 
 
 def store_renewed(
@@ -168,8 +169,8 @@ def store_renewed(
         expires_at=expires_at,
         issued_at=time.time() if issued_at is None else issued_at,
     )
-    _write(directory / _CERTIFICATE, certificate_pem)
-    _write(directory / _IDENTITY, _facts(renewed))
+    replace_secret_file(directory / _CERTIFICATE, certificate_pem)
+    replace_secret_file(directory / _IDENTITY, _facts(renewed))
     return renewed
 
 
@@ -183,25 +184,6 @@ def _facts(identity: Identity) -> bytes:
         "expires_at": identity.expires_at,
     }
     return json.dumps(facts, indent=2).encode() + b"\n"
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write the file atomically and durably. Only its owner can ever read it."""
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # mode 0600
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink()
-        raise
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def _read_private(path: Path) -> bytes:

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 
-from galactica.agent.clock import now
+from galactica.agent.clock import boot_id, now
 from galactica.agent.core.model import Found, Running
 from galactica.agent.runtimes.logs import CellLog, last_lines
 from galactica.agent.runtimes.port import LAST_LINES, RuntimeFailure
@@ -150,7 +150,7 @@ def _lived_seconds(record: Record) -> float:
 
 
 def is_of_this_boot(record: Record) -> bool:
-    return record.boot_id == process_table.boot_id()
+    return record.boot_id == boot_id()
 
 
 def end_holders(record: Record) -> None:

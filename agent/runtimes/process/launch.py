@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
+from galactica.agent.clock import boot_id
 from galactica.agent.runtimes.logs import CellLog, last_lines
 from galactica.agent.runtimes.port import StartFailed
 from galactica.agent.runtimes.process import groups as process_groups
@@ -85,9 +86,7 @@ def launch(
         _make(folder, leftovers)
         groups = limiter.make(folder.group_name, order.spec.resources)
         nobody = Process(0, 0)
-        return _launch(
-            Record(order, process_table.boot_id(), nobody, nobody, ports, groups, 0.0), plan, folder, limiter
-        )
+        return _launch(Record(order, boot_id(), nobody, nobody, ports, groups, 0.0), plan, folder, limiter)
     except OSError as error:
         leftovers.discard(folder.path)
         raise StartFailed(f"cannot start {order.cell_id}: {error}") from error

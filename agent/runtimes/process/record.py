@@ -11,6 +11,7 @@ from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
+from galactica.agent.files import replace_file
 from galactica.agent.runtimes.process.table import Process
 from galactica.v1 import cell_pb2, link_pb2
 
@@ -60,9 +61,7 @@ def write(path: Path, record: Record) -> None:
         "started_at": record.started_at,
         "autopsy": record.autopsy and base64.b64encode(record.autopsy.SerializeToString()).decode(),
     }
-    draft = path.with_name(path.name + ".new")
-    draft.write_text(json.dumps(content))
-    draft.replace(path)
+    replace_file(path, json.dumps(content).encode())
 
 
 def read(path: Path) -> Record:

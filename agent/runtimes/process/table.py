@@ -48,11 +48,6 @@ class Stat:
         return self.state in "ZX" and self.threads <= 1
 
 
-def boot_id() -> str:
-    """Start ticks begin at 0 with each boot, so they identify a process only within one boot."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
 def stat_of(pid: int) -> Stat | None:
     """None if there is no such process."""
     # All processes of the machine are read for each end of a cell: plain calls take a third of the time.
