@@ -351,7 +351,9 @@ class Fleet:
             if begun is not None:
                 begun.kill()
                 begun.wait()
-        for home in [path for path in below(self.directory) if path.parent.name == "cells" and "@" in path.name]:
+        for home in [
+            path for path in below(self.directory) if path.parent.name == "cells" and "@" in path.name
+        ]:
             name, _, fleet_id = home.name.partition("@")
             with contextlib.suppress(Exception):  # what it cannot remove is killed below
                 asyncio.run(remove_all(ProcessRuntime(home.parent, name, fleet_id)))
