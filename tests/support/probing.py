@@ -6,6 +6,7 @@ import os
 import resource
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
 
 from galactica.agent.health.probes import Prober
 from galactica.agent.starved import Lacks
