@@ -11,13 +11,14 @@ import asyncio
 import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, Never, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import grpc
 import structlog
 from msgspec.structs import replace
 
 from galactica.scheduler.core.epochs import is_overtaken
+from galactica.scheduler.core.membership import is_member
 from galactica.scheduler.core.model.commands import Command
 from galactica.scheduler.core.model.policy import Tempo
 from galactica.scheduler.core.model.requests import (
@@ -33,8 +34,8 @@ from galactica.scheduler.core.ports import Mind
 from galactica.scheduler.core.sight.observations import Attached, Detached, Moved, Reported, Rivalled
 from galactica.scheduler.core.verdicts.evidence import TEMPO_WORTH_TELLING, terms_of
 from galactica.scheduler.link.genomes import Genomes
-from galactica.scheduler.link.members import check_may_attach, check_may_renew, is_member
-from galactica.scheduler.link.rivals import Claimant, is_ousted, is_second, words_for
+from galactica.scheduler.link.members import check_may_attach, check_may_renew
+from galactica.scheduler.link.rivals import Claim, Claimant, claim_of, words_for
 from galactica.scheduler.link.session import Ending, LinkLimits, Session
 from galactica.scheduler.link.shells import ShellStream
 from galactica.scheduler.link.watch import Watch
@@ -155,9 +156,7 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         attached, skipped = _checked(lambda: wire.attached(hello, server, session_id, now, wire_version))
         watching, not_watched = _checked(lambda: wire.watching(hello))
         newcomer = Claimant(_checked(lambda: wire.instance(hello)), attached.machine, context.peer())
-        if self._is_second_machine(server, newcomer):
-            await self._turn_away(server, context)
-        ousted = self._oust(server, newcomer)
+        ousted = await self._settle(server, newcomer, context)
         session = self._open(attached, hello.beat_at, newcomer)
         session.tell_skipped((*skipped, *not_watched))
         self.genomes.attached(server, hello)
@@ -191,26 +190,20 @@ class Dispatcher(link_pb2_grpc.AgentLinkServiceServicer):
         self._epoch = max(self._epoch, self._mind.fleet().epoch)
         log.warning("overtaken", server=server, its_epoch=obeyed.epoch, epoch=self._epoch)
 
-    def _is_second_machine(self, server: str, newcomer: Claimant) -> bool:
-        """An instance whose stream broke may be anywhere, so the newcomer is taken for the server."""
-        session = self._sessions.get(server)
-        if session is None or session.ended.done():
-            return False
-        return is_second(self._mind.view(), server, newcomer, session.holder, session.heard_at)
-
-    def _oust(self, server: str, newcomer: Claimant) -> Claimant | None:
-        """End the session of another machine than the server's own, if the newcomer is that. Answers whose it was."""
+    async def _settle(self, server: str, newcomer: Claimant, context: Context) -> Claimant | None:
+        """Which of two machines is the server. Answers whose session ended for that, if any did; a newcomer that is the
+        second one is turned away, and nothing else is waited for."""
         session = self._sessions.get(server)
         if session is None or session.ended.done():
             return None
-        if not is_ousted(self._mind.view(), server, newcomer, session.holder):
+        claim = claim_of(self._mind.view(), server, newcomer, session.holder, session.heard_at)
+        if claim is Claim.SECOND:
+            await self._tell_rival(server, context.peer())
+            await abort(context, grpc.StatusCode.ALREADY_EXISTS, words_for(server), "second_machine")
+        if claim is Claim.SUCCEEDS:
             return None
         session.end(grpc.StatusCode.ALREADY_EXISTS, words_for(server))
         return session.holder
-
-    async def _turn_away(self, server: str, context: Context) -> Never:
-        await self._tell_rival(server, context.peer())
-        await abort(context, grpc.StatusCode.ALREADY_EXISTS, words_for(server), "second_machine")
 
     async def _tell_rival(self, server: str, address: str) -> None:
         log.warning("second_machine", server=server, peer=address)

@@ -1,28 +1,24 @@
-"""Who may use the link, as the journal knows it. Pure."""
+"""Refuses servers that are shut out of the link, and says what they have to do."""
 
 from __future__ import annotations
 
-from galactica.scheduler.core.model.fleet import Fleet, Phase
+from galactica.scheduler.core.membership import ShutOut, shut_out_of_link, shut_out_of_renewal
+from galactica.scheduler.core.model.fleet import Fleet
 from galactica.scheduler.core.model.requests import Refused
 
 
 def check_may_attach(fleet: Fleet, server: str) -> None:
-    """A drained server may attach: it gets no cells, but cells that it still runs have to be removed. And so may
-    everybody who has a certificate of our CA, while this scheduler is being grown anew. Raises Refused."""
-    if server not in fleet.servers and fleet.regrowth is None:
-        raise Refused(
-            "unknown_server", f"server {server} is not in this fleet: enrol it again with a new token"
-        )
+    """Raises Refused."""
+    _check(shut_out_of_link(fleet, server), server)
 
 
 def check_may_renew(fleet: Fleet, server: str) -> None:
     """Raises Refused."""
-    check_may_attach(fleet, server)
-    record = fleet.servers.get(server)
-    if record is not None and record.phase is Phase.DECOMMISSIONED and record.is_drained:
-        raise Refused("drained", f"server {server} was drained: enrol it again with a new token")
+    _check(shut_out_of_renewal(fleet, server), server)
 
 
-def is_member(fleet: Fleet, server: str) -> bool:
-    record = fleet.servers.get(server)
-    return record is not None and record.phase is not Phase.DECOMMISSIONED
+def _check(shut_out: ShutOut | None, server: str) -> None:
+    if shut_out is None:
+        return
+    reason = "is not in this fleet" if shut_out is ShutOut.UNKNOWN else "was drained"
+    raise Refused(shut_out.value, f"server {server} {reason}: enrol it again with a new token")

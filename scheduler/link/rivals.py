@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum, auto
 from typing import NamedTuple
 
 from galactica.scheduler.core.ports import View
@@ -18,21 +19,28 @@ class Claimant(NamedTuple):
     address: str
 
 
-def is_second(view: View, server: str, newcomer: Claimant, holder: Claimant, heard_at: float) -> bool:
-    """Whether the newcomer gets no session, since another instance of this server has it and lives: no beat of it is
-    missing.
+class Claim(Enum):
+    """What comes of a newcomer while another session of its server is open."""
 
-    The same instance may always come back, also while its old stream seems open. The machine that the journal knows
-    takes the session from one that it does not know."""
-    if holder.instance == newcomer.instance or is_ousted(view, server, newcomer, holder):
-        return False
-    tempo = terms_of(view.fleet, view.fleet.servers[server], view.policy).tempo
-    return not tempo.has_missed(max(heard_at, view.sight.trusted_since), view.now)
+    SUCCEEDS = auto()
+    """It is the server: an instance whose stream broke may be anywhere."""
+    OUSTS = auto()
+    """It is the server's own machine, and the holder another one, which loses the session."""
+    SECOND = auto()
+    """It is a second machine and gets no session: the holder lives, no beat of it is missing."""
 
 
-def is_ousted(view: View, server: str, newcomer: Claimant, holder: Claimant) -> bool:
-    """Whether the one that has the session loses it to the newcomer, which is the server's own machine."""
-    return has_better_claim(view.fleet.servers[server], newcomer.machine, holder.machine)
+def claim_of(view: View, server: str, newcomer: Claimant, holder: Claimant, heard_at: float) -> Claim:
+    """The same instance may always come back, also while its old stream seems open. ``heard_at``: when the holder was
+    heard last."""
+    record = view.fleet.servers[server]
+    if has_better_claim(record, newcomer.machine, holder.machine):
+        return Claim.OUSTS
+    if holder.instance == newcomer.instance:
+        return Claim.SUCCEEDS
+    tempo = terms_of(view.fleet, record, view.policy).tempo
+    is_silent = tempo.has_missed(max(heard_at, view.sight.trusted_since), view.now)
+    return Claim.SUCCEEDS if is_silent else Claim.SECOND
 
 
 def words_for(server: str) -> str:

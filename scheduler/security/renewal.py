@@ -13,7 +13,8 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from galactica.scheduler.core.model.fleet import Fleet, Phase
+from galactica.scheduler.core.membership import ShutOut, shut_out_of_renewal
+from galactica.scheduler.core.model.fleet import Fleet
 from galactica.scheduler.security.ca import CertificateAuthority, CsrError, public_key_of
 from galactica.scheduler.security.identities import IdentityError, ServerIdentity, identity_in
 
@@ -96,11 +97,9 @@ def _check_key(certificate: x509.Certificate, csr_pem: bytes, server: str) -> No
 
 
 def _check_member(fleet: Fleet, server: str) -> None:
-    """Accepts the same servers as renewal over the link. Lost servers count, because they may join again."""
-    record = fleet.servers.get(server)
-    if record is None and fleet.regrowth is not None:
-        return  # this journal is lost and being grown anew: the certificate itself proves that the server enrolled
-    if record is None:
-        raise NotRenewed(f"server {server} is not in this fleet", server)
-    if record.phase is Phase.DECOMMISSIONED and record.is_drained:
-        raise NotRenewed(f"server {server} was drained", server)
+    """Accepts the same servers as renewal over the link."""
+    match shut_out_of_renewal(fleet, server):
+        case ShutOut.UNKNOWN:
+            raise NotRenewed(f"server {server} is not in this fleet", server)
+        case ShutOut.DRAINED:
+            raise NotRenewed(f"server {server} was drained", server)

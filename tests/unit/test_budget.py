@@ -80,17 +80,17 @@ def test_successors_are_ordered_beside_running_cells_up_to_the_surge(
 def test_outdated_cells_go_slot_by_slot_and_never_out_of_a_thin_group(
     tally: Tally, answer: Allowed | Held
 ) -> None:
-    assert may_condemn_outdated(group(tally=tally), NOW, POLICY) == answer
+    assert may_condemn_outdated(group(tally=tally), NOW, POLICY, trusted_since=0.0) == answer
 
 
 def test_more_slots_at_once_are_policy_and_those_being_replaced_still_serve() -> None:
     policy = Policy(outdated_surge=3)
-    assert may_condemn_outdated(group(tally=Tally(ready=6, replacing=2)), NOW, policy) == Allowed(
-        "slot by slot: 2 of 3 cells being replaced"
-    )
-    assert may_condemn_outdated(group(tally=Tally(ready=5, replacing=2)), NOW, policy) == Held(
-        "unavailable", "only 7 of 8 cells are ready"
-    )
+    assert may_condemn_outdated(
+        group(tally=Tally(ready=6, replacing=2)), NOW, policy, trusted_since=0.0
+    ) == Allowed("slot by slot: 2 of 3 cells being replaced")
+    assert may_condemn_outdated(
+        group(tally=Tally(ready=5, replacing=2)), NOW, policy, trusted_since=0.0
+    ) == Held("unavailable", "only 7 of 8 cells are ready")
 
 
 @pytest.mark.parametrize(

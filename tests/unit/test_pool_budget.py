@@ -82,7 +82,7 @@ def test_servers_that_are_merely_due_never_go_out_of_a_thin_pool(
     ready: int, unavailable: int, answer: Allowed | Held
 ) -> None:
     thin = state(unavailable=unavailable, tally=Tally(ready=ready))
-    assert may_condemn_due_server(thin, NOW, Policy()) == answer
+    assert may_condemn_due_server(thin, NOW, Policy(), trusted_since=0.0) == answer
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_without_surge_the_old_one_goes_first_as_long_as_not_too_many_are_missin
     thin = state(surge=0, unavailable=1, tally=tally)
     assert may_go_first(thin) == answer
     assert may_condemn_server(thin, NOW) == answer
-    assert may_condemn_due_server(thin, NOW, Policy()) == answer
+    assert may_condemn_due_server(thin, NOW, Policy(), trusted_since=0.0) == answer
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def may_condemn_server(state: GroupState, now: float) -> Allowed | Held:
 
 
 def may_condemn_due_server(
-    state: GroupState, now: float, policy: Policy, trusted_since: float = 0.0
+    state: GroupState, now: float, policy: Policy, trusted_since: float
 ) -> Allowed | Held:
     """The same for a healthy server that is only outdated or old: not while too many servers are missing, or while the
     revision that takes its place is not proven."""

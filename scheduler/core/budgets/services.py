@@ -41,7 +41,7 @@ def may_surge(state: GroupState, policy: Policy) -> Allowed | Held:
     )
 
 
-def unproven_hold(state: GroupState, now: float, policy: Policy, trusted_since: float = 0.0) -> Held | None:
+def unproven_hold(state: GroupState, now: float, policy: Policy, trusted_since: float) -> Held | None:
     """What the group's revision has yet to prove before one more healthy cell makes room for it; None if nothing.
 
     A cell of it became READY a moment ago, or one died young a moment ago. ``trusted_since``: a scheduler that could
@@ -83,7 +83,7 @@ def may_go_before(
 
 
 def may_condemn_outdated(
-    state: GroupState, now: float, policy: Policy, trusted_since: float = 0.0
+    state: GroupState, now: float, policy: Policy, trusted_since: float
 ) -> Allowed | Held:
     """May one more READY cell be condemned because it is outdated or old? Slot by slot, and only while no other cell is
     missing and the revision that takes its place is proven."""
