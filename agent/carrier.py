@@ -158,12 +158,17 @@ class Carrier:
             if runtime is not None:
                 await runtime.stop(cell_id, instruction.signal, instruction.grace_seconds)
             event = Stopped(cell_id, clock.now())
-        except RuntimeFailure as failure:
-            event = StopFailed(cell_id, str(failure), clock.now())
-        except Exception as error:
-            log.exception("stop failed: unexpected error cell=%s", cell_id)
-            event = StopFailed(cell_id, f"unexpected error in the agent: {error!r}", clock.now())
+        except Exception as error:  # noqa: BLE001 - a cell's error never ends the daemon
+            event = StopFailed(cell_id, self._why_not_stopped(cell_id, error), clock.now())
         await self._deliver(event)
+
+    def _why_not_stopped(self, cell_id: str, error: Exception) -> str:
+        if lack := self._lacks.note_if(error, f"stop {cell_id}"):
+            return f"this server's agent lacks {lack}"
+        if isinstance(error, RuntimeFailure):
+            return str(error)
+        log.error("stop failed: unexpected error cell=%s", cell_id, exc_info=error)
+        return f"unexpected error in the agent: {error!r}"
 
     async def watch(self, kind: int) -> None:
         """Deliver the runtime's observations until cancelled."""

@@ -279,7 +279,7 @@ class Prober:
         except RuntimeUnavailable as failure:
             outcome = failure
         except RuntimeFailure as failure:
-            outcome = str(failure)
+            outcome = failure if lack_of(failure) else str(failure)
         except Exception as error:  # its own task's edge: other cells are probed all the same
             if not lack_of(error) and self._seldom.is_time(type(error).__name__):
                 log.exception("probe failed: unexpected error cell=%s", probe.cell_id)

@@ -11,15 +11,17 @@ from galactica.v1 import operator_pb2
 DEATH_COLUMNS = ("CELL", "VERDICT", "SERVER", "REVISION", "DIED", "RULE", "REASON")
 
 
-def counts(group: operator_pb2.GroupStatus) -> str:
-    """``1 of 3 ready, 1 booting, 0 sick``."""
-    return f"{group.ready} of {group.wanted} ready, {group.booting} booting, {group.sick} sick"
+def counts(answer: operator_pb2.GetGroupResponse) -> str:
+    """``2 of 3 ready (1 not proven yet), 1 booting, 0 sick``."""
+    group = answer.group
+    unproven = f" ({answer.unproven} not proven yet)" if answer.unproven else ""
+    return f"{group.ready} of {group.wanted} ready{unproven}, {group.booting} booting, {group.sick} sick"
 
 
 def progress(answer: operator_pb2.GetGroupResponse) -> str:
     """``web: 1 of 3 ready, 1 booting, 0 sick; held: backoff``."""
     rules = ", ".join(dict.fromkeys(hold.rule for hold in answer.held))
-    return f"{answer.group.name}: {counts(answer.group)}{f'; held: {rules}' if rules else ''}"
+    return f"{answer.group.name}: {counts(answer)}{f'; held: {rules}' if rules else ''}"
 
 
 def lines(answer: operator_pb2.GetGroupResponse, now: float) -> Iterator[list[Shown]]:
@@ -27,7 +29,7 @@ def lines(answer: operator_pb2.GetGroupResponse, now: float) -> Iterator[list[Sh
     group = answer.group
     state = Styled("healthy", people.GOOD) if answer.healthy else Styled("NOT healthy", people.BAD)
     yield [Styled(f"{group.kind}/{group.name}", "bold"), "  ", state, f"  revision {group.revision}"]
-    yield [f"  {counts(group)}"]
+    yield [f"  {counts(answer)}"]
     if answer.blamed:
         yield [Styled("  the spec is to blame: ", people.BAD), answer.blamed]
     if answer.held:

@@ -26,15 +26,18 @@ def wait(
     group: Named,
     ready: Annotated[
         bool,
-        typer.Option("--ready", help="Wait until every cell is ready and has the newest revision."),
+        typer.Option(
+            "--ready", help="Wait until every cell has the newest revision, is ready, and has proven itself."
+        ),
     ] = False,
     timeout: Annotated[
         str, typer.Option("--timeout", metavar="DURATION", help="Maximum time to wait.")
     ] = "60s",
     scheduler: Scheduler = None,
 ) -> None:
-    """Wait until a service or a pool is ready, with its progress on standard error. Fails on a timeout, and as soon as
-    the spec is to blame, and shows what holds the group back or what its cells died of."""
+    """Wait until a service or a pool is ready, with its progress on standard error. A new cell has to stay well for the
+    time that its manifest says (healthy_for) first. Fails on a timeout, and as soon as the spec is to blame, and shows
+    what holds the group back or what its cells died of."""
     kind, name = named_group(group)
     seconds = duration("--timeout", timeout)
     if not ready:
@@ -114,7 +117,7 @@ def _ask(client: Client, written: str) -> operator_pb2.GetGroupResponse:
 def _not_ready(client: Client, written: str, waited: str) -> CommandFailed:
     """The error with the group's current status. ``written``: the argument, for example service/web."""
     answer = _ask(client, written)
-    message = f"{written} is not ready {waited}: {group_texts.counts(answer.group)}"
+    message = f"{written} is not ready {waited}: {group_texts.counts(answer)}"
     return _failure(message, answer, client.now)
 
 

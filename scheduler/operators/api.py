@@ -21,6 +21,7 @@ from galactica.scheduler.core.preview import preview
 from galactica.scheduler.operators import shell as operator_shell
 from galactica.scheduler.operators.checks import check_providers, check_range, groups_of
 from galactica.scheduler.operators.regrow import GenomeKeeping, regrow
+from galactica.scheduler.operators.waiting import until_it_stands
 from galactica.scheduler.security.ca import AuthorityError, CertificateAuthority, CsrError
 from galactica.scheduler.security.gate import Context, InvalidRequest, operator_of
 from galactica.scheduler.security.identities import Role
@@ -38,7 +39,6 @@ from galactica.v1 import operator_pb2, operator_pb2_grpc
 
 TAIL_EVENTS_LIMIT = 10_000
 EVENTS_BATCH = 500
-TAKEN_IN_SECONDS = 0.002
 TAIL_LINES_LIMIT = 10_000
 TEXT_CHARACTERS = 500
 TOKEN_USES_LIMIT = 10_000
@@ -223,42 +223,19 @@ class OperatorApi(operator_pb2_grpc.OperatorServiceServicer):
     async def WaitReady(
         self, request: operator_pb2.WaitReadyRequest, context: Context
     ) -> operator_pb2.WaitReadyResponse:
-        """Wakes up on records about the group and then checks only the group's tally."""
-        name = request.group
-        position = self._check_group_known(name, request.kind) + 1
-        if not self._is_ready(name):
-            async for records in self._mind.feed(position):
-                if not any(event_views.group_of(record.event) == name for record in records):
-                    continue
-                await self._wait_for_controller(records[-1].position)
-                if self._is_ready(name):
-                    break
-        view = self._mind.view()
-        return operator_pb2.WaitReadyResponse(group=status_views.group_status(view, view.fleet.groups[name]))
+        self._check_group_known(request.group, request.kind)
+        return operator_pb2.WaitReadyResponse(group=await until_it_stands(self._mind, request.group))
 
-    async def _wait_for_controller(self, position: int) -> None:
-        """A record can be read a moment before the controller's fleet includes it."""
-        while self._mind.fleet().position < position:  # noqa: ASYNC110 - a very short wait, and no event signals its end
-            await asyncio.sleep(TAKEN_IN_SECONDS)
-
-    def _is_ready(self, name: str) -> bool:
-        state = self._mind.fleet().groups.get(name)
-        if state is None or state.deleted:
-            raise Refused("no_such_group", f"{name} was deleted", missing=True)
-        return status_views.is_ready(state)
-
-    def _check_group_known(self, name: str, sent_kind: int = operator_pb2.GROUP_KIND_UNSPECIFIED) -> int:
-        """The fleet's position. Raises Refused if the group does not exist or is of another kind."""
-        fleet = self._mind.fleet()
+    def _check_group_known(self, name: str, sent_kind: int = operator_pb2.GROUP_KIND_UNSPECIFIED) -> None:
+        """Raises Refused if the group does not exist or is of another kind."""
         kind = KINDS.get(operator_pb2.GroupKind.ValueType(sent_kind))
-        state = fleet.groups.get(name)
+        state = self._mind.fleet().groups.get(name)
         if state is None:
             raise Refused("no_such_group", f"no such {kind or 'group'}: {name[:100]}", missing=True)
         if kind is not None and state.group.kind is not kind:
             own = state.group.kind
             message = f"no such {kind}: {name}; {name} is a {own}, so write {own}/{name}"
             raise Refused("no_such_group", message, missing=True)
-        return fleet.position
 
     # --- asking ---------------------------------------------------------------------------------------------------
 

@@ -14,9 +14,9 @@ from galactica.scheduler.core.model.rules import Rule
 from galactica.scheduler.core.model.verdict import Health, Verdict
 from galactica.scheduler.core.ports import View
 from galactica.scheduler.core.sight.observations import CellReport
+from galactica.scheduler.core.verdicts import pools, proof
 from galactica.scheduler.core.verdicts.cells import cell_verdict
 from galactica.scheduler.core.verdicts.due import A_SHELL_WAS_OPENED, shell_fact, touched_facts, touched_words
-from galactica.scheduler.core.verdicts.pools import pool_cell_verdict
 from galactica.v1 import operator_pb2
 
 # --- cells --------------------------------------------------------------------------------------------------------
@@ -88,13 +88,31 @@ def verdict_words(cell: Cell, verdict: Verdict | None) -> tuple[str, str]:
 
 def verdict_of(view: View, cell: Cell) -> Verdict:
     """The verdict on a living cell now."""
+    verdict = _health_of(view, cell)
+    if cell.kind is CellKind.SERVER or verdict.health is not Health.HEALTHY:
+        return verdict
+    return _touched(view, cell) or verdict
+
+
+def _health_of(view: View, cell: Cell) -> Verdict:
     state = view.fleet.groups[cell.group]
     if cell.kind is CellKind.SERVER:
-        return pool_cell_verdict(view.fleet, state, cell, view.sight, view.now, view.policy)
+        return pools.pool_cell_verdict(view.fleet, state, cell, view.sight, view.now, view.policy)
     spec = state.spec_for(cell)
     server = view.fleet.servers.get(cell.server)
-    verdict = cell_verdict(cell, spec, server, view.sight, view.now, view.policy)
-    return (_touched(view, cell) or verdict) if verdict.health is Health.HEALTHY else verdict
+    return cell_verdict(cell, spec, server, view.sight, view.now, view.policy)
+
+
+def is_proven(view: View, cell: Cell) -> bool:
+    """Whether a READY cell was heard well for long enough, and nothing is known against it now."""
+    tempo = view.policy.tempo(len(view.fleet.servers))
+    at = proof.proven_at(view.fleet.groups[cell.group], cell, view.sight, view.policy, tempo)
+    if at is None or view.now < at or not proof.was_heard(cell, view.sight, at, view.policy):
+        return False
+    verdict = _health_of(view, cell)
+    if cell.kind is CellKind.SERVER:
+        return pools.is_well(verdict, view.fleet, cell, view.sight, view.policy)
+    return verdict.health is Health.HEALTHY
 
 
 def _touched(view: View, cell: Cell) -> Verdict | None:

@@ -10,7 +10,7 @@ from galactica.scheduler.core.model.rules import HoldRule
 from galactica.scheduler.core.model.verdict import Health
 from galactica.scheduler.core.ports import View
 from galactica.scheduler.views import status as status_views
-from galactica.scheduler.views.cells import cells_of_group
+from galactica.scheduler.views.cells import cells_of_group, is_proven
 from galactica.v1 import operator_pb2
 
 DEATHS_SHOWN = 3
@@ -30,7 +30,23 @@ def group(
         held=held,
         deaths=deaths,
         blamed=blamed(view, state),
+        unproven=len(unproven(view, state)),
     )
+
+
+def unproven(view: View, state: GroupState) -> list[Cell]:
+    """Cells of the newest revision that are READY, which is one sighting, and not proven. The time grows with the
+    group."""
+    return [
+        cell
+        for cell in cells_of_group(state)
+        if cell.phase is Phase.READY and cell.digest == state.digest and not is_proven(view, cell)
+    ]
+
+
+def stands(view: View, state: GroupState) -> bool:
+    """Whether each wanted cell is READY, of the newest revision and proven."""
+    return status_views.is_ready(state) and not unproven(view, state)
 
 
 def newest_dead(view: View, state: GroupState) -> list[Cell]:

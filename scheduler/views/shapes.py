@@ -203,6 +203,7 @@ def group(message: operator_pb2.GetGroupResponse) -> Json:
     return _group_status(message.group) | {
         "healthy": message.healthy,
         "blamed": message.blamed or None,
+        "unproven": message.unproven,
         "held": [hold(held) for held in message.held],
         "deaths": [certificate(death) for death in message.deaths],
     }

@@ -27,7 +27,7 @@ def fleet():
 def up(fleet, *words):
     """Returns when its own server is there."""
     command = [*cli_command(), "up", "--data", str(fleet.directory / "up"), "--listen", fleet.address]
-    fleet.scheduler = fleet.spawn("up", [*command, "--runtime", "process", *words])
+    fleet.scheduler = fleet.spawn("up", [*command, "--runtime", "process", *words], anew=True)
     fleet.until(fleet.answers, "it answers")
     fleet.until(lambda: is_whole(fleet), "its agent is attached")
 
@@ -115,7 +115,7 @@ def test_the_docker_runtime_without_an_engine_is_told_in_the_terminal_and_can_be
     """It waits for the engine, as after a boot; what is ordered meanwhile is held and says so."""
     nowhere = f"unix://{fleet.directory}/no-engine"
     command = [*cli_command(), "up", "--data", str(fleet.directory / "up"), "--listen", fleet.address]
-    fleet.scheduler = fleet.spawn("up", [*command, "--runtime", "docker"], DOCKER_HOST=nowhere)
+    fleet.scheduler = fleet.spawn("up", [*command, "--runtime", "docker"], anew=True, DOCKER_HOST=nowhere)
     says = f"the Docker engine at {nowhere} does not answer"
     fleet.until(lambda: says in fleet.log("up", 100_000), "the terminal says so")
     fleet.done("apply", str(fleet.service("web", 1, image="hello:1")))

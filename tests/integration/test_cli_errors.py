@@ -24,7 +24,9 @@ from galactica.scheduler.security.identities import Role
 from galactica.scheduler.settings.context import keep_context, read_context
 from galactica.v1 import operator_pb2
 from tests.support.command_line import NOW, WEB, command, environment, run, said
+from tests.support.forked import begin
 from tests.support.operator_service import Refusal, Scheduler, a_small_fleet, context_of, operator_service
+from tests.support.processes import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -193,14 +195,8 @@ class Terminal:
     def __init__(self, scheduler: Scheduler, *arguments: str, **more: str) -> None:
         self._own, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
-        self.process = subprocess.Popen(
-            command(*arguments),
-            env=environment(scheduler.context_file, TERM="xterm-256color", **more),
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-            start_new_session=True,
-        )
+        terminal = environment(scheduler.context_file, TERM="xterm-256color", **more)
+        self.process = begin(command(*arguments), terminal, ROOT, theirs, theirs, theirs)
         os.close(theirs)
         self.shown = ""
 

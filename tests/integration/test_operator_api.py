@@ -10,7 +10,7 @@ from galactica.scheduler.security.gate import OPERATOR_CALLS
 from galactica.scheduler.security.identities import Role
 from galactica.v1 import operator_pb2, operator_pb2_grpc
 from tests.support.link_world import LIMIT_SECONDS, link_world
-from tests.support.operator_world import Code, apply, groups, refusal, wait_ready
+from tests.support.operator_world import Code, apply, groups, proven_at_once, refusal, wait_ready
 from tests.support.world import pool, service, spec
 
 
@@ -20,12 +20,19 @@ async def world(tmp_path):
         yield world
 
 
+async def beat(agent):
+    while True:
+        await asyncio.sleep(0.1)
+        await agent.report()
+
+
 @contextlib.asynccontextmanager
 async def obedient(world, *servers):
     """Servers whose agents do at once what they are told."""
     async with asyncio.TaskGroup() as tasks:
         agents = [await world.agent(server) for server in servers]
         obeying = [tasks.create_task(agent.obey()) for agent in agents]
+        obeying += [tasks.create_task(beat(agent)) for agent in agents]
         yield agents
         for task in obeying:
             task.cancel()
@@ -92,7 +99,7 @@ class TestApplying:
     async def test_service_is_applied_ordered_and_seen_ready(self, world):
         operator = await world.operator()
         async with obedient(world, "web-1", "web-2"):
-            applied = await apply(operator, service("web", 3))
+            applied = await apply(operator, proven_at_once(service("web", 3)))
             ready = await wait_ready(operator)
 
             (change,) = applied.changes
@@ -109,7 +116,7 @@ class TestApplying:
                 position=world.mind.view().fleet.position,
                 epoch=1,
             )
-            again = await apply(operator, service("web", 3))
+            again = await apply(operator, proven_at_once(service("web", 3)))
             assert [one.change for one in again.changes] == ["unchanged"]
 
     async def test_all_problems_of_all_groups_are_told_at_once(self, world):
@@ -150,7 +157,7 @@ class TestApplying:
     async def test_plan_tells_births_and_deaths_and_changes_nothing(self, world):
         operator = await world.operator()
         async with obedient(world, "web-1"):
-            await apply(operator, service("web", 2))
+            await apply(operator, proven_at_once(service("web", 2)))
             await wait_ready(operator)
             before = world.mind.view().fleet
             request = operator_pb2.PlanGroupsRequest(groups=groups(service("web", 2, spec("2"))))
@@ -170,7 +177,7 @@ class TestApplying:
     async def test_delete_and_drain_tell_how_many_cells_go(self, world):
         operator = await world.operator()
         async with obedient(world, "web-1"):
-            await apply(operator, service("web", 2))
+            await apply(operator, proven_at_once(service("web", 2)))
             await wait_ready(operator)
             drained = await operator.DrainServer(operator_pb2.DrainServerRequest(server_id="web-1"))
             deleted = await operator.DeleteGroup(operator_pb2.DeleteGroupRequest(group="web"))

@@ -16,7 +16,7 @@ from galactica.scheduler.security.tokens import parse_token
 from galactica.v1 import cell_pb2, link_pb2, operator_pb2, operator_pb2_grpc
 from tests.support.link_world import LIMIT_SECONDS, link_world, running
 from tests.support.memory_mind import kinds
-from tests.support.operator_world import Code, apply, refusal, wait_ready
+from tests.support.operator_world import Code, apply, proven_at_once, refusal, wait_ready
 from tests.support.world import service, spec
 
 
@@ -30,13 +30,32 @@ class TestWaiting:
     async def test_wait_ends_when_the_last_cell_is_ready(self, world):
         operator = await world.operator()
         agent = await world.agent("web-1")
-        await apply(operator, service("web", 1))
+        await apply(operator, proven_at_once(service("web", 1)))
         waiting = asyncio.ensure_future(wait_ready(operator))
         await agent.instructions()
         assert not waiting.done()
         await agent.report(running("web/0.1"))
+        await world.mind.until(lambda: "CellReady" in kinds(world.mind.records))
+        await agent.report()
 
         assert (await waiting).group.ready == 1
+
+    async def test_one_sighting_of_a_ready_cell_does_not_end_the_wait(self, world):
+        operator = await world.operator()
+        agent = await world.agent("web-1")
+        await apply(operator, service("web", 1))
+        waiting = asyncio.ensure_future(wait_ready(operator))
+        await agent.instructions()
+        await agent.report(running("web/0.1"))
+        await world.mind.until(lambda: "CellReady" in kinds(world.mind.records))
+        seen = await operator.GetGroup(operator_pb2.GetGroupRequest(group="web"))
+        assert (seen.group.ready, seen.unproven) == (1, 1)
+        await agent.report(running("web/0.1", cell_pb2.CELL_STATE_EXITED))
+        await world.mind.until(lambda: "CellCondemned" in kinds(world.mind.records))
+        await operator.GetGroup(operator_pb2.GetGroupRequest(group="web"))
+
+        assert not waiting.done()
+        waiting.cancel()
 
     async def test_wait_for_a_group_that_is_deleted_ends_as_not_found(self, world):
         operator = await world.operator()

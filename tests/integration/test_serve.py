@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support.forked import run_command_line
 from tests.support.processes import is_alive
 
 REPOSITORY = Path(__file__).parents[2]
@@ -37,7 +38,6 @@ class Machine:
         self.processes = []
         self.environment = {
             **os.environ,
-            "PYTHONPATH": str(REPOSITORY),
             "GALACTICA_CONTEXT": str(directory / "context.json"),
             "NO_COLOR": "1",
         }
@@ -65,10 +65,7 @@ class Machine:
         )
 
     def cli(self, *words, code=0):
-        done = subprocess.run(
-            self.command(*words),
-            env=self.environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False,
-        )  # fmt: skip
+        done = run_command_line(words, self.environment, seconds=LIMIT_SECONDS)
         assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
         return done
 

@@ -8,7 +8,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from galactica.agent.runtimes.port import NotBegun, RuntimeUnavailable
+from galactica.agent.runtimes.port import NotBegun, RuntimeFailure, RuntimeUnavailable
 from galactica.v1 import cell_pb2
 from tests.support.agent_world import until
 from tests.support.probing import (
@@ -28,6 +28,13 @@ async def probing() -> AsyncIterator[Probing]:
         yield probing
 
 
+def caused_by(error: Exception) -> RuntimeFailure:
+    """As a runtime tells that a command could not be run, whatever kept it from running."""
+    failure = RuntimeFailure("cannot run check")
+    failure.__cause__ = error
+    return failure
+
+
 @pytest.mark.parametrize(
     "failure",
     [
@@ -35,6 +42,7 @@ async def probing() -> AsyncIterator[Probing]:
         RuntimeUnavailable("the engine is away"),
         OSError(errno.EMFILE, "no descriptor"),
         MemoryError(),
+        caused_by(OSError(errno.EMFILE, "no descriptor")),
     ],
 )
 async def test_exec_probe_that_could_not_begin_says_nothing_about_its_cell(

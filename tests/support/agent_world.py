@@ -5,13 +5,11 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import grpc
 from rpds import HashTrieMap
@@ -23,8 +21,9 @@ from galactica.scheduler.security.gate import REFUSAL_KEY
 from galactica.scheduler.security.identities import identity_of
 from galactica.scheduler.security.renewal import NotRenewed, server_to_renew
 from galactica.v1 import cell_pb2, link_pb2, link_pb2_grpc
+from tests.support.forked import Begun, begin
 from tests.support.orders import CELL, order
-from tests.support.processes import is_alive
+from tests.support.processes import agent_command, is_alive
 
 FLEET = "testfleet"
 DEADLINE_SECONDS = 20.0
@@ -302,42 +301,48 @@ async def fake_scheduler(directory: Path) -> AsyncIterator[FakeScheduler]:
 
 
 class AgentProcess:
-    """``python -m agent`` as a process of its own, with its data in ``data``."""
+    """The agent as a process of its own, with its data in ``data``."""
 
     def __init__(self, scheduler: FakeScheduler, data: Path, *arguments: str, **environment: str) -> None:
-        self._command = [sys.executable, "-m", "galactica.agent", "--scheduler", scheduler.address]
+        self._command = [*agent_command(), "--scheduler", scheduler.address]
         self._command += ["--enrol", f"127.0.0.1:{scheduler.enrol_port}", "--data", str(data)]
         self._command += ["--runtime", "process", *arguments]
-        paths = str(ROOT)
-        self._environment = {**os.environ, "PYTHONPATH": paths, **environment}
-        self.process: subprocess.Popen[str] | None = None
+        self._environment = {**os.environ, **environment}
+        self.process: Begun | None = None
+        self._said: TextIO | None = None
 
-    def start(self) -> subprocess.Popen[str]:
-        self.process = subprocess.Popen(
-            self._command, env=self._environment, stderr=subprocess.PIPE, text=True, cwd="/"
-        )
+    def start(self) -> Begun:
+        reader, writer = os.pipe()
+        self._said = os.fdopen(reader)
+        with Path(os.devnull).open("r+") as nothing:
+            streams = nothing.fileno(), nothing.fileno(), writer
+            self.process = begin(self._command, self._environment, Path("/"), *streams)
+        os.close(writer)
         return self.process
 
     async def until_said(self, words: str) -> None:
         """Returns when it has written a line with these words. What was read so far is not told again by ``ended``."""
-        assert self.process
-        assert self.process.stderr
+        assert self._said
         async with asyncio.timeout(DEADLINE_SECONDS):
-            while words not in (line := await asyncio.to_thread(self.process.stderr.readline)):
+            while words not in (line := await asyncio.to_thread(self._said.readline)):
                 assert line, f"it ended and never said: {words}"
 
     async def ended(self, number: int | None = signal.SIGTERM) -> tuple[int, str]:
         """Send it the signal, if any; its exit code and what it wrote."""
         assert self.process
+        assert self._said
         if number is not None:
             self.process.send_signal(number)
-        _, said = await asyncio.to_thread(self.process.communicate, timeout=DEADLINE_SECONDS)
-        return self.process.returncode, said
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            said = await asyncio.to_thread(self._said.read)
+        return self.process.wait(DEADLINE_SECONDS), said
 
     def dispose(self) -> None:
-        if self.process and self.process.poll() is None:
+        if self.process:
             self.process.kill()
-            self.process.communicate()
+            self.process.wait()
+        if self._said:
+            self._said.close()
 
 
 def pid_of(report: cell_pb2.CellReport) -> int:

@@ -12,8 +12,6 @@ from galactica.v1 import operator_pb2
 from tests.support.forked import run_command_line
 from tests.support.operator_service import Scheduler
 
-ROOT = Path(__file__).parents[2]
-
 NOW = 1_800_000_000.25
 
 WEB = operator_pb2.GroupStatus(kind="service", name="web", wanted=3, ready=3, revision=2)
@@ -21,8 +19,7 @@ WEB = operator_pb2.GroupStatus(kind="service", name="web", wanted=3, ready=3, re
 
 def environment(context: Path, **more: str) -> dict[str, str]:
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-    paths = {"PYTHONPATH": str(ROOT)}
-    return {**kept, **paths, "GALACTICA_CONTEXT": str(context), "TZ": "UTC", **more}
+    return {**kept, "GALACTICA_CONTEXT": str(context), "TZ": "UTC", **more}
 
 
 def command(*arguments: str) -> list[str]:

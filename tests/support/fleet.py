@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -33,9 +32,9 @@ from galactica.scheduler.security.ca import SCHEDULER_NAME
 from galactica.scheduler.views import shapes
 from galactica.v1 import operator_pb2, operator_pb2_grpc
 from tests.support.engine import configured_host, remove_fleet
-from tests.support.forked import run_command_line
+from tests.support.forked import Begun, begin, begin_anew, run_command_line
 from tests.support.process_cells import remove_all
-from tests.support.processes import OURS, Done, Json, Programs, below, free_ports, kill_all_naming, naming
+from tests.support.processes import OURS, Done, Json, Programs, below, free_ports, kill_all, naming
 
 T = TypeVar("T")
 
@@ -55,8 +54,8 @@ class Fleet:
     name: str = field(default_factory=lambda: f"test-{uuid.uuid4().hex[:12]}")
     host: str = "127.0.0.1"
     """The address on which the scheduler listens."""
-    scheduler: subprocess.Popen[bytes] | None = None
-    agents: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    scheduler: Begun | None = None
+    agents: dict[str, Begun] = field(default_factory=dict)
     errors_to: int | None = None
     """The descriptor that is standard error of what is begun next. None: its log file."""
     programs: Programs = OURS
@@ -65,6 +64,7 @@ class Fleet:
     _ports: tuple[int, int] = field(default_factory=free_ports)
     _channel: grpc.Channel | None = None
     _token: str = ""
+    _begun: list[Begun] = field(default_factory=list)
     _engines: set[str] = field(default_factory=set)
     """On which agents were begun that make containers."""
 
@@ -197,18 +197,14 @@ class Fleet:
         assert done.code == 0, done
         return str(done.json["token"])
 
-    def spawn(self, name: str, command: list[str], **environment: str) -> subprocess.Popen[bytes]:
-        """A process in a session of its own, whose output is appended to ``NAME.log``."""
-        with (self.directory / f"{name}.log").open("ab") as log:
-            return subprocess.Popen(
-                command,
-                cwd=self.programs.tree,
-                env=self.environment(**self.programs.environment, **environment),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log if self.errors_to is None else self.errors_to,
-                start_new_session=True,
-            )
+    def spawn(self, name: str, command: list[str], *, anew: bool = False, **environment: str) -> Begun:
+        """A process in a session of its own, whose output is appended to ``NAME.log``. ``anew``: never forked."""
+        environment = self.environment(**self.programs.environment, **environment)
+        with (self.directory / f"{name}.log").open("ab") as log, Path(os.devnull).open() as nothing:
+            streams = nothing.fileno(), log.fileno(), self.errors_to or log.fileno()
+            begun = (begin_anew if anew else begin)(command, environment, self.programs.tree, *streams)
+        self._begun.append(begun)
+        return begun
 
     def log(self, name: str, characters: int = 3_000) -> str:
         return (self.directory / f"{name}.log").read_text(errors="replace")[-characters:]
@@ -347,17 +343,16 @@ class Fleet:
         """End processes, then cells, then what is left of either."""
         if self._channel is not None:
             self._channel.close()
-        for begun in (self.scheduler, *self.agents.values()):
-            if begun is not None:
-                begun.kill()
-                begun.wait()
+        for begun in self._begun:
+            begun.kill()
+            begun.wait()
         for home in [
             path for path in below(self.directory) if path.parent.name == "cells" and "@" in path.name
         ]:
             name, _, fleet_id = home.name.partition("@")
             with contextlib.suppress(Exception):  # what it cannot remove is killed below
                 asyncio.run(remove_all(ProcessRuntime(home.parent, name, fleet_id)))
-        kill_all_naming(str(self.directory), WAIT_SECONDS)
+        kill_all(self.left_running, WAIT_SECONDS)
         for engine in self._engines:
             # One that has ended has taken its containers along.
             with contextlib.suppress(docker.errors.DockerException, requests.exceptions.RequestException):
@@ -365,8 +360,8 @@ class Fleet:
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def left_running(self) -> list[psutil.Process]:
-        """Living processes that name this fleet's directory in their command or environment."""
-        return naming(str(self.directory))
+        """Living processes that name this fleet's directory in their command or environment, and its own."""
+        return naming(str(self.directory), {one.pid for one in self._begun if one.poll() is None})
 
 
 @contextlib.contextmanager

@@ -74,6 +74,7 @@ class PlayedAgent:
         self.call = stub.Attach()
         self.welcome = link_pb2.Welcome()
         self.sequence = 0
+        self.reporting = asyncio.Lock()
 
     async def attach(self, **hello: object) -> link_pb2.Welcome:
         fields: dict[str, object] = {
@@ -106,9 +107,10 @@ class PlayedAgent:
         return list(answer.instructions.instructions)
 
     async def report(self, *cells: cell_pb2.CellReport, **fields: object) -> None:
-        self.sequence += 1
-        given = {"session": self.welcome.session, "sequence": self.sequence, "cells": cells, **fields}
-        await self.say(report=link_pb2.Report(**given))
+        async with self.reporting:
+            self.sequence += 1
+            given = {"session": self.welcome.session, "sequence": self.sequence, "cells": cells, **fields}
+            await self.say(report=link_pb2.Report(**given))
 
     async def ending(self) -> tuple[grpc.StatusCode, str]:
         """The stream's status, which comes behind everything that was written to it."""

@@ -2,6 +2,7 @@
 
 import grpc
 import pytest
+from msgspec.structs import replace
 
 from galactica.scheduler.wire.operator import group_to_proto
 from galactica.v1 import operator_pb2
@@ -18,6 +19,11 @@ async def apply(operator, *wanted):
     return await operator.ApplyGroups(
         operator_pb2.ApplyGroupsRequest(groups=groups(*wanted)), timeout=LIMIT_SECONDS
     )
+
+
+def proven_at_once(wanted):
+    """The group, whose cells are proven by the first word of their agent after that which made them READY."""
+    return replace(wanted, healthy_for_seconds=0.0)
 
 
 async def wait_ready(operator, name="web"):

@@ -10,7 +10,8 @@ import signal
 import socket
 import sys
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,22 +94,23 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def naming(text: str) -> list[psutil.Process]:
-    """Living processes, but for this one, that have it in their command or environment, such as a directory."""
+def naming(text: str, also: AbstractSet[int] = frozenset()) -> list[psutil.Process]:
+    """Living processes, but for this one, that have it in their command or environment, such as a directory. ``also``:
+    ids of processes that count although they do not."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             named = [*process.cmdline(), *process.environ().values()]
-            if process.pid != os.getpid() and any(text in word for word in named):
+            if process.pid in also or (process.pid != os.getpid() and any(text in word for word in named)):
                 found.append(process)
     return found
 
 
-def kill_all_naming(text: str, seconds: float) -> None:
+def kill_all(look: Callable[[], list[psutil.Process]], seconds: float) -> None:
     """Until nothing is left: agents that the scheduler's own provider began live in sessions of their own and outlive
     it, and one that is just being begun is seen by the next look."""
     for _ in range(100):
-        left = naming(text)
+        left = look()
         if not left:
             return
         for process in left:

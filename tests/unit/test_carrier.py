@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from galactica.agent.carrier import STARTS_OF_A_SERVICE, Carrier
-from galactica.agent.core.events import Event, Progressed, StartDeferred, Started, StartFailed
-from galactica.agent.core.instructions import StartCell
+from galactica.agent.core.events import Event, Progressed, StartDeferred, Started, StartFailed, StopFailed
+from galactica.agent.core.instructions import StartCell, StopCell
 from galactica.agent.core.model import Running
 from galactica.agent.runtimes.port import (
     NotBegun,
@@ -27,7 +27,7 @@ KIND = cell_pb2.RUNTIME_KIND_PROCESS
 
 
 class Starter:
-    """A runtime that only starts. ``hangs``: the services whose starts wait until the test's end."""
+    """A runtime that starts and stops. ``hangs``: the services whose starts wait until the test's end."""
 
     def __init__(self) -> None:
         self.error: Exception | None = None
@@ -41,6 +41,10 @@ class Starter:
         if self.error:
             raise self.error
         return Running("id", {}, {})
+
+    async def stop(self, cell_id: str, signal: str, grace_seconds: float) -> None:
+        if self.error:
+            raise self.error
 
 
 class World:
@@ -63,6 +67,10 @@ class World:
 
     def start(self, cell_id: str) -> None:
         self._carrier.carry_out(StartCell(order(cell_id).order), self._work)
+
+    async def outcome_of_a_stop(self) -> Event:
+        self._carrier.carry_out(StopCell("web/0.1", KIND, "SIGTERM", 1.0), self._work)
+        return await until(lambda: self.events and self.events[-1], "an outcome")
 
     def _work(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         self.begun.append(self._tasks.create_task(work))
@@ -138,3 +146,22 @@ async def test_any_other_error_is_a_failed_start(world: World, error: Exception,
     event = await world.outcome()
     assert isinstance(event, StartFailed)
     assert event.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "lack"),
+    [
+        (OSError(errno.EMFILE, "no file"), "this server's agent lacks EMFILE", "EMFILE"),
+        (RuntimeFailure("processes do not end"), "processes do not end", ""),
+        (KeyError("x"), "unexpected error in the agent: KeyError('x')", ""),
+    ],
+    ids=str,
+)
+async def test_a_stop_that_fails_says_why_and_what_the_agent_lacks(
+    world: World, caplog: pytest.LogCaptureFixture, error: Exception, reason: str, lack: str
+) -> None:
+    world.starter.error = error
+    event = await world.outcome_of_a_stop()
+    assert isinstance(event, StopFailed)
+    assert (event.reason, world.lacks.take()) == (reason, lack)
+    assert bool(caplog.records and caplog.records[-1].exc_info) is isinstance(error, KeyError)

@@ -1,6 +1,7 @@
 """One process cell: watched while it lives, examined after its death, removed at the end."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -19,6 +20,7 @@ from galactica.agent.runtimes.process import table as process_table
 from galactica.agent.runtimes.process.launch import Folder
 from galactica.agent.runtimes.process.leftovers import Leftovers
 from galactica.agent.runtimes.process.record import Record
+from galactica.agent.starved import lack_of
 from galactica.v1 import cell_pb2
 
 SIGNAL_EXIT_BASE = 128
@@ -82,6 +84,20 @@ class Cell:
             os.close(descriptor)
         self._pidfds.clear()
 
+    def signal(self, name: str, on_death: Callable[["Cell"], None]) -> None:
+        """Signal its main process's group, and let stopped processes hear of it. Raises OSError.
+
+        No lack of descriptors keeps a cell alive: those by which it is observed are enough to end it."""
+        try:
+            _signal(self.record.main, name)
+        except OSError as error:
+            if not lack_of(error):
+                raise
+            self.unobserve()
+            _signal(self.record.main, name)
+            with contextlib.suppress(OSError):
+                self.observe(on_death)
+
     async def examine(self) -> cell_pb2.Autopsy:
         """The autopsy. Kills the rest of the cell's processes first."""
         async with self._examining:
@@ -102,6 +118,21 @@ class Cell:
         if self.record.autopsy is not None:
             return Found(self.record.order, None, self.record.autopsy)
         return Found(self.record.order, self.running(host))
+
+
+def _signal(leader: process_table.Process, name: str) -> None:
+    process_table.signal_group(leader, _number_of(name))
+    # A stopped process hears of it only when it goes on.
+    process_table.signal_group(leader, signal.SIGCONT)
+
+
+def _number_of(name: str) -> int:
+    """SIGTERM if the name is unknown: a misspelt signal must not keep a cell alive."""
+    try:
+        return signal.Signals[name if name.startswith("SIG") else f"SIG{name}"]
+    except KeyError:
+        log.warning("unknown signal %r: sending SIGTERM instead", name)
+        return signal.SIGTERM
 
 
 def endpoint(host: str, number: int) -> str:

@@ -136,5 +136,5 @@ async def _kill_what_is_left(record: Record, mark: str, *, is_held: bool) -> Non
     if record.groups or is_held:
         try:
             await asyncio.to_thread(process_table.kill_until_none, left)
-        except (RuntimeFailure, RuntimeError) as error:
+        except (RuntimeFailure, RuntimeError, OSError) as error:
             log.warning("what a command left in %s goes on: %s", record.order.cell_id, error)

@@ -10,12 +10,15 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from galactica.agent.starved import lack_of
+
 REMOVE_ROUNDS = 200
 REMOVE_PAUSE_SECONDS = 0.01
 
 
 def members(groups: Iterable[Path]) -> set[int]:
-    """The processes of the groups and of all groups below them. Without zombies: they do not block the removal."""
+    """The processes of the groups and of all groups below them. Without zombies: they do not block the removal. Raises
+    OSError if this agent lacks what it needs to look: that proves nothing."""
     return {pid for top in groups for group in _tree(top) for pid in _pids_in(group)}
 
 
@@ -57,12 +60,17 @@ def _tree(top: Path) -> Iterator[Path]:
     while waiting:
         group = waiting.pop()
         yield group
-        with contextlib.suppress(OSError):  # gone
+        try:
             waiting += [path for path in group.iterdir() if path.is_dir()]
+        except OSError as error:
+            if lack_of(error):
+                raise  # else it is gone
 
 
 def _pids_in(group: Path) -> list[int]:
     try:
         return [int(line) for line in (group / "cgroup.procs").read_text().split()]
-    except OSError:
+    except OSError as error:
+        if lack_of(error):
+            raise
         return []

@@ -21,7 +21,6 @@ system of its own.
 import asyncio
 import contextlib
 import logging
-import signal
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from pathlib import Path
@@ -196,9 +195,7 @@ class ProcessRuntime:
     async def _ask_to_end(self, cell: Cell, signal_name: str, grace_seconds: float) -> None:
         if cell.died.is_set():
             return
-        process_table.signal_group(cell.record.main, _signal_number(signal_name))
-        # A stopped process hears of it only when it goes on.
-        process_table.signal_group(cell.record.main, signal.SIGCONT)
+        cell.signal(signal_name, self._on_death)
         try:
             async with asyncio.timeout(grace_seconds):
                 await cell.died.wait()
@@ -375,12 +372,3 @@ class ProcessRuntime:
                         await asyncio.to_thread(cell.log.trim)
                 except (OSError, RuntimeError) as error:
                     log.warning("cannot trim the log of cell %s: %s", cell.id, error)
-
-
-def _signal_number(name: str) -> int:
-    """SIGTERM if the name is unknown: a misspelt signal must not keep a cell alive."""
-    try:
-        return signal.Signals[name if name.startswith("SIG") else f"SIG{name}"]
-    except KeyError:
-        log.warning("unknown signal %r: sending SIGTERM instead", name)
-        return signal.SIGTERM

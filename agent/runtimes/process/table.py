@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from galactica.agent.runtimes.port import RuntimeFailure
+from galactica.agent.starved import lack_of
 
 STAT_BYTES = 4_096
 KILL_ROUNDS = 100
@@ -230,8 +231,10 @@ def has_entry(pid: int, entry: bytes) -> bool:
 
 
 def entries(pid: int) -> list[bytes]:
-    """That process's environment."""
+    """That process's environment. Raises OSError if this agent lacks what it needs to read it: that proves nothing."""
     try:
         return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:  # gone already, or of another user and so not of a cell of this agent
-        return []
+    except OSError as error:
+        if lack_of(error):
+            raise
+        return []  # gone already, or of another user and so not of a cell of this agent

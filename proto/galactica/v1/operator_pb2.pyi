@@ -1071,10 +1071,13 @@ class GetGroupResponse(_message.Message):
     HELD_FIELD_NUMBER: _builtins.int
     DEATHS_FIELD_NUMBER: _builtins.int
     BLAMED_FIELD_NUMBER: _builtins.int
+    UNPROVEN_FIELD_NUMBER: _builtins.int
     healthy: _builtins.bool
     """It has all wanted cells, READY and of the newest revision, and nothing of it is held."""
     blamed: _builtins.str
     """Why more cells of the newest revision would die like those before; empty: nothing says so."""
+    unproven: _builtins.int
+    """How many cells of the newest revision are READY and not proven: each has to be heard well for a while first."""
     @_builtins.property
     def group(self) -> Global___GroupStatus: ...
     @_builtins.property
@@ -1091,10 +1094,11 @@ class GetGroupResponse(_message.Message):
         held: _abc.Iterable[Global___Hold] | None = ...,
         deaths: _abc.Iterable[Global___GetCertificateResponse] | None = ...,
         blamed: _builtins.str = ...,
+        unproven: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["group", b"group"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blamed", b"blamed", "deaths", b"deaths", "group", b"group", "healthy", b"healthy", "held", b"held"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blamed", b"blamed", "deaths", b"deaths", "group", b"group", "healthy", b"healthy", "held", b"held", "unproven", b"unproven"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

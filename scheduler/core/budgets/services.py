@@ -52,6 +52,10 @@ def unproven_hold(state: GroupState, now: float, policy: Policy, trusted_since: 
         if now < until:
             reason = f"a cell of revision {state.revision} died young less than {policy.young_death_seconds:g} s ago"
             return Held(HoldRule.UNPROVEN, reason, until)
+    return _newest_unproven(state, now, policy, trusted_since)
+
+
+def _newest_unproven(state: GroupState, now: float, policy: Policy, trusted_since: float) -> Held | None:
     until = max(state.newest_ready_at, trusted_since) + state.group.healthy_for_seconds
     if state.newest_ready_at and policy.waits_for_proof and now < until:
         reason = (
@@ -62,9 +66,15 @@ def unproven_hold(state: GroupState, now: float, policy: Policy, trusted_since: 
     return None
 
 
-def may_go_before(state: GroupState) -> Allowed | Held:
-    """May a sick cell go before its successor is there, because there is room for one of them only? One at a time, and
-    only while no other cell of the group is missing."""
+def may_go_before(
+    state: GroupState, now: float, policy: Policy, trusted_since: float = 0.0
+) -> Allowed | Held:
+    """May a sick cell go before its successor is there, because there is room for one of them only? One at a time, only
+    while no other cell of the group is missing, and not before the newest one is proven: one that dies a moment later
+    would have cost the next."""
+    unproven = _newest_unproven(state, now, policy, trusted_since)
+    if unproven is not None:
+        return unproven
     tally = state.tally
     there = tally.ready + tally.replacing
     if there < state.wanted_slots:

@@ -93,19 +93,25 @@ class ByAgent:
         return Held(HoldRule.EXCLUSIVE, f"{reason}; its server {cell.server} {why}: {wait}", at)
 
     def goes_first(self, draft: Draft, key: SlotKey, state: GroupState, cell: Cell) -> str:
-        """A sick cell does whose place is the only one for its successor."""
-        slot = state.slots[cell.slot]
-        if cell.condemned_health is not Health.SICK or slot.wanted_cell is not None:
+        """A sick cell does, if nothing but its place is missing for its successor."""
+        held = draft.holds.get(key)
+        if held is None or held.rule != HoldRule.NO_CAPACITY or not self._is_sick(draft, state, cell):
             return ""
         spec = state.group.spec
         place = draft.placer.place(state, spec)
         if not isinstance(place, Unplaceable) or not draft.placer.would_fit_without(cell, spec):
             return ""
-        allowed = may_go_before(state)
+        allowed = may_go_before(state, draft.now, draft.policy, draft.sight.trusted_since)
         if isinstance(allowed, Held):
             draft.hold(key, allowed.rule, f"{cell.id} is to go: {allowed.reason}", allowed.next_look_at)
             return ""
         return f"it goes before its successor, which has room only in its place on {cell.server}: {place.explain()}"
+
+    def _is_sick(self, draft: Draft, state: GroupState, cell: Cell) -> bool:
+        """Whether it was condemned as sick, or has become so since."""
+        if cell.condemned_health is Health.SICK:
+            return True
+        return self.verdict(draft, state, cell).health is Health.SICK
 
     def advance(self, draft: Draft, key: SlotKey, state: GroupState, cell: Cell) -> None:
         report = draft.sight.report_of(cell.server, cell.id)
@@ -164,6 +170,7 @@ class ByAgent:
             draft.forget(cell.server, cell.id)
         if cell.server:
             draft.servers_with_room.add(cell.server)
+            draft.placer.touch(cell.server)  # at once: its successor comes before others that wait for room
             bury_server(draft, cell.server)
 
 

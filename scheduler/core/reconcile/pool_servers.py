@@ -19,7 +19,7 @@ from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.commands import DecommissionServer, OrderServer
 from galactica.scheduler.core.model.fleet import Cell, GroupState, Phase, Server, Slot
 from galactica.scheduler.core.model.keys import ServerKey, SlotKey, cells_of
-from galactica.scheduler.core.model.rules import HoldRule, Rule
+from galactica.scheduler.core.model.rules import HoldRule
 from galactica.scheduler.core.model.succession import predecessor_of, was_lost
 from galactica.scheduler.core.model.verdict import Health, Verdict
 from galactica.scheduler.core.placement import Unplaceable
@@ -28,8 +28,7 @@ from galactica.scheduler.core.reconcile.servers import condemn_server, doubted_i
 from galactica.scheduler.core.sight.observations import ProviderServer, ProviderState
 from galactica.scheduler.core.unknown import unknown_on
 from galactica.scheduler.core.verdicts.evidence import provider_of, provider_server
-from galactica.scheduler.core.verdicts.pools import pool_cell_verdict
-from galactica.scheduler.core.verdicts.vitals import own_ailments
+from galactica.scheduler.core.verdicts.pools import is_well, pool_cell_verdict
 
 
 class ByProvider:
@@ -45,13 +44,7 @@ class ByProvider:
         return verdict
 
     def is_well(self, draft: Draft, state: GroupState, cell: Cell) -> bool:
-        """Also where the only doubt is about the scheduler's own clock: then no server would ever be well."""
-        verdict = self.verdict(draft, state, cell)
-        if verdict.rule != Rule.CLOCK_OFF:
-            return verdict.health is Health.HEALTHY
-        server = draft.fleet.servers.get(cell.id)
-        limits = draft.policy.vitals
-        return server is not None and not own_ailments(draft.fleet, server, draft.sight, limits)
+        return is_well(self.verdict(draft, state, cell), draft.fleet, cell, draft.sight, draft.policy)
 
     def place(self, draft: Draft, state: GroupState) -> str | Unplaceable:
         return ""

@@ -46,12 +46,20 @@ def _lead(draft: Draft, key: SlotKey) -> None:
     for cell in _cells(draft, key):
         if not cell.is_condemned:
             _judge(draft, key, cell)
+    _fill_and_deliver(draft, key)
+    before = _cells(draft, key)
+    for cell in before:
+        _retire(draft, key, cell)
+    if len(_cells(draft, key)) < len(before):
+        # Its successor may have waited for just that. The room that it leaves is its successor's before anybody else's.
+        _fill_and_deliver(draft, key)
+
+
+def _fill_and_deliver(draft: Draft, key: SlotKey) -> None:
     _fill(draft, key)
     wanted = _slot(draft, key).wanted_cell
     if wanted is not None and wanted.phase is Phase.ORDERED:
         carrier_of(wanted).deliver(draft, key, wanted)
-    for cell in _cells(draft, key):
-        _retire(draft, key, cell)
 
 
 def _slot(draft: Draft, key: SlotKey) -> Slot:
@@ -303,7 +311,4 @@ def _decommissioned(draft: Draft, cell: Cell, proof: str) -> None:
     draft.emit(e.CellDecommissioned(cell.id, proof, autopsy))
     for other in unknown:
         draft.look_at_slot_of(other)
-    key = SlotKey(cell.group, cell.slot)
-    if _slot(draft, key).wanted_cell is None:
-        draft.look(key, draft.now)  # its successor may have waited for just that
     carrier.forget(draft, cell, provider, proof)

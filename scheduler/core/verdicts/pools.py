@@ -14,6 +14,7 @@ from galactica.scheduler.core.sight.observations import (
 from galactica.scheduler.core.sight.state import Sight
 from galactica.scheduler.core.verdicts.evidence import provider_of, provider_server
 from galactica.scheduler.core.verdicts.servers import server_verdict
+from galactica.scheduler.core.verdicts.vitals import own_ailments
 
 # --- servers as cells of a pool ------------------------------------------------------------------------------------
 
@@ -61,3 +62,12 @@ def pool_cell_verdict(
     provider = sight.providers.get(provider_of(spec))
     refused = (provider.refused.get(cell.id) if provider else None) or ""
     return server_cell_verdict(cell, spec, of_place, made, refused, sight.trusted_since, now)
+
+
+def is_well(verdict: Verdict, fleet: Fleet, cell: Cell, sight: Sight, policy: Policy) -> bool:
+    """Whether this verdict on a pool's cell says nothing against it. Also where the only doubt is about the scheduler's
+    own clock: then no server would ever be well."""
+    if verdict.rule != Rule.CLOCK_OFF:
+        return verdict.health is Health.HEALTHY
+    server = fleet.servers.get(cell.id)
+    return server is not None and not own_ailments(fleet, server, sight, policy.vitals)
