@@ -153,6 +153,8 @@ def _cell_note(cell: operator_pb2.Cell) -> str:
         notes.append(cell.progress)
     if cell.verdict != "healthy" and cell.reason:
         notes.append(cell.reason)
+    if cell.phase == "READY" and cell.kind == "container" and not cell.serving:
+        notes.append("does not serve")
     if cell.replaced_by:
         notes.append(f"replaced by {cell.replaced_by}")
     return "; ".join(notes)

@@ -127,7 +127,7 @@ def _to_come(fleet: Fleet, names: set[str]) -> tuple[int, int]:
     for name in names:
         state = fleet.groups[name]
         tally = state.tally
-        births += max(0, state.wanted_slots - (tally.ready + tally.booting - tally.outdated))
+        births += max(0, state.wanted_slots - (tally.ready + tally.booting - tally.outdated + tally.renewing))
         deaths += tally.outdated
     return births, deaths
 

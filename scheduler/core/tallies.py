@@ -36,22 +36,22 @@ def recount(state: GroupState) -> Tally:
 
 
 def _tally(slot: Slot, digest: str) -> Tally:
-    ready = booting = condemned = outdated = 0
-    waiting = False
-    for cell in slot.cells:
-        if cell.is_condemned:
-            condemned += 1
-            waiting = waiting or still_waits(cell)
-            continue
-        if cell.phase is Phase.READY:
-            ready += 1
-        else:
-            booting += 1
-        outdated += cell.digest != digest
-    there = sum(map(is_there, slot.cells))
-    extra = max(0, there - (0 if ready or booting else 1))
+    living = slot.living
+    ready = any(cell.phase is Phase.READY for cell in living)
+    waiting = any(map(still_waits, slot.cells))
+    has_candidate = len(living) > 1
+    outdated = sum(cell.digest != digest for cell in living)
+    there = len(living) + sum(map(is_there, slot.cells))
     return Tally(
-        ready, booting, condemned, int(waiting), int(waiting and ready + booting > 0), outdated, extra
+        ready=int(ready),
+        booting=int(bool(living) and not ready),
+        condemned=len(slot.cells) - len(living),
+        manned=int(ready or waiting),
+        replacing=int(waiting or has_candidate),
+        surging=int((waiting and bool(living)) or has_candidate),
+        outdated=outdated,
+        renewing=outdated if has_candidate and living[-1].digest == digest else 0,
+        extra=max(0, there - 1),
     )
 
 
@@ -60,9 +60,11 @@ def _add(left: Tally, right: Tally, sign: int) -> Tally:
         left.ready + sign * right.ready,
         left.booting + sign * right.booting,
         left.condemned + sign * right.condemned,
+        left.manned + sign * right.manned,
         left.replacing + sign * right.replacing,
         left.surging + sign * right.surging,
         left.outdated + sign * right.outdated,
+        left.renewing + sign * right.renewing,
         left.extra + sign * right.extra,
     )
 

@@ -37,6 +37,9 @@ from galactica.scheduler.core.model.succession import was_lost
 from galactica.scheduler.core.places import name_of
 from galactica.scheduler.core.tallies import placed, put_group, put_server, put_slot, recount, story_of
 
+SLOT_LIVING = 2
+"""So many cells of a slot may live at once: one that has it, and the candidate that is to take its place."""
+
 ALIVE = (Phase.ORDERED, Phase.BOOTING, Phase.READY)
 
 CELL_MOVES: dict[type[e.Event], tuple[tuple[Phase, ...], Phase]] = {
@@ -158,9 +161,9 @@ def _placed(fleet: Fleet, record: e.Record, event: e.CellOrdered | e.CellAdopted
     parsed = _parsed(event.cell)
     state = _group(fleet, parsed.group, record)
     slot = state.slots.get(parsed.slot) or Slot(next_generation=state.first_generation)
-    current = slot.wanted_cell
-    if current is not None:
-        raise IllegalTransition(f"{event.cell}: {story_of(current)} still holds the slot")
+    has_room_for_candidate = isinstance(event, e.CellOrdered) and len(slot.living) < SLOT_LIVING
+    if slot.living and not has_room_for_candidate:
+        raise IllegalTransition(f"{event.cell}: {story_of(slot.living[-1])} still holds the slot")
     cell = Cell(
         id=event.cell,
         group=parsed.group,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import zlib
 
 import msgspec
-from msgspec.structs import astuple
+from msgspec.structs import asdict, astuple, replace
 from rpds import HashTrieMap, HashTrieSet
 
 from galactica.scheduler.core.model.fleet import (
@@ -25,6 +25,7 @@ from galactica.scheduler.core.model.fleet import (
     UnknownCell,
 )
 from galactica.scheduler.core.model.spec import Resources
+from galactica.scheduler.core.tallies import recount
 from galactica.scheduler.core.unknown import slot_of
 from galactica.scheduler.journal.snapshot_format import (
     BackoffOnDisk,
@@ -190,7 +191,7 @@ def _group_to_disk(state: GroupState, words: _Words) -> GroupOnDisk:
             SlotOnDisk(number, slot.next_generation, [_cell_to_disk(cell, words) for cell in slot.cells])
             for number, slot in state.slots.items()
         ],
-        tally=TallyOnDisk(*astuple(state.tally)),
+        tally=TallyOnDisk(**asdict(state.tally)),
         backoff=BackoffOnDisk(*astuple(state.backoff)),
         per_server=dict(state.per_server.items()),
         deleted=state.deleted,
@@ -315,14 +316,14 @@ def _group_from_disk(group: GroupOnDisk, words: list[str]) -> GroupState:
         )
         for slot in group.slots
     )
-    return GroupState(
+    state = GroupState(
         group=group.group,
         digest=group.digest,
         revision=group.revision,
         revisions=group.revisions,
         first_generation=group.first_generation,
         slots=HashTrieMap(slots),
-        tally=Tally(*astuple(group.tally)),
+        tally=Tally(**asdict(group.tally)),
         backoff=Backoff(*astuple(group.backoff)),
         per_server=HashTrieMap(group.per_server),
         deleted=group.deleted,
@@ -332,6 +333,7 @@ def _group_from_disk(group: GroupOnDisk, words: list[str]) -> GroupState:
         newest_ready_at=group.newest_ready_at,
         last_position=group.last_position,
     )
+    return state if state.tally.manned >= 0 else replace(state, tally=recount(state))
 
 
 def _server_from_disk(server: ServerOnDisk) -> Server:

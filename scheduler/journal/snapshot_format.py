@@ -59,6 +59,9 @@ class TallyOnDisk(Struct, frozen=True, array_like=True):
     surging: int
     outdated: int
     extra: int = 0
+    manned: int = -1
+    """Below zero: written by a version that did not count these two."""
+    renewing: int = 0
 
 
 class BackoffOnDisk(Struct, frozen=True, array_like=True):

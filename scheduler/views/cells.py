@@ -13,6 +13,7 @@ from galactica.scheduler.core.model.fleet import Cell, CellKind, GroupState, Pha
 from galactica.scheduler.core.model.rules import Rule
 from galactica.scheduler.core.model.verdict import Health, Verdict
 from galactica.scheduler.core.ports import View
+from galactica.scheduler.core.serving import serving_cell
 from galactica.scheduler.core.sight.observations import CellReport
 from galactica.scheduler.core.verdicts import pools, proof
 from galactica.scheduler.core.verdicts.cells import cell_verdict
@@ -68,7 +69,17 @@ def cell_row(view: View, cell: Cell) -> operator_pb2.Cell:
         endpoints=_endpoints(cell, report),
         runtime_id=cell.runtime_id or (report.runtime_id if report else ""),
         progress=_progress(cell, report),
+        serving=_serves(view, cell),
     )
+
+
+def _serves(view: View, cell: Cell) -> bool:
+    state = view.fleet.groups.get(cell.group)
+    slot = state.slots.get(cell.slot) if state and cell.slot < state.wanted_slots else None
+    if state is None or slot is None or cell.kind is CellKind.SERVER:
+        return False
+    current = serving_cell(view.fleet, state, slot, view.sight, view.now, view.policy)
+    return current is not None and current.id == cell.id
 
 
 def _endpoints(cell: Cell, report: CellReport | None) -> Mapping[str, str]:

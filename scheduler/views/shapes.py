@@ -45,6 +45,7 @@ def cell(message: operator_pb2.Cell) -> Json:
         "replaced_by": message.replaced_by or None,
         "endpoints": dict(sorted(message.endpoints.items())),
         "runtime_id": message.runtime_id or None,
+        "serving": message.serving,
     }
 
 

@@ -50,18 +50,20 @@ def test_cells_as_json_have_the_promised_shape(scheduler: Scheduler):
             "verdict": "healthy", "server": "north", "digest": "3f" * 32, "revision": 2,
             "ordered_at": text_of(NOW - 90), "ready_at": text_of(NOW - 89), "condemned_at": None,
             "replaces": None, "replaced_by": None, "endpoints": {"http": "127.0.0.1:20001"}, "runtime_id": "pid-71",
+            "serving": True,
         },
         {
             "id": "web/1.1", "group": "web", "slot": 1, "generation": 1, "kind": "container",
             "phase": "DECOMMISSIONED", "verdict": "dead", "server": "north", "digest": "3f" * 32, "revision": 2,
             "ordered_at": text_of(NOW - 90), "ready_at": text_of(NOW - 89), "condemned_at": text_of(NOW - 4),
             "replaces": None, "replaced_by": "web/1.2", "endpoints": {}, "runtime_id": "pid-72",
+            "serving": False,
         },
         {
             "id": "web/1.2", "group": "web", "slot": 1, "generation": 2, "kind": "container", "phase": "BOOTING",
             "verdict": "healthy", "server": "south", "digest": "3f" * 32, "revision": 2,
             "ordered_at": text_of(NOW - 4), "ready_at": None, "condemned_at": None, "replaces": "web/1.1",
-            "replaced_by": None, "endpoints": {}, "runtime_id": None,
+            "replaced_by": None, "endpoints": {}, "runtime_id": None, "serving": False,
         },
     ]  # fmt: skip
 

@@ -43,13 +43,20 @@ def recount(state: GroupState) -> Tally:
     cells = cells_in(state)
     waiting = {cell.slot for cell in cells if waits(cell)}
     living = [cell for cell in cells if cell.phase in (*BOOTING, Phase.READY)]
+    ready = {cell.slot for cell in living if cell.phase is Phase.READY}
+    lived_in = Counter(cell.slot for cell in living)
+    with_candidate = {slot for slot, count in lived_in.items() if count > 1}
+    newest = {cell.slot: cell for cell in living}  # oldest first
+    old = [cell for cell in living if cell.digest != state.digest]
     return Tally(
-        ready=sum(cell.phase is Phase.READY for cell in cells),
-        booting=sum(cell.phase in BOOTING for cell in cells),
+        ready=len(ready),
+        booting=len(lived_in.keys() - ready),
         condemned=len(cells) - len(living),
-        replacing=len(waiting),
-        surging=len(waiting & {cell.slot for cell in living}),
-        outdated=sum(cell.digest != state.digest for cell in living),
+        manned=len(ready | waiting),
+        replacing=len(waiting | with_candidate),
+        surging=len((waiting & lived_in.keys()) | with_candidate),
+        outdated=len(old),
+        renewing=sum(newest[cell.slot].digest == state.digest for cell in old),
         extra=extra(state),
     )
 
@@ -67,13 +74,17 @@ def extra(state: GroupState) -> int:
 
 
 def check_fleet(fleet: Fleet) -> None:
-    """Whatever happened: slots are held by one cell, and every count is what a recount gives."""
+    """Whatever happened: a slot has one cell, or two while the newer one has yet to prove itself, and every count is
+    what a recount gives."""
     for state in fleet.groups.values():
         assert state.tally == recount(state)
         assert dict(state.per_server.items()) == Counter(cell.server for cell in cells_in(state))
         for number, slot in state.slots.items():
-            assert sum(cell.phase is Phase.READY for cell in slot.cells) <= 1
-            assert sum(cell.phase in (*BOOTING, Phase.READY) for cell in slot.cells) <= 1
+            living = [cell for cell in slot.cells if cell.phase in (*BOOTING, Phase.READY)]
+            assert len(living) <= 1 or [cell.phase is Phase.READY for cell in living] in (
+                [True, True],
+                [True, False],
+            )
             assert [cell.generation for cell in slot.cells] == sorted(
                 {cell.generation for cell in slot.cells}
             )
@@ -114,8 +125,12 @@ def _check_order(before: Fleet, event: e.CellOrdered, after: Fleet, policy: Poli
     assert event.digest == state.digest
     assert before.servers[event.server].phase is Phase.READY
     assert before.burials == after.burials
-    first = parsed.generation == state.first_generation
-    assert event.replaces == ("" if first else f"{parsed.group}/{parsed.slot}.{parsed.generation - 1}")
+    slot = state.slots.get(parsed.slot)
+    if slot is not None and slot.living:  # it is a candidate
+        assert event.replaces == slot.living[0].id
+    else:
+        first = parsed.generation == state.first_generation
+        assert event.replaces == ("" if first else f"{parsed.group}/{parsed.slot}.{parsed.generation - 1}")
     surging = after.groups[parsed.group].tally.surging
     assert surging <= max(_surge(state, policy), state.tally.surging)
 
@@ -130,8 +145,8 @@ def _check_condemnation(before: Fleet, event: e.CellCondemned, policy: Policy) -
     if cell.ready_at is None:
         return
     if event.rule == "outdated":
-        assert state.tally.replacing < policy.outdated_surge
-        assert state.tally.ready + state.tally.replacing >= state.wanted_slots
+        assert state.tally.replacing <= policy.outdated_surge
+        assert state.tally.manned >= state.wanted_slots
     if event.rule == "server_drained":
         assert state.tally.replacing < _surge(state, policy)
 

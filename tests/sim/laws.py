@@ -12,7 +12,7 @@ from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.commands import Command, Decommission, Order
 from galactica.scheduler.core.model.events import Record
 from galactica.scheduler.core.model.fleet import parse_cell_id
-from galactica.scheduler.core.model.rules import SILENCE_RULES
+from galactica.scheduler.core.model.rules import SILENCE_RULES, Rule
 from galactica.scheduler.core.model.verdict import Health
 from galactica.scheduler.core.sight.observations import CellReport
 from tests.sim.absences import Absences
@@ -49,8 +49,10 @@ class _Life:
 
     @property
     def still_serves(self) -> bool:
-        """Condemned, and not told to end yet, since it waits for its successor."""
-        return self.rank == CONDEMNED and self.ready_at is not None and self.health is not Health.DEAD
+        """READY, or condemned and not told to end yet, since it waits for its successor."""
+        return (
+            self.rank in (READY, CONDEMNED) and self.ready_at is not None and self.health is not Health.DEAD
+        )
 
 
 @dataclass
@@ -265,14 +267,19 @@ class Laws:
         replicas, digest = self.wanted.get(parsed.group, (0, ""))
         self._require(parsed.slot < replicas, record, "nobody wants this slot")
         self._require(event.digest == digest, record, "a cell of an old spec was ordered")
-        for other in self.slots[parsed.group, parsed.slot]:
-            least = GONE if parsed.group in self.exclusive else CONDEMNED
-            self._require(self.lives[other].rank >= least, record, f"{other} still holds the slot")
+        least = GONE if parsed.group in self.exclusive else CONDEMNED
+        there = [one for one in self.slots[parsed.group, parsed.slot] if self.lives[one].rank < least]
+        is_beside_an_old_one = len(there) == 1 and self._may_have_candidate(there[0], parsed.group, digest)
+        self._require(not there or is_beside_an_old_one, record, f"{there} still hold the slot")
         self.lives[event.cell] = _Life(event.server, event.digest)
         self.ordered.add((event.cell, event.server))
         if not self._is_history and self.started.get(event.cell) in self.unheard:
             self.unknowing.add(event.cell)
         self.slots[parsed.group, parsed.slot].append(event.cell)
+
+    def _may_have_candidate(self, cell: str, group: str, digest: str) -> bool:
+        life = self.lives[cell]
+        return life.rank == READY and life.digest != digest and group not in self.exclusive
 
     def _moved(self, record: Record, event: e.Event) -> None:
         cell = event.cell  # type: ignore[attr-defined]
@@ -295,6 +302,8 @@ class Laws:
         elif isinstance(event, e.CellCondemned):
             life.health = event.health
             self._has_certificate(record, event)
+            if event.rule == Rule.OUTDATED:
+                self._proven_before_the_kill(record, event, life)
         elif isinstance(event, e.CellDraining):
             self._proven_before_the_kill(record, event, life)
 
@@ -302,7 +311,9 @@ class Laws:
         parsed = parse_cell_id(cell)
         assert parsed is not None
         ready = [c for c in self.slots[parsed.group, parsed.slot] if self.lives[c].rank == READY]
-        self._require(ready == [cell], record, f"more than one READY cell in a slot: {ready}")
+        digests = {self.lives[one].digest for one in ready}
+        self._require(ready[-1] == cell, record, f"a cell becomes READY beside a younger one: {ready}")
+        self._require(len(digests) == len(ready) <= 2, record, f"READY cells of one spec in a slot: {ready}")
 
     def _has_certificate(self, record: Record, event: e.CellCondemned) -> None:
         self._require(
@@ -311,10 +322,12 @@ class Laws:
         if event.health is not Health.HEALTHY:
             self._require(bool(event.evidence), record, "condemned by health without evidence")
 
-    def _proven_before_the_kill(self, record: Record, event: e.CellDraining, life: _Life) -> None:
-        """A cell that served and may still run is ended only behind a proven successor, or while an elder still serves
-        in its place, or where none is wanted. A sick one may go first, and says why. A machine that its provider has,
-        but does not list after its delete was taken, is taken for gone."""
+    def _proven_before_the_kill(
+        self, record: Record, event: e.CellCondemned | e.CellDraining, life: _Life
+    ) -> None:
+        """A cell that served and may still run is ended, or condemned as outdated, only behind a proven successor, or
+        while an elder still serves in its place, or where none is wanted. A sick one may go first, and says why. A
+        machine that its provider has, but does not list after its delete was taken, is taken for gone."""
         parsed = parse_cell_id(event.cell)
         assert parsed is not None
         replicas, _ = self.wanted.get(parsed.group, (0, ""))

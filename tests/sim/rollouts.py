@@ -45,7 +45,7 @@ class Rollouts:
     outdated: set[str] = field(default_factory=set)
     """Cells that served and are condemned only because they are outdated."""
     waiting: dict[str, str] = field(default_factory=dict)
-    """Cells that served and are condemned, but not for their death, and not told to end yet, to their slots."""
+    """Cells that served, are not dead, and are not told to end yet, to their slots."""
 
     def note(self, record: Record) -> str:
         """What the record breaks; empty where it breaks nothing."""
@@ -78,18 +78,15 @@ class Rollouts:
             rollout.is_proven = True
         if isinstance(event, e.CellReady):
             self.served.add(event.cell)
+            self.waiting[event.cell] = event.cell.rpartition(".")[0]
         broken = ""
         if self.digests.get(event.cell) == rollout.digest:
             self._of_the_new(record, event, rollout)
         else:
             broken = self._of_an_old(record, event, rollout)
-        if (
-            isinstance(event, e.CellCondemned)
-            and event.cell in self.served
-            and event.health is not Health.DEAD
+        if isinstance(event, e.CellDraining) or (
+            isinstance(event, e.CellCondemned) and event.health is Health.DEAD
         ):
-            self.waiting[event.cell] = event.cell.rpartition(".")[0]
-        elif isinstance(event, e.CellDraining):
             self.waiting.pop(event.cell, None)
         return broken
 
@@ -106,7 +103,10 @@ class Rollouts:
     def _of_an_old(self, record: Record, event: Move, rollout: Rollout) -> str:
         """A cell beside an elder that still serves in its slot is not missed."""
         slot = event.cell.rpartition(".")[0]
-        has_elder = any(one != event.cell and of == slot for one, of in self.waiting.items())
+        generation = int(event.cell.rpartition(".")[2])
+        has_elder = any(
+            of == slot and int(one.rpartition(".")[2]) < generation for one, of in self.waiting.items()
+        )
         if isinstance(event, e.CellCondemned) and event.rule == Rule.OUTDATED and event.cell in self.served:
             self.outdated.add(event.cell)
             if record.at < rollout.died_young_at + YOUNG_DEATH_SECONDS and not has_elder:

@@ -38,6 +38,7 @@ from tests.sim.pings import Pings
 from tests.sim.provider import SimProvider
 from tests.sim.regrown import Genomes
 from tests.sim.rivals import Rivals
+from tests.sim.serves import serve_one_by_one
 from tests.sim.stall import SleepyController
 from tests.sim.troubles import Troubles
 from tests.sim.wanted import pool, service
@@ -347,6 +348,8 @@ class Simulation:
             raise self.broken[0]
         if self.scheduler is not None and self.scheduler.task.done():
             self.scheduler.task.result()
+        if self.scheduler is not None:
+            serve_one_by_one(self.scheduler.controller.view())
 
     def nothing_acknowledged_is_lost(self) -> None:
         assert self.scheduler is not None

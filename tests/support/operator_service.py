@@ -273,7 +273,7 @@ def a_small_fleet(now: float) -> Answers:
     cells = [
         operator_pb2.Cell(
             id="web/0.1", group="web", slot=0, generation=1, kind="container", phase="READY", verdict="healthy",
-            reason="probe passes", server="north", digest=digest, revision=2, ordered_at=now - 90,
+            serving=True, reason="probe passes", server="north", digest=digest, revision=2, ordered_at=now - 90,
             ready_at=now - 89, endpoints={"http": "127.0.0.1:20001"}, runtime_id="pid-71",
         ),
         operator_pb2.Cell(

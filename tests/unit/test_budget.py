@@ -67,14 +67,14 @@ def test_successors_are_ordered_beside_running_cells_up_to_the_surge(
 @pytest.mark.parametrize(
     ("tally", "answer"),
     [
-        (Tally(ready=8, outdated=8), Allowed("slot by slot: 0 of 1 cells being replaced")),
-        (Tally(ready=9), Allowed("slot by slot: 0 of 1 cells being replaced")),
+        (Tally(ready=8, manned=8, outdated=8), Allowed("slot by slot: 0 of 1 cells being replaced")),
+        (Tally(ready=9, manned=9), Allowed("slot by slot: 0 of 1 cells being replaced")),
         (
-            Tally(ready=7, replacing=1),
+            Tally(ready=7, manned=8, replacing=1),
             Held("slot_by_slot", "1 of 1 allowed replacements are in progress"),
         ),
-        (Tally(ready=7), Held("unavailable", "only 7 of 8 cells are ready")),
-        (Tally(ready=7, booting=1), Held("unavailable", "only 7 of 8 cells are ready")),
+        (Tally(ready=7, manned=7), Held("unavailable", "only 7 of 8 cells are ready")),
+        (Tally(ready=7, booting=1, manned=7), Held("unavailable", "only 7 of 8 cells are ready")),
     ],
 )
 def test_outdated_cells_go_slot_by_slot_and_never_out_of_a_thin_group(
@@ -86,10 +86,10 @@ def test_outdated_cells_go_slot_by_slot_and_never_out_of_a_thin_group(
 def test_more_slots_at_once_are_policy_and_those_being_replaced_still_serve() -> None:
     policy = Policy(outdated_surge=3)
     assert may_condemn_outdated(
-        group(tally=Tally(ready=6, replacing=2)), NOW, policy, trusted_since=0.0
+        group(tally=Tally(ready=6, manned=8, replacing=2)), NOW, policy, trusted_since=0.0
     ) == Allowed("slot by slot: 2 of 3 cells being replaced")
     assert may_condemn_outdated(
-        group(tally=Tally(ready=5, replacing=2)), NOW, policy, trusted_since=0.0
+        group(tally=Tally(ready=5, manned=7, replacing=2)), NOW, policy, trusted_since=0.0
     ) == Held("unavailable", "only 7 of 8 cells are ready")
 
 
@@ -228,6 +228,5 @@ def test_a_death_certificate_names_the_budget_that_allowed_it() -> None:
     assert budgets == {
         "web/0.1": "replaced before it goes",
         "web/1.1": "none: the cell is dead",
-        "web/0.2": "slot by slot: 0 of 1 cells being replaced",
-        "web/1.2": "slot by slot: 0 of 1 cells being replaced",
+        "web/0.2": "none: web/0.3 is proven",
     }

@@ -35,7 +35,9 @@ def state(
     size: int = 5, tally: Tally | None = None, replaced_at: tuple[float, ...] = (), **budget: float
 ) -> GroupState:
     group = pool("rack", size, replace=Replace(**budget))  # type: ignore[arg-type]
-    return GroupState(group, "d", 1, (), tally=tally or Tally(ready=size), replaced_at=replaced_at)
+    return GroupState(
+        group, "d", 1, (), tally=tally or Tally(ready=size, manned=size), replaced_at=replaced_at
+    )
 
 
 @pytest.mark.parametrize(
@@ -59,10 +61,10 @@ def test_successors_stand_beside_those_that_go_up_to_the_surge_and_the_dead_need
 @pytest.mark.parametrize(
     ("tally", "answer"),
     [
-        (Tally(ready=5), Allowed("surge: 0 of 2 servers being replaced")),
-        (Tally(ready=3, replacing=1), Allowed("surge: 1 of 2 servers being replaced")),
-        (Tally(ready=3, replacing=2), Held("surge", "2 of 2 allowed replacements are in progress")),
-        (Tally(ready=5, extra=2), Held("surge", "2 of 2 allowed replacements are in progress")),
+        (Tally(ready=5, manned=5), Allowed("surge: 0 of 2 servers being replaced")),
+        (Tally(ready=3, manned=4, replacing=1), Allowed("surge: 1 of 2 servers being replaced")),
+        (Tally(ready=3, manned=5, replacing=2), Held("surge", "2 of 2 allowed replacements are in progress")),
+        (Tally(ready=5, manned=5, extra=2), Held("surge", "2 of 2 allowed replacements are in progress")),
     ],
 )
 def test_servers_that_serve_are_condemned_up_to_the_surge(tally: Tally, answer: Allowed | Held) -> None:
@@ -81,17 +83,17 @@ def test_servers_that_serve_are_condemned_up_to_the_surge(tally: Tally, answer: 
 def test_servers_that_are_merely_due_never_go_out_of_a_thin_pool(
     ready: int, unavailable: int, answer: Allowed | Held
 ) -> None:
-    thin = state(unavailable=unavailable, tally=Tally(ready=ready))
+    thin = state(unavailable=unavailable, tally=Tally(ready=ready, manned=ready))
     assert may_condemn_due_server(thin, NOW, Policy(), trusted_since=0.0) == answer
 
 
 @pytest.mark.parametrize(
     ("tally", "answer"),
     [
-        (Tally(ready=5), Allowed("unavailable: 0 of 1 servers missing")),
-        (Tally(ready=4, replacing=1), Allowed("unavailable: 0 of 1 servers missing")),
+        (Tally(ready=5, manned=5), Allowed("unavailable: 0 of 1 servers missing")),
+        (Tally(ready=4, manned=5, replacing=1), Allowed("unavailable: 0 of 1 servers missing")),
         (
-            Tally(ready=4),
+            Tally(ready=4, manned=4),
             Held("unavailable", "1 of 5 servers are missing; the limit is 1"),
         ),
     ],
@@ -123,7 +125,11 @@ def test_so_many_replacements_in_each_window_and_no_more(
 
 def test_a_server_whose_successor_is_still_to_be_ordered_counts_too() -> None:
     owing = state(
-        surge=3, count=2, window_seconds=100.0, replaced_at=(950.0,), tally=Tally(ready=4, replacing=1)
+        surge=3,
+        count=2,
+        window_seconds=100.0,
+        replaced_at=(950.0,),
+        tally=Tally(ready=4, manned=5, replacing=1),
     )
     assert may_condemn_server(owing, NOW) == Held(
         "per", "1 of 2 allowed replacements in 100 s are used, 1 pending", 1_050.0

@@ -1,6 +1,10 @@
 """Statements about what the core decides, told through a small world in which agents obey at once."""
 
+from msgspec.structs import replace
+
+from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.commands import Decommission, Order
+from galactica.scheduler.core.model.fleet import Phase
 from galactica.scheduler.core.model.requests import DeleteGroup
 from galactica.scheduler.core.model.spec import HealthSpec
 from tests.support.reconcile_world import BOOTING, CONDEMNED, DRAINING, ORDERED, READY, server_of, three_ready
@@ -205,19 +209,77 @@ def test_a_spec_that_never_gets_ready_takes_only_one_cell_hostage_and_kills_none
         world.until(lambda g=generation: f"web/0.{g}" in world.phases())
         world.report(server_of(world, f"web/0.{generation}"), exited(f"web/0.{generation}"))
     phases = world.phases()
-    assert (phases["web/0.1"], phases["web/1.1"], phases["web/2.1"]) == (CONDEMNED, READY, READY)
+    assert (phases["web/0.1"], phases["web/1.1"], phases["web/2.1"]) == (READY, READY, READY)
     assert world.held() >= {"spec_blamed"}
 
 
-def test_going_back_to_the_old_spec_orders_afresh_and_never_revives_the_condemned() -> None:
+def test_outdated_cell_is_not_condemned_before_its_successor_is_proven() -> None:
+    world = three_ready()
+    world.obedient = False
+    world.apply(service("web", 3, spec("2")))
+    assert world.cell("web/0.2").replaces == "web/0.1"
+    world.report(server_of(world, "web/0.2"), running("web/0.2"))
+    world.advance(PROOF_SECONDS - 0.5)
+    assert (world.phases()["web/0.1"], world.phases()["web/0.2"]) == (READY, READY)
+    world.advance(0.5)
+    assert world.phases()["web/0.1"] is Phase.DRAINING
+    (event,) = (event for event in world.events(e.CellCondemned) if event.cell == "web/0.1")
+    assert (event.rule, event.budget) == ("outdated", "none: web/0.2 is proven")
+
+
+def test_going_back_to_the_old_spec_in_time_keeps_every_cell_of_it_and_ends_the_candidate() -> None:
     world = three_ready()
     world.obedient = False
     world.apply(service("web", 3, spec("broken")))
+    world.report(server_of(world, "web/0.2"), running("web/0.2"))
     world.apply(service("web", 3))
-    phases = world.phases()
-    assert phases["web/0.1"] is CONDEMNED
+    assert world.phases() == {
+        "web/0.1": READY,
+        "web/0.2": Phase.DRAINING,
+        "web/1.1": READY,
+        "web/2.1": READY,
+    }
     assert world.cell("web/0.2").condemned_by == "outdated"
-    assert phases["web/0.3"] is ORDERED
+    assert world.held() == set()
+
+
+def test_candidate_that_dies_is_ordered_again_and_the_cell_in_its_slot_lives_on() -> None:
+    world = three_ready()
+    world.obedient = False
+    world.apply(service("web", 3, spec("2")))
+    world.report(server_of(world, "web/0.2"), exited("web/0.2"))
+    world.until(lambda: "web/0.3" in world.phases())
+    assert world.phases()["web/0.1"] is READY
+    assert world.cell("web/0.3").replaces == "web/0.1"
+
+
+def test_cell_that_dies_while_its_candidate_boots_leaves_the_slot_to_it() -> None:
+    world = three_ready()
+    world.obedient = False
+    world.apply(service("web", 3, spec("2")))
+    world.report(server_of(world, "web/0.1"), exited("web/0.1"))
+    living = {cell: phase for cell, phase in world.phases().items() if phase in (ORDERED, READY)}
+    assert living == {"web/0.2": ORDERED, "web/1.1": READY, "web/2.1": READY}
+
+
+def test_candidate_goes_where_the_cell_that_was_too_old_stays_after_all() -> None:
+    world = three_ready()
+    world.obedient = False
+    world.apply(replace(service("web", 3), max_age_seconds=10.0))
+    world.until(lambda: any(phase is ORDERED for phase in world.phases().values()))
+    (candidate,) = (cell for cell, phase in world.phases().items() if phase is ORDERED)
+    world.apply(service("web", 3))
+    assert world.cell(candidate).condemned_by == "unneeded"
+    assert [phase for cell, phase in world.phases().items() if cell != candidate] == [READY] * 3
+
+
+def test_cells_of_an_exclusive_service_are_condemned_first_since_no_two_may_run() -> None:
+    world = World()
+    world.join("a", "b")
+    world.apply(service("db", 1, spec(exclusive=True)))
+    world.obedient = False
+    world.apply(service("db", 1, spec("2", exclusive=True)))
+    assert world.phases("db") == {"db/0.1": Phase.DRAINING}
 
 
 def test_fewer_replicas_end_the_highest_slots_and_more_bring_new_generations() -> None:

@@ -144,7 +144,7 @@ FULL = Fleet(
                         999_999_999: Slot((cell(999_999_999, 4, Phase.READY, ready_at=1.5),), 5),
                     }
                 ),
-                tally=Tally(1, 2, 3, 4, 5, 6, 7),
+                tally=Tally(1, 2, 3, 4, 5, 6, 7, 8, 9),
                 backoff=Backoff(DIGESTS[0], 3, 2, 100.5, 104.5),
                 per_server=HashTrieMap({"server-1": 2, "server-2": 1}),
                 deleted=True,

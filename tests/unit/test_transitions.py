@@ -191,14 +191,9 @@ def test_a_successor_and_the_cell_that_it_replaces_name_each_other() -> None:
         ((), e.CellOrdered("web/0.1", ONE, 1, "b"), "web/0.1: there is no server b"),
         ((ORDERED, DEAD), ORDERED, "web/0.1: the slot's next generation is 2"),
         (
-            (ORDERED,),
-            e.CellOrdered("web/0.2", ONE, 1, "a"),
-            "web/0.2: web/0.1 on a is ORDERED (ordered at 4.000) still holds the slot",
-        ),
-        (
-            (ORDERED, READY),
-            e.CellOrdered("web/0.2", ONE, 1, "a"),
-            "web/0.2: web/0.1 on a is READY (ordered at 4.000, ready at 5.000) still holds the slot",
+            (ORDERED, READY, e.CellOrdered("web/0.2", ONE, 1, "a")),
+            e.CellOrdered("web/0.3", ONE, 1, "a"),
+            "web/0.3: web/0.2 on a is ORDERED (ordered at 6.000) still holds the slot",
         ),
     ],
 )  # fmt: skip
@@ -235,24 +230,40 @@ TALLIES: list[tuple[tuple[AnyEvent, ...], Tally]] = [
     ((), Tally()),
     ((ORDERED,), Tally(booting=1)),
     ((ORDERED, BOOTING), Tally(booting=1)),
-    ((ORDERED, READY), Tally(ready=1)),
-    ((ORDERED, READY, SICK), Tally(condemned=1, replacing=1)),
+    ((ORDERED, READY), Tally(ready=1, manned=1)),
+    ((ORDERED, READY, SICK), Tally(condemned=1, manned=1, replacing=1)),
     ((ORDERED, READY, DEAD), Tally(condemned=1)),
     ((ORDERED, BOOTING, SICK), Tally(condemned=1)),
     ((ORDERED, READY, SICK, DRAINING), Tally(condemned=1)),
-    ((ORDERED, READY, SICK, SECOND), Tally(booting=1, condemned=1, replacing=1, surging=1, extra=1)),
+    (
+        (ORDERED, READY, SICK, SECOND),
+        Tally(booting=1, condemned=1, manned=1, replacing=1, surging=1, extra=1),
+    ),
+    ((ORDERED, READY, SECOND), Tally(ready=1, manned=1, replacing=1, surging=1, extra=1)),
+    (
+        (
+            ORDERED,
+            READY,
+            e.GroupApplied(service("web", 1, spec("2")), TWO, 2),
+            e.CellOrdered("web/0.2", TWO, 2, "a"),
+        ),
+        Tally(ready=1, manned=1, replacing=1, surging=1, outdated=1, renewing=1, extra=1),
+    ),
     ((ORDERED, READY, DEAD, SECOND), Tally(booting=1, condemned=1)),
     (
         (ORDERED, READY, SICK, SECOND, e.CellReady("web/0.2")),
-        Tally(ready=1, condemned=1, replacing=1, surging=1, extra=1),
+        Tally(ready=1, condemned=1, manned=1, replacing=1, surging=1, extra=1),
     ),
     ((ORDERED, READY, SICK, SECOND, DRAINING, GONE), Tally(booting=1)),
     ((ORDERED, READY, SICK, DRAINING, GONE), Tally()),
-    ((ORDERED, READY, e.GroupApplied(service("web", 1, spec("2")), TWO, 2)), Tally(ready=1, outdated=1)),
+    (
+        (ORDERED, READY, e.GroupApplied(service("web", 1, spec("2")), TWO, 2)),
+        Tally(ready=1, manned=1, outdated=1),
+    ),
     ((ORDERED, e.GroupApplied(service("web", 1, spec("2")), TWO, 2)), Tally(booting=1, outdated=1)),
     (
         (ORDERED, READY, SICK, e.GroupApplied(service("web", 1, spec("2")), TWO, 2)),
-        Tally(condemned=1, replacing=1),
+        Tally(condemned=1, manned=1, replacing=1),
     ),
 ]
 

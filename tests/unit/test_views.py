@@ -163,6 +163,7 @@ class TestCells:
             slot=0,
             generation=1,
             kind="container",
+            serving=True,
             phase="READY",
             verdict="healthy",
             reason="it runs",

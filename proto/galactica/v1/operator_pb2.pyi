@@ -535,6 +535,7 @@ class Cell(_message.Message):
     ENDPOINTS_FIELD_NUMBER: _builtins.int
     RUNTIME_ID_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
+    SERVING_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     group: _builtins.str
     slot: _builtins.int
@@ -556,6 +557,8 @@ class Cell(_message.Message):
     runtime_id: _builtins.str
     progress: _builtins.str
     """While it boots: the progress of its start."""
+    serving: _builtins.bool
+    """Whether it gets its service's traffic at the moment."""
     @_builtins.property
     def endpoints(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     def __init__(
@@ -581,10 +584,11 @@ class Cell(_message.Message):
         endpoints: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         runtime_id: _builtins.str = ...,
         progress: _builtins.str = ...,
+        serving: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_condemned_at", b"_condemned_at", "_decommissioned_at", b"_decommissioned_at", "_ordered_at", b"_ordered_at", "_ready_at", b"_ready_at", "condemned_at", b"condemned_at", "decommissioned_at", b"decommissioned_at", "ordered_at", b"ordered_at", "ready_at", b"ready_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_condemned_at", b"_condemned_at", "_decommissioned_at", b"_decommissioned_at", "_ordered_at", b"_ordered_at", "_ready_at", b"_ready_at", "condemned_at", b"condemned_at", "decommissioned_at", b"decommissioned_at", "digest", b"digest", "endpoints", b"endpoints", "generation", b"generation", "group", b"group", "id", b"id", "kind", b"kind", "ordered_at", b"ordered_at", "phase", b"phase", "progress", b"progress", "ready_at", b"ready_at", "reason", b"reason", "replaced_by", b"replaced_by", "replaces", b"replaces", "revision", b"revision", "runtime_id", b"runtime_id", "server", b"server", "slot", b"slot", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_condemned_at", b"_condemned_at", "_decommissioned_at", b"_decommissioned_at", "_ordered_at", b"_ordered_at", "_ready_at", b"_ready_at", "condemned_at", b"condemned_at", "decommissioned_at", b"decommissioned_at", "digest", b"digest", "endpoints", b"endpoints", "generation", b"generation", "group", b"group", "id", b"id", "kind", b"kind", "ordered_at", b"ordered_at", "phase", b"phase", "progress", b"progress", "ready_at", b"ready_at", "reason", b"reason", "replaced_by", b"replaced_by", "replaces", b"replaces", "revision", b"revision", "runtime_id", b"runtime_id", "server", b"server", "serving", b"serving", "slot", b"slot", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__condemned_at: _TypeAlias = _typing.Literal["condemned_at"]  # noqa: Y015
     _WhichOneofArgType__condemned_at: _TypeAlias = _typing.Literal["_condemned_at", b"_condemned_at"]  # noqa: Y015

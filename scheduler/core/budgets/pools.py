@@ -19,7 +19,7 @@ from galactica.scheduler.core.model.succession import is_there
 def may_order_beside(state: GroupState, slot: Slot) -> Allowed | Held:
     """May a server be ordered for the slot while older servers of the slot may still exist?"""
     limit = state.group.replace.surge
-    present = [cell for cell in slot.cells if is_there(cell)]
+    present = [cell for cell in slot.cells if not cell.is_condemned or is_there(cell)]
     if not present or state.tally.extra < limit:
         return Allowed(f"surge: {state.tally.extra} of {limit} extra servers")
     if not limit:
@@ -47,14 +47,9 @@ def may_condemn_server(state: GroupState, now: float) -> Allowed | Held:
     return Allowed(f"surge: {used} of {replace.surge} servers being replaced")
 
 
-def may_condemn_due_server(
-    state: GroupState, now: float, policy: Policy, trusted_since: float
-) -> Allowed | Held:
-    """The same for a healthy server that is only outdated or old: not while too many servers are missing, or while the
-    revision that takes its place is not proven."""
-    unproven = unproven_hold(state, now, policy, trusted_since)
-    if unproven is not None:
-        return unproven
+def may_renew_server(state: GroupState, now: float) -> Allowed | Held:
+    """May a candidate be ordered beside one more healthy server that is only outdated or old? Not while too many
+    servers are missing."""
     missing, limit = missing_servers(state), state.group.replace.unavailable
     if state.group.replace.surge and missing > limit:
         return Held(
@@ -62,6 +57,13 @@ def may_condemn_due_server(
             f"{missing} of {state.wanted_slots} servers are missing; the limit is {limit}",
         )
     return may_condemn_server(state, now)
+
+
+def may_condemn_due_server(
+    state: GroupState, now: float, policy: Policy, trusted_since: float
+) -> Allowed | Held:
+    """The same where the server goes first: not while the revision that takes its place is not proven."""
+    return unproven_hold(state, now, policy, trusted_since) or may_renew_server(state, now)
 
 
 def may_go_first(state: GroupState) -> Allowed | Held:
@@ -80,7 +82,7 @@ def goes_first(state: GroupState) -> bool:
 
 def missing_servers(state: GroupState) -> int:
     """The number of wanted slots without a serving server."""
-    return max(0, state.wanted_slots - state.tally.ready - state.tally.replacing)
+    return max(0, state.wanted_slots - state.tally.manned)
 
 
 def _within_rate(state: GroupState, now: float, owed: int) -> Allowed | Held:

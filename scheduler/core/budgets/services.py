@@ -41,18 +41,24 @@ def may_surge(state: GroupState, policy: Policy) -> Allowed | Held:
     )
 
 
+def young_death_hold(state: GroupState, now: float, policy: Policy) -> Held | None:
+    """Why no healthy cell makes room for the group's revision at the moment: a cell of it died young. None if none did,
+    or long enough ago."""
+    backoff = state.backoff
+    until = backoff.last_at + policy.young_death_seconds
+    if backoff.digest != state.digest or not backoff.early_deaths or now >= until:
+        return None
+    reason = f"a cell of revision {state.revision} died young less than {policy.young_death_seconds:g} s ago"
+    return Held(HoldRule.UNPROVEN, reason, until)
+
+
 def unproven_hold(state: GroupState, now: float, policy: Policy, trusted_since: float) -> Held | None:
-    """What the group's revision has yet to prove before one more healthy cell makes room for it; None if nothing.
+    """What the group's revision has yet to prove before one more healthy cell goes whose successor does not exist yet;
+    None if nothing.
 
     A cell of it became READY a moment ago, or one died young a moment ago. ``trusted_since``: a scheduler that could
     not hear before this time knows of no death before it either."""
-    backoff = state.backoff
-    if backoff.digest == state.digest and backoff.early_deaths:
-        until = backoff.last_at + policy.young_death_seconds
-        if now < until:
-            reason = f"a cell of revision {state.revision} died young less than {policy.young_death_seconds:g} s ago"
-            return Held(HoldRule.UNPROVEN, reason, until)
-    return _newest_unproven(state, now, policy, trusted_since)
+    return young_death_hold(state, now, policy) or _newest_unproven(state, now, policy, trusted_since)
 
 
 def _newest_unproven(state: GroupState, now: float, policy: Policy, trusted_since: float) -> Held | None:
@@ -66,9 +72,7 @@ def _newest_unproven(state: GroupState, now: float, policy: Policy, trusted_sinc
     return None
 
 
-def may_go_before(
-    state: GroupState, now: float, policy: Policy, trusted_since: float = 0.0
-) -> Allowed | Held:
+def may_go_before(state: GroupState, now: float, policy: Policy, trusted_since: float) -> Allowed | Held:
     """May a sick cell go before its successor is there, because there is room for one of them only? One at a time, only
     while no other cell of the group is missing, and not before the newest one is proven: one that dies a moment later
     would have cost the next."""
@@ -76,30 +80,30 @@ def may_go_before(
     if unproven is not None:
         return unproven
     tally = state.tally
-    there = tally.ready + tally.replacing
-    if there < state.wanted_slots:
-        return Held(HoldRule.UNAVAILABLE, f"only {there} of {state.wanted_slots} cells are there")
+    if tally.manned < state.wanted_slots:
+        return Held(HoldRule.UNAVAILABLE, f"only {tally.manned} of {state.wanted_slots} cells are there")
     return Allowed("it goes first: no other cell is missing")
 
 
-def may_condemn_outdated(
-    state: GroupState, now: float, policy: Policy, trusted_since: float
-) -> Allowed | Held:
-    """May one more READY cell be condemned because it is outdated or old? Slot by slot, and only while no other cell is
-    missing and the revision that takes its place is proven."""
-    unproven = unproven_hold(state, now, policy, trusted_since)
-    if unproven is not None:
-        return unproven
+def may_renew(state: GroupState, policy: Policy) -> Allowed | Held:
+    """May a candidate be ordered beside one more cell that is outdated or old? Slot by slot, and only while no other
+    cell is missing."""
     limit = policy.outdated_surge
     tally = state.tally
     if tally.replacing >= limit:
         return Held(
             HoldRule.SLOT_BY_SLOT, f"{tally.replacing} of {limit} allowed replacements are in progress"
         )
-    serving = tally.ready + tally.replacing
-    if serving < state.wanted_slots:
-        return Held(HoldRule.UNAVAILABLE, f"only {serving} of {state.wanted_slots} cells are ready")
+    if tally.manned < state.wanted_slots:
+        return Held(HoldRule.UNAVAILABLE, f"only {tally.manned} of {state.wanted_slots} cells are ready")
     return Allowed(f"slot by slot: {tally.replacing} of {limit} cells being replaced")
+
+
+def may_condemn_outdated(
+    state: GroupState, now: float, policy: Policy, trusted_since: float
+) -> Allowed | Held:
+    """The same where the cell goes first: not while the revision that takes its place is not proven."""
+    return unproven_hold(state, now, policy, trusted_since) or may_renew(state, policy)
 
 
 def may_condemn_drained(state: GroupState, policy: Policy) -> Allowed | Held:

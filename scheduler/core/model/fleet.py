@@ -122,8 +122,14 @@ class Slot(Struct, frozen=True):
     next_generation: int = 1
 
     @property
+    def living(self) -> tuple[Cell, ...]:
+        """Its cells that are not condemned, at most two: the one that has the slot, and the candidate that is to take
+        its place."""
+        return tuple(cell for cell in self.cells if not cell.is_condemned)
+
+    @property
     def wanted_cell(self) -> Cell | None:
-        """The one cell of the slot that is not condemned, if any."""
+        """The newest of them, if any: the one that stays."""
         for cell in reversed(self.cells):
             if not cell.is_condemned:
                 return cell
@@ -134,19 +140,24 @@ class Tally(Struct, frozen=True):
     """Counts over a group's slots, kept current by ``transitions`` so that no rule has to count."""
 
     ready: int = 0
-    """Cells in READY."""
+    """Slots with a cell in READY."""
     booting: int = 0
-    """Cells in ORDERED or BOOTING."""
+    """Slots with a cell in ORDERED or BOOTING, and none in READY."""
     condemned: int = 0
     """Cells in CONDEMNED or DRAINING."""
+    manned: int = 0
+    """Slots with a cell that is READY, or that is condemned, still runs and waits for a proven successor."""
     replacing: int = 0
-    """Slots whose condemned cell still runs and waits for a proven successor."""
+    """Slots in which a cell is being replaced while it runs: it waits for a proven successor, or has a candidate beside
+    it."""
     surging: int = 0
     """Those of them whose successor is ordered, and not proven yet: cells beyond what is wanted."""
     outdated: int = 0
     """Cells that are not condemned and whose digest is not the group's."""
+    renewing: int = 0
+    """Those of them that have a candidate of the group's digest beside them."""
     extra: int = 0
-    """Cells beyond what is wanted: condemned and not dead, with another cell in their slot."""
+    """Cells beyond one for each slot, without those that are known to be dead."""
 
 
 class Revision(Struct, frozen=True):

@@ -66,6 +66,7 @@ class Rule(StrEnum):
     SERVER_DRAINED = "server_drained"
     TOUCHED = "touched"
     OLD = "old"
+    UNNEEDED = "unneeded"
     OPERATOR = "operator"
 
 
@@ -119,5 +120,5 @@ KEEP_FROM_STARTING: frozenset[str] = frozenset(
 )
 """What ails a server such that nothing starts there: that a cell does not start says nothing about its spec."""
 
-UNWANTED: frozenset[str] = frozenset({Rule.SCALED_DOWN, Rule.DELETED})
+UNWANTED: frozenset[str] = frozenset({Rule.SCALED_DOWN, Rule.DELETED, Rule.UNNEEDED})
 """Rules by which a cell goes that nothing replaces."""

@@ -38,10 +38,16 @@ class Carrier(Protocol):
         """May one more cell be condemned because it is touched, or because its server is drained?"""
 
     def may_condemn_due(self, draft: Draft, state: GroupState) -> Allowed | Held:
-        """May one more healthy cell be condemned because it is outdated or old?"""
+        """May one more healthy cell be condemned, before its successor exists, because it is outdated or old?"""
+
+    def may_renew(self, draft: Draft, state: GroupState) -> Allowed | Held:
+        """May a candidate be ordered beside one more healthy cell that is outdated or old?"""
 
     def condemned(self, draft: Draft, cell: Cell, verdict: Verdict) -> None:
         """What else follows from a condemnation by health."""
+
+    def may_run_beside(self, state: GroupState) -> bool:
+        """Whether a cell and its successor may both be there, so that the successor can prove itself first."""
 
     def may_order(self, draft: Draft, state: GroupState, number: int, slot: Slot) -> Allowed | Held:
         """May a cell be ordered for the slot, beside the cells that are still in it?"""

@@ -10,6 +10,7 @@ from galactica.scheduler.core.budgets.services import (
     may_condemn_drained,
     may_condemn_outdated,
     may_go_before,
+    may_renew,
     may_surge,
 )
 from galactica.scheduler.core.model import events as e
@@ -68,12 +69,18 @@ class ByAgent:
     def may_condemn_due(self, draft: Draft, state: GroupState) -> Allowed | Held:
         return may_condemn_outdated(state, draft.now, draft.policy, draft.sight.trusted_since)
 
+    def may_renew(self, draft: Draft, state: GroupState) -> Allowed | Held:
+        return may_renew(state, draft.policy)
+
     def condemned(self, draft: Draft, cell: Cell, verdict: Verdict) -> None:
         if cell.server:
             draft.dirty({ServerKey(cell.server): f"event:{draft.fleet.position}"})
 
+    def may_run_beside(self, state: GroupState) -> bool:
+        return not state.group.spec.exclusive
+
     def may_order(self, draft: Draft, state: GroupState, number: int, slot: Slot) -> Allowed | Held:
-        if any(still_waits(cell) for cell in slot.cells):
+        if slot.living or any(still_waits(cell) for cell in slot.cells):
             return may_surge(state, draft.policy)
         return Allowed("nothing runs beside it")
 

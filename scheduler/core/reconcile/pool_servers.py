@@ -13,6 +13,7 @@ from galactica.scheduler.core.budgets.pools import (
     may_go_first,
     may_order_another,
     may_order_beside,
+    may_renew_server,
 )
 from galactica.scheduler.core.budgets.services import Allowed, Held
 from galactica.scheduler.core.model import events as e
@@ -73,10 +74,16 @@ class ByProvider:
     def may_condemn_due(self, draft: Draft, state: GroupState) -> Allowed | Held:
         return may_condemn_due_server(state, draft.now, draft.policy, draft.sight.trusted_since)
 
+    def may_renew(self, draft: Draft, state: GroupState) -> Allowed | Held:
+        return may_renew_server(state, draft.now)
+
     def condemned(self, draft: Draft, cell: Cell, verdict: Verdict) -> None:
         server = draft.fleet.servers.get(cell.id)
         if server is not None and server.phase is Phase.READY and verdict.health is Health.DEAD:
             condemn_server(draft, server, verdict)
+
+    def may_run_beside(self, state: GroupState) -> bool:
+        return not goes_first(state)
 
     def may_order(self, draft: Draft, state: GroupState, number: int, slot: Slot) -> Allowed | Held:
         beside = may_order_beside(state, slot)

@@ -5,11 +5,17 @@ A ``Carrier`` answers what differs: agents carry containers, providers carry ser
 
 from __future__ import annotations
 
-from galactica.scheduler.core.budgets.services import Allowed, Held, backoff_hold, next_backoff
+from galactica.scheduler.core.budgets.services import (
+    Allowed,
+    Held,
+    backoff_hold,
+    next_backoff,
+    young_death_hold,
+)
 from galactica.scheduler.core.model import events as e
 from galactica.scheduler.core.model.fleet import Cell, CellId, GroupState, Phase, Slot, Tally
 from galactica.scheduler.core.model.keys import SlotKey
-from galactica.scheduler.core.model.rules import NOT_ITS_OWN, SILENCE_RULES, HoldRule
+from galactica.scheduler.core.model.rules import NOT_ITS_OWN, SILENCE_RULES, HoldRule, Rule
 from galactica.scheduler.core.model.spec import GroupKind
 from galactica.scheduler.core.model.succession import predecessor_of, still_waits
 from galactica.scheduler.core.model.verdict import Health, Verdict
@@ -43,9 +49,9 @@ def _tally(draft: Draft, key: SlotKey) -> Tally:
 
 
 def _lead(draft: Draft, key: SlotKey) -> None:
-    for cell in _cells(draft, key):
-        if not cell.is_condemned:
-            _judge(draft, key, cell)
+    # The newest first: a candidate that is proven now ends the wait of the other.
+    for cell in reversed(_slot(draft, key).living):
+        _judge(draft, key, cell)
     _fill_and_deliver(draft, key)
     before = _cells(draft, key)
     for cell in before:
@@ -84,8 +90,12 @@ def _judge(draft: Draft, key: SlotKey, cell: Cell) -> None:
         _condemn_by_health(draft, key, state, cell, verdict)
         return
     doom = doom_of(draft.fleet, state, cell, draft.sight, draft.now, draft.policy)
-    if doom is not None and _carry_out(draft, key, state, cell, verdict, doom):
-        return
+    if doom is None:
+        doom = _unneeded(draft, key, cell)
+    if doom is not None:
+        carry_out = _renew if _is_renewed(draft, key, state, cell, doom) else _carry_out
+        if carry_out(draft, key, state, cell, verdict, doom):
+            return
     draft.look(key, verdict.next_look_at)
     draft.look(key, next_doom_at(state, cell, draft.now))
     show_cut_off(draft, key, cell.id, verdict)
@@ -121,6 +131,53 @@ def _condemn_by_health(draft: Draft, key: SlotKey, state: GroupState, cell: Cell
     carrier.condemned(draft, cell, verdict)
 
 
+def _unneeded(draft: Draft, key: SlotKey, cell: Cell) -> Doom | None:
+    """A candidate goes where the cell stays whose place it was to take."""
+    elder = next(iter(_slot(draft, key).living), cell)
+    state = draft.fleet.groups[key.group]
+    if elder.id == cell.id or doom_of(draft.fleet, state, elder, draft.sight, draft.now, draft.policy):
+        return None
+    return Doom(Rule.UNNEEDED, f"{elder.id}, which it was to replace, stays", Urgency.UNWANTED)
+
+
+def _is_renewed(draft: Draft, key: SlotKey, state: GroupState, cell: Cell, doom: Doom) -> bool:
+    """Whether a cell that has its slot lives on, not condemned, until its successor is proven."""
+    is_merely_due = doom.urgency is Urgency.LOW and cell.was_ready
+    return is_merely_due and not _has_elder(draft, key, cell) and carrier_of(cell).may_run_beside(state)
+
+
+def _renew(draft: Draft, key: SlotKey, state: GroupState, cell: Cell, verdict: Verdict, doom: Doom) -> bool:
+    """Order a candidate beside the cell, and condemn the cell once the candidate is proven. Answers True if it is
+    condemned. Otherwise notes what holds it back."""
+    candidate = _slot(draft, key).living[-1]
+    if candidate.id == cell.id:
+        _order_candidate(draft, key, state, cell, doom)
+        return False
+    if candidate.digest != state.digest or not _is_proven(draft, key, state, candidate):
+        return False
+    held = young_death_hold(state, draft.now, draft.policy)
+    if held is not None:
+        reason = f"{cell.id} must be replaced ({doom.reason}): {held.reason}"
+        draft.hold(key, held.rule, reason, held.next_look_at)
+        return False
+    _condemn(draft, cell, verdict, doom, f"none: {candidate.id} is proven")
+    return True
+
+
+def _order_candidate(draft: Draft, key: SlotKey, state: GroupState, cell: Cell, doom: Doom) -> None:
+    held = _held(draft, state, key.slot, _slot(draft, key)) or carrier_of(cell).may_renew(draft, state)
+    if isinstance(held, Held):
+        reason = f"{cell.id} must be replaced ({doom.reason}): {held.reason}"
+        draft.hold(key, held.rule, reason, held.next_look_at)
+        return
+    place = carrier_of(cell).place(draft, state)
+    if isinstance(place, Unplaceable):
+        reason = f"{cell.id} must be replaced ({doom.reason}): {place.explain()}"
+        draft.hold(key, HoldRule.NO_CAPACITY, reason)
+        return
+    _order(draft, key, state, place, doom.cause)
+
+
 def _carry_out(
     draft: Draft, key: SlotKey, state: GroupState, cell: Cell, verdict: Verdict, doom: Doom
 ) -> bool:
@@ -137,6 +194,11 @@ def _carry_out(
                 key, HoldRule.NO_CAPACITY, f"{cell.id} must be replaced ({doom.reason}): {place.explain()}"
             )
             return False
+    _condemn(draft, cell, verdict, doom, allowed.budget)
+    return True
+
+
+def _condemn(draft: Draft, cell: Cell, verdict: Verdict, doom: Doom, budget: str) -> None:
     draft.emit(
         e.CellCondemned(
             cell=cell.id,
@@ -144,11 +206,10 @@ def _carry_out(
             rule=doom.rule,
             reason=doom.reason,
             evidence=(*doom.evidence, *verdict.evidence),
-            budget=allowed.budget,
+            budget=budget,
         ),
         doom.cause,
     )
-    return True
 
 
 def _may_carry_out(draft: Draft, state: GroupState, cell: Cell, doom: Doom) -> Allowed | Held:
@@ -216,12 +277,12 @@ def _held(draft: Draft, state: GroupState, number: int, slot: Slot) -> Held | No
     return allowed if isinstance(allowed, Held) else None
 
 
-def _order(draft: Draft, key: SlotKey, state: GroupState, server: str) -> None:
+def _order(draft: Draft, key: SlotKey, state: GroupState, server: str, cause: str = "") -> None:
     slot = state.slots.get(key.slot) or Slot(next_generation=state.first_generation)
     cell_id = str(CellId(key.group, key.slot, slot.next_generation))
-    replaces = predecessor_of(state, key.slot)
+    replaces = slot.living[0].id if slot.living else predecessor_of(state, key.slot)
     before = draft.fleet.cell(replaces)
-    cause = f"event:{before.last_position if before else state.last_position}"
+    cause = cause or f"event:{before.last_position if before else state.last_position}"
     resources = state.group.spec.resources
     draft.emit(e.CellOrdered(cell_id, state.digest, state.revision, server, resources, replaces), cause)
 
@@ -285,7 +346,8 @@ def _stays_for_shell(draft: Draft, key: SlotKey, cell: Cell) -> bool:
 
 def _has_elder(draft: Draft, key: SlotKey, cell: Cell) -> bool:
     """Whether an older cell of the slot still serves in its place: then this one was never proven."""
-    return any(older.generation < cell.generation and still_waits(older) for older in _cells(draft, key))
+    elders = (older for older in _cells(draft, key) if older.generation < cell.generation)
+    return any(older.phase is Phase.READY or still_waits(older) for older in elders)
 
 
 def _is_proven(draft: Draft, key: SlotKey, state: GroupState, cell: Cell) -> bool:
