@@ -71,8 +71,9 @@ docs: venv ## the documentation's site, in site/; a broken link ends it
 # The engine and what images and hosts are made from; the rest is in the environment.
 TEST_PACKAGES := faketime docker.io docker-registry iproute2 iptables busybox-static procps mosquitto debootstrap systemd-container
 
-# A simulated history depends on the order of hash maps too: fixed, so that a seed that fails here fails anywhere.
-RUN_TESTS = PYTHONHASHSEED=0 $(BIN)/python -m tests.with_engine --tell \
+# A simulated history depends on the order of hash maps too: fixed, so that a seed that fails here fails anywhere. Bytecode
+# is kept whatever the environment says, or each of the processes that the tests start would compile the product anew.
+RUN_TESTS = PYTHONHASHSEED=0 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m tests.with_engine --tell \
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
 test: venv ## the product's tests, on a real Docker Engine (the one that runs, else one for the time of the tests)
@@ -98,7 +99,7 @@ quick-lint: venv
 		&& { ! grep -qE '^(scheduler|agent)/' <<<"$$changed" || $(BIN)/mypy --strict; }
 
 quick-tests: venv
-	@PYTHONHASHSEED=0 SIM_COUNT=50 $(BIN)/python -m pytest -q -n logical tests/unit tests/property tests/sim $(PYTEST_ARGS)
+	@PYTHONHASHSEED=0 PYTHONDONTWRITEBYTECODE= SIM_COUNT=50 $(BIN)/python -m pytest -q -n logical tests/unit tests/property tests/sim $(PYTEST_ARGS)
 
 # SEEDS=1000-1999 or MINUTES=60; without both five minutes.
 sim: venv ## hunt with the simulator on all cores: SEEDS=a-b or MINUTES=n; prints each bad seed with the line that replays it
