@@ -7,8 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 READY := $(VENV)/.ready
-# Three for two cores: half of the time a test waits for a process, an engine or a deadline.
-PYTEST_WORKERS ?= $(shell echo $$(( (3 * $$(nproc) + 1) / 2 )))
+# Two for each core: most of the time a test waits for a process, an engine or a deadline.
+PYTEST_WORKERS ?= $(shell echo $$(( 2 * $$(nproc) )))
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 CONTAINER_ARGS ?=
@@ -80,7 +80,8 @@ test: venv ## the product's tests, on a real Docker Engine (the one that runs, e
 	@.ci/packages $(TEST_PACKAGES)
 	@$(RUN_TESTS) --ignore=tests/packages
 
-# Apart from the others: building keeps both cores busy, and the lab counts heartbeats.
+# Apart from the others and with fewer workers: building keeps both cores busy, and the lab counts heartbeats.
+test-packages: PYTEST_WORKERS = $(shell echo $$(( (3 * $$(nproc) + 1) / 2 )))
 test-packages: venv ## the tests of what is built from here: wheel, Debian package, images, release, commit hooks
 	@.ci/packages $(TEST_PACKAGES)
 	@$(RUN_TESTS) tests/packages
