@@ -7,8 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 READY := $(VENV)/.ready
-# Three for two cores: half of the time a test waits for a process, an engine or a deadline.
-PYTEST_WORKERS ?= $(shell echo $$(( (3 * $$(nproc) + 1) / 2 )))
+# Two for each core: most of the time a test waits for a process, an engine or a deadline.
+PYTEST_WORKERS ?= $(shell echo $$(( 2 * $$(nproc) )))
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 CONTAINER_ARGS ?=
@@ -71,15 +71,17 @@ docs: venv ## the documentation's site, in site/; a broken link ends it
 # The engine and what images and hosts are made from; the rest is in the environment.
 TEST_PACKAGES := faketime docker.io docker-registry iproute2 iptables busybox-static procps mosquitto debootstrap systemd-container
 
-# A simulated history depends on the order of hash maps too: fixed, so that a seed that fails here fails anywhere.
-RUN_TESTS = PYTHONHASHSEED=0 $(BIN)/python -m tests.with_engine --tell \
+# A simulated history depends on the order of hash maps too: fixed, so that a seed that fails here fails anywhere. Bytecode
+# is kept whatever the environment says, or each of the processes that the tests start would compile the product anew.
+RUN_TESTS = PYTHONHASHSEED=0 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m tests.with_engine --tell \
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
 test: venv ## the product's tests, on a real Docker Engine (the one that runs, else one for the time of the tests)
 	@.ci/packages $(TEST_PACKAGES)
 	@$(RUN_TESTS) --ignore=tests/packages
 
-# Apart from the others: building keeps both cores busy, and the lab counts heartbeats.
+# Apart from the others and with fewer workers: building keeps both cores busy, and the lab counts heartbeats.
+test-packages: PYTEST_WORKERS = $(shell echo $$(( (3 * $$(nproc) + 1) / 2 )))
 test-packages: venv ## the tests of what is built from here: wheel, Debian package, images, release, commit hooks
 	@.ci/packages $(TEST_PACKAGES)
 	@$(RUN_TESTS) tests/packages
@@ -98,7 +100,7 @@ quick-lint: venv
 		&& { ! grep -qE '^(scheduler|agent)/' <<<"$$changed" || $(BIN)/mypy --strict; }
 
 quick-tests: venv
-	@PYTHONHASHSEED=0 SIM_COUNT=50 $(BIN)/python -m pytest -q -n logical tests/unit tests/property tests/sim $(PYTEST_ARGS)
+	@PYTHONHASHSEED=0 PYTHONDONTWRITEBYTECODE= SIM_COUNT=50 $(BIN)/python -m pytest -q -n logical tests/unit tests/property tests/sim $(PYTEST_ARGS)
 
 # SEEDS=1000-1999 or MINUTES=60; without both five minutes.
 sim: venv ## hunt with the simulator on all cores: SEEDS=a-b or MINUTES=n; prints each bad seed with the line that replays it

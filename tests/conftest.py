@@ -18,7 +18,7 @@ from tests.support.engine import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Generator, Iterable
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -33,9 +33,15 @@ def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.xdist_group(_group_of(item)))
 
 
-def pytest_collection_finish() -> None:
-    """What is loaded by now stays until the end, so no collection has to look through it."""
-    gc.freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is loaded stays until the end, so no search for garbage has to look through it, now or later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _group_of(item: pytest.Item) -> str:

@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from tests.support.processes import ROOT, cli_command, naming
+from tests.support.forked import run_command_line
+from tests.support.processes import ROOT, naming
 
 pytestmark = pytest.mark.xdist_group("e2e-demo")
 
@@ -110,8 +111,7 @@ def test_a_fleet_that_does_not_heal_is_a_failure_and_is_told(play, tmp_path):
 
 
 def asked(environment, *words):
-    command = [*cli_command(), *words]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = run_command_line(words, environment)
     return done.stdout if done.returncode == 0 else ""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import signal
+import sys
 from collections import defaultdict
 
 import pytest
@@ -15,8 +16,14 @@ from tests.support.processes import is_alive
 pytestmark = pytest.mark.xdist_group("e2e-exclusive")
 
 AGENTS = ("earth", "mars", "venus")
-TRACE = 'while :; do echo "$CELL_ID $(date +%s.%N)" >> "$LEDGER"; sleep 0.05; done'
-"""A cell that writes down when it lives."""
+TRACE = """
+import os, time
+with open(os.environ["LEDGER"], "a", buffering=1) as ledger:
+    while True:
+        ledger.write(f"{os.environ['CELL_ID']} {time.time()}\\n")
+        time.sleep(0.05)
+"""
+"""A cell that writes down when it lives. A shell would spend half a processor on starting date and sleep."""
 
 
 @pytest.fixture
@@ -41,7 +48,7 @@ def gates(fleet):
 def exclusive_cell(fleet):
     ledger = fleet.directory / "ledger"
     env = {"LEDGER": str(ledger)}
-    command = ["sh", "-c", TRACE]
+    command = [sys.executable, "-S", "-c", TRACE]
     (cell,) = fleet.apply("db", exclusive=True, command=command, env=env)
     return cell
 

@@ -255,7 +255,8 @@ def test_a_viewer_opens_no_shell(fleet, tmp_path):
 def test_a_shell_in_a_container_is_no_stranger_and_a_command_run_by_hand_is(engine, busybox_image):
     with a_fleet() as fleet:
         fleet.start_agent("earth", runtime="docker", DOCKER_HOST=engine)
-        fleet.apply("web", 1, image=busybox_image, command=["sleep", "1000"])
+        # One cell for each: a shell touches its cell, which is being replaced while the next one is opened.
+        fleet.apply("web", 4, image=busybox_image, command=["sleep", "1000"])
         with a_terminal(fleet, "web/0.1", rows=33, columns=111) as terminal:
             terminal.until_raw()
             terminal.type(b"echo $CELL_ID; stty size\r")
@@ -266,17 +267,18 @@ def test_a_shell_in_a_container_is_no_stranger_and_a_command_run_by_hand_is(engi
             terminal.type(b"exit 5\r")
             assert terminal.end() == 5
         typed = os.urandom(300_000)
-        done = piped(fleet, "web/0.1", "--", "sh", "-c", "echo aside >&2; cat; exit 3", typed=typed)
+        done = piped(fleet, "web/1.1", "--", "sh", "-c", "echo aside >&2; cat; exit 3", typed=typed)
         assert (done.returncode, done.stdout == typed) == (3, True)
         assert done.stderr.endswith(b"aside\n")
-        with a_terminal(fleet, "web/0.1") as terminal:
+        with a_terminal(fleet, "web/2.1") as terminal:
             terminal.until_raw()
             terminal.type(b"\x1d")
             assert terminal.end() == 130
-        (successor,) = fleet.until_ready("web", 1, without=("web/0.1",))
+        fleet.until_ready("web", 4, without=("web/0.1", "web/1.1", "web/2.1"))
         assert "a shell was opened in it" in fleet.done("why", "web/0.1")
-        touch = ["docker", "exec", successor["runtime_id"], "sh", "-c", "true"]
+        by_hand = fleet.cell("web/3.1")
+        touch = ["docker", "exec", by_hand["runtime_id"], "sh", "-c", "true"]
         subprocess.run(touch, env={**os.environ, "DOCKER_HOST": engine}, check=True)
-        fleet.until_ready("web", 1, without=(successor["id"],))
-        assert fleet.why(successor["id"])["rule"] == "touched"
-        assert "somebody ran sh in it (docker exec)" in fleet.done("why", successor["id"])
+        fleet.until_ready("web", 4, without=(by_hand["id"],))
+        assert fleet.why(by_hand["id"])["rule"] == "touched"
+        assert "somebody ran sh in it (docker exec)" in fleet.done("why", by_hand["id"])

@@ -15,7 +15,7 @@ from tests.sim.seeds import Seeds
 from tests.sim.simulation import Simulation
 
 SEEDS = int(os.environ.get("SIM_COUNT", "200"))
-SEEDS_PER_TEST = 20
+SEEDS_PER_TEST = 10
 HASTY_SEED = 20
 """One that shows what a hasty scheduler does. Where it does not any more, another of a hundred has to."""
 

@@ -40,7 +40,8 @@ T = TypeVar("T")
 
 WAIT_SECONDS = 30.0
 LEASE_SECONDS = 5.0
-LOOK_EVERY_SECONDS = 0.05
+LOOK_SECONDS, LONGEST_LOOK_SECONDS = 0.02, 0.15
+"""From look to look. Each costs the scheduler some milliseconds, so what takes long is looked at less often."""
 
 HTTP_SERVER = [sys.executable, "-S", "-m", "http.server", "{port.http}", "--bind", "127.0.0.1"]
 SLEEP = ["sleep", "1000"]
@@ -289,10 +290,11 @@ class Fleet:
 
     def until(self, look: Callable[[], T], what: str, seconds: float = WAIT_SECONDS) -> T:
         """What ``look`` gives as soon as that is true. Fails with what was waited for and what the processes said."""
-        deadline = time.monotonic() + seconds
+        began = time.monotonic()
         while not (value := look()):
-            assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}\n{self._story()}"
-            time.sleep(LOOK_EVERY_SECONDS)
+            waited = time.monotonic() - began
+            assert waited < seconds, f"not within {seconds:g} s: {what}\n{self._story()}"
+            time.sleep(min(LOOK_SECONDS + waited / 50, LONGEST_LOOK_SECONDS))
         return value
 
     def until_ready(self, group: str, number: int, *, without: tuple[str, ...] = ()) -> list[Json]:
