@@ -48,7 +48,7 @@ from galactica.agent.runtimes.process import plan as process_plan
 from galactica.agent.runtimes.process import shell as process_shell
 from galactica.agent.runtimes.process import table as process_table
 from galactica.agent.runtimes.process.cell import Cell, sweep
-from galactica.agent.runtimes.process.launch import Folder, folder_name
+from galactica.agent.runtimes.process.launch import Folder, folder_name, homes_of
 from galactica.agent.runtimes.process.leftovers import TRY_AGAIN_SECONDS, Leftovers
 from galactica.v1 import cell_pb2, link_pb2
 
@@ -78,8 +78,7 @@ class ProcessRuntime:
         limiter: process_limits.Limiter | None = None,
     ) -> None:
         self._directory = directory.absolute()
-        self._home = self._directory / f"{folder_name(fleet)}@{fleet_id}"
-        self._former_home = self._directory / folder_name(fleet)
+        self._former_home, self._home = homes_of(self._directory, fleet, fleet_id)
         self._leftovers = Leftovers((self._former_home, self._home))
         self._host = host
         self._log_limit_bytes = log_limit_bytes
