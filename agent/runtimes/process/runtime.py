@@ -365,9 +365,15 @@ class ProcessRuntime:
                 with contextlib.suppress(RuntimeError):  # no thread can be had now
                     await asyncio.to_thread(self._leftovers.try_again)
             await asyncio.sleep(TRIM_EVERY_SECONDS)
-            for cell in tuple(self._cells.values()):
-                try:
-                    if cell.log.is_too_long:
-                        await asyncio.to_thread(cell.log.trim)
-                except (OSError, RuntimeError) as error:
-                    log.warning("cannot trim the log of cell %s: %s", cell.id, error)
+            with contextlib.suppress(RuntimeError):
+                await asyncio.to_thread(_trim_logs, tuple(self._cells.values()))
+
+
+def _trim_logs(cells: Sequence[Cell]) -> None:
+    """Blocks, for ever if the disk hangs."""
+    for cell in cells:
+        try:
+            if cell.log.is_too_long:
+                cell.log.trim()
+        except OSError as error:
+            log.warning("cannot trim the log of cell %s: %s", cell.id, error)
