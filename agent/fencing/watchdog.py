@@ -8,7 +8,8 @@ working agent ends it. The watchdog kills the cells that are left after the grac
 The agent starts the watchdog with its first exclusive cell. The watchdog outlives the agent: it ends when the cells
 have ended, or when the file says that there are none, or that a later agent has taken them over with its own watchdog.
 A file that is missing or unreadable says nothing: the watchdog goes on with what it knew last, at first with the lease
-that it was started with.
+that it was started with. So it does while the disk with the file and the cells hangs: then it kills them by what the
+kernel alone tells of them, and tidies up when the disk answers.
 """
 
 from __future__ import annotations
@@ -25,8 +26,11 @@ from typing import TYPE_CHECKING
 from galactica.agent import clock
 from galactica.agent.core.cells import stop_of
 from galactica.agent.fencing.keeping import FenceFile, Kept
+from galactica.agent.fencing.patience import Patience
 from galactica.agent.log import log_to_stderr
 from galactica.agent.runtimes.port import RuntimeFailure
+from galactica.agent.runtimes.process.launch import homes_of
+from galactica.agent.runtimes.process.unaided import kill_overdue
 from galactica.v1 import cell_pb2
 
 if TYPE_CHECKING:
@@ -59,7 +63,9 @@ def main() -> None:
     def runtimes() -> list[Runtime]:
         return [_runtime(kind, data, arguments) for kind in arguments.runtime]
 
-    asyncio.run(_guard(FenceFile(data), Kept(arguments.fence_at, arguments.owner), runtimes))
+    homes = homes_of(data / "cells", str(arguments.fleet), str(arguments.fleet_id))
+    watched = Watched(FenceFile(data), Kept(arguments.fence_at, arguments.owner))
+    asyncio.run(_guard(watched, runtimes, homes))
 
 
 def _runtime(kind: int, data: Path, given: argparse.Namespace) -> Runtime:
@@ -84,28 +90,36 @@ class Watched:
         self._earlier_owner = earlier.owner if earlier and earlier.owner != self._owner else None
         self._kept = started_with
 
-    def fence_at(self) -> float | None:
-        """None: there is nothing to watch."""
+    def look(self) -> bool:
+        """Read the file. Blocks. Always True."""
         read = self._file.read()
         # The line of an earlier agent says nothing of ours, which may have ended before it could write its own.
         if read is not None and read.owner != self._earlier_owner:
             self._kept = read
+        return True
+
+    def fence_at(self) -> float | None:
+        """The lease's end as it is known now. None: there is nothing to watch."""
         return self._kept.fence_at if self._kept.owner == self._owner else None
 
 
-async def _guard(file: FenceFile, started_with: Kept, runtimes: Callable[[], Sequence[Runtime]]) -> None:
-    watched = Watched(file, started_with)  # before the agent writes its line, which waits for READY_LINE
+async def _guard(watched: Watched, runtimes: Callable[[], Sequence[Runtime]], homes: Sequence[Path]) -> None:
+    """``watched`` has looked before the agent writes its line, which waits for READY_LINE."""
     for runtime in runtimes():  # a missing library shows now, not in an emergency
         await runtime.close()
     is_orphaned = asyncio.Event()
     asyncio.get_running_loop().add_reader(sys.stdin.fileno(), _notice_end, is_orphaned)
     with contextlib.suppress(BrokenPipeError):  # the agent is dead already: the watchdog goes on
         os.write(sys.stdout.fileno(), READY_LINE)
+    looking = Patience(lambda: asyncio.to_thread(watched.look))
+    ending = Patience(lambda: _end(runtimes, watched.fence_at))
     while True:
+        await looking.result()
         fence_at = watched.fence_at()
         is_over = fence_at is None
         if fence_at is not None and clock.now() >= fence_at:
-            is_over = await _end(runtimes, fence_at) == 0
+            _kill_overdue(homes, fence_at)
+            is_over = await ending.result() == 0
         if is_over and is_orphaned.is_set():
             return
         await asyncio.sleep(LOOK_EVERY_SECONDS)
@@ -117,7 +131,15 @@ def _notice_end(is_orphaned: asyncio.Event) -> None:
     is_orphaned.set()
 
 
-async def _end(runtimes: Callable[[], Sequence[Runtime]], fence_at: float) -> int:
+def _kill_overdue(homes: Sequence[Path], fence_at: float) -> None:
+    try:
+        for cell_id in kill_overdue(homes, lambda grace_seconds: _is_over(fence_at, grace_seconds)):
+            log.warning("exclusive cell killed cell=%s reason='the agent did not end it'", cell_id)
+    except Exception:
+        log.exception("exclusive cells not killed yet: unexpected error")
+
+
+async def _end(runtimes: Callable[[], Sequence[Runtime]], fence_at: Callable[[], float | None]) -> int:
     """Kill the exclusive cells whose grace is over. Returns how many are left. Each runtime and each cell is on its
     own: what fails for one of them does not keep another one alive."""
     try:
@@ -128,7 +150,7 @@ async def _end(runtimes: Callable[[], Sequence[Runtime]], fence_at: float) -> in
     return sum(await asyncio.gather(*(_end_in(runtime, fence_at) for runtime in found)))
 
 
-async def _end_in(runtime: Runtime, fence_at: float) -> int:
+async def _end_in(runtime: Runtime, fence_at: Callable[[], float | None]) -> int:
     try:
         exclusive = [order for order in await runtime.living() if order.spec.exclusive]
         return sum(await asyncio.gather(*(_end_cell(runtime, order, fence_at) for order in exclusive)))
@@ -142,9 +164,10 @@ async def _end_in(runtime: Runtime, fence_at: float) -> int:
         await runtime.close()
 
 
-async def _end_cell(runtime: Runtime, order: link_pb2.Order, fence_at: float) -> int:
-    """Returns 1 if the cell may live on, else 0."""
-    if clock.now() < _over_at(order, fence_at):
+async def _end_cell(runtime: Runtime, order: link_pb2.Order, fence_at: Callable[[], float | None]) -> int:
+    """Returns 1 if the cell may live on, else 0. ``fence_at`` is asked now: to list the cells may have taken long."""
+    known, (_, grace_seconds) = fence_at(), stop_of(order)
+    if known is None or not _is_over(known, grace_seconds):
         return 1
     try:
         await runtime.stop(order.cell_id, "SIGKILL", 0.0)
@@ -158,9 +181,8 @@ async def _end_cell(runtime: Runtime, order: link_pb2.Order, fence_at: float) ->
     return 0
 
 
-def _over_at(order: link_pb2.Order, fence_at: float) -> float:
-    _, grace_seconds = stop_of(order)
-    return fence_at + grace_seconds + AFTER_GRACE_SECONDS
+def _is_over(fence_at: float, grace_seconds: float) -> bool:
+    return clock.now() >= fence_at + grace_seconds + AFTER_GRACE_SECONDS
 
 
 if __name__ == "__main__":

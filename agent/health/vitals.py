@@ -73,11 +73,11 @@ class VitalsTaker:
         latency_ms = await self._latency_ms(vitals)
         if latency_ms is not None:
             vitals.engine_latency_ms = latency_ms
-        await self._try_disk(vitals)
+        disk_answers = await self._try_disk(vitals)
         readings: tuple[tuple[str, Callable[[], float | None]], ...] = (
             ("cpu_fraction", self._cpu_fraction),
             ("memory_fraction", lambda: psutil.virtual_memory().percent / 100),
-            ("disk_fraction", lambda: psutil.disk_usage(str(self.data)).percent / 100),
+            ("disk_fraction", lambda: self._disk_fraction(disk_answers=disk_answers)),
             ("load_1m", lambda: os.getloadavg()[0]),
             ("pressure_cpu", lambda: pressure_avg10(self.pressure / "cpu")),
             ("pressure_memory", lambda: pressure_avg10(self.pressure / "memory")),
@@ -102,18 +102,25 @@ class VitalsTaker:
         if not self.lacks.note_if(error, f"read {name}") and self.seldom.is_time(name):
             log.error("vital not read name=%s", name, exc_info=error)
 
-    async def _try_disk(self, vitals: cell_pb2.Vitals) -> None:
-        """That the agent has no free file descriptor is no fault of the disk."""
+    async def _try_disk(self, vitals: cell_pb2.Vitals) -> bool:
+        """Whether the disk answers. That the agent has no free file descriptor is no fault of the disk."""
         try:
             error = await self._trial.error()
         except Exception as failure:  # noqa: BLE001 - as above
             self._failed(vitals, "disk_error", failure)
-            return
+            return True
         if error in NOT_THE_DISK:
             vitals.unread.append("disk_error")
             self.lacks.note(error, "write to the disk")
         else:
             vitals.disk_error = error
+        return error != errno.errorcode[errno.ETIMEDOUT]
+
+    def _disk_fraction(self, *, disk_answers: bool) -> float:
+        """A disk that hangs is not asked: who asks would wait for ever, and the whole agent with it."""
+        if not disk_answers:
+            raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+        return float(psutil.disk_usage(str(self.data)).percent / 100)
 
     def _cpu_fraction(self) -> float:
         busy_before, all_before = self._busy_and_all

@@ -1,10 +1,11 @@
 """Exclusive cells of a real agent: it ends them when nobody answers it, and its watchdog does where it cannot."""
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import psutil
@@ -133,6 +134,32 @@ async def test_what_ignores_its_signal_is_killed_when_its_grace_is_over(
     assert is_alive(pid)
     await ended(pid)
     await world.scheduler.start()
+
+
+@contextlib.contextmanager
+def hanging(*files: Path) -> Iterator[None]:
+    """Who opens one of these waits until the end of the block, as on a disk that hangs. Then they are gone."""
+    for file in files:
+        file.unlink()
+        os.mkfifo(file)
+    try:
+        yield
+    finally:
+        for file in files:
+            descriptor = os.open(file, os.O_RDWR | os.O_NONBLOCK)
+            file.unlink()
+            os.close(descriptor)
+
+
+async def test_the_watchdog_ends_it_although_the_disk_hangs(world: AgentWorld) -> None:
+    process = world.enrolled().start()
+    pid = await exclusive(world)
+    await beats_for(world, LEASE_SECONDS)  # the watchdog has read the lease meanwhile
+    process.kill()
+    process.wait()
+    (record,) = world.data.glob("cells/*/*/record")
+    with hanging(world.data / "fence", record):
+        await ended(pid)
 
 
 async def test_the_watchdog_goes_on_by_the_lease_that_it_knows_where_it_cannot_read_it_any_more(

@@ -92,6 +92,14 @@ async def test_a_disk_that_does_not_answer_is_told_and_holds_nobody_up(tmp_path)
     assert await patient.error() == ""
 
 
+async def test_a_disk_that_does_not_answer_is_not_asked_how_full_it_is(tmp_path):
+    """To ask would make the whole agent wait."""
+    os.mkfifo(tmp_path / TRIAL_NAME)
+    vitals = await _taker(tmp_path).take()
+    assert (vitals.disk_error, list(vitals.unread)) == ("ETIMEDOUT", ["disk_fraction"])
+    os.close(os.open(tmp_path / TRIAL_NAME, os.O_RDONLY | os.O_NONBLOCK))
+
+
 @pytest.mark.docker
 @pytest.mark.root
 async def test_an_engine_that_hangs_is_told_and_well_again_when_it_answers(engine, busybox_image, tmp_path):

@@ -90,8 +90,7 @@ async def execute(
     try:
         try:
             process = await asyncio.create_subprocess_exec(
-                *(process_limits.joining(record.groups, program) if record.groups else program),
-                cwd=folder.scratch,
+                *process_limits.joining(record.groups, folder.scratch, program),
                 env={**environment, MARK: mark.partition("=")[2]},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output.write,

@@ -66,6 +66,12 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
 
 
+def homes_of(directory: Path, fleet: str, fleet_id: str) -> tuple[Path, Path]:
+    """The folders of that fleet's cells: the one from before fleets had an id, and the one of today."""
+    name = folder_name(fleet)
+    return directory.absolute() / name, directory.absolute() / f"{name}@{fleet_id}"
+
+
 def folder_name(text: str) -> str:
     """A unique name for the text, safe as a file name and never hidden."""
     name = quote(text, safe="")
@@ -113,7 +119,7 @@ def _launch(draft: Record, plan: process_plan.Plan, folder: Folder, limiter: Lim
         process_record.write(folder.record, records[-1])
 
     try:
-        _start_keeper(plan, folder, prepare)
+        _start_keeper(draft.order, plan, folder, prepare)
     except BaseException:
         process_groups.doom(draft.groups)
         process_table.kill_until_none(lambda: process_groups.members(draft.groups))
@@ -123,7 +129,10 @@ def _launch(draft: Record, plan: process_plan.Plan, folder: Folder, limiter: Lim
 
 
 def _start_keeper(
-    plan: process_plan.Plan, folder: Folder, prepare: Callable[[Process, Process, Process], None]
+    order: link_pb2.Order,
+    plan: process_plan.Plan,
+    folder: Folder,
+    prepare: Callable[[Process, Process, Process], None],
 ) -> None:
     """Raises StartFailed if the cell does not run; then its processes are gone."""
     sleep = shutil.which("sleep", path=process_plan.DEFAULT_PATH)
@@ -137,7 +146,7 @@ def _start_keeper(
     replies_read, replies_write = _pipe()
     with orders_read, orders_write, replies_read, replies_write:
         deadline = time.monotonic() + HANDSHAKE_SECONDS
-        reaper = process_table.identify(_spawn(folder, orders_read, replies_write))
+        reaper = process_table.identify(_spawn(order, folder, orders_read, replies_write))
         orders_read.close()
         replies_write.close()
         try:
@@ -158,7 +167,7 @@ def _pipe() -> tuple[io.FileIO, io.FileIO]:
     return io.FileIO(read, "r"), io.FileIO(write, "w")
 
 
-def _spawn(folder: Folder, orders: io.FileIO, replies: io.FileIO) -> int:
+def _spawn(order: link_pb2.Order, folder: Folder, orders: io.FileIO, replies: io.FileIO) -> int:
     """Start the launcher and return its pid. It leads its own session, so that signals to the agent do not reach it."""
     launcher = Path(__file__).with_name("launcher.py")
     replies_to = 3
@@ -167,7 +176,7 @@ def _spawn(folder: Folder, orders: io.FileIO, replies: io.FileIO) -> int:
         return os.posix_spawn(
             sys.executable,
             [sys.executable, "-I", "-S", str(launcher), str(replies_to)],
-            process_plan.keeper_environment(folder.scratch),
+            process_plan.keeper_environment(order, folder.scratch),
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, orders.fileno(), 0),
                 (os.POSIX_SPAWN_DUP2, appended, 1),

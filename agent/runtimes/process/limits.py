@@ -110,13 +110,17 @@ def join(groups: Iterable[Path], pid: int) -> None:
         (group / "cgroup.procs").write_text(str(pid))
 
 
-def joining(groups: Iterable[Path], words: Sequence[str]) -> list[str]:
-    """A command that joins these groups and then becomes that one. What it starts is in the groups from the first
-    moment; a process that is moved later may have children already."""
-    return ["/bin/sh", "-c", _JOIN, "sh", *map(str, groups), "--", *words]
+def joining(groups: Iterable[Path], directory: Path, words: Sequence[str]) -> list[str]:
+    """A command that joins these groups, goes to that directory and then becomes that one. What it starts is in the
+    groups from the first moment; a process that is moved later may have children already. And only that process waits
+    for the directory if its disk hangs."""
+    return ["/bin/sh", "-c", _JOIN, "sh", *map(str, groups), "--", str(directory), *words]
 
 
-_JOIN = 'until [ "$1" = -- ]; do echo $$ > "$1/cgroup.procs"; shift; done 2> /dev/null; shift; exec "$@"'
+_JOIN = (
+    'until [ "$1" = -- ]; do echo $$ > "$1/cgroup.procs"; shift; done 2> /dev/null; '
+    'shift; cd -- "$1" || exit; shift; exec "$@"'
+)
 
 
 def limit_process(pid: int, limits: cell_pb2.Resources, limiter: Limiter) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from galactica.agent.core.cells import stop_of
 from galactica.agent.runtimes.port import StartFailed
 from galactica.v1 import link_pb2
 
@@ -75,10 +76,22 @@ def scratch_in(entry: bytes) -> Path | None:
     return Path(os.fsdecode(value)) if name in {b"CELL_DIRECTORY", b"KEEPER_OF"} else None
 
 
-def keeper_environment(scratch: Path) -> dict[str, str]:
+def keeper_environment(order: link_pb2.Order, scratch: Path) -> dict[str, str]:
     """Identifies the keeper's cell. A different entry than the cell's own: the keeper must outlive the cell's
-    processes, which are found and killed by theirs."""
-    return {"KEEPER_OF": str(scratch)}
+    processes, which are found and killed by theirs. Of an exclusive cell it has the grace too (see ``unaided``)."""
+    environment = {"KEEPER_OF": str(scratch)}
+    if order.spec.exclusive:
+        environment["KEEPER_GRACE"] = repr(stop_of(order)[1])
+    return environment
+
+
+def exclusive_kept_by(entries: Iterable[bytes]) -> tuple[Path, float] | None:
+    """Scratch directory and grace (seconds) of the exclusive cell whose keeper or reaper has this environment. None: it
+    is no such process."""
+    named = dict(entry.partition(b"=")[::2] for entry in entries)
+    if b"KEEPER_OF" not in named or b"KEEPER_GRACE" not in named:
+        return None
+    return Path(os.fsdecode(named[b"KEEPER_OF"])), float(named[b"KEEPER_GRACE"])
 
 
 def keeper_marker_of(scratch: Path) -> bytes:

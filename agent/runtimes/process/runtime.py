@@ -48,7 +48,7 @@ from galactica.agent.runtimes.process import plan as process_plan
 from galactica.agent.runtimes.process import shell as process_shell
 from galactica.agent.runtimes.process import table as process_table
 from galactica.agent.runtimes.process.cell import Cell, sweep
-from galactica.agent.runtimes.process.launch import Folder, folder_name
+from galactica.agent.runtimes.process.launch import Folder, folder_name, homes_of
 from galactica.agent.runtimes.process.leftovers import TRY_AGAIN_SECONDS, Leftovers
 from galactica.v1 import cell_pb2, link_pb2
 
@@ -78,8 +78,7 @@ class ProcessRuntime:
         limiter: process_limits.Limiter | None = None,
     ) -> None:
         self._directory = directory.absolute()
-        self._home = self._directory / f"{folder_name(fleet)}@{fleet_id}"
-        self._former_home = self._directory / folder_name(fleet)
+        self._former_home, self._home = homes_of(self._directory, fleet, fleet_id)
         self._leftovers = Leftovers((self._former_home, self._home))
         self._host = host
         self._log_limit_bytes = log_limit_bytes
@@ -366,9 +365,15 @@ class ProcessRuntime:
                 with contextlib.suppress(RuntimeError):  # no thread can be had now
                     await asyncio.to_thread(self._leftovers.try_again)
             await asyncio.sleep(TRIM_EVERY_SECONDS)
-            for cell in tuple(self._cells.values()):
-                try:
-                    if cell.log.is_too_long:
-                        await asyncio.to_thread(cell.log.trim)
-                except (OSError, RuntimeError) as error:
-                    log.warning("cannot trim the log of cell %s: %s", cell.id, error)
+            with contextlib.suppress(RuntimeError):
+                await asyncio.to_thread(_trim_logs, tuple(self._cells.values()))
+
+
+def _trim_logs(cells: Sequence[Cell]) -> None:
+    """Blocks, for ever if the disk hangs."""
+    for cell in cells:
+        try:
+            if cell.log.is_too_long:
+                cell.log.trim()
+        except OSError as error:
+            log.warning("cannot trim the log of cell %s: %s", cell.id, error)

@@ -171,8 +171,7 @@ async def _started(
 ) -> asyncio.subprocess.Process:
     try:
         return await asyncio.create_subprocess_exec(
-            *(process_limits.joining(record.groups, words) if record.groups else words),
-            cwd=folder.scratch,
+            *process_limits.joining(record.groups, folder.scratch, words),
             env=environment,
             stdin=streams[0],
             stdout=streams[1],
