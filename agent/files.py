@@ -20,7 +20,8 @@ def replace_file(path: Path, content: bytes) -> None:
 def replace_secret_file(path: Path, content: bytes) -> None:
     """Only its owner can ever read it, and it is on the disk when this returns. Raises OSError."""
     with _draft(path) as draft:
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        draft.unlink(missing_ok=True)  # one that was left behind may be open to others
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
