@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.fleet import HTTP_SERVER, a_fleet
-from tests.support.processes import is_alive
+from tests.support.processes import is_alive, kill
 
 pytestmark = pytest.mark.xdist_group("e2e-failing")
 
@@ -157,3 +157,33 @@ def test_a_cell_that_ignores_its_stop_signal_is_ended_after_its_grace_and_nobody
     assert len(fleet.apply("meanwhile", 2)) == 2
     fleet.until(lambda: not fleet.cells("deaf"), "it is gone")
     assert not is_alive(int(cell["runtime_id"]))
+
+
+def serving(fleet, name):
+    return [cell["id"] for cell in fleet.cells(name) if cell["serving"]]
+
+
+def test_a_change_that_is_taken_back_in_time_costs_no_cell_and_while_it_is_tried_one_of_two_serves(fleet):
+    before = [cell["id"] for cell in fleet.apply("undone", 2, rollout={"healthy_for": "5m"})]
+    order(fleet, "undone", 2, rollout={"healthy_for": "5m"}, command=["sleep", "301"])
+    fleet.until(lambda: "undone/0.2" in serving(fleet, "undone"), "the candidate serves")
+    assert serving(fleet, "undone") == ["undone/0.2", "undone/1.1"]
+    assert {cell["id"]: cell["phase"] for cell in fleet.cells("undone")} == dict.fromkeys(
+        ["undone/0.1", "undone/0.2", "undone/1.1"], "READY"
+    )
+    order(fleet, "undone", 2, rollout={"healthy_for": "5m"})
+    fleet.until(lambda: [cell["id"] for cell in fleet.cells("undone")] == before, "the candidate is gone")
+    assert serving(fleet, "undone") == before
+    assert [event["cell"] for event in fleet.events("CellCondemned") if event["group"] == "undone"] == [
+        "undone/0.2"
+    ]
+
+
+def test_a_candidate_that_dies_serves_no_more_and_costs_nothing_of_what_it_was_to_replace(fleet):
+    fleet.apply("tried", rollout={"healthy_for": "5m"})
+    order(fleet, "tried", rollout={"healthy_for": "5m"}, command=["sleep", "301"])
+    fleet.until(lambda: serving(fleet, "tried") == ["tried/0.2"], "the candidate serves")
+    kill(fleet.cell("tried/0.2"))
+    fleet.until(lambda: "tried/0.2" not in serving(fleet, "tried"), "it serves no more")
+    assert fleet.cell("tried/0.1")["phase"] == "READY"
+    assert len(serving(fleet, "tried")) == 1
