@@ -278,6 +278,21 @@ def test_servers_of_a_pool_stay_its_cells() -> None:
     assert is_fresh(next(iter(world.phases("rack"))), "rack/0")
 
 
+def test_server_of_a_pool_whose_candidate_is_proven_meanwhile_goes_only_when_everybody_was_heard() -> None:
+    before = World()
+    before.apply(pool("rack", 2))
+    before.advance(20)
+    before.apply(pool("rack", 2, '{"a":1}'))
+    before.until(lambda: before.phases("rack").get("rack/0.2") is READY)
+    assert before.phases("rack")["rack/0.1"] is READY
+    world = planted(remains_of(before), "rack/0.1", "rack/0.2")
+    world.lists("rack/0.1", "rack/0.2", "rack/1.1")
+    world.advance(10 * LEASE)
+    assert harm(world) == []
+    world.attach("rack/1.1")
+    world.until(lambda: "rack/0.1" not in world.phases("rack"))
+
+
 def test_an_exclusive_cell_that_nobody_shows_has_the_time_to_end() -> None:
     before = World()
     before.join("a", "b")

@@ -155,7 +155,7 @@ def _renew(draft: Draft, key: SlotKey, state: GroupState, cell: Cell, verdict: V
         return False
     if candidate.digest != state.digest or not _is_proven(draft, key, state, candidate):
         return False
-    held = young_death_hold(state, draft.now, draft.policy)
+    held = held_by_regrowth(draft) or young_death_hold(state, draft.now, draft.policy)
     if held is not None:
         reason = f"{cell.id} must be replaced ({doom.reason}): {held.reason}"
         draft.hold(key, held.rule, reason, held.next_look_at)
