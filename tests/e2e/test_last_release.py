@@ -4,9 +4,12 @@ The last release is the commit that ``deploy/release/last.toml`` names.
 """
 
 import contextlib
+import os
+import subprocess
 
 import pytest
 
+from galactica.scheduler.core.model.events import SCHEMA_VERSION
 from galactica.scheduler.wire.versions import OLDEST_WIRE_VERSION, WIRE_VERSION
 from tests.support.fleet import a_fleet
 from tests.support.last_release import last_release
@@ -121,7 +124,21 @@ def test_servers_says_who_is_behind(fleet):
     assert fleet.run("status").out.count("2 agents are behind this scheduler") == is_behind
 
 
-def test_an_upgrade_of_scheduler_and_agents_leaves_every_cell_as_it_is_and_has_no_way_back(last):
+def schema_of(programs):
+    """The schema of the journals that they write."""
+    module = (
+        "galactica.scheduler.core.model.events"
+        if "galactica.scheduler.cli" in programs.cli
+        else "scheduler.events"
+    )
+    environment = {**os.environ, **programs.environment}
+    words = [programs.cli[0], "-c", f"from {module} import SCHEMA_VERSION; print(SCHEMA_VERSION)"]
+    return int(subprocess.check_output(words, env=environment, cwd=programs.tree))
+
+
+def test_an_upgrade_of_scheduler_and_agents_leaves_every_cell_as_it_is_and_a_newer_schema_has_no_way_back(
+    last,
+):
     with a_fleet(*SERVERS, programs=last) as fleet:
         before = fleet.apply("web", 4)
         position = fleet.position()
@@ -141,6 +158,10 @@ def test_an_upgrade_of_scheduler_and_agents_leaves_every_cell_as_it_is_and_has_n
         assert not any(fleet.server(name)["is_behind"] for name in SERVERS)
 
         fleet.kill_scheduler()
+        if schema_of(last) == SCHEMA_VERSION:
+            start_scheduler(fleet, last)
+            assert pids(fleet.until_ready("web", 4)) == pids(after)
+            return
         with of(fleet, last):
             words = ["scheduler", "--data", str(fleet.data), "--fleet", fleet.name, "--listen", fleet.address]
             older = fleet.spawn("older", [*last.cli, *words])
