@@ -5,4 +5,4 @@ code generated from ``proto/``. In the repository the three are links to its top
 and an installed wheel use the same names.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
