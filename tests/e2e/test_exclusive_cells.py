@@ -37,9 +37,11 @@ def gates(fleet):
     """One for each agent, none of which has neighbours to testify: the lease alone decides."""
     host, port = fleet.address.split(":")
     gates = {name: Gate((host, int(port))) for name in AGENTS}
+    token = fleet.token("--uses", str(len(AGENTS)))
     for name, gate in gates.items():
         way = ("--scheduler", f"127.0.0.1:{gate.port}")
-        fleet.start_agents([name], "--watch", "off", *way)
+        fleet.begin_agent(name, "--watch", "off", *way, GALACTICA_TOKEN=token)
+    fleet.until(lambda: all(map(fleet.is_attached, AGENTS)), "all are attached")
     yield gates
     for gate in gates.values():
         gate.close()

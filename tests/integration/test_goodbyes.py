@@ -65,13 +65,20 @@ async def world(tmp_path):
         yield world
 
 
+async def attached(world):
+    """The session, once the agent knows of it too: before that it has nobody to say goodbye to."""
+    session = await world.scheduler.until_sessions(1)
+    await until(lambda: session.reports, "a report")
+    return session
+
+
 @pytest.mark.parametrize(("arguments", "asked_ms"), [((), 300_000), (("--maintenance", "7.5"), 7_500)])
 async def test_an_agent_that_a_signal_ends_asks_for_its_lease_and_says_what_it_got(
     world, arguments, asked_ms
 ):
     agent = world.agent(*arguments)
     agent.start()
-    session = await world.scheduler.until_sessions(1)
+    session = await attached(world)
     code, said = await agent.ended()
     assert (code, [one.maintenance_ms for one in session.goodbyes]) == (0, [asked_ms])
     assert "in maintenance seconds=60" in said
@@ -82,7 +89,7 @@ async def test_an_agent_that_a_signal_ends_asks_for_its_lease_and_says_what_it_g
 async def test_an_agent_that_wants_no_lease_asks_for_none(world, arguments):
     agent = world.agent(*arguments)
     agent.start()
-    session = await world.scheduler.until_sessions(1)
+    session = await attached(world)
     code, said = await agent.ended()
     assert (code, session.goodbyes) == (0, [])
     assert "maintenance" not in said
@@ -92,7 +99,7 @@ async def test_an_agent_that_gets_no_lease_says_why_and_ends_all_the_same(world)
     world.scheduler.farewell = link_pb2.Farewell(refusal="the disk is full")
     agent = world.agent()
     agent.start()
-    await world.scheduler.until_sessions(1)
+    await attached(world)
     code, said = await agent.ended()
     assert code == 0
     assert "no maintenance lease reason='the disk is full'" in said
@@ -103,7 +110,7 @@ async def test_a_scheduler_that_does_not_know_goodbyes_is_told_none(world, versi
     world.scheduler.wire_version = version
     agent = world.agent()
     agent.start()
-    session = await world.scheduler.until_sessions(1)
+    session = await attached(world)
     code, said = await agent.ended()
     assert (code, session.goodbyes) == (0, [])
     assert "no maintenance lease reason='the scheduler is of a version that grants none'" in said
@@ -129,7 +136,7 @@ async def test_an_agent_whose_machine_goes_down_asks_for_none(world, tmp_path, s
     systemctl.chmod(0o755)
     agent = world.agent(PATH=f"{systemctl.parent}:{os.environ['PATH']}")
     agent.start()
-    session = await world.scheduler.until_sessions(1)
+    session = await attached(world)
     code, said = await agent.ended()
     assert (code, bool(session.goodbyes)) == (0, asks)
     assert ("reason='this machine goes down, and its cells with it'" in said) is not asks
