@@ -270,7 +270,7 @@ class Laws:
         least = GONE if parsed.group in self.exclusive else CONDEMNED
         there = [one for one in self.slots[parsed.group, parsed.slot] if self.lives[one].rank < least]
         is_beside_an_old_one = len(there) == 1 and self._may_have_candidate(there[0], parsed.group, digest)
-        self._require(not there or is_beside_an_old_one, record, f"{there} still hold the slot")
+        self._require(not there or is_beside_an_old_one, record, f"{' and '.join(there)} still hold the slot")
         self.lives[event.cell] = _Life(event.server, event.digest)
         self.ordered.add((event.cell, event.server))
         if not self._is_history and self.started.get(event.cell) in self.unheard:
@@ -348,7 +348,7 @@ class Laws:
             any(self.lives[other].is_proven(record.at, healthy_for) for other in slot)
             or any(self.lives[elder].still_serves for elder in slot[: slot.index(event.cell)]),
             record,
-            "ended before its replacement was proven",
+            f"{'ended' if isinstance(event, e.CellDraining) else 'condemned'} before its replacement was proven",
         )
 
     released: dict[str, float] = field(default_factory=dict)

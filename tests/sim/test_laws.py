@@ -164,7 +164,7 @@ def test_a_machine_ends_before_its_successor_only_where_its_provider_lied_that_i
         e.GroupApplied(RACK, "d", 1),
         e.CellOrdered("rack/0.1", "d", 1, ""),
         e.CellReady("rack/0.1"),
-        outdated("rack/0.1"),
+        replace(outdated("rack/0.1"), rule="operator"),
     ]
     laws.durable([Record(number, 0.0, "test", event) for number, event in enumerate(events, start=1)])
     ending = Record(5, 0.0, "test", e.CellDraining("rack/0.1"))

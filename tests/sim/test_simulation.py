@@ -63,7 +63,10 @@ GROUP = Group(GroupKind.SERVICE, "web", 1, Spec(RuntimeKind.PROCESS))
 APPLIED = e.GroupApplied(GROUP, "d1", 1)
 ORDERED = e.CellOrdered("web/0.1", "d1", 1, "a")
 SICK = e.CellCondemned("web/0.1", Health.SICK, "probe_failed", "it is ill", (), "one")
-OLD = e.CellCondemned("web/0.1", Health.HEALTHY, "outdated", "it is old", (), "one")
+OLD = e.CellCondemned("web/0.1", Health.HEALTHY, "server_drained", "its server goes", (), "one")
+OUTDATED = e.CellCondemned("web/0.1", Health.HEALTHY, "outdated", "it is old", (), "one")
+NEWER = e.GroupApplied(GROUP, "d2", 2)
+CANDIDATE = e.CellOrdered("web/0.2", "d2", 2, "a")
 READY = e.CellReady("web/0.1")
 ALONE = e.GroupApplied(Group(GroupKind.SERVICE, "db", 1, Spec(RuntimeKind.PROCESS, exclusive=True)), "d1", 1)
 FIRST_DB = e.CellOrdered("db/0.1", "d1", 1, "a")
@@ -75,9 +78,20 @@ SECOND = e.CellOrdered("web/0.2", "d1", 1, "a")
     ("message", "history"),
     [
         ("a cell id was used again", [APPLIED, ORDERED, OLD, ORDERED]),
-        ("web/0.1 still holds the slot", [APPLIED, ORDERED, SECOND]),
+        ("web/0.1 still hold the slot", [APPLIED, ORDERED, SECOND]),
+        ("web/0.1 still hold the slot", [APPLIED, ORDERED, READY, SECOND]),
+        ("web/0.1 still hold the slot", [APPLIED, ORDERED, NEWER, CANDIDATE]),
         (
-            "db/0.1 still holds the slot",
+            "web/0.1 and web/0.2 still hold the slot",
+            [APPLIED, ORDERED, READY, NEWER, CANDIDATE, e.CellOrdered("web/0.3", "d2", 2, "a")],
+        ),
+        ("condemned before its replacement was proven", [APPLIED, ORDERED, READY, NEWER, OUTDATED]),
+        (
+            "condemned before its replacement was proven",
+            [APPLIED, ORDERED, READY, NEWER, CANDIDATE, e.CellReady("web/0.2"), OUTDATED],
+        ),
+        (
+            "db/0.1 still hold the slot",
             [ALONE, FIRST_DB, DB_CONDEMNED, e.CellOrdered("db/0.2", "d1", 1, "b")],
         ),
         ("a cell of an old spec", [APPLIED, e.CellOrdered("web/0.1", "d0", 1, "a")]),
