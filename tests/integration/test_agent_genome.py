@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import resource
+
 import pytest
 
 from galactica.agent.link.genome import SEALED_BYTES_LIMIT, GenomeKeeper
@@ -79,11 +82,19 @@ async def test_a_disk_that_takes_nothing_is_told_and_what_is_there_stays(keeper,
     assert await take(keeper, genome(4, 1)) == ((4, 1), "")
 
 
-async def test_a_disk_that_is_full_ends_nothing(keeper, tmp_path):
-    """``/dev/full`` takes no byte."""
-    (tmp_path / f"genome-{FLEET}.new").symlink_to("/dev/full")
-    mark, error = await take(keeper, genome())
-    assert (mark, error) == ((0, 0), "its disk does not take it: No space left on device")
+@contextlib.contextmanager
+def no_file_takes_a_byte():
+    _, most = before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, most))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+async def test_a_disk_that_takes_nothing_ends_nothing(keeper, tmp_path):
+    with no_file_takes_a_byte():
+        mark, error = await take(keeper, genome())
+    assert (mark, error) == ((0, 0), "its disk does not take it: File too large")
+    assert list(tmp_path.iterdir()) == []
     assert await take(keeper, genome()) == ((3, 120), "")
 
 
