@@ -64,6 +64,8 @@ class Troubles:
     """By how much its wall clock is wrong."""
     agent_frozen_until: float = 0.0
     """The agent alone: its cells and the watchdog go on."""
+    doubtful: frozenset[str] = frozenset()
+    """Cells of which the runtime knows the order, and whose inspection fails."""
 
 
 @dataclass(eq=False)
@@ -138,6 +140,12 @@ class Host:
         self.liar = liar
         if liar is None and self.agent is not None and self.agent.link:
             self.agent.hang_up(self.agent.link)
+
+    def doubt(self, cells: frozenset[str]) -> None:
+        """From now on the inspection of these cells fails, and of no other."""
+        self.troubles.doubtful = cells
+        if self.agent is not None:
+            self.agent.hear_list()
 
     def kill_cell(self, cell_id: str, code: int = 137) -> None:
         body = self.bodies.get(cell_id)
@@ -224,13 +232,19 @@ class Agent:
         self.alive = True
         self._timer: asyncio.TimerHandle | None = None
         self._abandoned: set[str] = set()
-        found = tuple(
-            Found(b.order, None if b.ended else Running("pid", {}, 0.0), b.ended)
-            for b in host.bodies.values()
-        )
         self._take_vitals()
-        self.feed(m.Relisted(cell_pb2.RUNTIME_KIND_PROCESS, found, host.now, host.now))
+        self.relist()
         self._later(self.host.random.uniform(0.01, 0.2), self.connect)
+
+    def relist(self) -> None:
+        host = self.host
+        found = tuple(self._found(cell_id, body) for cell_id, body in host.bodies.items())
+        self.feed(m.Relisted(cell_pb2.RUNTIME_KIND_PROCESS, found, host.now, host.now))
+
+    def _found(self, cell_id: str, body: Body) -> Found:
+        if cell_id in self.host.troubles.doubtful:
+            return Found(body.order, None, doubt="its inspection failed", runtime_id="pid")
+        return Found(body.order, None if body.ended else Running("pid", {}, 0.0), body.ended)
 
     def die(self) -> None:
         self.alive = False
@@ -284,6 +298,10 @@ class Agent:
     def hear(self, event: Callable[[float], m.Event]) -> None:
         """News arrived, such as a message from the scheduler; it is an event when the agent reads it."""
         self._later(0.0, lambda: self.feed(event(self.host.now)))
+
+    def hear_list(self) -> None:
+        """The runtime is listed now, or when the agent goes on."""
+        self._later(0.0, self.relist)
 
     def _take_vitals(self) -> None:
         trouble = self.host.now < self.host.troubles.disk_full_until

@@ -312,4 +312,5 @@ def _report(said: model_core.CellReport) -> CellReport:
         probe,
         autopsy,
         said.progress,
+        doubt=said.doubt,
     )

@@ -105,6 +105,13 @@ class Troubles:
         host.troubles.engine_away = True
         self._later(lambda: setattr(host.troubles, "engine_away", False), 0.5, 10.0)
 
+    async def cells_in_doubt(self) -> None:
+        """Some cells of a host cannot be inspected for a while."""
+        host = self._host()
+        cells = frozenset(cell for cell in host.bodies if self.world.random.random() < 0.6)
+        host.doubt(cells)
+        self._later(lambda: host.doubt(frozenset()), 1.0, 15.0)
+
     async def starts_slow_and_failing(self) -> None:
         host = self._host()
         host.troubles.start_seconds = self.world.random.choice([0.05, 0.5, 4.0])

@@ -29,9 +29,10 @@ class Words:
 
     def heard(self, server: str, reports: Iterable[CellReport], *, complete: bool) -> None:
         """The scheduler's side took this from the server's agent. What a complete report leaves out is gone."""
-        told = {report.cell: report.state for report in reports}
-        for cell, state in told.items():
-            self.said[server, cell].add(state)
+        told = {report.cell: report for report in reports}
+        for cell, report in told.items():
+            if not report.doubt:  # otherwise it is the last state that the agent knew
+                self.said[server, cell].add(report.state)
         if complete:
             for where, cell in list(self.said):
                 if where == server and cell not in told:
