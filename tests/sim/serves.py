@@ -14,12 +14,13 @@ def serve_one_by_one(view: View) -> None:
     for name, state in view.fleet.groups.items():
         if state.group.kind is GroupKind.SERVICE:
             cells = list(serving(view.fleet, state, view.sight, view.now, view.policy))
-            broken = _broken(state, cells)
+            broken = what_is_broken(state, cells)
             if broken:
                 raise LawBroken(f"{name} at {view.now}: {broken}")
 
 
-def _broken(state: GroupState, cells: list[Cell]) -> str:
+def what_is_broken(state: GroupState, cells: list[Cell]) -> str:
+    """By these cells of the group serving, and no others; empty if nothing is."""
     slots = [cell.slot for cell in cells]
     if len(set(slots)) < len(slots):
         return f"two serve in one slot: {[cell.id for cell in cells]}"

@@ -16,8 +16,11 @@ from tests.sim.laws import LawBroken, Laws
 from tests.sim.provider import Temper
 from tests.sim.rollouts import Rollouts
 from tests.sim.seeds import reason_of
+from tests.sim.serves import what_is_broken
 from tests.sim.simulation import Simulation
 from tests.sim.words import Words
+from tests.support.reconcile_world import server_of, three_ready
+from tests.support.world import running, service, spec
 
 WEB = Group(GroupKind.SERVICE, "web", 3, Spec(RuntimeKind.PROCESS))
 RACK = Group(GroupKind.POOL, "rack", 1, Spec(RuntimeKind.SERVER, server=ServerBody("local", "{}")))
@@ -248,3 +251,21 @@ def test_a_server_in_maintenance_gets_no_cell_and_no_lease_beyond_the_limit() ->
     assert not law.note(Record(3, 2.0, "test", e.MaintenanceEnded("a", "its agent is back")))
     assert not law.note(ordered)
     assert law.note(Record(4, 0.0, "test", e.MaintenanceBegan("a", "s1", 4_000.0)))
+
+
+def test_each_slot_that_has_a_cell_to_serve_has_one_that_does() -> None:
+    world = three_ready()
+    world.obedient = False
+    world.apply(service("web", 3, spec("2")))
+    world.report(server_of(world, "web/0.2"), running("web/0.2"))
+    state = world.core.fleet.groups["web"]
+    old, new, one, two = (world.cell(f"web/{cell}") for cell in ("0.1", "0.2", "1.1", "2.1"))
+    assert what_is_broken(state, [new, one, two]) == what_is_broken(state, [old, one, two]) == ""
+    assert "two serve in one slot" in what_is_broken(state, [old, new, one, two])
+    assert what_is_broken(state, [one, two]) == "nobody serves in slots [0]"
+    world.apply(service("web", 3))
+    ending = world.cell("web/0.2")
+    assert (
+        what_is_broken(world.core.fleet.groups["web"], [ending, one, two])
+        == "web/0.2 serves, which is DRAINING"
+    )
