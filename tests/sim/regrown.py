@@ -120,9 +120,10 @@ async def settle(world: Simulation) -> None:
             await world.enrol(
                 name
             )  # it was lost before, and came back when certificates alone did not count any more
-    if view.fleet.regrown_at is None:
+    if view.fleet.regrown_at is None and not world.laws.was_restored:
         return
-    # Servers of a pool that the genome did not know, or knew although they are gone since: an operator sees that.
+    # Servers of a pool that a genome did not know, or that it or a backup knows although they are gone since: an
+    # operator sees that.
     machines = world.provider.machines
     if any("/" in one.id and (not one.pool or one.id not in machines) for one in view.fleet.servers.values()):
         for storm in view.storms:
