@@ -291,7 +291,8 @@ class Laws:
         is_container = life.server != ""
         if is_container and isinstance(event, e.CellDecommissioned) and life.rank < DRAINING:
             is_fenced = event.proof == "fenced" and life.server in self.maintenance.leases
-            is_lost = life.server in self.lost or is_fenced
+            is_unmade = event.proof == "provider" and life.server not in self.standing
+            is_lost = life.server in self.lost or is_fenced or is_unmade
             self._require(is_lost, record, "gone without an agent's word or a lost server")
         if not is_container and isinstance(event, e.CellDecommissioned) and not self.lists_lied:
             self._require(cell not in self.standing, record, "its provider still has it")
