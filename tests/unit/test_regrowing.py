@@ -28,7 +28,7 @@ from tests.support.regrown_world import (
     report_of,
     told,
 )
-from tests.support.world import ANN, World, pool, service, spec
+from tests.support.world import ANN, PROOF_SECONDS, World, pool, service, spec
 
 READY = Phase.READY
 LEASE = World().policy.lease_seconds
@@ -135,6 +135,24 @@ def test_a_server_that_comes_late_brings_its_cells() -> None:
     assert world.phases() == before.phases()
     world.advance(LEASE + 1)
     assert harm(world) == []
+
+
+def test_cell_that_a_late_server_brings_has_to_prove_itself_although_it_has_the_lower_number() -> None:
+    before = fleet_of_two(1)
+    before.ask(CondemnCell("web/0.1"))
+    before.advance(10)
+    (cell,) = before.phases()
+    server = before.cell(cell).server
+    late = "b" if server == "a" else "a"
+    remains = remains_of(before)
+    remains.running[late] = {"web/0.1": report_of("web/0.1", before.core.fleet.groups["web"].digest)}
+    world = planted(remains, server)
+    world.obedient = False
+    world.ask(CondemnCell(cell))
+    remains.attach(world, late)
+    assert world.phases() == {cell: Phase.CONDEMNED, "web/0.1": READY}
+    world.advance(PROOF_SECONDS)
+    assert world.phases()[cell] is Phase.DRAINING
 
 
 def test_what_a_late_server_shows_is_never_taken_for_decommissioned() -> None:

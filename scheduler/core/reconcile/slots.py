@@ -5,6 +5,8 @@ A ``Carrier`` answers what differs: agents carry containers, providers carry ser
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 from galactica.scheduler.core.budgets.services import (
     Allowed,
     Held,
@@ -345,9 +347,10 @@ def _stays_for_shell(draft: Draft, key: SlotKey, cell: Cell) -> bool:
 
 
 def _has_elder(draft: Draft, key: SlotKey, cell: Cell) -> bool:
-    """Whether an older cell of the slot still serves in its place: then this one was never proven."""
-    elders = (older for older in _cells(draft, key) if older.generation < cell.generation)
-    return any(older.phase is Phase.READY or still_waits(older) for older in elders)
+    """Whether a cell that came to the slot before this one still serves in its place: then this one was never proven.
+    One that was adopted later may have the lower number."""
+    elders = takewhile(lambda one: one.id != cell.id, _cells(draft, key))
+    return any(elder.phase is Phase.READY or still_waits(elder) for elder in elders)
 
 
 def _is_proven(draft: Draft, key: SlotKey, state: GroupState, cell: Cell) -> bool:
