@@ -53,7 +53,9 @@ def is_overtaken(fleet: Fleet, obeyed: Obeyed, epoch: int, start: str) -> bool:
 def is_strange(fleet: Fleet, obeyed: Obeyed) -> bool:
     """Whether this journal knows that epoch, and of another start, or ends before what the agent knows of it."""
     ours = fleet.starts.get(obeyed.epoch)
-    if ours is None or not (obeyed.start and ours.name) or obeyed.start in fleet.strange_starts:
+    if ours is None or not (obeyed.start and ours.name):
         return False
+    if obeyed.start in fleet.strange_starts and obeyed.epoch < fleet.epoch:
+        return False  # it was overtaken. Not where it had claimed our own epoch before, and that agent alone knows
     later = [start.position - 1 for epoch, start in fleet.starts.items() if epoch > obeyed.epoch]
     return obeyed.start != ours.name or obeyed.position > min(later, default=fleet.position)

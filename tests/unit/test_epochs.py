@@ -70,6 +70,14 @@ def test_start_that_the_journal_could_not_record_yet_is_told_from_another_of_its
     assert is_overtaken(TWO_STARTS, obeyed, 3, "third") is overtaken
 
 
+def test_strange_start_that_had_our_epoch_too_is_overtaken_again() -> None:
+    """One agent knew of its first epoch only, another one of the epoch that it claimed later."""
+    fleet = apply(TWO_STARTS, Record(5, 1.0, "test", e.EpochClaimed(3, "a", "another")))
+    assert is_strange(fleet, Obeyed(3, "another", 40))
+    fleet = apply(fleet, Record(6, 1.0, "test", e.EpochClaimed(4, "b", "another")))
+    assert not is_strange(fleet, Obeyed(3, "another", 40))
+
+
 def test_a_strange_start_is_overtaken_once() -> None:
     fleet = apply(TWO_STARTS, Record(5, 1.0, "test", e.EpochClaimed(3, "a", "another")))
     assert not is_strange(fleet, Obeyed(2, "another"))
